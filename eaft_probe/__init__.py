@@ -1,0 +1,25 @@
+"""See which tokens of a fine-tuning data set fight what the model already believes.
+
+>>> from eaft_probe import Scan, scan                                    # doctest: +SKIP
+>>> scan("data.jsonl", "eaft-scan", model="smollm2").tokens(["token", "prob", "conflict"])
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eaft_probe.columns.table import Scan
+    from eaft_probe.verbs.scan import scan
+
+__all__ = ["Scan", "scan"]
+_HOMES = {"scan": "eaft_probe.verbs.scan", "Scan": "eaft_probe.columns.table"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads on first use: reading a finished scan needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eaft_probe' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # a submodule of the same name must not take its place
+    return value

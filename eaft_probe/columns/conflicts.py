@@ -1,0 +1,68 @@
+"""The conflict rule: a predicate on columns, stored beside the scan with what it flags."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eaft_probe.errors import BadInput
+
+# 0.17 of the largest entropy over 20 tokens, the centre of the sigmoid gate in arXiv 2601.02151.
+ENTROPY_BELOW = 0.17 * math.log(20)  # 0.509 nats
+# Entropy is at least the binary entropy of p, so below 0.509 nats p is under 0.207 or over 0.793.
+PROB_BELOW = 0.2
+RULE_FILE = "rule.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictRule:
+    """A token is a confident conflict where its entropy and its probability are both low.
+
+    Thresholds are compared as float32, the type of the columns. `quantile` says where they came
+    from, if they are the scan's own quantiles.
+    """
+
+    entropy_below: float = ENTROPY_BELOW  # nats
+    prob_below: float = PROB_BELOW
+    quantile: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.entropy_below) and math.isfinite(self.prob_below)):
+            raise BadInput("the thresholds of a conflict rule are finite numbers")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise BadInput(f"--quantile lies between 0 and 1, found {self.quantile}")
+
+    def __call__(self, columns: Mapping[str, Any]) -> Any:
+        """A boolean array or tensor like the columns `entropy` and `prob`."""
+        return (columns["entropy"] < self.entropy_below) & (columns["prob"] < self.prob_below)
+
+    @property
+    def sql(self) -> str:
+        """The same predicate for DuckDB, rounded to float32 as NumPy and torch round it."""
+        return (
+            f"(entropy < CAST({self.entropy_below!r} AS FLOAT) "
+            f"AND prob < CAST({self.prob_below!r} AS FLOAT))"
+        )
+
+    def __str__(self) -> str:
+        origin = "" if self.quantile is None else f" (the lowest {self.quantile:g} of both)"
+        return f"entropy < {self.entropy_below:.3g} nats and prob < {self.prob_below:.3g}{origin}"
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / RULE_FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "ConflictRule":
+        """The rule a scan is flagged with; the default where none was stored."""
+        path = folder / RULE_FILE
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written aside and renamed: a reader sees the old file or the whole new one."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(aside, path)

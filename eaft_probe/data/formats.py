@@ -1,0 +1,285 @@
+"""Row → `Example`: one entry of FORMATS for each shape that fine-tuning data comes in.
+
+A format is inferred from the columns of the data; where none or more than one fits, the error
+names the columns seen and the formats tried.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from eaft_probe.errors import FormatError, RowError
+from eaft_probe.registry import Registry
+
+Row = Mapping[str, Any]
+
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",  # ShareGPT: a call written out as the assistant's text
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "ipython": "ipython",
+}
+KEYS = ("key", "id", "uuid", "conversation_id", "task_id")
+TRAIN_FIELDS = ("train", "weight", "loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `trained` is the row's own word on it, None where it has none."""
+
+    role: str
+    content: str
+    trained: bool | None = None
+    tool_calls: Sequence[Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what templates may read: name, …
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as a chat template takes it."""
+        calls = {"tool_calls": list(self.tool_calls)} if self.tool_calls else {}
+        return {"role": self.role, "content": self.content, **calls, **self.extra}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row understood. `plain` text skips the chat template; `labelled` brings its own ids."""
+
+    key: str
+    messages: tuple[Message, ...]
+    plain: bool = False
+    tools: Sequence[Any] | None = None
+    labelled: tuple[Sequence[int], Sequence[int]] | None = None  # input_ids, labels
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A shape of rows: the columns it must have, and what it makes of them."""
+
+    columns: tuple[str, ...]
+    meaning: str
+    read: Callable[[Row, Mapping[str, str]], Example]
+
+
+FORMATS = Registry[Format]("format")
+
+
+def _format(name: str, columns: str, meaning: str) -> Callable[..., Any]:
+    def add(read: Callable[[Row, Mapping[str, str]], Example]) -> Callable[..., Example]:
+        FORMATS.add(name, Format(tuple(columns.split()), meaning, read))
+        return read
+
+    return add
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """A format bound to the user's column names: `columns` maps the format's name to the data's."""
+
+    name: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, row: Row) -> Example:
+        """Reads one row. Raises `RowError` with the reason where it cannot."""
+        row = _renamed(row, self.columns)
+        missing = [c for c in FORMATS[self.name].columns if c not in row]
+        if missing:
+            raise RowError(f"no column {missing[0]!r}, which format {self.name!r} needs")
+        example = FORMATS[self.name].read(row, self.columns)
+        key = next((str(row[k]) for k in KEYS if row.get(k) is not None), "")
+        return replace(example, key=key)
+
+
+def infer_format(rows: Iterable[Row], columns: Mapping[str, str]) -> RowFormat:
+    """The only format whose columns a row has, from the first row that any format fits.
+
+    Raises `FormatError` where none of `rows` fits, or where several formats fit.
+    """
+    seen: list[str] = []
+    for row in rows:
+        renamed = _renamed(row, columns)
+        fits = [n for n, f in FORMATS.items() if all(c in renamed for c in f.columns)]
+        if len(fits) == 1:
+            return RowFormat(fits[0], columns)
+        if fits:
+            raise FormatError(
+                f"the columns {_names(row)} fit more than one format ({', '.join(fits)}); "
+                f"choose with --format"
+            )
+        seen = seen or list(row)
+    wanted = "; ".join(f"{n}: {'+'.join(f.columns)}" for n, f in FORMATS.items())
+    raise FormatError(
+        f"no known format has the columns {_names(seen)} (tried {wanted}); "
+        f"map others with --columns, for example --columns question=prompt,answer=reply"
+    )
+
+
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(map(repr, columns)) or "(none)"
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with mapped columns under the format's own names; a mapped-away name is gone."""
+    taken = {new: row[old] for new, old in columns.items() if old in row}
+    return {k: v for k, v in row.items() if k not in columns.values()} | taken
+
+
+def _text(value: Any, what: str) -> str:
+    """A string, or the joined text parts of one. Raises `RowError` for anything else."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(f"{what} holds invalid Unicode at character {error.start}") from error
+        return value
+    if isinstance(value, list):
+        return "".join(_text_part(part, what) for part in value)
+    raise RowError(f"{what} should be text, found {type(value).__name__}")
+
+
+def _text_part(part: Any, what: str) -> str:
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if kind != "text":
+        raise RowError(f"{what} has a part of type {kind!r}; only text can be scored")
+    return _text(part.get("text"), what)
+
+
+def _message(value: Any, names: Mapping[str, str], at: int) -> Message:
+    what = f"message {at}"
+    if not isinstance(value, dict):
+        raise RowError(f"{what} should be an object, found {type(value).__name__}")
+    role_key = names.get("role") or ("role" if "role" in value else "from")
+    content_key = names.get("content") or ("content" if "content" in value else "value")
+    role = ROLES.get(str(value.get(role_key)))
+    if role is None:
+        raise RowError(f"{what} has an unknown role {value.get(role_key)!r}")
+    calls = value.get("tool_calls") or None
+    if calls is not None and not isinstance(calls, list):
+        raise RowError(f"{what}: tool_calls should be a list, found {type(calls).__name__}")
+    content = value.get(content_key)
+    if content is None and calls is None:
+        raise RowError(f"{what} has no content")
+    text = "" if content is None else _text(content, f"{what}: content")
+    used = {role_key, content_key, "tool_calls", *TRAIN_FIELDS}
+    extra = {k: v for k, v in value.items() if k not in used and v is not None}
+    return Message(role, text, _own_word(value, what), calls, extra)
+
+
+def _own_word(value: Mapping[str, Any], what: str) -> bool | None:
+    """The message's own `train`, `weight` or `loss` field."""
+    for name in TRAIN_FIELDS:
+        word = value.get(name)
+        if word is None:
+            continue
+        if word not in (0, 1, True, False):
+            raise RowError(f"{what}: {name} should be true, false, 0 or 1, found {word!r}")
+        return bool(word)
+    return None
+
+
+def _messages(value: Any, names: Mapping[str, str]) -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        raise RowError(f"messages should be a list, found {type(value).__name__}")
+    if not value:
+        raise RowError("messages is empty")
+    return tuple(_message(m, names, i) for i, m in enumerate(value))
+
+
+def _tools(row: Row) -> Sequence[Any] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise RowError(f"tools is not JSON: {error.msg}") from error
+    if tools and not isinstance(tools, list):
+        raise RowError(f"tools should be a list, found {type(tools).__name__}")
+    return tools or None
+
+
+def _pair(row: Row, prompt: str, answer: str) -> tuple[Message, ...]:
+    system = [Message("system", _text(row["system"], "system"))] if row.get("system") else []
+    user = Message("user", _text(row[prompt], prompt))
+    return (*system, user, Message("assistant", _text(row[answer], answer)))
+
+
+@_format("messages", "messages", "a list of {role, content}, with tools and tool calls")
+def _read_messages(row: Row, names: Mapping[str, str]) -> Example:
+    return Example("", _messages(row["messages"], names), tools=_tools(row))
+
+
+@_format("sharegpt", "conversations", "a list of {from, value}; human, gpt, system, tool roles")
+def _read_sharegpt(row: Row, names: Mapping[str, str]) -> Example:
+    messages = _messages(row["conversations"], names)
+    if row.get("system") and messages[0].role != "system":
+        messages = (Message("system", _text(row["system"], "system")), *messages)
+    return Example("", messages, tools=_tools(row))
+
+
+@_format("prompt-completion", "prompt completion", "strings: plain text without the chat template")
+def _read_prompt_completion(row: Row, names: Mapping[str, str]) -> Example:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Example("", _pair(row, "prompt", "completion"), plain=True)
+    asked = tuple(replace(m, trained=False) for m in _messages(prompt, names))
+    return Example("", (*asked, *_messages(completion, names)), tools=_tools(row))
+
+
+@_format("alpaca", "instruction output", "instruction, optional input, output")
+def _read_alpaca(row: Row, names: Mapping[str, str]) -> Example:
+    return _instruction(row, "output")
+
+
+@_format("instruction-response", "instruction response", "instruction, optional input, response")
+def _read_instruction_response(row: Row, names: Mapping[str, str]) -> Example:
+    return _instruction(row, "response")
+
+
+def _instruction(row: Row, answer: str) -> Example:
+    """The input follows the instruction after a blank line."""
+    parts = [_text(row[c], c) for c in ("instruction", "input") if row.get(c)]
+    return Example("", _pair({**row, "instruction": "\n\n".join(parts)}, "instruction", answer))
+
+
+@_format("question-answer", "question answer", "question, answer")
+def _read_question_answer(row: Row, names: Mapping[str, str]) -> Example:
+    return Example("", _pair(row, "question", "answer"))
+
+
+@_format("query-response", "query response", "query, response")
+def _read_query_response(row: Row, names: Mapping[str, str]) -> Example:
+    return Example("", _pair(row, "query", "response"))
+
+
+@_format("text", "text", "plain text: every token trained, then the end-of-text token")
+def _read_text(row: Row, names: Mapping[str, str]) -> Example:
+    return Example("", (Message("assistant", _text(row["text"], "text")),), plain=True)
+
+
+@_format("labelled", "input_ids labels", "token ids with labels, -100 where not trained")
+def _read_labelled(row: Row, names: Mapping[str, str]) -> Example:
+    ids, labels = (_integers(row[c], c) for c in ("input_ids", "labels"))
+    if len(ids) != len(labels):
+        raise RowError(f"{len(ids)} input_ids but {len(labels)} labels")
+    for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        if label not in (token, -100):
+            raise RowError(f"label {label} at {at} is neither the token there ({token}) nor -100")
+    return Example("", (), labelled=(ids, labels))
+
+
+def _integers(value: Any, what: str) -> list[int]:
+    whole = isinstance(value, list) and all(type(v) is int for v in value)
+    if not whole:
+        raise RowError(f"{what} should be a list of whole numbers")
+    return list(value)

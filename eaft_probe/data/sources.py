@@ -1,0 +1,290 @@
+"""Where rows come from: files, folders, globs, saved or hub data sets, standard input, memory.
+
+A source can be read again and again in the same order, holds one record at a time, and never
+parses more than it must: a JSON line stays bytes until its unit is scored.
+"""
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+import ijson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eaft_probe.errors import DataError, RowError, one_line
+
+DEMO = Path(__file__).with_name("demo.jsonl")
+COMPRESSIONS = (".gz", ".zst")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of the data, not yet understood."""
+
+    row: int  # from 0, over all files
+    file: str
+    line: int | None  # from 1, where the file has lines
+    value: Any  # bytes of one JSON line, or the parsed row
+
+    def parse(self) -> dict[str, Any]:
+        """The row as a dictionary. Raises `RowError` where it is none."""
+        value = _parse_json(self.value) if isinstance(self.value, bytes) else self.value
+        if isinstance(value, RowError):
+            raise value
+        if not isinstance(value, dict):
+            raise RowError(f"expected a JSON object, found {type(value).__name__}")
+        return value
+
+    @property
+    def size(self) -> int:
+        """Bytes of a JSON line; for parsed rows the characters of their values."""
+        if isinstance(self.value, bytes):
+            return len(self.value)
+        return sum(len(str(v)) for v in self.value.values()) if isinstance(self.value, dict) else 0
+
+
+class Source(Protocol):
+    """A data set that can be read more than once."""
+
+    name: str
+
+    def records(self) -> Iterator[Record]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Rows of one or more files, one after the other."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+    def records(self) -> Iterator[Record]:
+        row = 0
+        for path in self.paths:
+            for line, value in _read(path):
+                yield Record(row, str(path), line, value)
+                row += 1
+
+    def fingerprint(self) -> str:
+        """sha256 over the content of every file; names and places do not matter."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows already in memory or memory-mapped: a list of dictionaries or a `datasets.Dataset`."""
+
+    name: str
+    rows: Sequence[Any]
+
+    def records(self) -> Iterator[Record]:
+        for row, value in enumerate(self.rows):
+            yield Record(row, self.name, None, value)
+
+    def fingerprint(self) -> str:
+        known = getattr(self.rows, "_fingerprint", None)
+        if known is not None:
+            return str(known)
+        digest = hashlib.sha256()
+        for value in self.rows:
+            digest.update(json.dumps(value, default=str, sort_keys=True).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def open_source(
+    data: Any,
+    *,
+    config_name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+) -> Source:
+    """Finds the data that `data` names.
+
+    `data` is None (the bundled demo), a path, a folder, a glob, a hub id, "-" for JSON lines on
+    standard input, a list of dictionaries or a `datasets.Dataset`. Raises `DataError`.
+    """
+    if data is None:
+        return Files("demo", (DEMO,))
+    if not isinstance(data, str | Path):
+        return Rows("rows", data)
+    name = str(data)
+    if name == "-":
+        return Files("-", (_spool(sys.stdin.buffer),))
+    path = Path(name).expanduser()
+    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        return Rows(name, _from_disk(path, split))
+    if path.is_dir():
+        return Files(name, _readable(p for p in path.rglob("*") if p.is_file()) or _empty(name))
+    if path.exists():
+        if _suffix(path) not in READERS:
+            raise DataError(f"{name}: unknown file type; expected one of {', '.join(READERS)}")
+        return Files(name, (path,))
+    if any(c in name for c in "*?["):
+        found = _readable(Path(p) for p in glob.glob(name, recursive=True))
+        return Files(name, found or _empty(name))
+    if HUB_ID.fullmatch(name) and _suffix(path) not in READERS and not path.parent.exists():
+        return Rows(name, _from_hub(name, config_name, split, revision))
+    raise DataError(f"no such file or folder: {name}")
+
+
+def _readable(paths: Iterator[Path]) -> tuple[Path, ...]:
+    return tuple(sorted(p for p in paths if _suffix(p) in READERS))
+
+
+def _empty(name: str) -> tuple[Path, ...]:
+    raise DataError(f"{name}: no data files there; looked for {', '.join(READERS)}")
+
+
+def _suffix(path: Path) -> str:
+    """The file type, compression taken off: data.jsonl.gz → .jsonl"""
+    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
+
+
+def _spool(stream: io.BufferedIOBase | Any) -> Path:
+    """Standard input can be read only once, planning and scoring read twice."""
+    with tempfile.NamedTemporaryFile(prefix="eaft-probe-", suffix=".jsonl", delete=False) as file:
+        shutil.copyfileobj(stream, file)
+    return Path(file.name)
+
+
+def _from_disk(path: Path, split: str) -> Sequence[Any]:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded  # type: ignore[no-any-return]
+    if split not in loaded:
+        raise DataError(f"{path} has no split {split!r}; --split takes {', '.join(loaded)}")
+    return loaded[split]  # type: ignore[no-any-return]
+
+
+def _from_hub(name: str, config: str | None, split: str, revision: str | None) -> Sequence[Any]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision)  # type: ignore[no-any-return]
+    except Exception as error:  # the hub client raises some twenty kinds
+        raise DataError(
+            f"{name} is no file here, and the hub did not give it as a data set: {one_line(error)}"
+        ) from error
+
+
+def _parse_json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RowError(f"invalid UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise RowError(f"malformed JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise RowError("malformed JSON: nested too deeply") from error
+
+
+# --- one reader a file type: open binary file → (line or None, bytes | row | RowError) ---
+
+Read = Iterator[tuple[int | None, Any]]
+
+
+def _read(path: Path) -> Read:
+    try:
+        with fsspec.open(str(path), "rb", compression="infer") as file:
+            yield from READERS[_suffix(path)](file)
+    except (OSError, EOFError, csv.Error, pa.ArrowException, UnicodeError) as error:
+        raise DataError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _jsonl(file: Any) -> Read:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, line
+
+
+def _json(file: Any) -> Read:
+    """An array of rows, streamed; a file that begins with an object holds JSON lines."""
+    head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(0)
+    if not head.startswith(b"["):
+        yield from _jsonl(file)
+        return
+    try:
+        yield from ((None, row) for row in ijson.items(file, "item", use_float=True))
+    except ijson.JSONError as error:
+        # The array cannot be followed past this point, so what comes after it is not counted.
+        yield None, RowError(f"malformed JSON array, nothing after it read: {one_line(error)}")
+
+
+def _csv(file: Any) -> Read:
+    csv.field_size_limit(2**31 - 1)
+    # Undecodable bytes become lone surrogates, which rejects their own row and no other.
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.DictReader(text)
+    for row in reader:
+        fits = None not in row and None not in row.values()
+        yield reader.line_num, row if fits else RowError("not as many fields as the header")
+
+
+def _parquet(file: Any) -> Read:
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+        yield from ((None, row) for row in batch.to_pylist())
+
+
+def _arrow(file: Any) -> Read:
+    """The stream format that `datasets` writes, or the file format."""
+    try:
+        reader = pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        opened = pa.ipc.open_file(file)
+        reader = (opened.get_batch(i) for i in range(opened.num_record_batches))
+    for batch in reader:
+        yield from ((None, row) for row in batch.to_pylist())
+
+
+def _txt(file: Any) -> Read:
+    """Blank-line paragraphs, numbered by their first line."""
+    first, lines = 0, list[bytes]()
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            first = first if lines else number
+            lines.append(line)
+        elif lines:
+            yield first, _paragraph(lines)
+            lines = []
+    if lines:
+        yield first, _paragraph(lines)
+
+
+def _paragraph(lines: list[bytes]) -> Any:
+    try:
+        return {"text": b"".join(lines).decode("utf-8-sig").strip()}
+    except UnicodeDecodeError as error:
+        return RowError(f"invalid UTF-8 at byte {error.start}")
+
+
+READERS: dict[str, Callable[[Any], Read]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".txt": _txt,
+}

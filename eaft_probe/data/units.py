@@ -1,0 +1,77 @@
+"""A scan is planned as units: consecutive rows that are scored, written and resumed as one part."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from eaft_probe.data.sources import Record, Source
+from eaft_probe.errors import DataError
+
+UNIT_BYTES = 1_000_000  # bounds the memory of a unit, however long its rows are
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows that become one part."""
+
+    index: int
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows of a source count: the first `limit`, or `sample` of those drawn at random."""
+
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+
+    def rows(self, source: Source) -> frozenset[int] | None:
+        """The drawn row numbers; None where all (up to the limit) are taken."""
+        if self.sample is None:
+            return None
+        total = sum(1 for _ in self.records(source, None))
+        size = min(self.sample, total)
+        return frozenset(random.Random(self.seed).sample(range(total), size))
+
+    def records(self, source: Source, drawn: frozenset[int] | None) -> Iterator[Record]:
+        for record in source.records():
+            if self.limit is not None and record.row >= self.limit:
+                return
+            if drawn is None or record.row in drawn:
+                yield record
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """The units of a source, cut the same way every time they are read. Nothing is tokenized."""
+
+    source: Source
+    selection: Selection
+    rows_per_unit: int
+    drawn: frozenset[int] | None
+    rows: int
+    count: int
+
+    @classmethod
+    def of(cls, source: Source, selection: Selection, rows_per_unit: int) -> "UnitPlan":
+        """Reads the source once to count it. Raises `DataError` where it has no rows."""
+        draft = cls(source, selection, rows_per_unit, selection.rows(source), 0, 0)
+        rows = count = 0
+        for unit in draft.units():
+            rows, count = rows + len(unit.records), count + 1
+        if not rows:
+            raise DataError(f"{source.name} has no rows")
+        return cls(source, selection, rows_per_unit, draft.drawn, rows, count)
+
+    def units(self) -> Iterator[Unit]:
+        records, size, index = list[Record](), 0, 0
+        for record in self.selection.records(self.source, self.drawn):
+            full = len(records) == self.rows_per_unit or size + record.size > UNIT_BYTES
+            if records and full:
+                yield Unit(index, tuple(records))
+                records, size, index = [], 0, index + 1
+            records.append(record)
+            size += record.size
+        if records:
+            yield Unit(index, tuple(records))

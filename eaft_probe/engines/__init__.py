@@ -1,0 +1,1 @@
+"""Who runs the units of a scan."""

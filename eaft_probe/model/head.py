@@ -1,0 +1,95 @@
+"""The last projection: hidden states → logits in float32, with its scale and soft-cap."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eaft_probe.errors import ModelError
+
+# Half-precision head weights on a CPU are widened this many rows at a time: 4,096 of width 4,096
+# are 64 MB, where a whole 150k-token head would be 2.5 GB.
+WIDEN_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """logits = softcap · tanh(scale · (h Wᵀ + b) / softcap), or without the tanh."""
+
+    weight: torch.Tensor  # (V, D)
+    bias: torch.Tensor | None  # (V,)
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weight.shape[0]
+
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, D) hidden states → (n, V) float32 logits, accumulated in float32.
+
+        `out` (n, V) float32 is overwritten where given.
+        """
+        if out is None:
+            out = hidden.new_empty((len(hidden), self.vocab_size), dtype=torch.float32)
+        self._project(hidden, out)
+        if self.bias is not None:
+            out += self.bias.float()
+        if self.scale != 1.0:
+            out *= self.scale
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    def _project(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        if self.weight.dtype == torch.float32:
+            torch.mm(hidden.float(), self.weight.t(), out=out)
+        elif hidden.is_cuda:
+            torch.mm(
+                hidden.to(self.weight.dtype), self.weight.t(), out_dtype=torch.float32, out=out
+            )
+        else:
+            wide = hidden.float()
+            for at in range(0, self.vocab_size, WIDEN_ROWS):
+                tile = self.weight[at : at + WIDEN_ROWS].float()
+                out[:, at : at + WIDEN_ROWS] = wide @ tile.t()
+
+    def backward(self, delta: torch.Tensor) -> torch.Tensor:
+        """(n, V) gradient in h Wᵀ + b → (n, D) gradient in h."""
+        if self.weight.dtype == torch.float32:
+            return delta @ self.weight
+        total = delta.new_zeros((len(delta), self.weight.shape[1]))
+        for at in range(0, self.vocab_size, WIDEN_ROWS):
+            tile = self.weight[at : at + WIDEN_ROWS].float()
+            total += delta[:, at : at + WIDEN_ROWS] @ tile
+        return total
+
+
+def head_of(model: Any) -> Head:
+    """The head of a `transformers` causal language model, not proven yet. Raises `ModelError`."""
+    module = model.get_output_embeddings()
+    if module is None:
+        raise ModelError(f"{type(model).__name__} has no output embeddings to read the head from")
+    if hasattr(module, "modules_to_save"):  # PEFT trained a copy of the head
+        module = module.modules_to_save[module.active_adapter]
+    if hasattr(module, "base_layer"):  # PEFT put an adapter on the head
+        module.merge()
+        module = module.base_layer
+    if module.weight.is_meta:
+        raise ModelError("the head's weights are offloaded; give --device-map a device for them")
+    config = model.config.get_text_config()
+    return Head(
+        module.weight.detach(),
+        None if getattr(module, "bias", None) is None else module.bias.detach(),
+        _scale(config),
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _scale(config: Any) -> float:
+    """Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`."""
+    if getattr(config, "logit_scale", None) is not None:
+        return float(config.logit_scale)
+    if getattr(config, "logits_scaling", None) is not None:
+        return 1.0 / float(config.logits_scaling)
+    return 1.0

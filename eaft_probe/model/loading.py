@@ -1,0 +1,257 @@
+"""Hub id, folder, GGUF file, adapter → `CausalLM(body, head, tokenizer)`, proven on every load."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
+
+from eaft_probe.errors import ModelError, one_line
+from eaft_probe.model.head import Head, head_of
+from eaft_probe.model.places import CONTEXT_KEYS, Place, cache_folder, find_model
+from eaft_probe.model.prefix import empty_prefix
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PROOF_TOKENS = 12
+# Largest difference between the model's own logits and ours, relative to the logits' size:
+# rounding of one dot product. A wrong scale, cap or norm is off by percents.
+PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@dataclass
+class CausalLM:
+    """A causal language model in two parts: `head(body(x))` are its logits, as `prove` checks."""
+
+    body: Any
+    head: Head
+    tokenizer: Any
+    place: Place
+    config: Any
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.body.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.body.parameters()).dtype  # type: ignore[no-any-return]
+
+    @property
+    def max_length(self) -> int:
+        """The longest input, in tokens."""
+        own = next((getattr(self.config, k) for k in CONTEXT_KEYS if hasattr(self.config, k)), None)
+        limit = min(int(own or 10**9), int(getattr(self.tokenizer, "model_max_length", 10**9)))
+        return limit if limit < 10**9 else 4096
+
+    @torch.inference_mode()
+    def hidden(self, input_ids: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) ids behind a common prefix (P,) → (B, T, D) states that the head reads.
+
+        No mask is passed: padding stands at the right, where causal attention never looks.
+        """
+        input_ids = input_ids.to(self.device)
+        if prefix is None or not len(prefix):
+            return self._last(input_ids=input_ids, use_cache=False)
+        cache = empty_prefix(self.config)
+        self._last(input_ids=prefix[None].to(self.device), past_key_values=cache, use_cache=True)
+        return self._last(input_ids=input_ids, past_key_values=cache, use_cache=True)
+
+    def _last(self, **inputs: Any) -> torch.Tensor:
+        return self.body(**inputs)[0]  # type: ignore[no-any-return]
+
+    @cached_property
+    def cost(self) -> tuple[float, float] | None:
+        """Multiplications for a token and for a pair of positions; None where no prefix can be
+        shared."""
+        if not self._shares_prefixes():
+            return None
+        config, embedding = self.config, self.body.get_input_embeddings().weight.numel()
+        linear = sum(p.numel() for p in self.body.parameters()) - embedding
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        return linear, 2 * config.num_hidden_layers * config.num_attention_heads * width
+
+    def _shares_prefixes(self) -> bool:
+        """Tried, not guessed: a short input in two steps must give what it gives in one."""
+        ids = _proof_ids(self.head.vocab_size)
+        try:
+            if empty_prefix(self.config) is None:
+                return False
+            whole, split = self.hidden(ids)[:, 5:], self.hidden(ids[:, 5:], ids[0, :5])
+        except (TypeError, ValueError, AttributeError, RuntimeError):
+            return False  # a model without this kind of cache is read whole; nothing changes
+        return _differ(whole, split) <= self._tolerance
+
+    @property
+    def _tolerance(self) -> float:
+        return PROOF_TOLERANCE[self.dtype]
+
+    @torch.inference_mode()
+    def prove(self, model: Any) -> None:
+        """Checks `head(body(x)) == model(x).logits` on a short input. Raises `ModelError`."""
+        ids = _proof_ids(self.head.vocab_size).to(self.device)
+        theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+        states = self._last(input_ids=ids, use_cache=False)[0]
+        ours = self.head.logits(states.to(self.head.weight.device)).to(theirs.device)
+        if theirs.shape != ours.shape or not _differ(theirs, ours) <= self._tolerance:
+            raise ModelError(
+                f"the logits of {self.place.name} ({type(model).__name__}) are not its head over "
+                f"its last hidden states ({_mismatch(theirs, ours)}), so its numbers would be "
+                f"wrong; this architecture is not supported, or its weights hold NaN"
+            )
+
+
+def _proof_ids(vocab_size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (1, PROOF_TOKENS), generator=generator)
+
+
+def _differ(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference over the largest value; NaN where either holds NaN."""
+    return float((a.float() - b.float()).abs().max() / a.float().abs().max().clamp(min=1.0))
+
+
+def _mismatch(theirs: torch.Tensor, ours: torch.Tensor) -> str:
+    if theirs.shape != ours.shape:
+        return f"shapes {tuple(theirs.shape)} and {tuple(ours.shape)}"
+    return f"relative difference {_differ(theirs, ours):.2g}"
+
+
+def load_model(
+    name: str,
+    *,
+    adapter: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> CausalLM:
+    """Loads and proves a model. Raises `ModelError`.
+
+    `dtype` "auto": the checkpoint's on a GPU, float32 on a CPU, where half precision is slower.
+    """
+    place = find_model(name, revision)
+    device = resolve_device(device)
+    folder = _converted(place) if place.gguf else place.folder
+    with _quiet(), _as_model_error(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=_dtype(dtype, device),
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+        )
+        if device_map is None:
+            model.to(device)
+        model = _with_adapter(model, adapter)
+        model.eval()
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    config = model.config.get_text_config()
+    loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config)
+    loaded.prove(model)
+    return loaded
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The tokenizer alone, with its chat template. Raises `ModelError`."""
+    place = find_model(name, revision)
+    folder = _converted(place) if place.gguf else place.folder
+    with _quiet(), _as_model_error(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer.name_or_path = name
+    return tokenizer
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" is the GPU where there is one. Raises `ModelError` for a device that is not here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {device} is not usable here: {one_line(error, 120)}") from error
+    return device
+
+
+def _dtype(dtype: str, device: str) -> Any:
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else "auto"
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; --dtype takes auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _with_adapter(model: Any, adapter: str | None) -> Any:
+    """The model with a PEFT adapter's layers inside."""
+    if adapter is None:
+        return model
+    if not (Path(adapter) / "adapter_config.json").exists():
+        raise ModelError(f"--adapter {adapter} has no adapter_config.json")
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).get_base_model()
+
+
+def _converted(place: Place) -> Path:
+    """A GGUF file as a plain model folder. Unpacking takes up to 30 s, so it is kept."""
+    assert place.gguf is not None
+    target = cache_folder() / f"{Path(place.gguf).stem}-{place.identity()[:16]}"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
+        unpacked = Path(temporary) / "model"
+        with _quiet(), _as_model_error(place.name):
+            model = AutoModelForCausalLM.from_pretrained(
+                place.folder,
+                gguf_file=place.gguf,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            model.save_pretrained(unpacked)
+            AutoTokenizer.from_pretrained(place.folder, gguf_file=place.gguf).save_pretrained(
+                unpacked
+            )
+        with contextlib.suppress(OSError):  # another process was first
+            os.replace(unpacked, target)
+    return target
+
+
+@contextlib.contextmanager
+def _as_model_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+        hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""
+        raise ModelError(f"cannot load model {name}: {one_line(error)}{hint}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the loader's bars and advice; our own messages say what matters."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,34 @@
+"""Keys and values of a shared prefix, computed once and put before every row of a batch."""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class PrefixLayer(DynamicLayer):
+    """One layer's prefix: grown by its first update, from then on read and never added to.
+
+    The rows' own keys are not kept, so memory is one layer's and not the whole model's.
+    """
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        rows = len(key_states)
+        keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
+        values = torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
+        return keys, values
+
+
+def empty_prefix(config: Any) -> DynamicCache | None:
+    """A cache to be filled with a prefix; None for models whose layers keep anything else
+    (a sliding window, a recurrent state)."""
+    cache = DynamicCache(config=config)
+    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.layers = [PrefixLayer() for _ in cache.layers]
+    return cache

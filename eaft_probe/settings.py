@@ -1,0 +1,129 @@
+"""What a user can set: one field each, which is a flag, a key of `--config` and an argument.
+
+The fields' help texts are the documentation of all three. No torch here: `--help` must be quick.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from eaft_probe.errors import BadInput, one_line
+
+
+def _option(help: str, default: Any = None) -> Any:
+    if isinstance(default, dict | list):
+        return field(default_factory=type(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which rows, and how they become tokens."""
+
+    config_name: str | None = _option("configuration of a hub data set")
+    split: str = _option("split of a hub or saved data set", "train")
+    data_revision: str | None = _option("revision of a hub data set; --revision where not given")
+    format: str | None = _option("row format, where the columns do not tell it")
+    columns: dict[str, str] = _option("column names: theirs for ours, question=prompt,…", {})
+    train_on: Literal["assistant", "last", "all"] = _option("messages to train", "assistant")
+    tool_calls: Literal["template", "inline"] = _option(
+        "tool calls by the chat template, or inline as JSON text", "template"
+    )
+    max_length: int | None = _option("tokens of a conversation; default: the model's context")
+    limit: int | None = _option("only the first rows")
+    sample: int | None = _option("only this many rows, drawn at random with --seed")
+    seed: int = _option("seed of --sample", 0)
+    strict: bool = _option("stop at the first row that cannot be used", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how it is loaded."""
+
+    model: str = _option("hub id, folder, .gguf file, or smollm2 (bundled)", "smollm2")
+    adapter: str | None = _option("folder of a PEFT adapter")
+    revision: str | None = _option("revision of a hub model or data set")
+    dtype: str = _option("auto, float32, bfloat16 or float16", "auto")
+    device: str = _option("auto, cpu, cuda, cuda:1, …", "auto")
+    device_map: str | None = _option("spread the model: auto, balanced, …")
+    attn_implementation: str | None = _option("sdpa, eager, flash_attention_2, …")
+    trust_remote_code: bool = _option("run code that comes with the model", False)
+    allow_pickle: bool = _option("load pickled weights, which can run code", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleSettings:
+    """The conflict rule. Without any of these: entropy < 0.509 nats and prob < 0.2."""
+
+    entropy_below: float | None = _option("conflicts have entropy below this, in nats")
+    prob_below: float | None = _option("conflicts have a label probability below this")
+    quantile: float | None = _option("conflicts are in this lowest part of both, over the scan")
+
+    def __post_init__(self) -> None:
+        if self.quantile is not None and (self.entropy_below, self.prob_below) != (None, None):
+            raise BadInput("give --quantile, or --entropy-below and --prob-below, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings(DataSettings, ModelSettings, RuleSettings):
+    """Everything a scan depends on."""
+
+    reference: str | None = _option("a model whose KL to the model is written: kl_reference")
+    statistics: list[str] = _option("extra columns, see `list statistics`", [])
+    keep: list[str] = _option("columns of the data passed through to the examples", [])
+    rows_per_unit: int = _option("rows that are scored and resumed together", 256)
+    tokens_per_batch: str = _option("tokens of a batch, padding counted; auto or a number", "auto")
+    engine: Literal["local"] = _option("who runs the units", "local")
+    overwrite: bool = _option("replace a scan made with other settings", False)
+
+    def __post_init__(self) -> None:
+        RuleSettings.__post_init__(self)
+        for name in ("rows_per_unit", "max_length", "limit", "sample"):
+            value, least = getattr(self, name), 2 if name == "max_length" else 1
+            if value is not None and value < least:
+                raise BadInput(f"{_flag(name)} is a whole number from {least}, found {value}")
+        if self.tokens_per_batch != "auto" and not _positive(str(self.tokens_per_batch)):
+            raise BadInput(f"--tokens-per-batch is auto or a number, found {self.tokens_per_batch}")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the numbers of a scan may depend on: what a rerun must repeat.
+
+        Not the rule, which flags a finished scan, nor how the work is run or stopped.
+        """
+        free = {f.name for f in fields(RuleSettings)} | {"engine", "overwrite", "strict"}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+def _positive(text: str) -> bool:
+    return text.isdigit() and int(text) > 0
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def make_settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """`kind(**values)`, hyphens accepted. Raises `BadInput` for a name that it does not have."""
+    values = {k.replace("-", "_"): v for k, v in values.items()}
+    known = [f.name for f in fields(kind)]
+    for name in values:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadInput(f"unknown setting {name!r}{hint}")
+    return kind(**values)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file. Raises `BadInput`."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadInput(f"cannot read --config {path}: {one_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise BadInput(f"--config {path} should hold a mapping of settings")
+    return {str(k).replace("-", "_"): v for k, v in loaded.items()}

@@ -1,0 +1,390 @@
+"""`scan`: every trained token of a data set under a model, into a folder of parquet parts.
+
+plan → check the folder → load → score unit after unit → manifest → flag. A unit that is already
+there is skipped, so a killed scan goes on where it stopped.
+"""
+
+import hashlib
+import inspect
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from eaft_probe.columns.conflicts import ENTROPY_BELOW, PROB_BELOW, ConflictRule, write_json
+from eaft_probe.columns.statistics import chosen_statistics
+from eaft_probe.columns.table import (
+    CONFLICTS,
+    MANIFEST,
+    PLAN,
+    REJECTED,
+    Scan,
+    part_name,
+    unit_report,
+    write_manifest,
+)
+from eaft_probe.data.formats import RowFormat, infer_format
+from eaft_probe.data.sources import Source, open_source
+from eaft_probe.data.units import Selection, Unit, UnitPlan
+from eaft_probe.engines import local
+from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, ScanError, one_line
+from eaft_probe.model.loading import CausalLM, load_model, load_tokenizer, resolve_device
+from eaft_probe.model.places import find_model
+from eaft_probe.progress import Progress, Silent
+from eaft_probe.settings import RuleSettings, ScanSettings, make_settings
+from eaft_probe.verbs.score import Scorer
+
+FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
+# Tokens of a batch where --tokens-per-batch is auto. On 2 CPU cores 800 to 3,200 tokens a batch
+# were equally fast and 8,000 slower by a tenth; a GPU wants more.
+AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
+PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
+
+
+def scan(
+    data: Any = None,
+    out: str | Path = "eaft-scan",
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Scan:
+    """Scores every trained token of `data` under a model and writes the scan folder `out`.
+
+    `data`: a path, folder, glob or hub id, "-" for standard input, a list of rows, a
+    `datasets.Dataset`, or None for the bundled demo. Every other argument is a field of
+    `ScanSettings` and a flag of `eaft-probe scan`. A finished scan with the same settings is
+    returned as it is; an interrupted one goes on.
+
+    Raises `BadInput` (data, model, flags, another scan in `out`) or `ProbeError`.
+    """
+    chosen: ScanSettings = make_settings(ScanSettings, settings)
+    progress = progress or Silent()
+    folder = Path(out)
+    source = open_data(data, chosen)
+    row_format = data_format(source, chosen)
+    units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
+    plan = _plan(source, row_format, units, chosen)
+    _prepare(folder, plan, chosen.overwrite)
+    if not (folder / MANIFEST).exists():
+        _score(folder, units, row_format, plan, chosen, progress)
+    finished = Scan.open(folder)
+    rule = conflict_rule(chosen)
+    if not (folder / CONFLICTS).exists() or not _same_rule(finished.rule, rule):
+        finished.flag(rule)
+    return finished
+
+
+def open_data(data: Any, settings: ScanSettings) -> Source:
+    """The source that `data` and the settings name."""
+    return open_source(
+        data,
+        config_name=settings.config_name,
+        split=settings.split,
+        revision=settings.data_revision or settings.revision,
+    )
+
+
+def data_format(source: Source, settings: ScanSettings) -> RowFormat:
+    """The format the user named, or the one that the first rows fit. Raises `FormatError`."""
+    if settings.format is not None:
+        from eaft_probe.data.formats import FORMATS
+
+        FORMATS[settings.format]
+        return RowFormat(settings.format, settings.columns)
+
+    def parsed() -> Iterator[Mapping[str, Any]]:
+        for record in islice(source.records(), FORMAT_ROWS):
+            try:
+                yield record.parse()
+            except RowError:
+                continue
+
+    rows = list(parsed())
+    if not rows and next(iter(source.records()), None) is None:
+        raise DataError(f"{source.name} has no rows")
+    return infer_format(rows, settings.columns)
+
+
+def selection(settings: ScanSettings) -> Selection:
+    """The rows that --limit, --sample and --seed choose."""
+    return Selection(settings.limit, settings.sample, settings.seed)
+
+
+def conflict_rule(settings: RuleSettings) -> ConflictRule:
+    """The rule of the flags, the default where there are none."""
+    return ConflictRule(
+        ENTROPY_BELOW if settings.entropy_below is None else settings.entropy_below,
+        PROB_BELOW if settings.prob_below is None else settings.prob_below,
+        settings.quantile,
+    )
+
+
+def _same_rule(stored: ConflictRule, asked: ConflictRule) -> bool:
+    """A stored quantile rule holds the thresholds it resolved to; asked ones not yet."""
+    by_quantile = asked.quantile is not None and stored.quantile == asked.quantile
+    return by_quantile or stored == asked
+
+
+# --- the plan: what a rerun must repeat ---
+
+
+def _plan(
+    source: Source, row_format: RowFormat, units: UnitPlan, settings: ScanSettings
+) -> dict[str, Any]:
+    device = resolve_device(settings.device)
+    tokenizer = load_tokenizer(
+        settings.model,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return {
+        "settings": settings.identity(),
+        "device": device,
+        "tokens_per_batch": batch_tokens(settings, device),
+        "data": {
+            "source": source.name,
+            "split": settings.split,
+            "fingerprint": source.fingerprint(),
+            "rows": units.rows,
+            "units": units.count,
+            "format": row_format.name,
+        },
+        "model_identity": find_model(settings.model, settings.revision).identity(),
+        "adapter_identity": _folder_identity(settings.adapter),
+        "reference_identity": settings.reference
+        and find_model(settings.reference, settings.revision).identity(),
+        "chat_template": _template_hash(tokenizer),
+    }
+
+
+def batch_tokens(settings: ScanSettings, device: str) -> int:
+    """The token budget of a batch, `auto` resolved."""
+    if settings.tokens_per_batch == "auto":
+        return AUTO_TOKENS[device.split(":")[0] if device.startswith("cuda") else "cpu"]
+    return int(settings.tokens_per_batch)
+
+
+def _folder_identity(adapter: str | None) -> str | None:
+    from eaft_probe.model.places import Place
+
+    return None if adapter is None else Place(adapter, Path(adapter)).identity()
+
+
+def _template_hash(tokenizer: Any) -> str | None:
+    template = tokenizer.chat_template
+    text = json.dumps(template, sort_keys=True)
+    return None if template is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _prepare(folder: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    """Makes the folder ready for this plan, or refuses one that holds another's."""
+    try:
+        if overwrite and (folder / PLAN).exists():
+            _remove_scan(folder)
+        if (folder / PLAN).exists():
+            _require_same(folder, plan)
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ScanError(f"{folder} is not empty and holds no scan; choose another --out")
+        for kind in ("tokens", "examples"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        if not (folder / PLAN).exists():
+            write_json(folder / PLAN, plan)
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
+
+
+def _remove_scan(folder: Path) -> None:
+    """Only the files of a scan; the manifest first, so that no half of one looks complete."""
+    for name in (MANIFEST, PLAN, REJECTED, CONFLICTS, "rule.json"):
+        (folder / name).unlink(missing_ok=True)
+    for kind in ("tokens", "examples"):
+        shutil.rmtree(folder / kind, ignore_errors=True)
+
+
+def _require_same(folder: Path, plan: dict[str, Any]) -> None:
+    try:
+        stored = json.loads((folder / PLAN).read_text())
+    except ValueError as error:
+        raise ScanError(f"{folder / PLAN} is damaged; --overwrite starts anew") from error
+    differing = [
+        f"{name} {_short(was)} there, {_short(now)} now"
+        for name, was, now in _differences(stored, json.loads(json.dumps(plan)))
+    ]
+    if differing:
+        raise ScanError(
+            f"{folder} holds a scan with other settings ({'; '.join(differing)}); "
+            f"choose another --out or replace it with --overwrite"
+        )
+
+
+def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}):
+            yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name.removeprefix("settings."), a, b
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+# --- scoring ---
+
+
+def _score(
+    folder: Path,
+    units: UnitPlan,
+    row_format: RowFormat,
+    plan: dict[str, Any],
+    settings: ScanSettings,
+    progress: Progress,
+) -> None:
+    statistics = chosen_statistics(settings.statistics, settings.reference is not None)
+    progress.note(f"loading {settings.model}")
+    model = _load(settings.model, settings)
+    reference = None
+    if settings.reference is not None:
+        reference = _load(settings.reference, settings, adapter=None)
+        _require_same_vocabulary(model, reference, settings)
+    scorer = Scorer(folder, model, reference, row_format, statistics, settings,
+                    plan["tokens_per_batch"], progress)  # fmt: skip
+    done = _Done(folder)
+    progress.start("scan", units.rows)
+    try:
+        local.run((u for u in units.units() if not done.skips(u, progress)), scorer.score)
+        _finish(folder, units.count, plan, settings, model, scorer)
+    except OSError as error:
+        raise ProbeError(
+            f"cannot write to {folder}: {error.strerror or one_line(error)}; what is finished "
+            f"stays, the same command goes on from there"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The units that an earlier run finished."""
+
+    folder: Path
+
+    def skips(self, unit: Unit, progress: Progress) -> bool:
+        report = unit_report(self.folder, unit.index)
+        if report is not None:
+            progress.advance(len(unit.records), 0)
+        return report is not None
+
+
+def _load(name: str, settings: ScanSettings, adapter: str | None = "same") -> CausalLM:
+    return load_model(
+        name,
+        adapter=settings.adapter if adapter == "same" else adapter,
+        dtype=settings.dtype,
+        device=settings.device,
+        device_map=settings.device_map,
+        attn_implementation=settings.attn_implementation,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        allow_pickle=settings.allow_pickle,
+    )
+
+
+def _require_same_vocabulary(model: CausalLM, reference: CausalLM, settings: ScanSettings) -> None:
+    same = model.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
+    if not same or model.head.vocab_size != reference.head.vocab_size:
+        raise BadInput(
+            f"--reference {settings.reference} has another vocabulary than {settings.model}; "
+            f"their distributions cannot be compared"
+        )
+
+
+def _finish(
+    folder: Path,
+    count: int,
+    plan: dict[str, Any],
+    settings: ScanSettings,
+    model: CausalLM,
+    scorer: Scorer,
+) -> None:
+    """rejected.jsonl, then the manifest: from then on the scan is complete."""
+    totals: dict[str, int] = {}
+    parts = []
+    aside = folder / f".{REJECTED}.part"
+    with aside.open("w") as file:
+        for index in range(count):
+            report = unit_report(folder, index) or {}
+            file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
+            parts.append({"file": part_name(index), **_part_facts(folder, index, report)})
+            for name, value in report["counts"].items():
+                totals[name] = totals.get(name, 0) + value
+    aside.replace(folder / REJECTED)
+    if not totals["trained_tokens"]:
+        raise DataError(
+            f"nothing to score in {plan['data']['source']}: all {totals['rejected']} rows were "
+            f"rejected; {folder / REJECTED} says why"
+        )
+    write_manifest(
+        folder,
+        {
+            "command": "scan",
+            "config": settings.identity(),
+            "model": _model_facts(plan, settings, model),
+            "data": plan["data"],
+            "chat_template": plan["chat_template"],
+            "columns": scorer.column_names,
+            "parts": parts,
+            "counts": totals,
+            "special_tokens": sorted(scorer.special_tokens),
+            "versions": {name: _version(name) for name in PACKAGES},
+        },
+    )
+
+
+def _part_facts(folder: Path, index: int, report: Mapping[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"rows": report["counts"]["trained_tokens"]}
+    for kind in ("tokens", "examples"):
+        with (folder / kind / part_name(index)).open("rb") as file:
+            name = "sha256" if kind == "tokens" else "examples_sha256"
+            facts[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return facts
+
+
+def _model_facts(plan: dict[str, Any], settings: ScanSettings, model: CausalLM) -> dict[str, Any]:
+    return {
+        "name": settings.model,
+        "adapter": settings.adapter,
+        "revision": settings.revision,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.body.parameters()),
+        "vocab_size": model.head.vocab_size,
+        "hidden_size": model.head.weight.shape[1],
+        "max_length": settings.max_length or model.max_length,
+        "identity": plan["model_identity"],
+        "adapter_identity": plan["adapter_identity"],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None
+
+
+# `help(scan)` shows every setting with its default, from the one place that defines them.
+scan.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [p for p in inspect.signature(scan).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    + [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(ScanSettings(), f.name),
+            annotation=f.type,
+        )
+        for f in fields(ScanSettings)
+    ]
+)

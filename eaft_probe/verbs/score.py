@@ -1,0 +1,237 @@
+"""One unit → one part: read, render, batch, measure, write."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from eaft_probe.columns.measure import TokenColumns, measure
+from eaft_probe.columns.statistics import Statistic
+from eaft_probe.columns.table import TEXT, examples_schema, tokens_schema, write_part
+from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, windows
+from eaft_probe.data.formats import Message, RowFormat
+from eaft_probe.data.render import Rendered, Renderer
+from eaft_probe.data.sources import Record
+from eaft_probe.data.units import Unit
+from eaft_probe.errors import BadInput, NonFinite, RowError
+from eaft_probe.model.loading import CausalLM
+from eaft_probe.progress import Progress
+from eaft_probe.settings import ScanSettings
+
+
+class Scorer:
+    """Scores units under one model. `score` depends on its unit and the settings alone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: CausalLM,
+        reference: CausalLM | None,
+        row_format: RowFormat,
+        statistics: Sequence[Statistic],
+        settings: ScanSettings,
+        budget: int,
+        progress: Progress,
+    ) -> None:
+        self.folder, self.model, self.reference = folder, model, reference
+        self.row_format, self.statistics, self.settings = row_format, statistics, settings
+        self.budget, self.progress = budget, progress
+        self.renderer = Renderer(model.tokenizer, settings.train_on, settings.tool_calls)
+        self.max_length = settings.max_length or model.max_length
+        shares = model.cost if reference is None or reference.cost else None
+        self.cost = Cost(*shares) if shares else None
+        self.schema = tokens_schema(statistics)
+        self.column_names = self.schema.names
+        self.special_tokens = set(model.tokenizer.get_added_vocab())
+
+    def score(self, unit: Unit) -> None:
+        """Writes the unit's part, whole or not at all. Raises `NonFinite` and `OSError`."""
+        rows = UnitRows(self)
+        for record in unit.records:
+            rows.read(record)
+        before = self.progress
+        for batch in batches(rows.windows, self.budget, self.cost):
+            for piece, columns in self._measured(batch):
+                rows.take(piece, columns)
+                before.advance(0, int(piece.trained.sum()))
+        rows.counts["halved"] = self._halved
+        tokens, examples = rows.tokens_table(), rows.examples_table()
+        write_part(self.folder, unit.index, tokens, examples, rows.report())
+        self.progress.advance(len(unit.records), 0)
+
+    _halved = 0
+
+    def _measured(self, batch: TokenBatch) -> list[tuple[TokenBatch, TokenColumns]]:
+        """The batch's columns; in halves where a GPU has no memory for it."""
+        try:
+            return [(batch, measure(self.model, batch, self.statistics, self.reference))]
+        except torch.OutOfMemoryError:
+            if len(batch.window) == 1:
+                raise NonFinite(
+                    "out of GPU memory on a single example; lower --max-length"
+                ) from None
+        torch.cuda.empty_cache()
+        self._halved += 1
+        return [part for half in batch.halves() for part in self._measured(half)]
+
+
+class UnitRows:
+    """The rows of one unit on their way from records to the two tables of a part."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.records: list[Record] = []  # the scored ones, each with its rendering
+        self.rendered: list[Rendered] = []
+        self.kept: list[list[str | None]] = []
+        self.windows: list[Window] = []
+        self.rejected: list[dict[str, Any]] = []
+        self.measured: list[tuple[NDArray[np.int64], NDArray[np.int64], TokenColumns]] = []
+        self.counts = dict.fromkeys(
+            ("rows", "examples", "rejected", "tokens", "trained_tokens", "cut_examples",
+             "cut_tokens", "special_in_content", "halved"), 0)  # fmt: skip
+
+    def read(self, record: Record) -> None:
+        """Renders one record, or rejects it with the reason."""
+        self.counts["rows"] += 1
+        try:
+            row = record.parse()
+            self._add(record, row, self.scorer.renderer(self.scorer.row_format(row)))
+        except RowError as error:
+            if self.scorer.settings.strict:
+                place = record.file if record.line is None else f"{record.file}:{record.line}"
+                raise BadInput(f"row {record.row} ({place}): {error}") from error
+            self.counts["rejected"] += 1
+            reason = {"row": record.row, "file": record.file, "line": record.line}
+            self.rejected.append({**reason, "reason": str(error)})
+
+    def _add(self, record: Record, row: Mapping[str, Any], rendered: Rendered) -> None:
+        made, cut = windows(len(self.rendered), rendered, self.scorer.max_length)
+        if not made:
+            raise RowError(f"no trained token within {self.scorer.max_length} tokens")
+        if cut:
+            rendered = rendered.cut(self.scorer.max_length)
+        self.records.append(record)
+        self.rendered.append(rendered)
+        self.windows += made
+        self.kept.append([_kept(row, name) for name in self.scorer.settings.keep])
+        self.counts["examples"] += 1
+        self.counts["tokens"] += len(rendered.ids)
+        self.counts["trained_tokens"] += sum(int(w.trained.sum()) for w in made)
+        self.counts["cut_examples"] += cut > 0
+        self.counts["cut_tokens"] += cut
+        self.counts["special_in_content"] += rendered.special_in_content
+
+    def take(self, batch: TokenBatch, columns: TokenColumns) -> None:
+        """Adds a batch's columns with the place of each token. Raises `NonFinite`."""
+        places = [
+            (np.full(int(w.trained.sum()), w.example), w.start + np.flatnonzero(w.trained))
+            for w in batch.window
+        ]
+        example, position = (np.concatenate(c) for c in zip(*places, strict=True))
+        bad = np.flatnonzero(~torch.isfinite(columns["logprob"]).numpy())
+        if len(bad):
+            row = self.records[example[bad[0]]].row
+            raise NonFinite(
+                f"the model gives NaN or no probability at all at row {row}, token "
+                f"{position[bad[0]]}; try --dtype float32, or check the weights"
+            )
+        self.measured.append((example, position, columns))
+
+    def report(self) -> dict[str, Any]:
+        return {"counts": self.counts, "rejected": self.rejected}
+
+    # --- the tables ---
+
+    def tokens_table(self) -> pa.Table:
+        """One row a scored token, sorted by (example, position)."""
+        schema = self.scorer.schema
+        if not self.measured:
+            return schema.empty_table()
+        example, position = (np.concatenate([m[i] for m in self.measured]) for i in (0, 1))
+        order = np.lexsort((position, example))
+        example, position = example[order], position[order]
+        columns: dict[str, Any] = {
+            s.name: np.concatenate([m[2][s.name].numpy() for m in self.measured])[order]
+            for s in self.scorer.statistics
+        }
+        columns |= self._places(example, position)
+        columns["token"] = self._texts(columns["token_id"])
+        columns["top1"] = self._texts(columns["top1_id"])
+        arrays = [pa.array(columns[f.name], f.type) if f.type != TEXT else columns[f.name]
+                  for f in schema]  # fmt: skip
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _places(
+        self, example: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """The columns that say which token this is, from the renderings."""
+        first = np.cumsum([0, *(len(r.ids) for r in self.rendered)])
+        at = first[example] + position
+        ids, turns, chars = (
+            np.concatenate([getattr(r, name) for r in self.rendered])[at]
+            for name in ("ids", "turn", "chars")
+        )
+        rows = np.array([r.row for r in self.records], np.int64)
+        return {
+            "example": rows[example],
+            "turn": turns,
+            "position": position.astype(np.int32),
+            "token_id": ids,
+            "char_start": chars[:, 0],
+            "char_end": chars[:, 1],
+        }
+
+    def _texts(self, ids: NDArray[np.int32]) -> pa.DictionaryArray:
+        known, codes = np.unique(ids, return_inverse=True)
+        texts = [self.scorer.renderer.token_text(i) for i in known.tolist()]
+        return pa.DictionaryArray.from_arrays(
+            pa.array(codes.astype(np.int32)), pa.array(texts, pa.string())
+        )
+
+    def examples_table(self) -> pa.Table:
+        """One row a scored example, with the means over its trained tokens."""
+        count = len(self.rendered)
+        places = [m[0] for m in self.measured] or [np.zeros(0, np.int64)]
+        example = np.concatenate(places)
+        trained = np.bincount(example, minlength=count)
+
+        def mean(name: str, sign: int) -> NDArray[np.float32]:
+            values = [m[2][name].numpy() for m in self.measured] or [np.zeros(0)]
+            total = np.bincount(example, np.concatenate(values).astype(np.float64), count)
+            return (sign * total / np.maximum(trained, 1)).astype(np.float32)
+
+        schema = examples_schema(self.scorer.settings.keep)
+        columns = [
+            [r.row for r in self.records],
+            [
+                r.key or str(record.row)
+                for r, record in zip(self.rendered, self.records, strict=True)
+            ],
+            [r.text for r in self.rendered],
+            [_messages_json(r.messages) for r in self.rendered],
+            [len(r.ids) for r in self.rendered],
+            trained,
+            mean("logprob", -1),
+            mean("entropy", 1),
+            *([row[i] for row in self.kept] for i in range(len(self.scorer.settings.keep))),
+        ]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _kept(row: Mapping[str, Any], name: str) -> str | None:
+    """A pass-through value: text as it is, anything else as JSON."""
+    value = row.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _messages_json(messages: Sequence[Message]) -> str:
+    listed = [m.as_dict() | ({} if m.trained is None else {"train": m.trained}) for m in messages]
+    return json.dumps(listed, ensure_ascii=False, default=str)
