@@ -28,7 +28,9 @@ class DataSettings:
     split: str = _option("split of a hub or saved data set", "train")
     data_revision: str | None = _option("revision of a hub data set; --revision where not given")
     format: str | None = _option("row format, where the columns do not tell it")
-    columns: dict[str, str] = _option("column names: theirs for ours, question=prompt,…", {})
+    columns: dict[str, str] = _option(
+        "names of the data's columns, ours=theirs,…: question=prompt", {}
+    )
     train_on: Literal["assistant", "last", "all"] = _option("messages to train", "assistant")
     tool_calls: Literal["template", "inline"] = _option(
         "tool calls by the chat template, or inline as JSON text", "template"
@@ -76,18 +78,18 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
     statistics: list[str] = _option("extra columns, see `list statistics`", [])
     keep: list[str] = _option("columns of the data passed through to the examples", [])
     rows_per_unit: int = _option("rows that are scored and resumed together", 256)
-    tokens_per_batch: str = _option("tokens of a batch, padding counted; auto or a number", "auto")
+    tokens_per_batch: Literal["auto"] | int = _option(
+        "tokens of a batch, padding counted; auto or a number", "auto"
+    )
     engine: Literal["local"] = _option("who runs the units", "local")
     overwrite: bool = _option("replace a scan made with other settings", False)
 
     def __post_init__(self) -> None:
         RuleSettings.__post_init__(self)
-        for name in ("rows_per_unit", "max_length", "limit", "sample"):
+        for name in ("rows_per_unit", "max_length", "limit", "sample", "tokens_per_batch"):
             value, least = getattr(self, name), 2 if name == "max_length" else 1
-            if value is not None and value < least:
+            if value not in (None, "auto") and value < least:
                 raise BadInput(f"{_flag(name)} is a whole number from {least}, found {value}")
-        if self.tokens_per_batch != "auto" and not _positive(str(self.tokens_per_batch)):
-            raise BadInput(f"--tokens-per-batch is auto or a number, found {self.tokens_per_batch}")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers of a scan may depend on: what a rerun must repeat.
@@ -98,16 +100,14 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
         return {k: v for k, v in asdict(self).items() if k not in free}
 
 
-def _positive(text: str) -> bool:
-    return text.isdigit() and int(text) > 0
-
-
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
 def make_settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """`kind(**values)`, hyphens accepted. Raises `BadInput` for a name that it does not have."""
+    """`kind(**values)`, hyphens accepted. Raises `BadInput` for an unknown name or a wrong type."""
+    from pydantic import TypeAdapter, ValidationError
+
     values = {k.replace("-", "_"): v for k, v in values.items()}
     known = [f.name for f in fields(kind)]
     for name in values:
@@ -115,7 +115,12 @@ def make_settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise BadInput(f"unknown setting {name!r}{hint}")
-    return kind(**values)
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = _flag(str(first["loc"][0]))
+        raise BadInput(f"{name}: {first['msg']}, found {first['input']!r}") from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

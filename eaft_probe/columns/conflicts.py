@@ -35,6 +35,17 @@ class ConflictRule:
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise BadInput(f"--quantile lies between 0 and 1, found {self.quantile}")
 
+    @classmethod
+    def given(
+        cls, entropy_below: float | None, prob_below: float | None, quantile: float | None
+    ) -> "ConflictRule":
+        """The rule with its defaults where nothing is given."""
+        return cls(
+            ENTROPY_BELOW if entropy_below is None else entropy_below,
+            PROB_BELOW if prob_below is None else prob_below,
+            quantile,
+        )
+
     def __call__(self, columns: Mapping[str, Any]) -> Any:
         """A boolean array or tensor like the columns `entropy` and `prob`."""
         return (columns["entropy"] < self.entropy_below) & (columns["prob"] < self.prob_below)

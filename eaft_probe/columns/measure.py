@@ -19,8 +19,9 @@ PRODUCT_BYTES = {"cpu": 64_000_000, "cuda": 256_000_000}
 SLICE_BYTES = {"cpu": 4_000_000, "cuda": 256_000_000}
 # The k largest are looked for among V / BLOCK columns of maxima: 4 µs a row, torch.topk 16 µs.
 BLOCK = 64
-# Below e⁻²⁰⁰ a probability is 0 in float32; clamping keeps 0 · (−∞) out of the sums.
-SMALLEST = -200.0
+# Stands for −∞ in logits and logarithms, which keeps 0 · (−∞) out of the sums. Far below any
+# finite logit, so that a divergence is not cut short where the model gives a token p = e⁻³⁰⁰.
+SMALLEST = -1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ class LogitSlice:
             largest = self.top[:, :k]
         else:
             largest = self.shifted.topk(min(k, self.shifted.shape[1])).values
-        logprob = largest.log_softmax(1)
+        logprob = largest.log_softmax(1).clamp(min=SMALLEST)
         return -(logprob.exp() * logprob).sum(1).clamp(max=0)
 
     def head_gradient_norm(self) -> torch.Tensor:

@@ -34,7 +34,7 @@ def quantiles(chunks: Chunks, at: Sequence[float]) -> list[float]:
 
 def _between(found: dict[int, float], place: float) -> float:
     low, high = found[int(np.floor(place))], found[int(np.ceil(place))]
-    return low + (high - low) * (place - np.floor(place))
+    return low + (high - low) * (place % 1)
 
 
 def _order_statistics(

@@ -26,7 +26,10 @@ class Distribution(Protocol):
     rank: Any  # (n,) int64
     top1_id: Any  # (n,) int64
     top1_logprob: Any  # (n,)
-    hidden_norm: Any  # (n,) ‖h‖
+
+    @property
+    def hidden_norm(self) -> Any:
+        """(n,) ‖h‖."""
 
     def entropy_top(self, k: int) -> Any:
         """(n,) entropy of the renormalised k largest probabilities."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -123,8 +124,8 @@ def _batch(prefix: NDArray[np.int32], members: Sequence[Window]) -> TokenBatch:
         ids[row, :length] = window.ids[skip:]
         mask[row, :length] = 1
         trained[row, :length] = window.trained[skip:]
-    tensors = (torch.from_numpy(a) for a in (ids, mask, trained))
-    return TokenBatch(prefix, *tensors, tuple(members))
+    tensors = [torch.from_numpy(a) for a in (ids, mask, trained)]
+    return TokenBatch(prefix, tensors[0], tensors[1], tensors[2], tuple(members))
 
 
 def shared_prefixes(items: Sequence[Window], cost: Cost) -> list[tuple[int, list[Window]]]:
@@ -134,7 +135,7 @@ def shared_prefixes(items: Sequence[Window], cost: Cost) -> list[tuple[int, list
     taken as one group or split where the common prefix is shortest, whichever saves more.
     """
     order = sorted(items, key=lambda w: w.ids.astype(">i4").tobytes())
-    common = [_common(a.ids, b.ids) for a, b in zip(order, order[1:], strict=False)]
+    common = [_common(a.ids, b.ids) for a, b in pairwise(order)]
     grouped = _best(order, common, 0, len(order), cost)[1]
     shared = [(p, order[lo:hi]) for p, lo, hi in grouped if p]
     alone = [w for p, lo, hi in grouped if not p for w in order[lo:hi]]

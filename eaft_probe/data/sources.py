@@ -4,6 +4,7 @@ A source can be read again and again in the same order, holds one record at a ti
 parses more than it must: a JSON line stays bytes until its unit is scored.
 """
 
+import codecs
 import csv
 import glob
 import hashlib
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from eaft_probe.errors import DataError, RowError, one_line
 
 DEMO = Path(__file__).with_name("demo.jsonl")
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,7 +59,8 @@ class Record:
 class Source(Protocol):
     """A data set that can be read more than once."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def records(self) -> Iterator[Record]: ...
 
@@ -195,8 +196,8 @@ def _parse_json(line: bytes) -> Any:
         raise RowError(f"invalid UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise RowError(f"malformed JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise RowError("malformed JSON: nested too deeply") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of 5000 digits
+        raise RowError(f"malformed JSON: {one_line(error)}") from error
 
 
 # --- one reader a file type: open binary file → (line or None, bytes | row | RowError) ---
@@ -206,10 +207,32 @@ Read = Iterator[tuple[int | None, Any]]
 
 def _read(path: Path) -> Read:
     try:
-        with fsspec.open(str(path), "rb", compression="infer") as file:
+        with path.open("rb") as raw, _unpacked(raw, path.suffix) as file:
+            if file.peek(3).startswith(codecs.BOM_UTF8):
+                file.read(3)
             yield from READERS[_suffix(path)](file)
-    except (OSError, EOFError, csv.Error, pa.ArrowException, UnicodeError) as error:
+    except (OSError, csv.Error, pa.ArrowException, UnicodeError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _unpacked(raw: io.BufferedReader, suffix: str) -> io.BufferedReader:
+    """All frames of an archive, which `zstandard` and so fsspec would end after the first.
+
+    Arrow raises OSError where an archive is cut or damaged.
+    """
+    if suffix not in COMPRESSIONS:
+        return raw
+    return io.BufferedReader(pa.CompressedInputStream(raw, COMPRESSIONS[suffix]))
+
+
+def _seekable(file: Any) -> Any:
+    """Tables are read from their end, which a compressed stream cannot give."""
+    if file.seekable():
+        return file
+    copy = tempfile.TemporaryFile()
+    shutil.copyfileobj(file, copy)
+    copy.seek(0)
+    return copy
 
 
 def _jsonl(file: Any) -> Read:
@@ -220,9 +243,7 @@ def _jsonl(file: Any) -> Read:
 
 def _json(file: Any) -> Read:
     """An array of rows, streamed; a file that begins with an object holds JSON lines."""
-    head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    file.seek(0)
-    if not head.startswith(b"["):
+    if not file.peek(4096).lstrip().startswith(b"["):
         yield from _jsonl(file)
         return
     try:
@@ -243,12 +264,13 @@ def _csv(file: Any) -> Read:
 
 
 def _parquet(file: Any) -> Read:
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+    for batch in pq.ParquetFile(_seekable(file)).iter_batches(batch_size=256):
         yield from ((None, row) for row in batch.to_pylist())
 
 
 def _arrow(file: Any) -> Read:
     """The stream format that `datasets` writes, or the file format."""
+    file = _seekable(file)
     try:
         reader = pa.ipc.open_stream(file)
     except pa.ArrowInvalid:

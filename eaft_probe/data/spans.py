@@ -9,7 +9,7 @@ rendering is where the message lies in the first. What cannot be told for certai
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from os.path import commonprefix
+from os.path import commonprefix  # of any strings, not only paths
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -175,7 +175,7 @@ class ChatTemplate:
 
 
 def _with_opening_tag(text: str, start: int, content: str) -> int:
-    """Templates that rewrite `<think>…` write the tag themselves: it is the content's all the same."""
+    """A template that rewrites `<think>…` writes the tag itself: it is the content's all the same."""
     tag = re.match(r"\s*(<[^<>\s]+>)", content)
     before = text[:start].rstrip()
     if tag and before.endswith(tag[1]):

@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
-class PrefixLayer(DynamicLayer):
+class PrefixLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's prefix: grown by its first update, from then on read and never added to.
 
     The rows' own keys are not kept, so memory is one layer's and not the whole model's.
@@ -17,7 +17,7 @@ class PrefixLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
-            return super().update(key_states, value_states, *args, **kwargs)
+            return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
         rows = len(key_states)
         keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
         values = torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)

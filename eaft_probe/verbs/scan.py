@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.conflicts import ENTROPY_BELOW, PROB_BELOW, ConflictRule, write_json
+from eaft_probe.columns.conflicts import ConflictRule, write_json
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.columns.table import (
     CONFLICTS,
@@ -27,15 +27,15 @@ from eaft_probe.columns.table import (
     unit_report,
     write_manifest,
 )
-from eaft_probe.data.formats import RowFormat, infer_format
+from eaft_probe.data.formats import FORMATS, RowFormat, infer_format
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection, Unit, UnitPlan
 from eaft_probe.engines import local
 from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, ScanError, one_line
 from eaft_probe.model.loading import CausalLM, load_model, load_tokenizer, resolve_device
-from eaft_probe.model.places import find_model
+from eaft_probe.model.places import Place, find_model
 from eaft_probe.progress import Progress, Silent
-from eaft_probe.settings import RuleSettings, ScanSettings, make_settings
+from eaft_probe.settings import ScanSettings, make_settings
 from eaft_probe.verbs.score import Scorer
 
 FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
@@ -72,7 +72,7 @@ def scan(
     if not (folder / MANIFEST).exists():
         _score(folder, units, row_format, plan, chosen, progress)
     finished = Scan.open(folder)
-    rule = conflict_rule(chosen)
+    rule = ConflictRule.given(chosen.entropy_below, chosen.prob_below, chosen.quantile)
     if not (folder / CONFLICTS).exists() or not _same_rule(finished.rule, rule):
         finished.flag(rule)
     return finished
@@ -91,8 +91,6 @@ def open_data(data: Any, settings: ScanSettings) -> Source:
 def data_format(source: Source, settings: ScanSettings) -> RowFormat:
     """The format the user named, or the one that the first rows fit. Raises `FormatError`."""
     if settings.format is not None:
-        from eaft_probe.data.formats import FORMATS
-
         FORMATS[settings.format]
         return RowFormat(settings.format, settings.columns)
 
@@ -112,15 +110,6 @@ def data_format(source: Source, settings: ScanSettings) -> RowFormat:
 def selection(settings: ScanSettings) -> Selection:
     """The rows that --limit, --sample and --seed choose."""
     return Selection(settings.limit, settings.sample, settings.seed)
-
-
-def conflict_rule(settings: RuleSettings) -> ConflictRule:
-    """The rule of the flags, the default where there are none."""
-    return ConflictRule(
-        ENTROPY_BELOW if settings.entropy_below is None else settings.entropy_below,
-        PROB_BELOW if settings.prob_below is None else settings.prob_below,
-        settings.quantile,
-    )
 
 
 def _same_rule(stored: ConflictRule, asked: ConflictRule) -> bool:
@@ -163,14 +152,12 @@ def _plan(
 
 def batch_tokens(settings: ScanSettings, device: str) -> int:
     """The token budget of a batch, `auto` resolved."""
-    if settings.tokens_per_batch == "auto":
-        return AUTO_TOKENS[device.split(":")[0] if device.startswith("cuda") else "cpu"]
-    return int(settings.tokens_per_batch)
+    if settings.tokens_per_batch != "auto":
+        return settings.tokens_per_batch
+    return AUTO_TOKENS["cuda" if device.startswith("cuda") else "cpu"]
 
 
 def _folder_identity(adapter: str | None) -> str | None:
-    from eaft_probe.model.places import Place
-
     return None if adapter is None else Place(adapter, Path(adapter)).identity()
 
 

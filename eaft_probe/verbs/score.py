@@ -54,20 +54,21 @@ class Scorer:
         rows = UnitRows(self)
         for record in unit.records:
             rows.read(record)
-        before = self.progress
+        left = len(unit.records)
         for batch in batches(rows.windows, self.budget, self.cost):
-            for piece, columns in self._measured(batch):
+            for piece, columns in self._measured(batch, rows.counts):
                 rows.take(piece, columns)
-                before.advance(0, int(piece.trained.sum()))
-        rows.counts["halved"] = self._halved
+                fresh = min(left, len(piece.window))
+                left -= fresh
+                self.progress.advance(fresh, int(piece.trained.sum()))
         tokens, examples = rows.tokens_table(), rows.examples_table()
         write_part(self.folder, unit.index, tokens, examples, rows.report())
-        self.progress.advance(len(unit.records), 0)
+        self.progress.advance(left, 0)
 
-    _halved = 0
-
-    def _measured(self, batch: TokenBatch) -> list[tuple[TokenBatch, TokenColumns]]:
-        """The batch's columns; in halves where a GPU has no memory for it."""
+    def _measured(
+        self, batch: TokenBatch, counts: dict[str, int]
+    ) -> list[tuple[TokenBatch, TokenColumns]]:
+        """The batch's columns; in halves, and counted, where a GPU has no memory for it."""
         try:
             return [(batch, measure(self.model, batch, self.statistics, self.reference))]
         except torch.OutOfMemoryError:
@@ -76,8 +77,8 @@ class Scorer:
                     "out of GPU memory on a single example; lower --max-length"
                 ) from None
         torch.cuda.empty_cache()
-        self._halved += 1
-        return [part for half in batch.halves() for part in self._measured(half)]
+        counts["halved"] += 1
+        return [part for half in batch.halves() for part in self._measured(half, counts)]
 
 
 class UnitRows:

@@ -1,0 +1,5 @@
+"""`python -m eaft_probe` is `eaft-probe`."""
+
+from eaft_probe.cli import main
+
+main()

@@ -1,0 +1,322 @@
+"""The command line: parse, call one verb, print. No logic.
+
+Verbs are imported when they run, so that `--help` answers at once. The flags of a command are the
+fields of its settings; see `settings.py`.
+"""
+
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from importlib.metadata import version
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+from rich.console import Console
+
+from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.settings import RuleSettings, ScanSettings, make_settings, read_config
+
+INTERRUPTED, GATE_TRIPPED = 130, 3
+GATE = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>|==)\s*([-+.\deE]+)\s*")
+
+app = typer.Typer(
+    name="eaft-probe",
+    help="See which tokens of a fine-tuning data set fight what the model already believes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
+)
+
+Dir = Annotated[str, typer.Argument(metavar="DIR", help="a finished scan")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+FailIf = Annotated[
+    str | None,
+    typer.Option("--fail-if", help="exit 3 where this holds, e.g. 'conflict_share>0.03'"),
+]
+Data = Annotated[str | None, typer.Argument(metavar="DATA", help="default: the bundled demo")]
+Config = Annotated[str | None, typer.Option("--config", help="YAML file with any of the flags")]
+
+
+def _flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option for each field of `kind`; it receives those given as `given`."""
+    hints = get_type_hints(kind)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
+
+        def run(**values: Any) -> None:
+            named = {p.name: values.pop(p.name) for p in own}
+            given = {k: _parsed(hints[k], v, k) for k, v in values.items() if v not in (None, [])}
+            command(**named, given=given)
+
+        options = [_option(f, hints[f.name]) for f in fields(kind)]
+        run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _option(setting: "Field[Any]", hint: Any) -> inspect.Parameter:
+    """None, or an empty list, stands for "not given", so that --config can say it."""
+    shown = setting.default if setting.default is not MISSING else None
+    text = str(setting.metadata["help"]) + (
+        f" [default: {shown}]" if shown not in (None, False) else ""
+    )
+    origin = get_origin(hint)
+    several, mixed = origin in (dict, list), origin is UnionType or origin is Union
+    kind = (
+        list[str]
+        if several
+        else (str if mixed and type(None) not in get_args(hint) else hint | None)
+    )
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind, typer.Option(help=text, show_default=False)],
+    )
+
+
+def _parsed(hint: Any, value: Any, name: str) -> Any:
+    """Lists and mappings are written with commas, repeated, or both."""
+    origin = get_origin(hint)
+    if origin not in (dict, list):
+        return value
+    items = [item.strip() for text in value for item in text.split(",") if item.strip()]
+    if origin is list:
+        return items
+    if not all(item.count("=") == 1 for item in items):
+        raise BadInput(f"--{name} takes ours=theirs,…, found {','.join(items)}")
+    return dict(item.split("=") for item in items)
+
+
+def _settled(given: Mapping[str, Any], config: str | None) -> dict[str, Any]:
+    """The command line wins over the config file."""
+    return {**(read_config(config) if config else {}), **given}
+
+
+def _out() -> Console:
+    return Console(highlight=False)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if show:
+        print(version("eaft-probe"))
+        raise typer.Exit
+
+
+@app.command()
+@_flags(ScanSettings)
+def scan(
+    given: dict[str, Any],
+    data: Data = None,
+    out: Annotated[str, typer.Option(help="the scan's folder")] = "eaft-scan",
+    config: Config = None,
+    as_json: Json = False,
+    fail_if: FailIf = None,
+) -> None:
+    """Score every trained token of DATA under a model."""
+    gate = _gate(fail_if)
+    settings = _settled(given, config)
+    if data is None:
+        settings.setdefault("keep", ["topic", "planted", "planted_text"])
+    from eaft_probe.verbs.scan import scan as verb
+    from eaft_probe.view.terminal import TerminalProgress
+
+    progress = TerminalProgress(Console(stderr=True))
+    try:
+        finished = verb(data, out, progress=progress, **settings)
+    except KeyboardInterrupt:
+        progress.stop()
+        print(f"interrupted; the same command goes on from what {out} has", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        progress.stop()
+    _show(finished, as_json, gate, worst=1)
+
+
+@app.command()
+@_flags(RuleSettings)
+def flag(given: dict[str, Any], folder: Dir, as_json: Json = False) -> None:
+    """Flag a finished scan by another rule, without the model."""
+    from eaft_probe.columns.conflicts import ConflictRule
+    from eaft_probe.columns.table import Scan
+
+    wanted: RuleSettings = make_settings(RuleSettings, given)
+    rule = ConflictRule.given(wanted.entropy_below, wanted.prob_below, wanted.quantile)
+    _show(Scan.open(folder).flag(rule), as_json, None, worst=0)
+
+
+@app.command()
+def show(
+    folder: Dir,
+    example: Annotated[int | None, typer.Option(help="one example, coloured")] = None,
+    worst: Annotated[int, typer.Option(help="how many of the worst examples")] = 3,
+    export: Annotated[
+        str | None, typer.Option(help="write the rows with their loss to F.jsonl")
+    ] = None,
+    as_json: Json = False,
+    fail_if: FailIf = None,
+) -> None:
+    """Summary of a scan, its conflicts by group, and the worst examples."""
+    gate = _gate(fail_if)
+    from eaft_probe.columns.table import Scan
+    from eaft_probe.view.terminal import legend, show_example
+
+    opened = Scan.open(folder)
+    if export is not None:
+        from eaft_probe.verbs.export import export as verb
+
+        print(f"{verb(opened, export):,} rows in {export}", file=sys.stderr)
+    if example is not None:
+        if not show_example(_out(), opened, example):
+            raise BadInput(f"{folder} has no example {example}")
+        _out().print(legend())
+    elif export is None or as_json or gate:
+        _show(opened, as_json, gate, worst)
+
+
+def _show(opened: Any, as_json: bool, gate: Any, worst: int) -> None:
+    """Prints a scan's summary; exit 3 where the gate is tripped."""
+    from eaft_probe.columns.summary import summarize, worst_examples
+    from eaft_probe.view.terminal import legend, show_example, show_summary
+
+    summary = summarize(opened)
+    tripped = gate is not None and gate(summary)
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        show_summary(_out(), summary)
+        for example in worst_examples(opened, worst):
+            show_example(_out(), opened, example)
+        if worst:
+            _out().print(legend())
+    if tripped:
+        raise typer.Exit(GATE_TRIPPED)
+
+
+def _gate(text: str | None) -> Callable[[Mapping[str, Any]], bool] | None:
+    """--fail-if 'key>number' as a predicate on the JSON summary."""
+    if text is None:
+        return None
+    found = GATE.fullmatch(text)
+    try:
+        limit = float(found[3]) if found else None
+    except ValueError:
+        limit = None
+    if found is None or limit is None:
+        raise BadInput(
+            f"--fail-if takes a comparison such as 'conflict_share>0.03', found {text!r}"
+        )
+    name, sign = found[1], found[2]
+
+    def tripped(summary: Mapping[str, Any]) -> bool:
+        value = summary.get(name)
+        if not isinstance(value, int | float):
+            numbers = [k for k, v in summary.items() if isinstance(v, int | float)]
+            raise BadInput(f"--fail-if: no number {name!r}; there are {', '.join(numbers)}")
+        return {
+            "<": value < limit, "<=": value <= limit, ">": value > limit,
+            ">=": value >= limit, "==": value == limit,
+        }[sign]  # fmt: skip
+
+    return tripped
+
+
+@app.command()
+@_flags(ScanSettings)
+def render(given: dict[str, Any], data: Data = None, config: Config = None) -> None:
+    """The first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass."""
+    from eaft_probe.verbs.render import render as verb
+    from eaft_probe.view.terminal import TRAINED, coloured
+
+    settings = _settled(given, config)
+    if "sample" not in settings:
+        settings.setdefault("limit", 5)
+    console = _out()
+    for row in verb(data, **settings):
+        if row.rendered is None:
+            console.print(f"row {row.row}: rejected: {row.reason}", style="yellow", markup=False)
+            continue
+        r = row.rendered
+        trained, total = int(r.trained.sum()), len(r.ids)
+        console.print(f"row {row.row}: {trained} of {total} tokens trained", style="bold")
+        spans = [(int(a), int(b), TRAINED) for a, b in r.chars[r.trained]]
+        console.print(coloured(r.text, spans))
+
+
+@app.command("list")
+def list_entries(what: Annotated[str, typer.Argument(metavar="statistics|formats")]) -> None:
+    """What there is: statistics or formats."""
+    from rich.table import Table
+
+    from eaft_probe.registry import Registry
+
+    lists = Registry[Callable[[], Table]]("list")
+    lists.add("statistics", _statistics)
+    lists.add("formats", _formats)
+    _out().print(lists[what]())
+
+
+def _statistics() -> Any:
+    from rich.table import Table
+
+    from eaft_probe.columns.statistics import STATISTICS
+
+    table = Table("name", "unit", "meaning", box=None, pad_edge=False)
+    for s in STATISTICS.values():
+        table.add_row(s.name, s.unit, s.meaning + ("" if s.default else " (on request)"))
+    return table
+
+
+def _formats() -> Any:
+    from rich.table import Table
+
+    from eaft_probe.data.formats import FORMATS
+
+    table = Table("name", "columns", "meaning", box=None, pad_edge=False)
+    for name, f in FORMATS.items():
+        table.add_row(name, ", ".join(f.columns), f.meaning)
+    return table
+
+
+def main() -> None:
+    """Runs the command line. The one place where errors become a line and an exit status."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except ProbeError as error:
+        return _complain(error, error.exit_status)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `eaft-probe show DIR | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        status = getattr(error, "exit_code", None)
+        if status is None:
+            raise
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _complain(message, int(status)) if message else int(status)
+
+
+def _complain(error: object, status: int) -> int:
+    print(f"eaft-probe: {one_line(Exception(str(error)), 1000)}", file=sys.stderr)
+    return status

@@ -1,0 +1,50 @@
+"""`show --export`: the examples back as rows, each with its loss, entropy and conflicts."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from eaft_probe.columns.table import Scan
+from eaft_probe.errors import ProbeError, one_line
+
+
+def export(scan: Scan, path: str | Path) -> int:
+    """Writes one JSON line an example, in the order of the data, and returns how many.
+
+    Each has `example`, `key`, `messages` (or `text`), `mean_nll`, `mean_entropy`, `conflicts`,
+    `trained_tokens` and the pass-through columns. Raises `ProbeError` where it cannot write.
+    """
+    path, written = Path(path), 0
+    aside = path.with_name(f".{path.name}.part")
+    counts = "SELECT example, count(*) FROM conflicts GROUP BY example"
+    conflicts = dict(scan.sql.execute(counts).fetchall())
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            for part in scan.part_files("examples"):
+                for batch in pq.ParquetFile(part).iter_batches(batch_size=256):
+                    for row in batch.to_pylist():
+                        line = _row(row, conflicts.get(row["example"], 0))
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        written += 1
+        os.replace(aside, path)
+    except OSError as error:
+        raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return written
+
+
+def _row(row: dict[str, Any], conflicts: int) -> dict[str, Any]:
+    messages = json.loads(row.pop("messages"))
+    text = row.pop("text")
+    body = {"messages": messages} if messages else {"text": text}
+    return {
+        "example": row.pop("example"),
+        "key": row.pop("key"),
+        **body,
+        **row,
+        "conflicts": conflicts,
+    }

@@ -1,0 +1,204 @@
+"""Scans, tokens and progress on a terminal. Text of the data is shown, never obeyed."""
+
+import time
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from eaft_probe.columns.table import Scan
+
+CONFLICT, TRAINED, UNTRAINED = "bold white on red", "black on bright_cyan", "dim"
+# Label probability → colour of a trained token that is no conflict.
+SHADES = ((0.05, "black on yellow"), (0.5, "black on bright_white"), (1.1, "default"))
+PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def printable(text: str) -> str:
+    """Without characters that would steer a terminal: controls and bidirectional marks as \\x, \\u.
+
+    >>> printable("red\\x1b[31m\\n")
+    'red\\\\x1b[31m\\n'
+    """
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return character in "\n\t" or unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Zl",
+        "Zp",
+    )
+
+
+# --- tables ---
+
+
+def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """The numbers of a scan: headline, distributions, conflicts by pair, role and class."""
+    share = 100 * summary["conflict_share"]
+    console.print(
+        f"{summary['conflicts']:,} of {summary['trained_tokens']:,} trained tokens ({share:.2f} %) "
+        f"in {summary['examples_with_conflicts']:,} of {summary['examples']:,} examples are "
+        f"confident conflicts",
+        highlight=False,
+    )
+    console.print(
+        f"{printable(summary['data'])} under {printable(summary['model'])}; "
+        f"{summary['rule']['text']}",
+        style="dim",
+        markup=False,
+        highlight=False,
+    )
+    lost = [f"{summary[k]:,} {v}" for k, v in LOST.items() if summary[k]]
+    if lost:
+        console.print("; ".join(lost), style="yellow", highlight=False)
+    console.print(f"mean nll {summary['mean_nll']:.3f} nats, mean entropy "
+                  f"{summary['mean_entropy']:.3f} nats", highlight=False)  # fmt: skip
+    console.print(_distribution(summary))
+    for title, rows in _groups(summary):
+        if rows:
+            console.print(_table(title, rows))
+
+
+LOST = {
+    "rejected": "rows rejected, see rejected.jsonl",
+    "cut_examples": "examples cut at --max-length",
+}
+
+
+def _distribution(summary: Mapping[str, Any]) -> Table:
+    table = Table("quantile", *summary["entropy_quantiles"], title=None, box=None, pad_edge=False)
+    for name in ("entropy", "prob"):
+        table.add_row(name, *(f"{v:.4f}" for v in summary[f"{name}_quantiles"].values()))
+    return table
+
+
+def _groups(summary: Mapping[str, Any]) -> Iterable[tuple[str, Sequence[Mapping[str, Any]]]]:
+    yield (
+        "conflicts by label and what the model wanted",
+        [{**p, "token": repr(p["token"]), "top1": repr(p["top1"])} for p in summary["pairs"]],
+    )
+    yield "by role", summary["roles"]
+    yield "by class of token", summary["classes"]
+    for name, rows in summary["kept"].items():
+        yield f"examples by {printable(name)}", rows
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int) else "left")
+    for row in rows:
+        cells = [f"{v:,}" if isinstance(v, int) else printable(str(v)) for v in row.values()]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+# --- coloured tokens ---
+
+
+def show_example(console: Console, scan: Scan, example: int) -> bool:
+    """One example with its trained tokens coloured and its conflicts listed; False if not there."""
+    query = "SELECT text, key, mean_nll, trained_tokens FROM examples WHERE example = ?"
+    found = scan.sql.execute(query, [example]).fetchone()
+    if found is None:
+        return False
+    text, key, nll, trained = found
+    tokens = scan.sql.execute(
+        "SELECT char_start, char_end, prob, conflict, token, top1, top1_prob, entropy "
+        "FROM tokens WHERE example = ? ORDER BY position",
+        [example],
+    ).fetchall()
+    flagged = [t for t in tokens if t[3]]
+    title = f"example {example} ({printable(key)}): {len(flagged)} conflicts in {trained} tokens"
+    console.print(f"{title}, mean nll {nll:.3f} nats", style="bold", markup=False, highlight=False)
+    styles = [(t[0], t[1], CONFLICT if t[3] else _shade(t[2])) for t in tokens]
+    console.print(coloured(text, styles))
+    for _, _, prob, _, token, top1, top1_prob, entropy in flagged:
+        line = (
+            f"  {token!r} p={prob:.2g}, the model: {top1!r} p={top1_prob:.2g}, {entropy:.2f} nats"
+        )
+        console.print(printable(line), markup=False, highlight=False)
+    return True
+
+
+def _shade(prob: float) -> str:
+    return next(style for limit, style in SHADES if prob < limit)
+
+
+def coloured(text: str, spans: Iterable[tuple[int, int, str]]) -> Text:
+    """The text with each (start, end, style) in its colour and the rest dim."""
+    out, at = Text(), 0
+    for start, end, style in spans:
+        out.append(printable(text[at:start]), UNTRAINED)
+        out.append(printable(text[max(at, start) : end]), style)
+        at = max(at, end)
+    return out.append(printable(text[at:]), UNTRAINED)
+
+
+LEGEND = (
+    ("conflict", CONFLICT),
+    ("p < 0.05", SHADES[0][1]),
+    ("p < 0.5", SHADES[1][1]),
+    ("likely", SHADES[2][1]),
+    ("not trained", UNTRAINED),
+)
+
+
+def legend() -> Text:
+    """What the colours of `show_example` mean."""
+    return Text("  ").join(Text(f" {name} ", style) for name, style in LEGEND)
+
+
+# --- progress ---
+
+
+class TerminalProgress:
+    """A bar with tokens/s and time left on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.rows = self.done = self.tokens = 0
+        self.began = self.said = time.monotonic()
+
+    def start(self, what: str, rows: int) -> None:
+        self.rows, self.began, self.said = rows, time.monotonic(), time.monotonic()
+        if self.console.is_terminal:
+            rate = TextColumn("{task.fields[rate]:,.0f} tokens/s")
+            columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate)
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            self.task = self.bar.add_task(what, total=rows, rate=0)
+            self.bar.start()
+
+    def advance(self, rows: int, tokens: int) -> None:
+        self.done, self.tokens = self.done + rows, self.tokens + tokens
+        now = time.monotonic()
+        rate = self.tokens / max(now - self.began, 1e-9)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.done, rate=rate)
+        elif now - self.said >= PLAIN_SECONDS:
+            self.said = now
+            self.note(f"{self.done}/{self.rows} rows, {rate:,.0f} tokens/s")
+
+    def note(self, text: str) -> None:
+        self.console.print(printable(text), style="dim", markup=False, highlight=False)
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
