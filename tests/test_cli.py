@@ -1,0 +1,159 @@
+"""The command line as a user meets it: exit statuses, one line on standard error, JSON."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eaft_probe.cli import _run
+
+ROWS = [
+    {"question": f"what is {n}", "answer": f"it is {n} and no more", "tag": "ab"[n % 2]}
+    for n in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: str, model_folder: str) -> str:
+    out = str(tmp_path_factory.mktemp("scan") / "s")
+    wide = ["--entropy-below", "9", "--prob-below", "0.5"]
+    assert _run(["scan", data, "--model", model_folder, "--out", out, "--keep", "tag", *wide]) == 0
+    return out
+
+
+def test_show_prints_the_numbers_as_json(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["show", finished, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["examples"] == 9
+    assert summary["conflict_share"] == summary["conflicts"] / summary["trained_tokens"] > 0
+    assert sum(c["conflicts"] for c in summary["classes"]) == summary["conflicts"]
+    assert sum(r["trained_tokens"] for r in summary["roles"]) == summary["trained_tokens"]
+    assert [k["value"] for k in summary["kept"]["tag"]] == ["a", "b"]
+    assert summary["entropy_quantiles"]["0.5"] > 0
+
+
+@pytest.mark.parametrize(
+    ("gate", "status"),
+    [("conflict_share>0", 3), ("conflict_share > 1", 0), ("examples==9", 3), ("mean_nll<=0", 0),
+     ("no_such>1", 2), ("conflict_share~1", 2), ("conflict_share>e", 2)],
+)  # fmt: skip
+def test_fail_if(finished: str, gate: str, status: int) -> None:
+    assert _run(["show", finished, "--json", "--fail-if", gate]) == status
+
+
+def test_flag_rewrites_only_the_rule(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["flag", finished, "--quantile", "0.5", "--json"]) == 0
+    rule = json.loads(capsys.readouterr().out)["rule"]
+    assert rule["quantile"] == 0.5
+    assert _run(["flag", finished, "--entropy_below", "9", "--prob_below", "0.5"]) == 0
+
+
+def test_show_export_gives_the_rows_back(finished: str, tmp_path: Path) -> None:
+    assert _run(["show", finished, "--export", str(tmp_path / "rows.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    assert [r["messages"][1]["content"] for r in rows] == [r["answer"] for r in ROWS]
+    assert all(r["mean_nll"] > 0 and r["mean_entropy"] > 0 for r in rows)
+    assert sum(r["conflicts"] for r in rows) > 0
+
+
+def test_show_example_colours_its_tokens(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["show", finished, "--example", "2"]) == 0
+    assert "it is 2 and no more" in capsys.readouterr().out
+    assert _run(["show", finished, "--example", "99"]) == 2
+
+
+def test_render_needs_no_forward_pass(
+    data: str, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["render", data, "--model", model_folder, "--limit", "1"]) == 0
+    assert "tokens trained" in capsys.readouterr().out
+
+
+def test_config_file_and_command_line(data: str, model_folder: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"model: {model_folder}\nrows-per-unit: 2\nlimit: 4\n")
+    out = str(tmp_path / "s")
+    assert _run(["scan", data, "--config", str(config), "--limit", "6", "--out", out]) == 0
+    resolved = json.loads((tmp_path / "s/manifest.json").read_text())["config"]
+    assert (resolved["limit"], resolved["rows_per_unit"]) == (6, 2)
+
+
+def test_bad_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, message in [("limt: 3", "limit"), ("limit: many", "--limit"), ("- 1", "mapping"),
+                          ("a: [", "cannot read")]:  # fmt: skip
+        (tmp_path / "c.yaml").write_text(text)
+        assert _run(["scan", "x.jsonl", "--config", str(tmp_path / "c.yaml")]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["scan", "no-such.jsonl"], ["scan", "--no-such-flag"], ["scna"], ["show", "no-such-dir"],
+     ["scan", "--format", "mesages"], ["list", "statistcs"], ["scan", "--model", "./nowhere"],
+     ["scan", "--device", "cuda:99"], ["scan", "--limit", "x"], ["flag", "no-such-dir"]],
+)  # fmt: skip
+def test_bad_input_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert _run(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("eaft-probe: ")
+    assert not (tmp_path / "eaft-scan" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("what", ["statistics", "formats"])
+def test_list_prints_every_entry(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from eaft_probe.columns.statistics import STATISTICS
+    from eaft_probe.data.formats import FORMATS
+
+    assert _run(["list", what]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in {"statistics": STATISTICS, "formats": FORMATS}[what])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["--version"]) == 0
+    assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+def test_interrupt_exits_130_and_a_kill_is_survived(tmp_path: Path, model_folder: str) -> None:
+    """A real process, interrupted and then killed while it works, then left to finish."""
+    rows = [{"question": "q" * 40, "answer": "word " * 300} for _ in range(400)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, "-m", "eaft_probe", "scan", str(data), "--model", model_folder,
+               "--rows-per-unit", "8", "--out"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    cut = tmp_path / "cut"
+    for sent, expected in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        had = len(list(cut.glob("examples/part-*")))
+        process = subprocess.Popen(
+            [*command, str(cut)], stderr=subprocess.PIPE, env=environment, text=True
+        )
+        deadline = time.monotonic() + 120
+        while len(list(cut.glob("examples/part-*"))) <= had and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.01)
+        process.send_signal(sent)
+        errors = process.communicate()[1]
+        assert process.returncode == expected, errors
+        assert "Traceback" not in errors
+    for out in (cut, tmp_path / "whole"):
+        subprocess.run([*command, str(out)], check=True, capture_output=True, env=environment)
+    for part in sorted((tmp_path / "whole").glob("*/part-*.parquet")):
+        assert part.read_bytes() == (cut / part.relative_to(tmp_path / "whole")).read_bytes()

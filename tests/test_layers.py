@@ -1,0 +1,60 @@
+"""Imports only go down, and what must be quick or light imports no torch."""
+
+import ast
+import subprocess
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "eaft_probe"
+FLOORS = {
+    "errors": -1, "registry": 0, "progress": 0, "settings": 0,
+    "data": 1, "model": 1, "columns": 2, "engines": 3, "objectives": 3,
+    "verbs": 4, "view": 5, "cli": 6, "__main__": 7, "__init__": 7,
+}  # fmt: skip
+LIGHT = ("eaft_probe", "eaft_probe.cli", "eaft_probe.columns.table", "eaft_probe.columns.conflicts",
+         "eaft_probe.columns.statistics", "eaft_probe.columns.summary", "eaft_probe.view.terminal",
+         "eaft_probe.settings")  # fmt: skip
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name.split(".")[0] == "eaft_probe"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_imports_only_go_down(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for module in imports(path):
+        other = room(module)
+        assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_imports_no_torch(module: str) -> None:
+    code = f"import sys, {module}; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_in_every_order() -> None:
+    import eaft_probe
+
+    for names in permutations(eaft_probe.__all__):
+        code = (
+            f"from eaft_probe import {', '.join(names)}; assert callable(scan) and callable(Scan)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
