@@ -4,6 +4,7 @@ The bits of a float, read as an integer, sort like the float. One pass counts th
 which finds each wanted rank's bin; a second counts the lower 16 bits within those bins.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -27,14 +28,14 @@ def quantiles(chunks: Chunks, at: Sequence[float]) -> list[float]:
     if not total:
         return [float("nan")] * len(at)
     places = [q * (total - 1) for q in at]
-    ranks = sorted({r for p in places for r in (int(np.floor(p)), int(np.ceil(p)))})
+    ranks = sorted({r for p in places for r in (math.floor(p), math.ceil(p))})
     found = dict(zip(ranks, _order_statistics(chunks, upper, ranks), strict=True))
     return [_between(found, p) for p in places]
 
 
 def _between(found: dict[int, float], place: float) -> float:
     low, high = found[int(np.floor(place))], found[int(np.ceil(place))]
-    return low + (high - low) * (place % 1)
+    return low if low == high else low + (high - low) * (place % 1)  # infinite ones too
 
 
 def _order_statistics(

@@ -153,7 +153,8 @@ def _best(
     whole = sum(cost.whole(len(w.ids)) for w in order[lo:hi])
     rest = sum(cost.behind(prefix, len(w.ids)) for w in order[lo:hi])
     together = whole - rest - cost.whole(prefix)
-    split = lo + 1 + min(range(hi - lo - 1), key=lambda i: common[lo + i])
+    # Of equal ones the middle: else a thousand rows with one system prompt recurse a thousand deep.
+    split = 1 + min(range(lo, hi - 1), key=lambda i: (common[i], abs(lo + hi - 2 * i)))
     left, right = (_best(order, common, a, b, cost) for a, b in ((lo, split), (split, hi)))
     if prefix > 0 and together > left[0] + right[0] and together > WORTH_SHARING * whole:
         return together, [(prefix, lo, hi)]

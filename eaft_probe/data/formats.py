@@ -7,12 +7,13 @@ names the columns seen and the formats tried.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from eaft_probe.errors import FormatError, RowError
 from eaft_probe.registry import Registry
 
 Row = Mapping[str, Any]
+Value = TypeVar("Value")
 
 ROLES = {
     "system": "system",
@@ -98,7 +99,7 @@ class RowFormat:
             raise RowError(f"no column {missing[0]!r}, which format {self.name!r} needs")
         example = FORMATS[self.name].read(row, self.columns)
         key = next((str(row[k]) for k in KEYS if row.get(k) is not None), "")
-        return replace(example, key=key)
+        return replace(example, key=_encodable(key, "the key"))
 
 
 def infer_format(rows: Iterable[Row], columns: Mapping[str, str]) -> RowFormat:
@@ -138,14 +139,20 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _text(value: Any, what: str) -> str:
     """A string, or the joined text parts of one. Raises `RowError` for anything else."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RowError(f"{what} holds invalid Unicode at character {error.start}") from error
-        return value
+        return _encodable(value, what)
     if isinstance(value, list):
         return "".join(_text_part(part, what) for part in value)
     raise RowError(f"{what} should be text, found {type(value).__name__}")
+
+
+def _encodable(value: Value, what: str) -> Value:
+    """The value as it is. Raises `RowError` for half a surrogate pair, which nothing can write."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{what} holds invalid Unicode at character {error.start}") from error
+    return value
 
 
 def _text_part(part: Any, what: str) -> str:
@@ -173,6 +180,7 @@ def _message(value: Any, names: Mapping[str, str], at: int) -> Message:
     text = "" if content is None else _text(content, f"{what}: content")
     used = {role_key, content_key, "tool_calls", *TRAIN_FIELDS}
     extra = {k: v for k, v in value.items() if k not in used and v is not None}
+    calls, extra = _encodable(calls, f"{what}: tool_calls"), _encodable(extra, what)
     return Message(role, text, _own_word(value, what), calls, extra)
 
 
@@ -198,14 +206,14 @@ def _messages(value: Any, names: Mapping[str, str]) -> tuple[Message, ...]:
 
 def _tools(row: Row) -> Sequence[Any] | None:
     tools = row.get("tools")
-    if isinstance(tools, str) and tools.strip():
+    if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
+            tools = json.loads(tools.strip() or "null")
         except json.JSONDecodeError as error:
             raise RowError(f"tools is not JSON: {error.msg}") from error
     if tools and not isinstance(tools, list):
         raise RowError(f"tools should be a list, found {type(tools).__name__}")
-    return tools or None
+    return _encodable(tools, "tools") or None
 
 
 def _pair(row: Row, prompt: str, answer: str) -> tuple[Message, ...]:
@@ -248,8 +256,9 @@ def _read_instruction_response(row: Row, names: Mapping[str, str]) -> Example:
 
 def _instruction(row: Row, answer: str) -> Example:
     """The input follows the instruction after a blank line."""
-    parts = [_text(row[c], c) for c in ("instruction", "input") if row.get(c)]
-    return Example("", _pair({**row, "instruction": "\n\n".join(parts)}, "instruction", answer))
+    parts = _text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")
+    asked = "\n\n".join(filter(None, parts))
+    return Example("", _pair({**row, "instruction": asked}, "instruction", answer))
 
 
 @_format("question-answer", "question answer", "question, answer")

@@ -4,6 +4,7 @@ A source can be read again and again in the same order, holds one record at a ti
 parses more than it must: a JSON line stays bytes until its unit is scored.
 """
 
+import atexit
 import codecs
 import csv
 import glob
@@ -164,6 +165,7 @@ def _spool(stream: io.BufferedIOBase | Any) -> Path:
     """Standard input can be read only once, planning and scoring read twice."""
     with tempfile.NamedTemporaryFile(prefix="eaft-probe-", suffix=".jsonl", delete=False) as file:
         shutil.copyfileobj(stream, file)
+    atexit.register(Path(file.name).unlink, missing_ok=True)
     return Path(file.name)
 
 

@@ -154,10 +154,8 @@ class ChatTemplate:
         return len(before), max(len(before), end - max(map(len, closers), default=0))
 
     def _closed(self, text: str, span: Span) -> list[Span]:
-        """The content and, where one follows and is not inside yet, the end-of-turn token."""
-        if self.closer is None or text[slice(*span)].rstrip().endswith(self.added):
-            return [span]
-        found = self.closer.match(text, span[1])
+        """The content and, where one follows, the end-of-turn token."""
+        found = self.closer.match(text, span[1]) if self.closer else None
         return [span, found.span(1)] if found else [span]
 
     def _find_closer(self) -> re.Pattern[str] | None:

@@ -73,6 +73,8 @@ def head_of(model: Any) -> Head:
     if hasattr(module, "modules_to_save"):  # PEFT trained a copy of the head
         module = module.modules_to_save[module.active_adapter]
     if hasattr(module, "base_layer"):  # PEFT put an adapter on the head
+        # Into a copy of the weights: those of a tied head are the input embeddings as well.
+        module.base_layer.weight = torch.nn.Parameter(module.base_layer.weight.detach().clone())
         module.merge()
         module = module.base_layer
     if module.weight.is_meta:

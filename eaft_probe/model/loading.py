@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +25,10 @@ PROOF_TOKENS = 12
 # Largest difference between the model's own logits and ours, relative to the logits' size:
 # rounding of one dot product. A wrong scale, cap or norm is off by percents.
 PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError),
+    *(SafetensorError, UserWarning),
+)
 
 
 @dataclass
@@ -145,7 +151,7 @@ def load_model(
     device = resolve_device(device)
     folder = _converted(place) if place.gguf else place.folder
     with _quiet(), _as_model_error(name):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _whole_model(
             folder,
             dtype=_dtype(dtype, device),
             device_map=device_map,
@@ -155,7 +161,7 @@ def load_model(
         )
         if device_map is None:
             model.to(device)
-        model = _with_adapter(model, adapter)
+        model = _with_adapter(model, adapter, allow_pickle)
         model.eval()
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     config = model.config.get_text_config()
@@ -195,15 +201,33 @@ def _dtype(dtype: str, device: str) -> Any:
     return DTYPES[dtype]
 
 
-def _with_adapter(model: Any, adapter: str | None) -> Any:
+def _whole_model(folder: Path, **options: Any) -> Any:
+    """A model whose every weight is in its checkpoint: `transformers` draws the others at random."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{len(info['missing_keys'])} weights are not in its files: {names} …")
+    return model
+
+
+def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool) -> Any:
     """The model with a PEFT adapter's layers inside."""
     if adapter is None:
         return model
     if not (Path(adapter) / "adapter_config.json").exists():
         raise ModelError(f"--adapter {adapter} has no adapter_config.json")
-    from peft import PeftModel
+    if not allow_pickle and not (Path(adapter) / "adapter_model.safetensors").exists():
+        raise ModelError(
+            f"--adapter {adapter} has no adapter_model.safetensors; "
+            f"pickled weights need --allow-pickle"
+        )
+    from peft import PeftConfig, PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).get_base_model()
+    if PeftConfig.from_pretrained(adapter).is_prompt_learning:
+        raise ModelError(f"--adapter {adapter} is a learned prompt; only layers can be adapted")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        return PeftModel.from_pretrained(model, adapter).get_base_model()
 
 
 def _converted(place: Place) -> Path:
@@ -216,7 +240,7 @@ def _converted(place: Place) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
         unpacked = Path(temporary) / "model"
         with _quiet(), _as_model_error(place.name):
-            model = AutoModelForCausalLM.from_pretrained(
+            model = _whole_model(
                 place.folder,
                 gguf_file=place.gguf,
                 dtype=torch.float32,
@@ -235,7 +259,7 @@ def _converted(place: Place) -> Path:
 def _as_model_error(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+    except LOADING_ERRORS as error:
         hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""
         raise ModelError(f"cannot load model {name}: {one_line(error)}{hint}") from error
 

@@ -226,11 +226,12 @@ class UnitRows:
 
 
 def _kept(row: Mapping[str, Any], name: str) -> str | None:
-    """A pass-through value: text as it is, anything else as JSON."""
+    """A pass-through value: text as it is (half surrogates escaped), anything else as JSON."""
     value = row.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _messages_json(messages: Sequence[Message]) -> str:

@@ -1,0 +1,295 @@
+"""What loads, what is refused, and that a refusal is one line naming what helps."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+
+from eaft_probe.errors import ModelError
+from eaft_probe.model.loading import load_model, load_tokenizer
+from eaft_probe.model.places import cache_folder, context_length, find_model
+
+IDS = tiny.token_ids(2, 13)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("llama"), tiny.build())
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A model folder that a test may damage."""
+    return tiny.save(tmp_path / "model", tiny.build())
+
+
+def refused(name: Path | str, **options: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_model(str(name), **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
+
+
+def test_a_folder_loads(folder: Path) -> None:
+    model = load_model(str(folder))
+    assert model.dtype == torch.float32
+    assert model.device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert model.max_length == 64
+    assert model.place.folder == folder
+    assert model.tokenizer.decode(model.tokenizer("fox").input_ids) == "fox"
+    assert not model.body.training
+
+
+def test_the_tokenizer_loads_alone_with_its_template(folder: Path) -> None:
+    tokenizer = load_tokenizer(str(folder))
+    messages = [{"role": "user", "content": "Hé"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text == "<|im_start|>user\nHé<|im_end|>\n"
+
+
+def test_pickled_weights_are_refused_unless_asked_for(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    torch.save(tiny.build().state_dict(), copy / "pytorch_model.bin")
+    weights.unlink()
+    assert "--allow-pickle" in refused(copy)
+    model = load_model(str(copy), allow_pickle=True)
+    assert torch.equal(model.head.weight, tiny.build().lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    "name", ["/no/such/model", "./missing", "~/missing", "nothing", "missing.gguf", "a/b/c"]
+)
+def test_missing_models_are_refused(name: str) -> None:
+    message = refused(name)
+    assert message.startswith("no model at ")
+    assert "smollm2" in message
+
+
+def test_an_empty_name_is_refused() -> None:
+    assert refused("")
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a model")
+    assert "notes.txt" in refused(tmp_path / "notes.txt")
+
+
+def test_a_gguf_file_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "fake.gguf").write_text("not a model")
+    assert "fake.gguf" in refused(tmp_path / "fake.gguf")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    assert "no config.json" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_type": "no-such-kind"}'])
+def test_a_damaged_config_is_refused(copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text)
+    assert "cannot load model" in refused(copy)
+
+
+def test_another_kind_of_model_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    assert "cannot load model" in refused(copy)
+
+
+def test_truncated_weights_are_refused(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    message = refused(copy)
+    assert "cannot load model" in message
+    assert "--allow-pickle" not in message
+
+
+def test_missing_weights_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    assert "cannot load model" in refused(copy)
+
+
+def test_weights_of_other_shapes_are_refused(copy: Path) -> None:
+    tiny.build(hidden_size=64).save_pretrained(copy.parent / "other")
+    (copy.parent / "other" / "model.safetensors").replace(copy / "model.safetensors")
+    assert "cannot load model" in refused(copy)
+
+
+def test_weights_that_leave_layers_out_are_refused(copy: Path) -> None:
+    """Else the missing layers would be random, and every number with them."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if "layers.1.mlp" not in k}
+    save_file(kept, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "layers.1.mlp" in refused(copy)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    tiny.build().save_pretrained(tmp_path)
+    assert "cannot load model" in refused(tmp_path)
+
+
+def test_unknown_dtypes_and_devices_are_refused(folder: Path) -> None:
+    assert "--dtype takes auto, float32" in refused(folder, dtype="float8")
+    assert "--device" in refused(folder, device="abacus")
+    assert "--device" in refused(folder, device="cuda:77")
+
+
+# Adapters
+
+
+def trained_adapter(base: Any, config: Any, folder: Path) -> Path:
+    """An adapter that changes its model: random numbers where training would begin with 0."""
+    model = get_peft_model(base, config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+def lora(*targets: str, **more: Any) -> LoraConfig:
+    return LoraConfig(r=4, task_type=TaskType.CAUSAL_LM, target_modules=list(targets), **more)
+
+
+ADAPTERS = {
+    "attention": lora("q_proj", "v_proj"),
+    "attention and head": lora("q_proj", "lm_head"),
+    "head alone": lora("lm_head"),
+    "head with dora": lora("lm_head", use_dora=True),
+    "head trained whole": lora("q_proj", modules_to_save=["lm_head"]),
+    "norms trained whole": lora("q_proj", modules_to_save=["norm"]),
+}
+
+
+@pytest.fixture
+def quiet_peft() -> Iterator[None]:
+    """PEFT warns of adapters on tied weights and of saving embeddings; both are meant here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+@pytest.mark.usefixtures("quiet_peft")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_equal_the_peft_model(tmp_path: Path, name: str, tied: bool) -> None:
+    architecture = "llama-tied" if tied else "llama"
+    folder = tiny.save(tmp_path / "base", tiny.build(architecture))
+    adapter = trained_adapter(tiny.build(architecture), ADAPTERS[name], tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(tiny.build(architecture), adapter).eval()
+    with torch.inference_mode():
+        wanted = theirs(input_ids=IDS).logits
+        plain = tiny.build(architecture)(input_ids=IDS).logits
+    assert (wanted - plain).abs().max() > 0.1
+    model = load_model(str(folder), adapter=str(adapter))
+    ours = model.head.logits(model.hidden(IDS).flatten(0, 1)).view_as(wanted)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_folder_without_adapter_config_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert "no adapter_config.json" in refused(folder, adapter=str(tmp_path))
+    assert "no adapter_config.json" in refused(folder, adapter="/no/such/adapter")
+
+
+def test_an_adapter_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = tiny.build(hidden_size=64, num_attention_heads=8)
+    adapter = trained_adapter(other, ADAPTERS["attention"], tmp_path)
+    assert "size mismatch" in refused(folder, adapter=str(adapter))
+
+
+def test_a_damaged_adapter_is_refused(folder: Path, tmp_path: Path) -> None:
+    adapter = trained_adapter(tiny.build(), ADAPTERS["attention"], tmp_path)
+    (adapter / "adapter_config.json").write_text("{")
+    refused(folder, adapter=str(adapter))
+
+
+def test_an_adapter_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    adapter = trained_adapter(tiny.build(), ADAPTERS["attention"], tmp_path)
+    (adapter / "adapter_model.safetensors").unlink()
+    refused(folder, adapter=str(adapter))
+
+
+def test_a_pickled_adapter_is_refused_unless_asked_for(folder: Path, tmp_path: Path) -> None:
+    adapter = trained_adapter(tiny.build(), ADAPTERS["attention"], tmp_path)
+    from safetensors.torch import load_file
+
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter / "adapter_model.bin")
+    safe = load_model(str(folder), adapter=str(adapter)).hidden(IDS)
+    weights.unlink()
+    assert "--allow-pickle" in refused(folder, adapter=str(adapter))
+    pickled = load_model(str(folder), adapter=str(adapter), allow_pickle=True).hidden(IDS)
+    assert torch.equal(safe, pickled)
+
+
+def test_an_adapter_that_leaves_layers_out_is_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapter = trained_adapter(tiny.build(), ADAPTERS["attention"], tmp_path)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    kept = {k: v for k, v in weights.items() if "layers.1" not in k}
+    save_file(kept, adapter / "adapter_model.safetensors")
+    assert "missing adapter keys" in refused(folder, adapter=str(adapter))
+
+
+@pytest.mark.usefixtures("quiet_peft")
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_adapters_that_are_prompts_are_refused(folder: Path, tmp_path: Path, config: Any) -> None:
+    """They live outside the base model, so taking it apart would leave them out unsaid."""
+    prompts = config(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4)
+    adapter = trained_adapter(tiny.build(), prompts, tmp_path)
+    assert "--adapter" in refused(folder, adapter=str(adapter))
+
+
+# Places
+
+
+def test_identity_follows_the_weights(copy: Path) -> None:
+    before = find_model(str(copy)).identity()
+    assert find_model(str(copy)).identity() == before
+    tiny.build(seed=1).save_pretrained(copy)
+    assert find_model(str(copy)).identity() != before
+
+
+def test_identity_reads_blocks_of_large_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(3_000_000))
+    before = find_model(str(tmp_path)).identity()
+    weights.write_bytes(bytes(2_999_999) + b"x")
+    assert find_model(str(tmp_path)).identity() != before
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    monkeypatch.delenv("EAFT_PROBE_CACHE", raising=False)
+    assert cache_folder() == Path("/somewhere/eaft-probe")
+    monkeypatch.setenv("EAFT_PROBE_CACHE", "/else")
+    assert cache_folder() == Path("/else")
+
+
+def test_context_length_is_the_configs(folder: Path, tmp_path: Path) -> None:
+    assert context_length(folder) == 64
+    (tmp_path / "config.json").write_text("{}")
+    assert context_length(tmp_path) is None
