@@ -58,11 +58,9 @@ class Renderer:
         self.train_on, self.tool_calls = train_on, tool_calls
         added = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
         self.specials = re.compile("|".join(map(re.escape, added)) or r"(?!)")
-        source = tokenizer.chat_template
+        source = _chat_template(tokenizer)
         self.template = (
-            ChatTemplate(source, dict(tokenizer.special_tokens_map), added)
-            if isinstance(source, str)
-            else None
+            ChatTemplate(source, dict(tokenizer.special_tokens_map), added) if source else None
         )
 
     def __call__(self, example: Example) -> Rendered:
@@ -219,6 +217,16 @@ class Renderer:
         hidden = [b for b in range(256) if b not in shown]
         table = {chr(b): b for b in shown}
         return table | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    """The chat template; of several by name the default one. Raises `ModelError` for none such."""
+    source = tokenizer.chat_template
+    if not isinstance(source, dict):
+        return source or None
+    if "default" not in source:
+        raise ModelError(f"no chat template named 'default', only {', '.join(source)}")
+    return str(source["default"])
 
 
 def _ends(chars: NDArray[np.int32], text: str) -> bool:

@@ -231,7 +231,7 @@ def _seekable(file: Any) -> Any:
     """Tables are read from their end, which a compressed stream cannot give."""
     if file.seekable():
         return file
-    copy = tempfile.TemporaryFile()
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  closed with the reader that holds it
     shutil.copyfileobj(file, copy)
     copy.seek(0)
     return copy

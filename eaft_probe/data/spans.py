@@ -173,7 +173,7 @@ class ChatTemplate:
 
 
 def _with_opening_tag(text: str, start: int, content: str) -> int:
-    """A template that rewrites `<think>…` writes the tag itself: it is the content's all the same."""
+    """A template that rewrites `<think>…` writes the tag itself; it is still the content's."""
     tag = re.match(r"\s*(<[^<>\s]+>)", content)
     before = text[:start].rstrip()
     if tag and before.endswith(tag[1]):

@@ -5,7 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class CausalLM:
     tokenizer: Any
     place: Place
     config: Any
+    _prefix: tuple[torch.Tensor, Any] | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -64,10 +65,19 @@ class CausalLM:
         """
         input_ids = input_ids.to(self.device)
         if prefix is None or not len(prefix):
+            self._prefix = None
             return self._last(input_ids=input_ids, use_cache=False)
-        cache = empty_prefix(self.config)
-        self._last(input_ids=prefix[None].to(self.device), past_key_values=cache, use_cache=True)
+        cache = self._cached(prefix)
         return self._last(input_ids=input_ids, past_key_values=cache, use_cache=True)
+
+    def _cached(self, prefix: torch.Tensor) -> Any:
+        """The prefix's keys and values, kept for the batches that follow behind the same one."""
+        if self._prefix is None or not torch.equal(self._prefix[0], prefix):
+            cache = empty_prefix(self.config)
+            ids = prefix[None].to(self.device)
+            self._last(input_ids=ids, past_key_values=cache, use_cache=True)
+            self._prefix = (prefix, cache)
+        return self._prefix[1]
 
     def _last(self, **inputs: Any) -> torch.Tensor:
         return self.body(**inputs)[0]  # type: ignore[no-any-return]
@@ -202,7 +212,7 @@ def _dtype(dtype: str, device: str) -> Any:
 
 
 def _whole_model(folder: Path, **options: Any) -> Any:
-    """A model whose every weight is in its checkpoint: `transformers` draws the others at random."""
+    """A model with every weight in its files; `transformers` would draw the others at random."""
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])

@@ -113,6 +113,15 @@ def tied() -> Case:
     return exact_case(logits, [199, 0, 57, 11, 198])
 
 
+def tied_by_blocks() -> Case:
+    """Where the k largest are looked for in columns: two likeliest tokens, in any two places."""
+    logits = torch.zeros(5, 2613)
+    places = [(1, 40), (40, 41), (39, 2599), (2600, 2612), (7, 2612)]
+    for row, pair in zip(logits, places, strict=True):
+        row[list(pair)] = 2.0
+    return exact_case(logits, [40, 40, 5, 2612, 9])
+
+
 def impossible(vocab: int, possible: int, scale: float = 1.0) -> Case:
     """All tokens but some have logit −∞."""
     bias = torch.full((vocab,), -math.inf)
@@ -132,6 +141,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "largest by blocks": lambda: random_case(64 * 45 + 13),
     "largest by blocks, no rest": lambda: random_case(64 * 40),
     "largest in one block": lambda: exact_case(torch.arange(2600.0).flip(0)[None] / 100, [2]),
+    "largest behind the blocks": lambda: exact_case(torch.arange(2613.0)[None] / 100, [2600]),
+    "ties by blocks": tied_by_blocks,
     "wide": lambda: random_case(300, spread=6.0),
     "label certain": lambda: peaked(12.0),
     "label more than certain": lambda: peaked(90.0),

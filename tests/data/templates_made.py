@@ -24,7 +24,8 @@ LLAMA3 = """\
 {{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
 
 MISTRAL = """\
-{{ bos_token }}{%- for m in messages %}{%- if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}\
+{{ bos_token }}{%- for m in messages %}{%- if m.role == 'user' %}\
+{{ '[INST] ' + m.content + ' [/INST]' }}\
 {%- elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}\
 {%- else %}{{ raise_exception('Only user and assistant roles!') }}{%- endif %}{%- endfor %}"""
 
@@ -39,7 +40,8 @@ GLM = """\
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{%- endif %}"""
 
 GEMMA = """\
-{{ '<bos>' }}{%- if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{%- endif %}\
+{{ '<bos>' }}{%- if messages[0].role == 'system' %}\
+{{ raise_exception('No system role') }}{%- endif %}\
 {%- for m in messages %}{%- set role = 'model' if m.role == 'assistant' else m.role %}\
 {{ '<start_of_turn>' + role + '\\n' + m.content | trim + '<end_of_turn>\\n' }}{%- endfor %}\
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{%- endif %}"""

@@ -1,7 +1,8 @@
-"""Windows and batches: every token predicted once, the budget held, prefixes shared where it pays."""
+"""Windows and batches: every token predicted once, the budget held, prefixes shared at a gain."""
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_the_windows_of_a_text_predict_every_token_once(length: int) -> None:
     assert cut == 0
     predicted = Counter(int(w.start + p) for w in made for p in np.flatnonzero(w.trained))
     assert predicted == Counter(range(1, length))
-    for before, after in zip(made, made[1:], strict=False):
+    for before, after in pairwise(made):
         assert after.start == before.start + len(before.ids) - 1
     for w in made:
         assert w.example == 3

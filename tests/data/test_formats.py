@@ -125,7 +125,7 @@ def test_unknown_columns_are_named_with_all_formats() -> None:
 
 
 def test_no_rows_at_all_is_no_format() -> None:
-    with pytest.raises(FormatError, match="(none)"):
+    with pytest.raises(FormatError, match=r"\(none\)"):
         infer_format([], {})
 
 

@@ -513,3 +513,20 @@ def test_a_cut_keeps_everything_in_step() -> None:
 def test_a_tokenizer_without_offsets_is_refused() -> None:
     with pytest.raises(ModelError, match="offsets"):
         Renderer(object())
+
+
+def test_of_several_templates_the_default_is_taken() -> None:
+    tokenizer = byte_level(None)
+    tokenizer.chat_template = {"default": templates.CHATML, "rag": templates.LLAMA3}
+    rendered = Renderer(tokenizer)(Example("", CHAT))
+    assert runs(tokenizer, rendered) == ["It is 4.<|im_end|>", "Two.<|im_end|>"]
+    tokenizer.chat_template = {"rag": templates.LLAMA3}
+    with pytest.raises(ModelError, match="rag"):
+        Renderer(tokenizer)
+
+
+def test_a_call_that_ends_with_an_added_token_still_has_its_end_of_turn() -> None:
+    tokenizer = byte_level(templates.QWEN25)
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    rendered = Renderer(tokenizer)(Example("", (user("Hi"), said("", tool_calls=[CALL]))))
+    assert runs(tokenizer, rendered)[0].endswith("</tool_call><|im_end|>")

@@ -26,6 +26,10 @@ def rows_of(units: list[Unit]) -> list[list[int]]:
     return [[r.row for r in u.records] for u in units]
 
 
+def flat(units: list[Unit]) -> list[int]:
+    return [r.row for u in units for r in u.records]
+
+
 def test_units_close_at_their_number_of_rows() -> None:
     _, units = planned(source(7), rows_per_unit=3)
     assert rows_of(units) == [[0, 1, 2], [3, 4, 5], [6]]
@@ -53,7 +57,7 @@ def test_a_limit_takes_the_first_rows() -> None:
 
 def test_a_sample_is_drawn_the_same_and_keeps_its_row_numbers() -> None:
     plan, units = planned(source(100), rows_per_unit=4, sample=10)
-    drawn = sum(rows_of(units), [])
+    drawn = flat(units)
     assert drawn == sorted(set(drawn))
     assert len(drawn) == plan.rows == 10
     assert max(drawn) > 10
@@ -67,7 +71,7 @@ def test_a_sample_of_more_than_there_is_takes_all() -> None:
 
 def test_a_sample_comes_from_the_limit() -> None:
     _, units = planned(source(100), sample=5, limit=10)
-    assert max(sum(rows_of(units), [])) < 10
+    assert max(flat(units)) < 10
 
 
 @pytest.mark.parametrize("selection", [{}, {"limit": 0}, {"sample": 0}])

@@ -1,6 +1,5 @@
 """`head(body(x))` equals `model(x).logits` for every architecture, or the model is refused."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,14 @@ HALVES = {"bfloat16": (torch.bfloat16, 2**-8), "float16": (torch.float16, 2**-11
 @pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def loaded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, CausalLM, torch.Tensor]]:
+) -> tuple[str, CausalLM, torch.Tensor]:
     """(name, the loaded model, the logits of the model as transformers runs it)."""
     folder = tmp_path_factory.mktemp(request.param)
     tiny.save(folder, tiny.build(request.param))
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits = plain(input_ids=IDS).logits
-    yield request.param, load_model(str(folder)), logits
+    return request.param, load_model(str(folder)), logits
 
 
 def test_head_over_body_is_the_model(loaded: tuple[str, CausalLM, torch.Tensor]) -> None:
@@ -138,7 +137,7 @@ def test_a_forward_that_alters_its_logits_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_hidden_size_that_the_logits_skip_is_refused() -> None:
+def test_a_head_with_too_few_tokens_is_refused() -> None:
     model = tiny.build()
     right = _taken_apart(model)
     short = replace(right.head, weight=right.head.weight[:-1])

@@ -1,0 +1,34 @@
+"""The README speaks of columns, flags and settings that exist."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from eaft_probe.cli import _run
+from eaft_probe.columns.statistics import STATISTICS
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = re.findall(r"^eaft-probe (\w+)(.*?)(?:#.*)?$", README, re.MULTILINE)
+
+
+def test_every_default_column_is_listed_with_its_meaning() -> None:
+    for s in STATISTICS.values():
+        if s.default:
+            assert f"| `{s.name}` | {s.unit} | {s.meaning} |" in README
+
+
+@pytest.mark.parametrize("command", sorted({c for c, _ in COMMANDS}))
+def test_flags_of_the_examples_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    for _, rest in (c for c in COMMANDS if c[0] == command):
+        for name in re.findall(r"--[a-z-]+", rest):
+            assert name in shown
+
+
+def test_every_setting_has_a_help_text() -> None:
+    from eaft_probe.settings import ScanSettings
+
+    assert all(f.metadata["help"] for f in fields(ScanSettings))
