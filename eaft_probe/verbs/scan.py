@@ -72,8 +72,10 @@ def scan(
     if not (folder / MANIFEST).exists():
         _score(folder, units, row_format, plan, chosen, progress)
     finished = Scan.open(folder)
-    rule = ConflictRule.given(chosen.entropy_below, chosen.prob_below, chosen.quantile)
-    if not (folder / CONFLICTS).exists() or not _same_rule(finished.rule, rule):
+    thresholds = (chosen.entropy_below, chosen.prob_below, chosen.quantile)
+    rule = ConflictRule.given(*thresholds)
+    flagged = (folder / CONFLICTS).exists()
+    if not flagged or (any(t is not None for t in thresholds) and not _same(finished.rule, rule)):
         finished.flag(rule)
     return finished
 
@@ -112,7 +114,7 @@ def selection(settings: ScanSettings) -> Selection:
     return Selection(settings.limit, settings.sample, settings.seed)
 
 
-def _same_rule(stored: ConflictRule, asked: ConflictRule) -> bool:
+def _same(stored: ConflictRule, asked: ConflictRule) -> bool:
     """A stored quantile rule holds the thresholds it resolved to; asked ones not yet."""
     by_quantile = asked.quantile is not None and stored.quantile == asked.quantile
     return by_quantile or stored == asked
