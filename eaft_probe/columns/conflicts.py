@@ -30,6 +30,8 @@ class ConflictRule:
     quantile: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("entropy_below", "prob_below"):  # a NumPy float would compare in float64
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not (math.isfinite(self.entropy_below) and math.isfinite(self.prob_below)):
             raise BadInput("the thresholds of a conflict rule are finite numbers")
         if self.quantile is not None and not 0 < self.quantile < 1:

@@ -95,17 +95,15 @@ def data_format(source: Source, settings: ScanSettings) -> RowFormat:
     if settings.format is not None:
         FORMATS[settings.format]
         return RowFormat(settings.format, settings.columns)
-
-    def parsed() -> Iterator[Mapping[str, Any]]:
-        for record in islice(source.records(), FORMAT_ROWS):
-            try:
-                yield record.parse()
-            except RowError:
-                continue
-
-    rows = list(parsed())
-    if not rows and next(iter(source.records()), None) is None:
-        raise DataError(f"{source.name} has no rows")
+    rows, reasons = [], []
+    for record in islice(source.records(), FORMAT_ROWS):
+        try:
+            rows.append(record.parse())
+        except RowError as error:
+            reasons.append(str(error))
+    if not rows:
+        why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
+        raise DataError(f"{source.name}: {why}")
     return infer_format(rows, settings.columns)
 
 

@@ -26,7 +26,7 @@ COLUMNS = {
     "top1_id": "int32", "top1": "dictionary<values=string, indices=int32, ordered=0>",
     "top1_prob": "float", "grad_logits": "float", "grad_head": "float",
 }  # fmt: skip
-WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()
+WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
 
 
 def chat(number: int, turns: int = 1, system: str | None = None) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_another_scan_in_the_folder_is_refused(tmp_path: Path, model_folder: str
         scan(ROWS, tmp_path / "s", model=model_folder, train_on="all")
     assert "--overwrite" in str(error.value)
     with pytest.raises(ScanError, match=r"data\.fingerprint"):
-        scan(ROWS[:-1] + [chat(99)], tmp_path / "s", model=model_folder)
+        scan([*ROWS[:-1], chat(99)], tmp_path / "s", model=model_folder)
     again = scan(ROWS, tmp_path / "s", model=model_folder, train_on="all", overwrite=True)
     assert again.manifest["config"]["train_on"] == "all"
     (tmp_path / "mine").mkdir()
