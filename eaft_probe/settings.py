@@ -86,6 +86,8 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
 
     def __post_init__(self) -> None:
         RuleSettings.__post_init__(self)
+        if len(set(self.keep)) < len(self.keep):
+            raise BadInput("--keep names a column twice")
         for name in ("rows_per_unit", "max_length", "limit", "sample", "tokens_per_batch"):
             value, least = getattr(self, name), 2 if name == "max_length" else 1
             if value not in (None, "auto") and value < least:

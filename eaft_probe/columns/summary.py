@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eaft_probe.columns.table import EXAMPLES, Scan
+from eaft_probe.columns.table import Scan
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_PAIRS, MOST_VALUES = 15, 10
@@ -117,9 +117,12 @@ def _classes(scan: Scan) -> list[dict[str, Any]]:
 
 def kept_columns(scan: Scan) -> list[str]:
     """The pass-through columns with few enough values to group by."""
-    names = [n for n in scan.manifest["config"]["keep"] if n not in [e[0] for e in EXAMPLES]]
     query = 'SELECT count(DISTINCT "{}") FROM examples'
-    return [n for n in names if 0 < _row(scan, query.format(_name(n)))[0] <= MOST_VALUES]
+    return [
+        n
+        for n in scan.manifest["config"]["keep"]
+        if 0 < _row(scan, query.format(_name(n)))[0] <= MOST_VALUES
+    ]
 
 
 def _kept(scan: Scan, name: str) -> list[dict[str, Any]]:

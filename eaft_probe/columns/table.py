@@ -52,6 +52,8 @@ EXAMPLES = (
     ("mean_entropy", pa.float32(), "nats", "mean entropy over the trained tokens"),
 )
 
+EXAMPLE_COLUMNS = tuple(e[0] for e in EXAMPLES)
+
 
 def _field(name: str, kind: pa.DataType, unit: str, meaning: str) -> pa.Field:
     return pa.field(name, kind, metadata={"unit": unit, "meaning": meaning})

@@ -19,6 +19,7 @@ from eaft_probe.columns.conflicts import ConflictRule, write_json
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.columns.table import (
     CONFLICTS,
+    EXAMPLE_COLUMNS,
     MANIFEST,
     PLAN,
     REJECTED,
@@ -91,11 +92,11 @@ def open_data(data: Any, settings: ScanSettings) -> Source:
 
 
 def data_format(source: Source, settings: ScanSettings) -> RowFormat:
-    """The format the user named, or the one that the first rows fit. Raises `FormatError`."""
-    if settings.format is not None:
-        FORMATS[settings.format]
-        return RowFormat(settings.format, settings.columns)
-    rows, reasons = [], []
+    """The format the user named, or the one that the first rows fit.
+
+    Raises `FormatError`, or `BadInput` where --keep names a column that cannot be kept.
+    """
+    rows, reasons = list[Mapping[str, Any]](), list[str]()
     for record in islice(source.records(), FORMAT_ROWS):
         try:
             rows.append(record.parse())
@@ -104,6 +105,14 @@ def data_format(source: Source, settings: ScanSettings) -> RowFormat:
     if not rows:
         why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
         raise DataError(f"{source.name}: {why}")
+    for name in settings.keep:
+        if name in EXAMPLE_COLUMNS:
+            raise BadInput(f"--keep {name}: the examples have a column of that name anyway")
+        if not any(name in row for row in rows):
+            raise BadInput(f"--keep {name}: no such column; there are {', '.join(rows[0])}")
+    if settings.format is not None:
+        FORMATS[settings.format]
+        return RowFormat(settings.format, settings.columns)
     return infer_format(rows, settings.columns)
 
 

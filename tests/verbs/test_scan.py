@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.measure import measure
 from eaft_probe.errors import BadInput, DataError, MissingColumn, NonFinite, ProbeError, ScanError
 
 COLUMNS = {
@@ -211,6 +212,30 @@ def test_rejected_rows_are_listed(tmp_path: Path, model_folder: str) -> None:
         scan(path, tmp_path / "strict", model=model_folder, strict=True)
 
 
+def test_a_unit_without_a_usable_row_is_an_empty_part(tmp_path: Path, model_folder: str) -> None:
+    rows = [ROWS[0], {"messages": []}, ROWS[1]]
+    done = scan(rows, tmp_path / "s", model=model_folder, rows_per_unit=1, entropy_below=9.0)
+    assert list(done.examples()["example"]) == [0, 2]
+    assert set(done.tokens()["example"]) == {0, 2}
+    assert [p["rows"] > 0 for p in done.manifest["parts"]] == [True, False, True]
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(
+    tmp_path: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scan(ROWS, tmp_path / "whole", model=model_folder).tokens()
+
+    def small_memory(model: Any, batch: Any, *more: Any) -> Any:
+        if len(batch.window) > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return measure(model, batch, *more)
+
+    monkeypatch.setattr("eaft_probe.verbs.score.measure", small_memory)
+    done = scan(ROWS, tmp_path / "small", model=model_folder)
+    assert done.manifest["counts"]["halved"] > 0
+    assert np.abs(done.tokens()["logprob"] - whole["logprob"]).max() < 1e-4
+
+
 def test_nothing_to_score(tmp_path: Path, model_folder: str) -> None:
     rows = [{"messages": [{"role": "user", "content": "x"}]}]
     with pytest.raises(DataError, match="nothing to score"):
@@ -337,6 +362,8 @@ def test_settings_are_checked(tmp_path: Path, model_folder: str) -> None:
         ({"statistics": ["entrpy"]}, "entropy"),
         ({"format": "mesages"}, "messages"),
         ({"tokens_per_batch": "many"}, "--tokens-per-batch"),
+        ({"keep": ["text"]}, "--keep text"),
+        ({"keep": ["nothing"]}, "there are id, messages"),
     ]:
         with pytest.raises(BadInput, match=message):
             scan(ROWS, tmp_path / "s", **{"model": model_folder, **settings})
