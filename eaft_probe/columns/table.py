@@ -105,7 +105,7 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
     plain = {*floats, *counting}
     return {
         "compression": "zstd",
-        "compression_level": 9,
+        "compression_level": 3,  # level 9 saved 1 % and took 2.5 times as long
         "use_dictionary": [f.name for f in schema if f.name not in plain],
         "column_encoding": {
             **dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
