@@ -165,7 +165,7 @@ def flag(given: dict[str, Any], folder: Dir, as_json: Json = False) -> None:
 def show(
     folder: Dir,
     example: Annotated[int | None, typer.Option(help="one example, coloured")] = None,
-    worst: Annotated[int, typer.Option(help="how many of the worst examples")] = 3,
+    worst: Annotated[int, typer.Option(min=0, help="how many of the worst examples")] = 3,
     export: Annotated[
         str | None, typer.Option(help="write the rows with their loss to F.jsonl")
     ] = None,
@@ -182,6 +182,8 @@ def show(
         from eaft_probe.verbs.export import export as verb
 
         print(f"{verb(opened, export):,} rows in {export}", file=sys.stderr)
+    if example is not None and (as_json or gate):
+        raise BadInput("--example shows one example; --json and --fail-if speak of the whole scan")
     if example is not None:
         if not show_example(_out(), opened, example):
             raise BadInput(f"{folder} has no example {example}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.errors import BadInput
+from eaft_probe.errors import BadInput, ScanError
 
 # 0.17 of the largest entropy over 20 tokens, the centre of the sigmoid gate in arXiv 2601.02151.
 ENTROPY_BELOW = 0.17 * math.log(20)  # 0.509 nats
@@ -71,7 +71,10 @@ class ConflictRule:
     def load(cls, folder: Path) -> "ConflictRule":
         """The rule a scan is flagged with; the default where none was stored."""
         path = folder / RULE_FILE
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        try:
+            return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        except (ValueError, TypeError) as error:
+            raise ScanError(f"{path} is damaged; `eaft-probe flag` writes it anew") from error
 
 
 def write_json(path: Path, value: Any) -> None:

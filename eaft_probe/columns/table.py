@@ -117,11 +117,13 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
 
 def unit_report(folder: Path, index: int) -> dict[str, Any] | None:
     """What a finished unit reported; None where it is not finished."""
-    path = folder / "examples" / part_name(index)
-    if not path.exists() or not (folder / "tokens" / part_name(index)).exists():
-        return None
-    metadata = pq.read_schema(path).metadata or {}
-    return json.loads(metadata[REPORT_KEY])  # type: ignore[no-any-return]
+    try:
+        metadata = pq.read_schema(folder / "examples" / part_name(index)).metadata or {}
+        report = json.loads(metadata[REPORT_KEY])
+        rows = pq.read_metadata(folder / "tokens" / part_name(index)).num_rows
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None  # not there, or damaged by a crash: scored again
+    return report if rows == report["counts"]["trained_tokens"] else None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Scan:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             version = manifest["schema_version"]
+            _ = (manifest["parts"], manifest["columns"], manifest["counts"], manifest["config"])
         except (ValueError, KeyError, TypeError) as error:
             raise ScanError(f"{path / MANIFEST} is damaged") from error
         if version != SCHEMA_VERSION:

@@ -240,7 +240,10 @@ def _read_prompt_completion(row: Row, names: Mapping[str, str]) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         return Example("", _pair(row, "prompt", "completion"), plain=True)
-    asked = tuple(replace(m, trained=False) for m in _messages(prompt, names))
+    # Answers within the prompt are given, not learned; --train-on all may still take the rest.
+    asked = tuple(
+        replace(m, trained=False) if m.role == "assistant" else m for m in _messages(prompt, names)
+    )
     return Example("", (*asked, *_messages(completion, names)), tools=_tools(row))
 
 
@@ -285,6 +288,13 @@ def _read_labelled(row: Row, names: Mapping[str, str]) -> Example:
         if label not in (token, -100):
             raise RowError(f"label {label} at {at} is neither the token there ({token}) nor -100")
     return Example("", (), labelled=(ids, labels))
+
+
+# What --columns may map: the columns of every format, optional ones, and the keys of messages.
+MAPPABLE = {c for f in FORMATS.values() for c in f.columns} | {
+    *("system", "input", "tools", "role", "content"),
+    *KEYS,
+}
 
 
 def _integers(value: Any, what: str) -> list[int]:

@@ -132,6 +132,8 @@ def open_source(
     if name == "-":
         return Files("-", (_spool(sys.stdin.buffer),))
     path = Path(name).expanduser()
+    if len(path.name.encode()) > 255:
+        raise DataError(f"no such file or folder: {name[:60]}…")
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         return Rows(name, _from_disk(path, split))
     if path.is_dir():

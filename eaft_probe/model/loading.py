@@ -40,6 +40,7 @@ class CausalLM:
     tokenizer: Any
     place: Place
     config: Any
+    parameters: int
     _prefix: tuple[torch.Tensor, Any] | None = field(default=None, repr=False)
 
     @property
@@ -175,7 +176,8 @@ def load_model(
         model.eval()
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     config = model.config.get_text_config()
-    loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config)
+    parameters = sum(p.numel() for p in model.parameters())
+    loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config, parameters)
     loaded.prove(model)
     return loaded
 

@@ -37,6 +37,14 @@ class Place:
             _digest_file(self.folder / str(name), digest)
         return digest.hexdigest()
 
+    def small_files(self) -> str:
+        """sha256 over configuration and tokenizer, which change a model as weights do."""
+        digest = hashlib.sha256()
+        for name in () if self.gguf else self._sorted("*.json"):
+            if not name.endswith(".index.json"):
+                digest.update((self.folder / name).read_bytes())
+        return digest.hexdigest()
+
     def _sorted(self, pattern: str) -> list[str]:
         return sorted(p.name for p in self.folder.glob(pattern))
 

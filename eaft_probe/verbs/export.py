@@ -1,5 +1,6 @@
 """`show --export`: the examples back as rows, each with its loss, entropy and conflicts."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ def export(scan: Scan, path: str | Path) -> int:
     `trained_tokens` and the pass-through columns. Raises `ProbeError` where it cannot write.
     """
     path, written = Path(path), 0
-    aside = path.with_name(f".{path.name}.part")
+    aside = path.parent / f".{path.name}.part"
     counts = "SELECT example, count(*) FROM conflicts GROUP BY example"
     conflicts = dict(scan.sql.execute(counts).fetchall())
     try:
@@ -30,10 +31,11 @@ def export(scan: Scan, path: str | Path) -> int:
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
                         written += 1
         os.replace(aside, path)
-    except OSError as error:
-        raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+    except (OSError, ValueError) as error:
+        raise ProbeError(f"cannot write {path}: {one_line(error)}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
     return written
 
 

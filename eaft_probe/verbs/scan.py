@@ -8,15 +8,15 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.conflicts import ConflictRule, write_json
-from eaft_probe.columns.statistics import chosen_statistics
+from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, write_json
+from eaft_probe.columns.statistics import Statistic, chosen_statistics
 from eaft_probe.columns.table import (
     CONFLICTS,
     EXAMPLE_COLUMNS,
@@ -28,7 +28,7 @@ from eaft_probe.columns.table import (
     unit_report,
     write_manifest,
 )
-from eaft_probe.data.formats import FORMATS, RowFormat, infer_format
+from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection, Unit, UnitPlan
 from eaft_probe.engines import local
@@ -43,6 +43,7 @@ FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come fir
 # Tokens of a batch where --tokens-per-batch is auto. On 2 CPU cores 800 to 3,200 tokens a batch
 # were equally fast and 8,000 slower by a tenth; a GPU wants more.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
+SCAN_FILES = (MANIFEST, PLAN, REJECTED, CONFLICTS, RULE_FILE, "tokens", "examples")
 PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
@@ -68,10 +69,13 @@ def scan(
     source = open_data(data, chosen)
     row_format = data_format(source, chosen)
     units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
+    statistics = chosen_statistics(chosen.statistics, chosen.reference is not None)
     plan = _plan(source, row_format, units, chosen)
-    _prepare(folder, plan, chosen.overwrite)
-    if not (folder / MANIFEST).exists():
-        _score(folder, units, row_format, plan, chosen, progress)
+    if not _finished(folder, plan, chosen.overwrite):
+        # The folder is touched only once the models stand: a typo must not cost an old scan.
+        scorer = _scorer(folder, row_format, statistics, plan, chosen, progress)
+        _prepare(folder, plan, chosen.overwrite)
+        _score(folder, units, plan, chosen, scorer, progress)
     finished = Scan.open(folder)
     thresholds = (chosen.entropy_below, chosen.prob_below, chosen.quantile)
     rule = ConflictRule.given(*thresholds)
@@ -105,6 +109,12 @@ def data_format(source: Source, settings: ScanSettings) -> RowFormat:
     if not rows:
         why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
         raise DataError(f"{source.name}: {why}")
+    known = {key for row in rows for key in row} | {k for row in rows for k in _inner(row)}
+    for ours, theirs in settings.columns.items():
+        if theirs not in known:
+            raise BadInput(f"--columns {ours}={theirs}: the data has no {theirs!r}")
+        if ours not in MAPPABLE:
+            raise BadInput(f"--columns {ours}=…: no format has a column {ours!r}")
     for name in settings.keep:
         if name in EXAMPLE_COLUMNS:
             raise BadInput(f"--keep {name}: the examples have a column of that name anyway")
@@ -114,6 +124,14 @@ def data_format(source: Source, settings: ScanSettings) -> RowFormat:
         FORMATS[settings.format]
         return RowFormat(settings.format, settings.columns)
     return infer_format(rows, settings.columns)
+
+
+def _inner(row: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of a row's messages, which --columns role=…,content=… may name."""
+    for value in row.values():
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, dict):
+                yield from item
 
 
 def selection(settings: ScanSettings) -> Selection:
@@ -152,6 +170,7 @@ def _plan(
             "format": row_format.name,
         },
         "model_identity": find_model(settings.model, settings.revision).identity(),
+        "model_files": find_model(settings.model, settings.revision).small_files(),
         "adapter_identity": _folder_identity(settings.adapter),
         "reference_identity": settings.reference
         and find_model(settings.reference, settings.revision).identity(),
@@ -176,26 +195,42 @@ def _template_hash(tokenizer: Any) -> str | None:
     return None if template is None else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _prepare(folder: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    """Makes the folder ready for this plan, or refuses one that holds another's."""
-    try:
-        if overwrite and (folder / PLAN).exists():
-            _remove_scan(folder)
-        if (folder / PLAN).exists():
-            _require_same(folder, plan)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds this very scan, done. Raises `ScanError` where it holds anything
+    else that is worth keeping."""
+    if not (folder / PLAN).exists():
+        if folder.exists() and not _only_scan_files(folder):
             raise ScanError(f"{folder} is not empty and holds no scan; choose another --out")
+        return False
+    if overwrite:
+        return False
+    if (folder / MANIFEST).exists() or any(folder.glob("examples/part-*")):
+        _require_same(folder, plan)
+    return (folder / MANIFEST).exists()
+
+
+def _only_scan_files(folder: Path) -> bool:
+    """An empty folder, or what a start that was cut short left behind."""
+    return folder.is_dir() and all(p.name in SCAN_FILES for p in folder.iterdir())
+
+
+def _prepare(folder: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    """Makes the folder ready for this plan: what another left there without a part counts for
+    nothing, what --overwrite gives up goes, the manifest first and the plan last."""
+    try:
+        if overwrite:
+            _remove_scan(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PLAN, plan)
         for kind in ("tokens", "examples"):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-        if not (folder / PLAN).exists():
-            write_json(folder / PLAN, plan)
+            (folder / kind).mkdir(exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
 
 
 def _remove_scan(folder: Path) -> None:
     """Only the files of a scan; the manifest first, so that no half of one looks complete."""
-    for name in (MANIFEST, PLAN, REJECTED, CONFLICTS, "rule.json"):
+    for name in (MANIFEST, REJECTED, CONFLICTS, RULE_FILE):
         (folder / name).unlink(missing_ok=True)
     for kind in ("tokens", "examples"):
         shutil.rmtree(folder / kind, ignore_errors=True)
@@ -209,6 +244,7 @@ def _require_same(folder: Path, plan: dict[str, Any]) -> None:
     differing = [
         f"{name} {_short(was)} there, {_short(now)} now"
         for name, was, now in _differences(stored, json.loads(json.dumps(plan)))
+        if name != "data.source"  # the same data by another path
     ]
     if differing:
         raise ScanError(
@@ -233,28 +269,38 @@ def _short(value: Any) -> str:
 # --- scoring ---
 
 
-def _score(
+def _scorer(
     folder: Path,
-    units: UnitPlan,
     row_format: RowFormat,
+    statistics: Sequence[Statistic],
     plan: dict[str, Any],
     settings: ScanSettings,
     progress: Progress,
-) -> None:
-    statistics = chosen_statistics(settings.statistics, settings.reference is not None)
+) -> Scorer:
+    """The loaded and proven models, with all that scoring a unit needs."""
     progress.note(f"loading {settings.model}")
     model = _load(settings.model, settings)
     reference = None
     if settings.reference is not None:
         reference = _load(settings.reference, settings, adapter=None)
         _require_same_vocabulary(model, reference, settings)
-    scorer = Scorer(folder, model, reference, row_format, statistics, settings,
+    return Scorer(folder, model, reference, row_format, statistics, settings,
                     plan["tokens_per_batch"], progress)  # fmt: skip
+
+
+def _score(
+    folder: Path,
+    units: UnitPlan,
+    plan: dict[str, Any],
+    settings: ScanSettings,
+    scorer: Scorer,
+    progress: Progress,
+) -> None:
     done = _Done(folder)
     progress.start("scan", units.rows)
     try:
         local.run((u for u in units.units() if not done.skips(u, progress)), scorer.score)
-        _finish(folder, units.count, plan, settings, model, scorer)
+        _finish(folder, units.count, plan, settings, scorer)
     except OSError as error:
         raise ProbeError(
             f"cannot write to {folder}: {error.strerror or one_line(error)}; what is finished "
@@ -303,7 +349,6 @@ def _finish(
     count: int,
     plan: dict[str, Any],
     settings: ScanSettings,
-    model: CausalLM,
     scorer: Scorer,
 ) -> None:
     """rejected.jsonl, then the manifest: from then on the scan is complete."""
@@ -327,8 +372,8 @@ def _finish(
         folder,
         {
             "command": "scan",
-            "config": settings.identity(),
-            "model": _model_facts(plan, settings, model),
+            "config": asdict(settings),
+            "model": _model_facts(plan, settings, scorer.model),
             "data": plan["data"],
             "chat_template": plan["chat_template"],
             "columns": scorer.column_names,
@@ -355,7 +400,7 @@ def _model_facts(plan: dict[str, Any], settings: ScanSettings, model: CausalLM) 
         "adapter": settings.adapter,
         "revision": settings.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": sum(p.numel() for p in model.body.parameters()),
+        "parameters": model.parameters,
         "vocab_size": model.head.vocab_size,
         "hidden_size": model.head.weight.shape[1],
         "max_length": settings.max_length or model.max_length,

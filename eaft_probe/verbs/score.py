@@ -18,7 +18,7 @@ from eaft_probe.data.formats import Message, RowFormat
 from eaft_probe.data.render import Rendered, Renderer
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
-from eaft_probe.errors import BadInput, NonFinite, RowError
+from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
 from eaft_probe.settings import ScanSettings
@@ -43,6 +43,11 @@ class Scorer:
         self.budget, self.progress = budget, progress
         self.renderer = Renderer(model.tokenizer, settings.train_on, settings.tool_calls)
         self.max_length = settings.max_length or model.max_length
+        if self.max_length > model.max_length:
+            raise BadInput(
+                f"--max-length {self.max_length} is more than {settings.model} reads "
+                f"({model.max_length} tokens)"
+            )
         shares = model.cost if reference is None or reference.cost else None
         self.cost = Cost(*shares) if shares else None
         self.schema = tokens_schema(statistics)
@@ -73,7 +78,7 @@ class Scorer:
             return [(batch, measure(self.model, batch, self.statistics, self.reference))]
         except torch.OutOfMemoryError:
             if len(batch.window) == 1:
-                raise NonFinite(
+                raise ProbeError(
                     "out of GPU memory on a single example; lower --max-length"
                 ) from None
         torch.cuda.empty_cache()
@@ -111,6 +116,8 @@ class UnitRows:
             self.rejected.append({**reason, "reason": str(error)})
 
     def _add(self, record: Record, row: Mapping[str, Any], rendered: Rendered) -> None:
+        if int(rendered.ids.max()) >= self.scorer.model.head.vocab_size:
+            raise RowError(f"token id {rendered.ids.max()} is beyond the model's vocabulary")
         made, cut = windows(len(self.rendered), rendered, self.scorer.max_length)
         if not made:
             raise RowError(f"no trained token within {self.scorer.max_length} tokens")
@@ -134,7 +141,8 @@ class UnitRows:
             for w in batch.window
         ]
         example, position = (np.concatenate(c) for c in zip(*places, strict=True))
-        bad = np.flatnonzero(~torch.isfinite(columns["logprob"]).numpy())
+        finite = [torch.isfinite(c) for c in columns.columns.values()]
+        bad = np.flatnonzero(~torch.stack(finite).all(0).numpy())
         if len(bad):
             row = self.records[example[bad[0]]].row
             raise NonFinite(

@@ -185,6 +185,56 @@ def test_another_scan_in_the_folder_is_refused(tmp_path: Path, model_folder: str
         scan(ROWS, tmp_path / "mine", model=model_folder, overwrite=True)
 
 
+def test_a_typo_costs_neither_the_folder_nor_an_old_scan(tmp_path: Path, model_folder: str) -> None:
+    out = tmp_path / "s"
+    for typo in ({"statistics": ["entrpy"]}, {"dtype": "float8"}, {"max_length": 9999}):
+        with pytest.raises(BadInput):
+            scan(ROWS, out, **{"model": model_folder, **typo})
+    with pytest.raises(DataError, match="nothing to score"):
+        scan([{"messages": []}], out, model=model_folder, format="messages")
+    scan(ROWS, out, model=model_folder, overwrite=True)
+    with pytest.raises(BadInput):
+        scan(ROWS, out, model=model_folder, statistics=["entrpy"], overwrite=True)
+    assert len(Scan.open(out).examples()) == len(ROWS)
+
+
+def test_a_start_that_was_cut_short_blocks_nothing(tmp_path: Path, model_folder: str) -> None:
+    (tmp_path / "s" / "tokens").mkdir(parents=True)
+    assert len(scan(ROWS, tmp_path / "s", model=model_folder).examples()) == len(ROWS)
+
+
+def test_a_damaged_part_of_a_cut_run_is_scored_again(tmp_path: Path, model_folder: str) -> None:
+    settings: dict[str, Any] = {"model": model_folder, "rows_per_unit": 5}
+    scan(ROWS, tmp_path / "s", **settings)
+    whole = hashes(tmp_path / "s")
+    (tmp_path / "s/manifest.json").unlink()
+    for part in ("tokens/part-00001.parquet", "examples/part-00002.parquet"):
+        data = (tmp_path / "s" / part).read_bytes()
+        (tmp_path / "s" / part).write_bytes(data[: len(data) // 2])
+    scan(ROWS, tmp_path / "s", **settings)
+    assert hashes(tmp_path / "s") == whole
+
+
+def test_damaged_folders_are_refused_in_one_line(tmp_path: Path, model_folder: str) -> None:
+    scan(ROWS, tmp_path / "s", model=model_folder)
+    (tmp_path / "s/rule.json").write_text("{bad")
+    with pytest.raises(ScanError, match="damaged"):
+        _ = Scan.open(tmp_path / "s").rule
+    (tmp_path / "s/manifest.json").write_text('{"schema_version": 1}')
+    with pytest.raises(ScanError, match="damaged"):
+        Scan.open(tmp_path / "s")
+
+
+def test_column_mappings_are_checked(tmp_path: Path, model_folder: str) -> None:
+    rows = [{"talk": [{"who": "user", "says": "hi"}, {"who": "assistant", "says": "the cat"}]}]
+    columns = {"messages": "talk", "role": "who", "content": "says"}
+    done = scan(rows, tmp_path / "s", model=model_folder, columns=columns)
+    assert "".join(done.tokens()["token"].astype(str)) == "the cat<|im_end|>"
+    for wrong, message in [({"messages": "tlak"}, "no 'tlak'"), ({"massages": "talk"}, "massages")]:
+        with pytest.raises(BadInput, match=message):
+            scan(rows, tmp_path / "t", model=model_folder, columns=wrong)
+
+
 def test_rejected_rows_are_listed(tmp_path: Path, model_folder: str) -> None:
     lines = [
         json.dumps(ROWS[0]), "{broken", "", json.dumps({"messages": []}), json.dumps([1]),
