@@ -22,6 +22,7 @@ from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.settings import RuleSettings, ScanSettings, make_settings, read_config
 
 INTERRUPTED, GATE_TRIPPED = 130, 3
+TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet that is none
 GATE = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>|==)\s*([-+.\deE]+)\s*")
 
 app = typer.Typer(
@@ -312,6 +313,8 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if type(error).__module__.split(".")[0] in TABLE_LIBRARIES:
+            return _complain(f"a file of the scan is damaged: {error}", BadInput.exit_status)
         status = getattr(error, "exit_code", None)
         if status is None:
             raise

@@ -68,6 +68,37 @@ def test_show_export_gives_the_rows_back(finished: str, tmp_path: Path) -> None:
     assert sum(r["conflicts"] for r in rows) > 0
 
 
+def test_plain_rows_come_back_plain(model_folder: str, tmp_path: Path) -> None:
+    for name, row in (
+        ("text", {"text": "the cat sat"}),
+        ("pair", {"prompt": "the cat", "completion": "sat on"}),
+    ):
+        data, out, back = (tmp_path / f"{name}{end}" for end in (".jsonl", "", ".back"))
+        data.write_text(json.dumps(row))
+        assert _run(["scan", str(data), "--model", model_folder, "--out", str(out)]) == 0
+        assert _run(["show", str(out), "--export", str(back)]) == 0
+        assert row.items() <= json.loads(back.read_text()).items()
+
+
+def test_a_truncated_part_is_one_line(
+    data: str, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["scan", data, "--model", model_folder, "--out", str(tmp_path / "s")]) == 0
+    part = tmp_path / "s/tokens/part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    capsys.readouterr()
+    assert _run(["show", str(tmp_path / "s")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_targets_and_flags_that_cannot_be(finished: str, tmp_path: Path) -> None:
+    assert _run(["show", finished, "--export", str(tmp_path / "no" / "x.jsonl")]) == 1
+    assert _run(["show", finished, "--export", ""]) == 1
+    assert _run(["show", finished, "--worst", "-1"]) == 2
+    assert _run(["show", finished, "--example", "1", "--json"]) == 2
+    assert _run(["scan", "x" * 300 + ".jsonl"]) == 2
+
+
 def test_show_example_colours_its_tokens(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["show", finished, "--example", "2"]) == 0
     assert "it is 2 and no more" in capsys.readouterr().out

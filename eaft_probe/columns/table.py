@@ -52,7 +52,7 @@ EXAMPLES = (
     ("mean_entropy", pa.float32(), "nats", "mean entropy over the trained tokens"),
 )
 
-EXAMPLE_COLUMNS = tuple(e[0] for e in EXAMPLES)
+EXAMPLE_COLUMNS = (*(e[0] for e in EXAMPLES), "conflicts")  # the last on reading
 
 
 def _field(name: str, kind: pa.DataType, unit: str, meaning: str) -> pa.Field:

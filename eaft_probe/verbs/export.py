@@ -27,7 +27,7 @@ def export(scan: Scan, path: str | Path) -> int:
             for part in scan.part_files("examples"):
                 for batch in pq.ParquetFile(part).iter_batches(batch_size=256):
                     for row in batch.to_pylist():
-                        line = _row(row, conflicts.get(row["example"], 0))
+                        line = _row(row, scan, conflicts.get(row["example"], 0))
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
                         written += 1
         os.replace(aside, path)
@@ -39,14 +39,16 @@ def export(scan: Scan, path: str | Path) -> int:
     return written
 
 
-def _row(row: dict[str, Any], conflicts: int) -> dict[str, Any]:
-    messages = json.loads(row.pop("messages"))
-    text = row.pop("text")
-    body = {"messages": messages} if messages else {"text": text}
-    return {
-        "example": row.pop("example"),
-        "key": row.pop("key"),
-        **body,
-        **row,
-        "conflicts": conflicts,
-    }
+def _row(row: dict[str, Any], scan: Scan, conflicts: int) -> dict[str, Any]:
+    body = _body(json.loads(row.pop("messages")), row.pop("text"), scan.manifest["data"]["format"])
+    place = {"example": row.pop("example"), "key": row.pop("key")}
+    return {**place, **body, **row, "conflicts": conflicts}
+
+
+def _body(messages: list[dict[str, Any]], text: str, row_format: str) -> dict[str, Any]:
+    """The row in a shape that scans as it did: plain text must not come back as a chat."""
+    if row_format == "prompt-completion" and [m["role"] for m in messages] == ["user", "assistant"]:
+        return {"prompt": messages[0]["content"], "completion": messages[1]["content"]}
+    if row_format == "text":
+        return {"text": messages[0]["content"]}
+    return {"messages": messages} if messages else {"text": text}

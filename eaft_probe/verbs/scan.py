@@ -364,6 +364,8 @@ def _finish(
                 totals[name] = totals.get(name, 0) + value
     aside.replace(folder / REJECTED)
     if not totals["trained_tokens"]:
+        for kind in ("tokens", "examples"):  # nothing that a corrected command should respect
+            shutil.rmtree(folder / kind)
         raise DataError(
             f"nothing to score in {plan['data']['source']}: all {totals['rejected']} rows were "
             f"rejected; {folder / REJECTED} says why"

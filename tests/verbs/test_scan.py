@@ -192,7 +192,7 @@ def test_a_typo_costs_neither_the_folder_nor_an_old_scan(tmp_path: Path, model_f
             scan(ROWS, out, **{"model": model_folder, **typo})
     with pytest.raises(DataError, match="nothing to score"):
         scan([{"messages": []}], out, model=model_folder, format="messages")
-    scan(ROWS, out, model=model_folder, overwrite=True)
+    scan(ROWS, out, model=model_folder)
     with pytest.raises(BadInput):
         scan(ROWS, out, model=model_folder, statistics=["entrpy"], overwrite=True)
     assert len(Scan.open(out).examples()) == len(ROWS)
