@@ -28,7 +28,8 @@ from eaft_probe.engines import local
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Silent
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs.scan import batch_tokens, data_format, open_data, selection
+from eaft_probe.verbs.plan import batch_tokens
+from eaft_probe.verbs.scan import data_format, open_data, selection
 from eaft_probe.verbs.score import Scorer, UnitRows
 
 USUAL_ROWS = 8  # rows of a batch in the usual recipe
