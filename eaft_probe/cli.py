@@ -152,12 +152,12 @@ def scan(
 
 @app.command()
 @_flags(RuleSettings)
-def flag(given: dict[str, Any], folder: Dir, as_json: Json = False) -> None:
+def flag(given: dict[str, Any], folder: Dir, config: Config = None, as_json: Json = False) -> None:
     """Flag a finished scan by another rule, without the model."""
     from eaft_probe.columns.conflicts import ConflictRule
     from eaft_probe.columns.table import Scan
 
-    wanted: RuleSettings = make_settings(RuleSettings, given)
+    wanted: RuleSettings = make_settings(RuleSettings, _settled(given, config))
     rule = ConflictRule.given(wanted.entropy_below, wanted.prob_below, wanted.quantile)
     _show(Scan.open(folder).flag(rule), as_json, None, worst=0)
 

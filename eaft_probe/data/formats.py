@@ -240,9 +240,11 @@ def _read_prompt_completion(row: Row, names: Mapping[str, str]) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         return Example("", _pair(row, "prompt", "completion"), plain=True)
-    # Answers within the prompt are given, not learned; --train-on all may still take the rest.
+    # Answers within the prompt are given, not learned; the rest is for --train-on to decide.
+    given = {"assistant": False}
     asked = tuple(
-        replace(m, trained=False) if m.role == "assistant" else m for m in _messages(prompt, names)
+        replace(m, trained=given.get(m.role) if m.trained is None else m.trained)
+        for m in _messages(prompt, names)
     )
     return Example("", (*asked, *_messages(completion, names)), tools=_tools(row))
 

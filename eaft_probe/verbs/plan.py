@@ -16,11 +16,12 @@ from eaft_probe.errors import BadInput, ScanError, one_line
 from eaft_probe.model.loading import load_tokenizer, resolve_device
 from eaft_probe.model.places import Place, find_model
 from eaft_probe.settings import ScanSettings
+from eaft_probe.verbs.score import HALVED
 
 # Tokens of a batch where --tokens-per-batch is auto. On 2 CPU cores 800 to 3,200 tokens a batch
 # were equally fast and 8,000 slower by a tenth; a GPU wants more.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
-SCAN_FILES = (MANIFEST, PLAN, REJECTED, CONFLICTS, RULE_FILE, "tokens", "examples")
+SCAN_FILES = (MANIFEST, PLAN, REJECTED, CONFLICTS, RULE_FILE, HALVED, "tokens", "examples")
 
 
 def make_plan(
@@ -105,7 +106,7 @@ def prepare(folder: Path, plan: dict[str, Any], overwrite: bool) -> None:
 
 def _remove_scan(folder: Path) -> None:
     """Only the files of a scan; the manifest first, so that no half of one looks complete."""
-    for name in (MANIFEST, REJECTED, CONFLICTS, RULE_FILE):
+    for name in (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, HALVED):
         (folder / name).unlink(missing_ok=True)
     for kind in ("tokens", "examples"):
         shutil.rmtree(folder / kind, ignore_errors=True)

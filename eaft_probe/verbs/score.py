@@ -23,6 +23,8 @@ from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
 from eaft_probe.settings import ScanSettings
 
+HALVED = "halved.txt"  # the batches that were too large for the memory, one name a line
+
 
 class Scorer:
     """Scores units under one model. `score` depends on its unit and the settings alone."""
@@ -52,6 +54,8 @@ class Scorer:
         self.cost = Cost(*shares) if shares else None
         self.schema = tokens_schema(statistics)
         self.column_names = self.schema.names
+        halved = folder / HALVED
+        self.halved = set(halved.read_text().split()) if halved.exists() else set[str]()
         self.special_tokens = set(model.tokenizer.get_added_vocab())
 
     def score(self, unit: Unit) -> None:
@@ -60,8 +64,8 @@ class Scorer:
         for record in unit.records:
             rows.read(record)
         left = len(unit.records)
-        for batch in batches(rows.windows, self.budget, self.cost):
-            for piece, columns in self._measured(batch, rows.counts):
+        for number, batch in enumerate(batches(rows.windows, self.budget, self.cost)):
+            for piece, columns in self._measured(batch, f"{unit.index}/{number}/", rows.counts):
                 rows.take(piece, columns)
                 fresh = min(left, len(piece.window))
                 left -= fresh
@@ -71,19 +75,30 @@ class Scorer:
         self.progress.advance(left, 0)
 
     def _measured(
-        self, batch: TokenBatch, counts: dict[str, int]
+        self, batch: TokenBatch, name: str, counts: dict[str, int]
     ) -> list[tuple[TokenBatch, TokenColumns]]:
-        """The batch's columns; in halves, and counted, where a GPU has no memory for it."""
-        try:
-            return [(batch, measure(self.model, batch, self.statistics, self.reference))]
-        except torch.OutOfMemoryError:
-            if len(batch.window) == 1:
-                raise ProbeError(
-                    "out of GPU memory on a single example; lower --max-length"
-                ) from None
-        torch.cuda.empty_cache()
+        """The batch's columns; in halves where a GPU has no memory for it, or once had none."""
+        if name not in self.halved:
+            try:
+                return [(batch, measure(self.model, batch, self.statistics, self.reference))]
+            except torch.OutOfMemoryError:
+                self._remember(name, batch)
         counts["halved"] += 1
-        return [part for half in batch.halves() for part in self._measured(half, counts)]
+        left, right = batch.halves()
+        return [
+            *self._measured(left, name + "0", counts),
+            *self._measured(right, name + "1", counts),
+        ]
+
+    def _remember(self, name: str, batch: TokenBatch) -> None:
+        """Records the halving before it is made, so that a rerun makes it too: other batches
+        give other last digits."""
+        if len(batch.window) == 1:
+            raise ProbeError("out of memory on a single example; lower --max-length")
+        torch.cuda.empty_cache()
+        self.halved.add(name)
+        with (self.folder / HALVED).open("a") as file:
+            file.write(name + "\n")
 
 
 class UnitRows:

@@ -174,12 +174,13 @@ def test_alpaca_input_follows_after_a_blank_line() -> None:
     assert read({**row, "input": None}).messages[1] == Message("user", "Add.")
 
 
-def test_a_conversational_prompt_is_never_trained_by_default() -> None:
+def test_a_conversational_prompt_is_trained_only_by_its_own_word() -> None:
+    """Its answers are given, not learned; the rest is for --train-on to decide."""
     prompt = [*CHAT, {"role": "user", "content": "And?", "train": True}]
     row = {"prompt": prompt, "completion": CHAT[1:]}
     example = read(row)
     assert not example.plain
-    assert [m.trained for m in example.messages] == [False, False, False, None]
+    assert [m.trained for m in example.messages] == [None, False, True, None]
 
 
 # --- messages ---

@@ -98,7 +98,7 @@ def test_an_empty_prefix_is_none() -> None:
 def _taken_apart(model: Any) -> CausalLM:
     place: Any = type("Place", (), {"name": "tiny"})
     head = head_module.head_of(model)
-    return CausalLM(model.base_model, head, None, place, model.config)
+    return CausalLM(model.base_model, head, None, place, model.config, model.num_parameters())
 
 
 @pytest.mark.parametrize("change", [{"scale": 1.01}, {"softcap": 20.0}])

@@ -284,6 +284,12 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     done = scan(ROWS, tmp_path / "small", model=model_folder)
     assert done.manifest["counts"]["halved"] > 0
     assert np.abs(done.tokens()["logprob"] - whole["logprob"]).max() < 1e-4
+    first = hashes(tmp_path / "small")
+    monkeypatch.undo()  # memory enough, and a rerun of a lost part halves all the same
+    (tmp_path / "small/manifest.json").unlink()
+    (tmp_path / "small/tokens/part-00000.parquet").unlink()
+    scan(ROWS, tmp_path / "small", model=model_folder)
+    assert hashes(tmp_path / "small") == first
 
 
 def test_nothing_to_score(tmp_path: Path, model_folder: str) -> None:
