@@ -11,7 +11,7 @@ from eaft_probe.data.batches import TokenBatch
 from eaft_probe.model.head import Head
 from eaft_probe.model.loading import CausalLM
 
-# Logits of one product with the head. The product wants many rows (512 rows of 49,152: 300 µs a
+# Logits of one product with the head. The product wants many rows (256 rows of 49,152: 300 µs a
 # row; 32 rows: 550 µs), memory few.
 PRODUCT_BYTES = {"cpu": 64_000_000, "cuda": 256_000_000}
 # Logits that the statistics go through at once. On a CPU they should stay in the cache: 32 rows

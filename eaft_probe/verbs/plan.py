@@ -94,7 +94,7 @@ def prepare(folder: Path, plan: dict[str, Any], overwrite: bool) -> None:
     """Makes the folder ready for this plan: what another left there without a part counts for
     nothing, what --overwrite gives up goes, the manifest first and the plan last."""
     try:
-        if overwrite:
+        if overwrite or not any(folder.glob("examples/part-*")):
             _remove_scan(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / PLAN, plan)

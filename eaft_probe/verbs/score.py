@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,6 @@ class Scorer:
         self.cost = Cost(*shares) if shares else None
         self.schema = tokens_schema(statistics)
         self.column_names = self.schema.names
-        halved = folder / HALVED
-        self.halved = set(halved.read_text().split()) if halved.exists() else set[str]()
         self.special_tokens = set(model.tokenizer.get_added_vocab())
 
     def score(self, unit: Unit) -> None:
@@ -73,6 +72,12 @@ class Scorer:
         tokens, examples = rows.tokens_table(), rows.examples_table()
         write_part(self.folder, unit.index, tokens, examples, rows.report())
         self.progress.advance(left, 0)
+
+    @cached_property
+    def halved(self) -> set[str]:
+        """The batches halved so far; read with the first batch, when the folder is ready."""
+        record = self.folder / HALVED
+        return set(record.read_text().split()) if record.exists() else set()
 
     def _measured(
         self, batch: TokenBatch, name: str, counts: dict[str, int]
