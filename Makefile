@@ -9,9 +9,14 @@ INSTALLED = $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/eaft-probe scan --out demo/scan
 	@echo
-	@echo "The scan lies in demo/scan. Look on with:"
+	$(BIN)/eaft-probe plot landscape demo/scan --out demo/landscape.png
+	$(BIN)/eaft-probe plot gradients demo/scan --out demo/gradients.png
+	$(BIN)/eaft-probe plot gates demo/scan --out demo/gates.png
+	$(BIN)/eaft-probe report demo/scan --out demo/report.html
+	@echo
+	@echo "The scan lies in demo/scan, its figures and report in demo. Look on with:"
 	@echo "  $(BIN)/eaft-probe show demo/scan --worst 5"
-	@echo "  $(BIN)/eaft-probe show demo/scan --example 8"
+	@echo "  open demo/report.html in a browser"
 
 test: check
 	$(BIN)/python -m pytest

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eaft_probe.columns.table import Scan
     from eaft_probe.verbs.scan import scan
+    from eaft_probe.view import plots
 
-__all__ = ["Scan", "scan"]
-_HOMES = {"scan": "eaft_probe.verbs.scan", "Scan": "eaft_probe.columns.table"}
+__all__ = ["Scan", "plots", "scan"]
+_HOMES = {"scan": "eaft_probe.verbs.scan", "Scan": "eaft_probe.columns.table", "plots": None}
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'eaft_probe' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
+    home = _HOMES[name]
+    value = getattr(import_module(home), name) if home else import_module(f"eaft_probe.view.{name}")
     globals()[name] = value  # a submodule of the same name must not take its place
     return value

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from eaft_probe.errors import BadInput, ProbeError, one_line
-from eaft_probe.settings import RuleSettings, ScanSettings, make_settings, read_config
+from eaft_probe.settings import PlotSettings, RuleSettings, ScanSettings, make_settings, read_config
 
 INTERRUPTED, GATE_TRIPPED = 130, 3
 TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet that is none
@@ -262,16 +262,44 @@ def render(given: dict[str, Any], data: Data = None, config: Config = None) -> N
         console.print(coloured(r.text, spans))
 
 
+@app.command()
+@_flags(PlotSettings)
+def plot(
+    given: dict[str, Any],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="see `eaft-probe list plots`")],
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="finished scans, or runs")],
+    out: Annotated[str | None, typer.Option(help="F.png, F.svg or F.pdf; KIND.png")] = None,
+    data: Annotated[str | None, typer.Option(help="its data as F.parquet or F.csv")] = None,
+    config: Config = None,
+) -> None:
+    """Draw a figure of finished scans, without the model."""
+    from eaft_probe.view import plots
+    from eaft_probe.view.terminal import show_frame
+
+    wanted = make_settings(PlotSettings, _settled(given, config))
+    chart = plots.draw(kind, folders, {k: getattr(wanted, k) for k in _settled(given, config)})
+    if kind in plots.TABLES:
+        show_frame(_out(), chart.data.drop(columns=["scan"] if len(folders) == 1 else []))
+    written = [(chart.write, out or f"{kind}.png"), *([(chart.write_data, data)] if data else [])]
+    for write, path in written:
+        write(path)
+        print(path)
+
+
 @app.command("list")
-def list_entries(what: Annotated[str, typer.Argument(metavar="statistics|formats")]) -> None:
-    """What there is: statistics or formats."""
+def list_entries(
+    what: Annotated[str, typer.Argument(metavar="objectives|statistics|formats|plots")],
+) -> None:
+    """What there is: objectives, statistics, formats or plots."""
     from rich.table import Table
 
     from eaft_probe.registry import Registry
 
     lists = Registry[Callable[[], Table]]("list")
+    lists.add("objectives", _objectives)
     lists.add("statistics", _statistics)
     lists.add("formats", _formats)
+    lists.add("plots", _plots)
     _out().print(lists[what]())
 
 
@@ -283,6 +311,30 @@ def _statistics() -> Any:
     table = Table("name", "unit", "meaning", box=None, pad_edge=False)
     for s in STATISTICS.values():
         table.add_row(s.name, s.unit, s.meaning + ("" if s.default else " (on request)"))
+    return table
+
+
+def _objectives() -> Any:
+    from rich.table import Table
+
+    from eaft_probe.objectives.gates import OBJECTIVES, settable
+
+    table = Table("name", "gate", "fields (--set)", box=None, pad_edge=False)
+    for name, kind in OBJECTIVES.items():
+        entry = kind()
+        shown = (f"{f}={getattr(entry, f)}" for f in settable(kind))
+        table.add_row(name, kind.formula, ", ".join(shown))
+    return table
+
+
+def _plots() -> Any:
+    from rich.table import Table
+
+    from eaft_probe.view.plots import PLOTS
+
+    table = Table("name", "what it shows", box=None, pad_edge=False)
+    for name, function in PLOTS.items():
+        table.add_row(name, (function.__doc__ or "").split("\n")[0])
     return table
 
 

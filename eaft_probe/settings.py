@@ -102,6 +102,22 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
         return {k: v for k, v in asdict(self).items() if k not in free}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlotSettings:
+    """What a figure shows. Each kind takes some of these; see `eaft_probe.plots`."""
+
+    style: Literal["density", "scatter"] = _option("landscape: density or scatter", "density")
+    difference: bool = _option("landscape: of two scans, the ratio of their densities", False)
+    norm: Literal["grad_logits", "grad_head", "grad_hidden"] = _option(
+        "gradients: whose norm", "grad_logits"
+    )
+    objective: list[str] = _option(
+        "gradients, gates: objectives, repeated or with commas; sft and eaft", []
+    )
+    set: dict[str, str] = _option("gradients, gates: the objectives' fields, name=value,…", {})
+    base_scan: str | None = _option("gradients, gates: a scan of the same tokens to compare with")
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

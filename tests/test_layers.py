@@ -14,9 +14,21 @@ FLOORS = {
     "data": 1, "model": 1, "columns": 2, "engines": 3, "objectives": 3,
     "verbs": 4, "view": 5, "cli": 6, "__main__": 7, "__init__": 7,
 }  # fmt: skip
-LIGHT = ("eaft_probe", "eaft_probe.cli", "eaft_probe.columns.table", "eaft_probe.columns.conflicts",
-         "eaft_probe.columns.statistics", "eaft_probe.columns.summary", "eaft_probe.view.terminal",
-         "eaft_probe.settings")  # fmt: skip
+LIGHT = (
+    "eaft_probe",
+    "eaft_probe.cli",
+    "eaft_probe.settings",
+    "eaft_probe.columns.conflicts",
+    "eaft_probe.columns.planes",
+    "eaft_probe.columns.statistics",
+    "eaft_probe.columns.summary",
+    "eaft_probe.columns.table",
+    "eaft_probe.objectives.gates",
+    "eaft_probe.objectives.scanned",
+    "eaft_probe.view.plots",
+    "eaft_probe.view.report",
+    "eaft_probe.view.terminal",
+)
 
 
 def room(module: str) -> str:
@@ -50,11 +62,17 @@ def test_imports_no_torch(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_plots_load_no_torch() -> None:
+    code = "import sys; from eaft_probe import plots; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_public_names_in_every_order() -> None:
     import eaft_probe
 
     for names in permutations(eaft_probe.__all__):
         code = (
-            f"from eaft_probe import {', '.join(names)}; assert callable(scan) and callable(Scan)"
+            f"from eaft_probe import {', '.join(names)}\n"
+            "assert callable(scan) and callable(Scan) and callable(plots.landscape)"
         )
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
 REJECTED, CONFLICTS = "rejected.jsonl", "conflicts.parquet"
+CACHE = "cache"  # histograms that figures made; may be removed at any time
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
 CONTEXT = 80  # characters of text on each side of a conflict
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -186,8 +187,11 @@ class Scan:
         parts = list(self.token_parts(names))
         return pa.concat_tables(parts).unify_dictionaries()
 
-    def token_parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The tokens part by part, in constant memory. Columns as in `tokens_table`."""
+    def token_parts(self, columns: Sequence[str], only: int | None = None) -> Iterator[pa.Table]:
+        """The tokens piece by piece, in constant memory; of all parts or one.
+
+        Columns as in `tokens_table`.
+        """
         missing = next((c for c in columns if c not in [*self.columns, "conflict"]), None)
         if missing is not None:
             hint = f"; rescan with --statistics {missing}" if missing in STATISTICS else ""
@@ -195,12 +199,20 @@ class Scan:
         read = {c for c in columns if c != "conflict"}
         read |= {"entropy", "prob"} if "conflict" in columns else set()
         rule = self.rule
-        for file in self.part_files("tokens"):
-            table = pq.read_table(file, columns=sorted(read), partitioning=None)
-            if "conflict" in columns:
-                flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
-                table = table.append_column("conflict", pa.array(flags, pa.bool_()))
-            yield table.select(list(columns))
+        files = self.part_files("tokens")
+        for file in files if only is None else files[only : only + 1]:
+            for table in _row_groups(file, sorted(read)):
+                if "conflict" in columns:
+                    flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
+                    table = table.append_column("conflict", pa.array(flags, pa.bool_()))
+                yield table.select(list(columns))
+
+    def token_arrays(
+        self, columns: Sequence[str], only: int | None = None
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """`token_parts` with number columns as NumPy arrays."""
+        for table in self.token_parts(columns, only):
+            yield {name: table[name].to_numpy() for name in columns}
 
     def examples(self) -> "pandas.DataFrame":
         """The examples as a pandas frame, one row a scored example."""
@@ -292,6 +304,15 @@ CONFLICT_SCHEMA = pa.schema(
         ("after", pa.string()),
     ]
 )
+
+
+def _row_groups(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """A part in its row groups of 500,000 tokens; an empty part is one empty table."""
+    with pq.ParquetFile(file) as part:
+        for index in range(part.num_row_groups):
+            yield part.read_row_group(index, columns=list(columns))
+        if not part.num_row_groups:
+            yield part.read(columns=list(columns))
 
 
 def _sql_list(paths: Sequence[str]) -> str:

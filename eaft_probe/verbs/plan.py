@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.conflicts import RULE_FILE, write_json
-from eaft_probe.columns.table import CONFLICTS, MANIFEST, PLAN, REJECTED
+from eaft_probe.columns.table import CACHE, CONFLICTS, MANIFEST, PLAN, REJECTED
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
@@ -108,7 +108,7 @@ def _remove_scan(folder: Path) -> None:
     """Only the files of a scan; the manifest first, so that no half of one looks complete."""
     for name in (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, HALVED):
         (folder / name).unlink(missing_ok=True)
-    for kind in ("tokens", "examples"):
+    for kind in ("tokens", "examples", CACHE):
         shutil.rmtree(folder / kind, ignore_errors=True)
 
 

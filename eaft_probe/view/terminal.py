@@ -1,9 +1,8 @@
 """Scans, tokens and progress on a terminal. Text of the data is shown, never obeyed."""
 
 import time
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,30 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from eaft_probe.columns.table import Scan
+from eaft_probe.view.printable import printable
+
+if TYPE_CHECKING:
+    import pandas
 
 CONFLICT, TRAINED, UNTRAINED = "bold white on red", "black on bright_cyan", "dim"
 # Label probability → colour of a trained token that is no conflict.
 SHADES = ((0.05, "black on yellow"), (0.5, "black on bright_white"), (1.1, "default"))
 PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
-
-
-def printable(text: str) -> str:
-    """Without characters that would steer a terminal: controls and bidirectional marks as \\x, \\u.
-
-    >>> printable("red\\x1b[31m\\n")
-    'red\\\\x1b[31m\\n'
-    """
-    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _harmless(character: str) -> bool:
-    return character in "\n\t" or unicodedata.category(character) not in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Zl",
-        "Zp",
-    )
 
 
 # --- tables ---
@@ -106,6 +90,22 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         cells = [f"{v:,}" if isinstance(v, int) else printable(str(v)) for v in row.values()]
         table.add_row(*map(Text, cells))
     return table
+
+
+def show_frame(console: Console, frame: "pandas.DataFrame") -> None:
+    """A small data frame as a table; numbers with four significant figures."""
+    table = Table(box=None, pad_edge=False)
+    for name in frame.columns:
+        table.add_column(name, justify="left" if frame[name].dtype.kind in "OSTU" else "right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, str):
+        return printable(value if value.strip() == value else repr(value))
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 # --- coloured tokens ---

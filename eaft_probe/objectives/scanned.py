@@ -1,0 +1,113 @@
+"""A finished scan as what objectives read: its columns, and the whole of it as one step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from eaft_probe.columns.quantiles import quantiles
+from eaft_probe.columns.table import Scan
+from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.objectives.gates import Columns, Objective
+
+# Columns that come from a scan of the same tokens under another model. The scan itself is its own
+# base: it was made under the model that would be trained.
+OF_BASE = {"base_prob": "prob", "base_mean_nll": "example", "reference_logprob": "logprob"}
+PLACE = ("example", "position", "token_id")
+
+
+def token_columns(
+    scan: Scan, names: Sequence[str], base: Scan | None = None
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The columns `names`, in constant memory. Raises `MissingColumn`, `ScanError`, `BadInput`."""
+    theirs = [n for n in names if n in OF_BASE]
+    own = [n for n in names if n not in OF_BASE]
+    if "reference_logprob" in theirs and base is None:
+        raise BadInput("this objective compares with a reference model; give --base-scan DIR, "
+                       "a scan of the same data under it")  # fmt: skip
+    for index in range(len(scan.manifest["parts"])):
+        if theirs:
+            yield from _joined(scan, base or scan, own, theirs, index)
+        else:
+            yield from scan.token_arrays(own, index)
+
+
+def _joined(
+    scan: Scan, base: Scan, own: Sequence[str], theirs: Sequence[str], index: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """One part with the base scan's columns beside its own."""
+    sides = (sorted({*own, *PLACE}), sorted({*(OF_BASE[n] for n in theirs), *PLACE}))
+    pieces = (s.token_arrays(c, index) for s, c in zip((scan, base), sides, strict=True))
+    try:
+        for mine, other in zip(*pieces, strict=True):
+            if not all(np.array_equal(mine[p], other[p]) for p in PLACE):
+                raise ValueError
+            joined = {n: other[OF_BASE[n]] for n in theirs}
+            if "base_mean_nll" in joined:
+                joined["base_mean_nll"] = _mean_nll(base, index, other["example"])
+            yield {n: mine[n] for n in own} | joined
+    except ValueError as error:
+        raise ScanError(f"{base.path} is no scan of the same tokens as {scan.path}, in the same "
+                        f"units") from error  # fmt: skip
+
+
+def _mean_nll(scan: Scan, index: int, example: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Each token's example's mean nll."""
+    file = scan.part_files("examples")[index]
+    table = pq.read_table(file, columns=["example", "mean_nll"], partitioning=None)
+    means: NDArray[np.float32] = table["mean_nll"].to_numpy()
+    return means[np.searchsorted(table["example"].to_numpy(), example)]
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """A `Population` that is read piece by piece as often as needed."""
+
+    chunks: Callable[[], Iterator[Columns]]
+
+    def mean(self, of: Callable[[Columns], Any]) -> float:
+        total, count = 0.0, 0
+        for columns in self.chunks():
+            values = of(columns)
+            total, count = total + float(values.sum(dtype=np.float64)), count + len(values)
+        return total / max(count, 1)
+
+    def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
+        return quantiles(lambda: (of(columns) for columns in self.chunks()), [at])[0]
+
+
+@dataclass(frozen=True)
+class ScanStep:
+    """The whole scan as the step of an objective that reads the columns `reads`."""
+
+    scan: Scan
+    base: Scan | None
+    reads: tuple[str, ...]
+
+    @property
+    def tokens(self) -> Chunked:
+        return Chunked(lambda: token_columns(self.scan, self.reads, self.base))
+
+    @property
+    def examples(self) -> Chunked:
+        return Chunked(self._examples)
+
+    def _examples(self) -> Iterator[Columns]:
+        base = self.base or self.scan
+        files = zip(self.scan.part_files("examples"), base.part_files("examples"), strict=True)
+        for pair in files:
+            means = [pq.read_table(f, columns=["mean_nll"], partitioning=None)[0] for f in pair]
+            yield {"mean_nll": means[0].to_numpy(), "base_mean_nll": means[1].to_numpy()}
+
+
+def resolved(objective: Objective, scan: Scan, base: Scan | None) -> Objective:
+    """The objective frozen for a figure: its step is the whole scan."""
+    return objective.resolve(ScanStep(scan, base, tuple(objective.reads)))
+
+
+def open_base(folder: str | Path | None) -> Scan | None:
+    return None if folder is None else Scan.open(folder)

@@ -1,0 +1,187 @@
+"""What all figures share: a matplotlib figure that carries its data, its style and its caption."""
+
+import io
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from eaft_probe.columns.table import Scan
+from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.view.printable import printable
+
+COLUMN = 3.4  # inches: one column of a two-column paper
+FONT = "DejaVu Sans"  # ships with matplotlib: the same figure everywhere
+STYLE: dict[Any, Any] = {
+    "font.family": FONT,
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "eaft-probe",  # the same ids, so the same file, on every run
+}
+# Okabe and Ito's colours, told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CONFLICT = "#D55E00"
+GROUP_COLOURS = {
+    "conflict": CONFLICT, "low": "#E69F00", "high": "#0072B2", "agreeing": "#009E73",
+    "all": "#555555",
+}  # fmt: skip
+# Light yellow to dark purple, as in arXiv 2601.02151, Fig. 3; the black end is left out.
+YELLOW_PURPLE: Colormap = LinearSegmentedColormap.from_list(
+    "yellow_purple", matplotlib.colormaps["magma_r"]([i / 255 * 0.82 for i in range(256)])
+)
+CAPTION_CHARACTERS = 22  # an inch, at 5.5 points
+FORMATS = ("png", "svg", "pdf")
+
+
+class Chart(Figure):
+    """A matplotlib figure; `data` is the frame that it is drawn from."""
+
+    data: pandas.DataFrame
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it, without pyplot."""
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+    def write(self, path: str | Path) -> None:
+        """Saves as the ending says: png, svg or pdf. Raises `BadInput` and `ProbeError`."""
+        path = Path(path)
+        kind = path.suffix[1:].lower()
+        if kind not in FORMATS:
+            raise BadInput(f"--out takes a .png, .svg or .pdf file, found {str(path)!r}")
+        dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+        with matplotlib.rc_context(STYLE), written_aside(path) as aside:
+            self.savefig(aside, format=kind, metadata=dated)
+
+    def write_data(self, path: str | Path) -> None:
+        """Saves `data` as the ending says: parquet or csv. Raises `BadInput` and `ProbeError`."""
+        path = Path(path)
+        if path.suffix not in (".parquet", ".csv"):
+            raise BadInput(f"--data takes a .parquet or .csv file, found {str(path)!r}")
+        with written_aside(path) as aside:
+            if path.suffix == ".csv":
+                self.data.to_csv(aside, index=False)
+            else:
+                self.data.to_parquet(aside, index=False)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when all is written."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        yield aside
+        os.replace(aside, path)
+    except OSError as error:
+        raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+    finally:
+        if aside.exists():
+            aside.unlink()
+
+
+@contextmanager
+def new_chart(width: float, height: float, data: pandas.DataFrame, note: str) -> Iterator[Chart]:
+    """An empty chart, in inches, in the common style, with `note` as its caption below."""
+    with matplotlib.rc_context(STYLE):
+        chart = Chart(figsize=(width, height), layout="constrained")
+        chart.data = data
+        yield chart
+        lines = textwrap.fill(shown(note), int(width * CAPTION_CHARACTERS))
+        chart.supxlabel(lines, x=0.01, ha="left", fontsize=5.5, color="#555555",
+                        parse_math=False, linespacing=1.3)  # fmt: skip
+
+
+# --- words ---
+
+
+def opened(scans: Sequence["Scan | str | Path"]) -> list[Scan]:
+    """The scans, those given as folders opened. Raises `BadInput` where one has no token."""
+    if not scans:
+        raise BadInput("a figure needs at least one scan")
+    found = [s if isinstance(s, Scan) else Scan.open(s) for s in scans]
+    for scan in found:
+        if not tokens(scan):
+            raise BadInput(f"{scan.path} has no scored token to draw")
+    return found
+
+
+def tokens(scan: Scan) -> int:
+    return int(scan.manifest["counts"]["trained_tokens"])
+
+
+def names(scans: Sequence[Scan]) -> list[str]:
+    """What tells the scans apart: data and model, or else the folders."""
+    pairs = [(Path(s.manifest["data"]["source"]).name, s.manifest["model"]["name"]) for s in scans]
+    made = [f"{data}, {Path(model).name}" for data, model in pairs]
+    if len(set(made)) < len(made):
+        made = [str(s.path) for s in scans]
+    return [shown(textwrap.shorten(m, 48, placeholder="…") or m[:48]) for m in made]
+
+
+def caption(scans: Sequence[Scan]) -> str:
+    """Model, data, tokens and rule of each scan."""
+    said = [
+        f"{s.manifest['data']['source']} under {s.manifest['model']['name']}, "
+        f"{tokens(s):,} trained tokens; conflict: {s.rule}"
+        for s in scans
+    ]
+    return ". ".join(dict.fromkeys(said)) + "."
+
+
+def shown(text: str) -> str:
+    """Text that the figures' font can draw: what it cannot is escaped as \\uXXXX.
+
+    >>> shown("a\\u4e2d")
+    'a\\\\u4e2d'
+    """
+    known = _characters()
+    return "".join(
+        c if ord(c) in known or c == "\n" else c.encode("unicode_escape").decode()
+        for c in printable(text)
+    )
+
+
+@cache
+def _characters() -> frozenset[int]:
+    return frozenset(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())
+
+
+def percent(share: float) -> str:
+    """Two significant figures: 0.0169 → 1.7 %."""
+    return "0 %" if share == 0 else f"{100 * share:.2g} %"
+
+
+def plane_axes(axes: Axes, top: float) -> None:
+    """The plane's axes: probability 0 to 1 across, entropy up."""
+    axes.set(xlim=(0, 1), ylim=(0, top), xlabel="prob (of the label)", ylabel="entropy (nats)")
+
+
+def no_axes(axes: Axes, text: str) -> None:
+    """A panel that says why it is empty."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, wrap=True)

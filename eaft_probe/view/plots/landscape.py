@@ -1,0 +1,248 @@
+"""The entropy–probability landscape: density, difference of two scans, or the paper's scatter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from eaft_probe.columns.planes import (
+    ENTROPY_BINS,
+    ENTROPY_STEP,
+    PROB_STEP,
+    greatest_entropy,
+    least_entropy,
+    plane,
+)
+from eaft_probe.columns.table import Scan
+from eaft_probe.errors import BadInput
+from eaft_probe.view.plots.chart import (
+    COLUMN,
+    CONFLICT,
+    Chart,
+    caption,
+    names,
+    new_chart,
+    opened,
+    percent,
+    plane_axes,
+    tokens,
+)
+
+# Tokens from which the cells are 1, 2, 4 or 8 steps wide: some ten tokens in an occupied cell.
+FINENESS = ((1_000_000, 1), (30_000, 2), (3_000, 4), (0, 8))
+DOTS = 20_000  # of a scatter panel
+PAPER_COLOURS = ("#ff4c55", "#77abf3", "#009E73", "#E69F00")  # arXiv 2601.02151, Fig. 1b
+FEW = 10  # tokens in both scans together under which a cell's difference is not drawn
+
+
+def landscape(
+    *scans: Scan | str | Path,
+    style: Literal["density", "scatter"] = "density",
+    difference: bool = False,
+) -> Chart:
+    """Where the tokens lie: probability of the label across, entropy (nats) up.
+
+    Colour is the density on a logarithmic scale, one scale for all scans. Dashed lines are exact
+    bounds: no token lies under the binary entropy of its probability, nor over the entropy of the
+    rest spread evenly. The conflict region is outlined with its share of the tokens.
+
+    style: "scatter" draws a random 20,000 tokens of each scan as dots, as in arXiv 2601.02151,
+        Fig. 1b.
+    difference: of two scans, log₂ of the ratio of their densities.
+    """
+    found = opened(scans)
+    if style not in ("density", "scatter"):
+        raise BadInput(f"--style is density or scatter, found {style!r}")
+    if difference and (len(found) != 2 or style != "density"):
+        raise BadInput(f"--difference compares the densities of two scans, found {len(found)}"
+                       + (" as a scatter" if style != "density" else ""))  # fmt: skip
+    if difference:
+        return _difference(found)
+    return _scatter(found) if style == "scatter" else _density(found)
+
+
+# --- density ---
+
+
+def _density(scans: Sequence[Scan]) -> Chart:
+    by = step(max(map(tokens, scans)))
+    planes = [plane(s).coarse(by) for s in scans]
+    densities = [p / tokens(s) / area(by) for p, s in zip(planes, scans, strict=True)]
+    data = pandas.concat(
+        [cells({"tokens": p, "density": d}, p, by).assign(scan=name)
+         for p, d, name in zip(planes, densities, names(scans), strict=True)]
+    )  # fmt: skip
+    top = ceiling(planes, by)
+    norm = LogNorm(min(d[d > 0].min() for d in densities), max(d.max() for d in densities))
+    with new_chart(COLUMN * len(scans), 3.3, data, caption(scans)) as chart:
+        grid = chart.add_gridspec(
+            2, 2 * len(scans), height_ratios=(1, 5), width_ratios=(5, 1) * len(scans)
+        )
+        mains = []
+        for i, (scan, counts, name) in enumerate(zip(scans, planes, names(scans), strict=True)):
+            main = chart.add_subplot(grid[1, 2 * i])
+            image = draw_plane(main, densities[i], by, top, norm=norm, cmap="viridis_r")
+            bounds(main, scan, top)
+            outline(main, scan, f"conflicts: {percent(conflict_share(scan))}")
+            across = chart.add_subplot(grid[0, 2 * i], sharex=main)
+            up = chart.add_subplot(grid[1, 2 * i + 1], sharey=main)
+            marginals(across, up, counts, by)
+            across.set_title(name, loc="left", parse_math=False)
+            mains.append(main)
+        bar = chart.colorbar(image, ax=mains, location="bottom", aspect=40, pad=0.02)
+        bar.set_label("density: share of tokens per unit of prob and nat")
+    return chart
+
+
+def step(count: int) -> int:
+    """How many of the finest cells to draw as one, each way."""
+    return next(by for least, by in FINENESS if count >= least)
+
+
+def area(by: int) -> float:
+    return by * by * PROB_STEP * ENTROPY_STEP
+
+
+def ceiling(planes: Sequence[NDArray[Any]], by: int) -> float:
+    """The entropy axis' end: a little over the highest token, at least 1 nat."""
+    highest = max(int(np.flatnonzero(p.sum(1))[-1]) + 1 for p in planes)
+    return max(1.0, min(highest * by * ENTROPY_STEP * 1.04, ENTROPY_BINS * ENTROPY_STEP))
+
+
+def cells(values: dict[str, NDArray[Any]], counts: NDArray[Any], by: int) -> pandas.DataFrame:
+    """The occupied cells, a row each, with their bounds."""
+    up, across = np.nonzero(counts)
+    frame = pandas.DataFrame(
+        {
+            "prob_from": across * by * PROB_STEP,
+            "prob_to": (across + 1) * by * PROB_STEP,
+            "entropy_from": up * by * ENTROPY_STEP,
+            "entropy_to": (up + 1) * by * ENTROPY_STEP,
+        }
+    )
+    return frame.assign(**{name: value[up, across] for name, value in values.items()})
+
+
+def draw_plane(axes: Axes, values: NDArray[Any], by: int, top: float, **style: Any) -> Any:
+    """The cells as an image; those that are 0 or NaN stay blank."""
+    height = len(values) * by * ENTROPY_STEP
+    image = axes.imshow(
+        np.ma.masked_where(~np.isfinite(values) | (values == 0), values),
+        origin="lower", extent=(0, 1, 0, height), aspect="auto", interpolation="none", **style,
+    )  # fmt: skip
+    plane_axes(axes, top)
+    return image
+
+
+def bounds(axes: Axes, scan: Scan, top: float) -> None:
+    """The least and the greatest entropy that a token of probability p can have."""
+    p = np.linspace(0, 1, 513)
+    for bound in (least_entropy(p), greatest_entropy(p, scan.manifest["model"]["vocab_size"])):
+        axes.plot(p, bound, color="#333333", linewidth=0.7, linestyle=(0, (4, 2)))
+    axes.set_ylim(0, top)
+
+
+def outline(axes: Axes, scan: Scan, text: str) -> None:
+    """The conflict region, with words beside it."""
+    rule = scan.rule
+    box = Rectangle((0, 0), rule.prob_below, rule.entropy_below, fill=False, edgecolor=CONFLICT,
+                    linewidth=1.3, zorder=4, clip_on=False)  # fmt: skip
+    axes.add_patch(box)
+    right = min(rule.prob_below + 0.02, 0.6)
+    axes.annotate(
+        text, (rule.prob_below, rule.entropy_below / 2), xytext=(right, rule.entropy_below / 2),
+        color="#8a3c00", va="center", fontsize=7, zorder=5,
+        bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
+    )  # fmt: skip
+
+
+def conflict_share(scan: Scan) -> float:
+    """Exactly, from the flagged tokens; the plane's cells do not end at the thresholds."""
+    found = scan.sql.execute("SELECT count(*) FROM conflicts").fetchone()
+    assert found is not None
+    return float(found[0]) / tokens(scan)
+
+
+def marginals(across: Axes, up: Axes, counts: NDArray[Any], by: int) -> None:
+    """Share of the tokens by probability above, by entropy at the right; logarithmic."""
+    shares = [counts.sum(axis) / counts.sum() for axis in (0, 1)]
+    edges = [np.arange(len(s) + 1) * by * d
+             for s, d in zip(shares, (PROB_STEP, ENTROPY_STEP), strict=True)]  # fmt: skip
+    least = min(s[s > 0].min() for s in shares) / 2
+    across.stairs(shares[0], edges[0], baseline=least, fill=True, color="#888888")
+    up.stairs(shares[1], edges[1], baseline=least, orientation="horizontal", fill=True,
+              color="#888888")  # fmt: skip
+    across.set_yscale("log")
+    up.set_xscale("log")
+    across.set_ylabel("share")
+    up.set_xlabel("share")
+    across.tick_params(labelbottom=False)
+    up.tick_params(labelleft=False)
+    for axes in (across, up):
+        axes.minorticks_off()
+
+
+# --- difference ---
+
+
+def _difference(scans: Sequence[Scan]) -> Chart:
+    """log₂ of the densities' ratio, half a token added to each cell."""
+    by = step(min(map(tokens, scans)))
+    one, other = (plane(s).coarse(by) for s in scans)
+    shares = [(p + 0.5) / tokens(s) for p, s in zip((one, other), scans, strict=True)]
+    ratio = np.where(one + other >= FEW, np.log2(shares[0] / shares[1]), np.nan)
+    first, second = names(scans)
+    values = {"tokens_first": one, "tokens_second": other, "log2_ratio": ratio}
+    data = cells(values, one + other, by).assign(first=first, second=second)
+    top = ceiling([one + other], by)
+    note = f"{caption(scans)} Cells with fewer than {FEW} tokens of both are left blank."
+    with new_chart(COLUMN, 3.3, data, note) as chart:
+        main = chart.add_subplot()
+        known = np.abs(ratio[np.isfinite(ratio)])
+        most = min(4.0, max(1.0, float(known.max()) if len(known) else 1.0))
+        image = draw_plane(main, ratio, by, top, cmap="PuOr_r", vmin=-most, vmax=most)
+        bounds(main, scans[0], top)
+        said = " against ".join(percent(conflict_share(s)) for s in scans)
+        outline(main, scans[0], f"conflicts: {said}")
+        bar = chart.colorbar(image, ax=main, location="bottom", aspect=40, pad=0.02, extend="both")
+        bar.set_label("log₂ of the ratio of densities")
+        main.set_title(f"orange: more in {first}\npurple: more in {second}", loc="left",
+                       parse_math=False)  # fmt: skip
+    return chart
+
+
+# --- scatter ---
+
+
+def _scatter(scans: Sequence[Scan]) -> Chart:
+    frames = [sample(s, DOTS) for s in scans]
+    data = pandas.concat(
+        [f.assign(scan=n) for f, n in zip(frames, names(scans), strict=True)], ignore_index=True
+    )
+    top = max(1.0, 1.04 * float(data["entropy"].max()))
+    drawn = ", ".join(f"{len(f):,} of {tokens(s):,}" for f, s in zip(frames, scans, strict=True))
+    note = f"{caption(scans)} Dots: {drawn} tokens, drawn at random."
+    with new_chart(COLUMN * len(scans), 3.0, data, note) as chart:
+        panels = chart.subplots(1, len(scans), sharey=True, squeeze=False)[0]
+        for i, (axes, frame) in enumerate(zip(panels, frames, strict=True)):
+            colour = PAPER_COLOURS[i % len(PAPER_COLOURS)]
+            axes.scatter(frame["prob"], frame["entropy"], s=1.2, color=colour, linewidths=0,
+                         rasterized=True)  # fmt: skip
+            plane_axes(axes, top)
+            bounds(axes, scans[i], top)
+            outline(axes, scans[i], f"conflicts: {percent(conflict_share(scans[i]))}")
+            axes.set_title(names(scans)[i], loc="left", parse_math=False)
+    return chart
+
+
+def sample(scan: Scan, most: int) -> pandas.DataFrame:
+    """At most that many tokens, the same on every call, chosen by a hash of their place."""
+    query = """SELECT example, position, prob, entropy, conflict FROM tokens
+               ORDER BY hash(example, position), example, position LIMIT ?"""
+    return scan.sql.execute(query, [most]).df()

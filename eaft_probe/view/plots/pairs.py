@@ -1,0 +1,54 @@
+"""The label → belief pairs that conflict most."""
+
+from pathlib import Path
+
+import pandas
+
+from eaft_probe.columns.table import Scan
+from eaft_probe.view.plots.chart import (
+    COLUMN,
+    CONFLICT,
+    Chart,
+    caption,
+    names,
+    new_chart,
+    no_axes,
+    opened,
+    shown,
+)
+
+MOST = 20
+
+
+def tokens(*scans: Scan | str | Path) -> Chart:
+    """How often a label stood where the model was sure of another token: the 20 commonest pairs."""
+    found = opened(scans)
+    frames = [_pairs(s) for s in found]
+    data = pandas.concat([f.assign(scan=n) for f, n in zip(frames, names(found), strict=True)])
+    height = 1.0 + 0.16 * max(3, *(len(f) for f in frames), 0)
+    with new_chart(COLUMN * len(found), height, data, caption(found)) as chart:
+        panels = chart.subplots(1, len(found), squeeze=False)[0]
+        for axes, frame, name in zip(panels, frames, names(found), strict=True):
+            axes.set_title(name, loc="left", parse_math=False)
+            if frame.empty:
+                no_axes(axes, "no token is flagged under this rule")
+                continue
+            labels = [_label(a, b) for a, b in zip(frame["token"], frame["top1"], strict=True)]
+            bars = axes.barh(range(len(frame)), frame["conflicts"], color=CONFLICT, height=0.7)
+            axes.bar_label(bars, padding=2, fontsize=6)
+            axes.set_yticks(range(len(frame)), labels, fontsize=6, parse_math=False)
+            axes.invert_yaxis()
+            axes.set_xlabel("conflicts (label → what the model would say)")
+            axes.set_xlim(0, frame["conflicts"].max() * 1.12)
+    return chart
+
+
+def _pairs(scan: Scan) -> pandas.DataFrame:
+    query = """SELECT token, top1, count(*) AS conflicts, avg(prob) AS mean_prob,
+                      avg(top1_prob) AS mean_top1_prob
+               FROM conflicts GROUP BY token, top1 ORDER BY conflicts DESC, token, top1 LIMIT ?"""
+    return scan.sql.execute(query, [MOST]).df()
+
+
+def _label(token: str, top1: str) -> str:
+    return " → ".join(shown(repr(t if len(t) <= 20 else t[:19] + "…")) for t in (token, top1))
