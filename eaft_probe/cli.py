@@ -19,7 +19,14 @@ import typer
 from rich.console import Console
 
 from eaft_probe.errors import BadInput, ProbeError, one_line
-from eaft_probe.settings import PlotSettings, RuleSettings, ScanSettings, make_settings, read_config
+from eaft_probe.settings import (
+    PlotSettings,
+    RuleSettings,
+    ScanSettings,
+    ShowSettings,
+    make_settings,
+    read_config,
+)
 
 INTERRUPTED, GATE_TRIPPED = 130, 3
 TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet that is none
@@ -163,34 +170,33 @@ def flag(given: dict[str, Any], folder: Dir, config: Config = None, as_json: Jso
 
 
 @app.command()
+@_flags(ShowSettings)
 def show(
+    given: dict[str, Any],
     folder: Dir,
-    example: Annotated[int | None, typer.Option(help="one example, coloured")] = None,
-    worst: Annotated[int, typer.Option(min=0, help="how many of the worst examples")] = 3,
-    export: Annotated[
-        str | None, typer.Option(help="write the rows with their loss to F.jsonl")
-    ] = None,
+    config: Config = None,
     as_json: Json = False,
     fail_if: FailIf = None,
 ) -> None:
     """Summary of a scan, its conflicts by group, and the worst examples."""
+    wanted: ShowSettings = make_settings(ShowSettings, _settled(given, config))
     gate = _gate(fail_if)
     from eaft_probe.columns.table import Scan
     from eaft_probe.view.terminal import legend, show_example
 
     opened = Scan.open(folder)
-    if export is not None:
+    if wanted.export is not None:
         from eaft_probe.verbs.export import export as verb
 
-        print(f"{verb(opened, export):,} rows in {export}", file=sys.stderr)
-    if example is not None and (as_json or gate):
+        print(f"{verb(opened, wanted.export):,} rows in {wanted.export}", file=sys.stderr)
+    if wanted.example is not None and (as_json or gate):
         raise BadInput("--example shows one example; --json and --fail-if speak of the whole scan")
-    if example is not None:
-        if not show_example(_out(), opened, example):
-            raise BadInput(f"{folder} has no example {example}")
+    if wanted.example is not None:
+        if not show_example(_out(), opened, wanted.example):
+            raise BadInput(f"{folder} has no example {wanted.example}")
         _out().print(legend())
-    elif export is None or as_json or gate:
-        _show(opened, as_json, gate, worst)
+    elif wanted.export is None or as_json or gate:
+        _show(opened, as_json, gate, wanted.worst)
 
 
 def _show(opened: Any, as_json: bool, gate: Any, worst: int) -> None:
@@ -284,6 +290,15 @@ def plot(
     for write, path in written:
         write(path)
         print(path)
+
+
+@app.command()
+def report(folder: Dir, out: Annotated[str, typer.Option(help="the file")] = "report.html") -> None:
+    """Write a finished scan as one offline HTML page: its landscape to brush, its examples."""
+    from eaft_probe.columns.table import Scan
+    from eaft_probe.view.report import report as write
+
+    print(write(Scan.open(folder), out))
 
 
 @app.command("list")

@@ -103,6 +103,19 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """What `show` prints of a finished scan."""
+
+    example: int | None = _option("one example, coloured")
+    worst: int = _option("how many of the worst examples", 3)
+    export: str | None = _option("write the rows with their loss to F.jsonl")
+
+    def __post_init__(self) -> None:
+        if self.worst < 0:
+            raise BadInput(f"--worst is a whole number from 0, found {self.worst}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlotSettings:
     """What a figure shows. Each kind takes some of these; see `eaft_probe.plots`."""
 
