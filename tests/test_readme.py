@@ -8,6 +8,8 @@ import pytest
 
 from eaft_probe.cli import _run
 from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.objectives.gates import OBJECTIVES
+from eaft_probe.view.plots import PLOTS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"^eaft-probe (\w+)(.*?)(?:#.*)?$", README, re.MULTILINE)
@@ -17,6 +19,13 @@ def test_every_default_column_is_listed_with_its_meaning() -> None:
     for s in STATISTICS.values():
         if s.default:
             assert f"| `{s.name}` | {s.unit} | {s.meaning} |" in README
+
+
+def test_every_objective_and_plot_is_listed() -> None:
+    for name, kind in OBJECTIVES.items():
+        assert f"| `{name}` | {kind.formula} |" in README
+    for name in PLOTS:
+        assert f"| `{name}` |" in README
 
 
 @pytest.mark.parametrize("command", sorted({c for c, _ in COMMANDS}))

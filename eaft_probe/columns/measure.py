@@ -92,18 +92,28 @@ def measure_states(
 def _logit_slices(
     head: Head | None, hidden: torch.Tensor | None
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, (n, V) logits) for all rows; the next slice overwrites the last."""
+    """(first row, (n, V) logits) for all rows, few enough at once for the statistics."""
     assert head is not None
     assert hidden is not None
-    row_bytes, kind = 4 * head.vocab_size, hidden.device.type
-    chunk = max(1, PRODUCT_BYTES.get(kind, 256_000_000) // row_bytes)
-    rows = max(1, min(chunk, SLICE_BYTES.get(kind, 256_000_000) // row_bytes))
+    for start, logits in logit_chunks(head, hidden):
+        for rows in slices(logits):
+            yield start + rows.start, logits[rows]
+
+
+def logit_chunks(head: Head, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first row, (n, V) logits) for all rows in large products; the next overwrites the last."""
+    chunk = max(1, PRODUCT_BYTES.get(hidden.device.type, 256_000_000) // (4 * head.vocab_size))
     buffer = hidden.new_empty((min(chunk, len(hidden)), head.vocab_size), dtype=torch.float32)
     for start in range(0, len(hidden), chunk):
         states = hidden[start : start + chunk]
-        logits = head.logits(states, out=buffer[: len(states)])
-        for at in range(0, len(states), rows):
-            yield start + at, logits[at : at + rows]
+        yield start, head.logits(states, out=buffer[: len(states)])
+
+
+def slices(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows of a product that the statistics go through at once."""
+    rows = max(1, SLICE_BYTES.get(logits.device.type, 256_000_000) // (4 * logits.shape[1]))
+    for at in range(0, len(logits), rows):
+        yield slice(at, min(at + rows, len(logits)))
 
 
 class LogitSlice:
@@ -162,20 +172,34 @@ class LogitSlice:
         return torch.linalg.vector_norm(self.head.backward(self._head_gradient()), dim=1)
 
     def _head_gradient(self) -> torch.Tensor:
-        """(n, V) d nll / d (h Wᵀ + b) = (P − onehot) · scale · (1 − tanh²)."""
+        """(n, V) d nll / d (h Wᵀ + b)."""
+        return self.through_head(self.logit_gradient())
+
+    def logit_gradient(self) -> torch.Tensor:
+        """(n, V) d nll / d logits = P − onehot, a new tensor."""
         delta = self.others.clone()
-        delta.scatter_(1, self.labels[:, None], self.logprob.expm1()[:, None])
+        return delta.scatter_(1, self.labels[:, None], self.logprob.expm1()[:, None])
+
+    def through_head(self, delta: torch.Tensor) -> torch.Tensor:
+        """A gradient in the logits → in h Wᵀ + b, in place: · scale · (1 − tanh²)."""
         if self.head.softcap is not None:
             capped = (self.shifted + self.maximum) / self.head.softcap
             delta *= 1 - capped**2
         return delta.mul_(self.head.scale)
 
+    def log_probs(self) -> torch.Tensor:
+        """(n, V) ln P."""
+        return self.shifted + self.top1_logprob[:, None]
+
+    def log_reference(self) -> torch.Tensor:
+        """(n, V) ln Q of the reference."""
+        assert self.reference is not None, "this needs the reference's logits"
+        return self.reference.log_softmax(1).clamp_(min=SMALLEST)
+
     def kl_reference(self) -> torch.Tensor:
         """Σ Q (ln Q − ln P), both logarithms from shifted logits."""
-        assert self.reference is not None, "kl_reference needs the reference's logits"
-        theirs = self.reference.log_softmax(1).clamp_(min=SMALLEST)
-        ours = self.shifted + self.top1_logprob[:, None]
-        return torch.linalg.vecdot(theirs.exp(), theirs - ours).clamp(min=0)
+        theirs = self.log_reference()
+        return torch.linalg.vecdot(theirs.exp(), theirs - self.log_probs()).clamp(min=0)
 
 
 def _largest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
