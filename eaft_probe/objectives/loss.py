@@ -180,4 +180,4 @@ class _Sums:
         terms = -self.gate * self.logprob
         if anchor := self.call.objective.anchor:
             terms += anchor.beta * self.kl
-        return terms.sum().div_(self.call.count)
+        return terms.sum() / self.call.count
