@@ -6,9 +6,11 @@ with the frame that it is drawn from as `data`. Its keyword arguments are the co
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import BadInput
+from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.registry import Registry
 from eaft_probe.view.plots.chart import Chart
 from eaft_probe.view.plots.dynamics import dynamics
@@ -30,6 +32,9 @@ TABLES = ("gates", "tokens", "topk")  # whose data is a table that fits a termin
 def draw(kind: str, folders: Sequence[str], given: Mapping[str, Any]) -> Chart:
     """The figure of that name. Raises `BadInput` for a flag that it does not take."""
     plot = PLOTS[kind]
+    for name in folders:
+        if name in OBJECTIVES and not Path(name).exists():  # --objective sft eaft
+            raise BadInput(f"{name!r} is an objective, not a scan; write --objective sft,{name}")
     parameters = inspect.signature(plot).parameters.values()
     taken = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     for name in given:

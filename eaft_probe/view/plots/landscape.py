@@ -87,7 +87,8 @@ def _density(scans: Sequence[Scan]) -> Chart:
         mains = []
         for i, (scan, counts, name) in enumerate(zip(scans, planes, names(scans), strict=True)):
             main = chart.add_subplot(grid[1, 2 * i])
-            image = draw_plane(main, densities[i], by, top, norm=norm, cmap="viridis_r")
+            seen = np.where(counts, densities[i], np.nan)
+            image = draw_plane(main, seen, by, top, norm=norm, cmap="viridis_r")
             bounds(main, scan, top)
             outline(main, scan, f"conflicts: {percent(conflict_share(scan))}")
             across = chart.add_subplot(grid[0, 2 * i], sharex=main)
@@ -130,10 +131,10 @@ def cells(values: dict[str, NDArray[Any]], counts: NDArray[Any], by: int) -> pan
 
 
 def draw_plane(axes: Axes, values: NDArray[Any], by: int, top: float, **style: Any) -> Any:
-    """The cells as an image; those that are 0 or NaN stay blank."""
+    """The cells as an image; those that are NaN stay blank."""
     height = len(values) * by * ENTROPY_STEP
     image = axes.imshow(
-        np.ma.masked_where(~np.isfinite(values) | (values == 0), values),
+        np.ma.masked_invalid(values),
         origin="lower", extent=(0, 1, 0, height), aspect="auto", interpolation="none", **style,
     )  # fmt: skip
     plane_axes(axes, top)
@@ -158,7 +159,7 @@ def outline(axes: Axes, scan: Scan, text: str) -> None:
     axes.annotate(
         text, (rule.prob_below, rule.entropy_below / 2), xytext=(right, rule.entropy_below / 2),
         color="#8a3c00", va="center", fontsize=7, zorder=5,
-        bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
+        bbox={"boxstyle": "round,pad=0.05", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
     )  # fmt: skip
 
 
@@ -207,7 +208,8 @@ def _difference(scans: Sequence[Scan]) -> Chart:
         known = np.abs(ratio[np.isfinite(ratio)])
         most = min(4.0, max(1.0, float(known.max()) if len(known) else 1.0))
         image = draw_plane(main, ratio, by, top, cmap="PuOr_r", vmin=-most, vmax=most)
-        bounds(main, scans[0], top)
+        for scan in scans:
+            bounds(main, scan, top)
         said = " against ".join(percent(conflict_share(s)) for s in scans)
         outline(main, scans[0], f"conflicts: {said}")
         bar = chart.colorbar(image, ax=main, location="bottom", aspect=40, pad=0.02, extend="both")
