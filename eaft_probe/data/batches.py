@@ -79,17 +79,26 @@ class TokenBatch:
     window: tuple[Window, ...]  # B of them
 
     def targets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where to read hidden states and what they should have predicted; the only label shift.
-
-        Returns (N,) batch rows, (N,) columns of the predecessors, (N,) labels.
-        """
-        rows, columns = self.trained.nonzero(as_tuple=True)
-        return rows, columns - 1, self.input_ids[rows, columns]
+        """Where to read hidden states and what they should have predicted; see `targets`."""
+        return targets(self.input_ids, self.trained)
 
     def halves(self) -> "tuple[TokenBatch, TokenBatch]":
         """The same windows in two batches."""
         middle = len(self.window) // 2
-        return _batch(self.prefix, self.window[:middle]), _batch(self.prefix, self.window[middle:])
+        return batch_of(self.prefix, self.window[:middle]), batch_of(
+            self.prefix, self.window[middle:]
+        )
+
+
+def targets(
+    input_ids: torch.Tensor, trained: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The only label shift: (N,) batch rows, (N,) columns of the predecessors, (N,) labels.
+
+    input_ids and trained: (B, T); `trained` is false in column 0, which nothing predicts.
+    """
+    rows, columns = trained.nonzero(as_tuple=True)
+    return rows, columns - 1, input_ids[rows, columns]
 
 
 def batches(items: Sequence[Window], budget: int, cost: Cost | None) -> Iterator[TokenBatch]:
@@ -107,14 +116,15 @@ def batches(items: Sequence[Window], budget: int, cost: Cost | None) -> Iterator
         for window in members:
             longest = len((room or [window])[0].ids) - prefix + prefix // 4
             if room and (len(room) + 1) * longest > budget:
-                yield _batch(room[0].ids[:prefix], room)
+                yield batch_of(room[0].ids[:prefix], room)
                 room = []
             room.append(window)
         if room:
-            yield _batch(room[0].ids[:prefix], room)
+            yield batch_of(room[0].ids[:prefix], room)
 
 
-def _batch(prefix: NDArray[np.int32], members: Sequence[Window]) -> TokenBatch:
+def batch_of(prefix: NDArray[np.int32], members: Sequence[Window]) -> TokenBatch:
+    """The windows padded to the longest, without the prefix that they share."""
     skip = len(prefix)
     longest = max(len(w.ids) for w in members) - skip
     ids = np.zeros((len(members), longest), np.int64)

@@ -1,0 +1,180 @@
+"""A causal language model whose forward pass is its gated loss, and the `Trainer` around it.
+
+Body, head and loss run inside the forward pass of the module that DDP or FSDP wraps: calling the
+body by itself would skip their hooks and train on wrong gradients without a word.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer
+
+from eaft_probe.columns.measure import measure_states
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.data.batches import targets
+from eaft_probe.errors import BadInput, ModelError
+from eaft_probe.model.head import Head, head_of
+from eaft_probe.objectives.gates import Columns, Objective
+from eaft_probe.objectives.loss import gated_loss
+from eaft_probe.objectives.scanned import OF_BASE
+
+
+def gate(model: Any) -> Any:
+    """Gives a `transformers` causal language model the gated forward pass, in place.
+
+    model(input_ids, attention_mask, trained, objective=…, count=…) then returns `loss`, `logprob`
+    and `gate` (N,); with `reads=(…)` instead, those columns without a graph. Everything else of
+    the model (saving, adapters, checkpointing) stays as it is. Raises `ModelError`.
+    """
+    live_head(model)  # refused now rather than in the first step
+    model.forward = MethodType(_forward, model)
+    return model
+
+
+def _forward(
+    self: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trained: torch.Tensor,
+    objective: Objective | None = None,
+    count: float | None = None,
+    reads: Sequence[str] = (),
+    **ignored: Any,
+) -> dict[str, torch.Tensor]:
+    states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+    rows, columns, labels = targets(input_ids, trained)
+    hidden, head = states[rows, columns], live_head(self)
+    if objective is None:
+        frozen = replace(head, weight=head.weight.detach())
+        wanted = [STATISTICS[name] for name in reads]
+        return measure_states(frozen, hidden.detach(), labels, wanted).columns
+    assert count is not None, "a loss needs the count of the step's trained tokens"
+    gated = gated_loss(head, hidden, labels, objective, count)
+    return {"loss": gated.loss, **gated.columns.columns}
+
+
+def live_head(model: Any) -> Head:
+    """The head with the parameters that are trained, not copies of them. Raises `ModelError`."""
+    module = model.get_output_embeddings()
+    if hasattr(module, "modules_to_save"):
+        module = module.modules_to_save[module.active_adapter]
+    if hasattr(module, "base_layer"):
+        raise ModelError("an adapter on the head cannot be trained by a gated loss; leave the "
+                         "head out of the adapter's target modules, or train it whole")  # fmt: skip
+    return replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
+
+
+# --- the whole step ---
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A `Population` held in memory: the tokens or examples of one step, from all ranks."""
+
+    columns: Columns
+
+    def mean(self, of: Callable[[Columns], Any]) -> float:
+        return float(of(self.columns).double().mean())
+
+    def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
+        return float(np.quantile(of(self.columns).double().numpy(), at))
+
+
+@dataclass(frozen=True)
+class BatchStep:
+    """One optimizer step as an objective's `Step`."""
+
+    tokens: Gathered
+    examples: Gathered
+
+
+class GatedTrainer(Trainer):  # type: ignore[misc]
+    """A `transformers.Trainer` that minimises Σ gate · nll / N, N the step's trained tokens.
+
+    The model must have gone through `gate`. Batches hold `input_ids`, `attention_mask` and
+    `trained` (B, T). What would replace the loss without a word is refused: label smoothing,
+    a loss function of one's own, DeepSpeed's sequence parallelism, Liger's fused loss.
+    """
+
+    def __init__(self, *args: Any, objective: Objective, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _refuse(self)
+        self.objective = self.step_objective = objective
+        self.loss_is_scaled_for_ga = True  # by the count of the whole step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """The micro-batches of a step, with N over all of them and all ranks."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.tensor(
+            [int(s["trained"].sum()) for s in samples] or [0], device=device
+        ).sum()
+        if self.objective.of_step:
+            self.step_objective = self.objective.resolve(self._step(samples))
+        return samples, int(self.accelerator.reduce(counts))
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> Any:
+        """The gated loss. DDP averages gradients over ranks, hence the division of N."""
+        assert num_items_in_batch is not None
+        count = max(num_items_in_batch, 1) / self.accelerator.num_processes
+        outputs = model(**inputs, objective=self.step_objective, count=count)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    @torch.no_grad()
+    def _step(self, samples: Sequence[dict[str, torch.Tensor]]) -> BatchStep:
+        """A pass without gradients over all micro-batches of the step, on all ranks."""
+        reads = tuple({*self.objective.reads, "logprob"} - set(OF_BASE))
+        was_training = self.model_wrapped.training
+        self.model_wrapped.eval()
+        tokens, means = [], []
+        for sample in samples:
+            columns = self.model_wrapped(**self._prepare_inputs(sample), reads=reads)
+            tokens.append(columns)
+            means.append(_mean_nll(columns["logprob"], sample["trained"]))
+        self.model_wrapped.train(was_training)
+        joined = {n: torch.cat([c[n] for c in tokens]) for n in reads}
+        return BatchStep(
+            Gathered({n: self._everywhere(c) for n, c in joined.items()}),
+            Gathered({"mean_nll": self._everywhere(torch.cat(means))}),
+        )
+
+    def _everywhere(self, column: torch.Tensor) -> torch.Tensor:
+        """The column of all ranks, on the CPU."""
+        if self.accelerator.num_processes == 1:
+            return column
+        found: list[Any] = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(found, column)
+        return torch.cat(found)
+
+
+def _mean_nll(logprob: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+    """(examples with a trained token,) mean nll of each."""
+    rows = trained.nonzero(as_tuple=True)[0].cpu()
+    counts = torch.bincount(rows, minlength=len(trained))
+    sums = torch.zeros(len(trained), dtype=torch.float64).index_add_(0, rows, -logprob.double())
+    return (sums / counts.clamp(min=1))[counts > 0]
+
+
+def _refuse(trainer: Trainer) -> None:
+    args, parallel = trainer.args, getattr(trainer.accelerator, "parallelism_config", None)
+    refused = {
+        "label smoothing": args.label_smoothing_factor != 0,
+        "a compute_loss_func": trainer.compute_loss_func is not None,
+        "Liger's fused loss": args.use_liger_kernel,
+        "sequence parallelism": parallel is not None and getattr(parallel, "sp_enabled", False),
+        "several GPUs in one process": args.n_gpu > 1,
+    }
+    for what, asked in refused.items():
+        if asked:
+            raise BadInput(f"{what} would replace the gated loss; leave it out")

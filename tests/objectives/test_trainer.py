@@ -1,0 +1,165 @@
+"""The gated trainer: gradients of a whole step, however it is cut into micro-batches."""
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+
+from eaft_probe.errors import BadInput, ModelError
+from eaft_probe.objectives.gates import objective
+from eaft_probe.objectives.trainer import GatedTrainer, gate
+
+ROWS, V = 8, 200
+Gradients = dict[str, torch.Tensor]
+
+
+def rows() -> list[dict[str, torch.Tensor]]:
+    """Examples of unequal length with unequal shares of trained tokens; one has none."""
+    made = []
+    for i in range(ROWS):
+        torch.manual_seed(i)
+        ids = torch.randint(V, (5 + 3 * i,))
+        trained = torch.rand(len(ids)) < (0.1 + 0.1 * i)
+        trained[0], trained[-1] = False, i != 3
+        made.append({"input_ids": ids, "trained": trained if i != 3 else trained & False})
+    return made
+
+
+def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    length = max(len(i["input_ids"]) for i in items)
+    batch = {
+        "input_ids": torch.zeros(len(items), length, dtype=torch.long),
+        "attention_mask": torch.zeros(len(items), length, dtype=torch.long),
+        "trained": torch.zeros(len(items), length, dtype=torch.bool),
+    }
+    for row, item in enumerate(items):
+        own = len(item["input_ids"])
+        batch["input_ids"][row, :own] = item["input_ids"]
+        batch["attention_mask"][row, :own] = 1
+        batch["trained"][row, :own] = item["trained"]
+    return batch
+
+
+class Keep(TrainerCallback):
+    """The gradients as the optimizer is about to see them."""
+
+    def __init__(self) -> None:
+        self.gradients: Gradients = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        self.gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def one_step(folder, chosen, each: int, model=None, **options) -> Gradients:
+    """The gradients of one optimizer step over all rows, `each` rows a micro-batch."""
+    keep = Keep()
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=each, max_steps=1, report_to=[],
+        gradient_accumulation_steps=ROWS // each, max_grad_norm=0, use_cpu=True, save_strategy="no",
+        train_sampling_strategy="sequential", remove_unused_columns=False, disable_tqdm=True,
+        logging_strategy="no", **options,
+    )  # fmt: skip
+    GatedTrainer(
+        gate(model or build()), arguments, train_dataset=rows(), data_collator=collate,
+        callbacks=[keep], objective=chosen,
+    ).train()  # fmt: skip
+    return keep.gradients
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    return tiny.build("llama", **changes)
+
+
+def off(a: Gradients, b: Gradients) -> float:
+    """‖a − b‖ / ‖b‖ over all parameters."""
+    both = [(a[n].double(), b[n].double()) for n in b]
+    difference = sum(float((x - y).pow(2).sum()) for x, y in both)
+    return (difference / sum(float(y.pow(2).sum()) for _, y in both)) ** 0.5
+
+
+def truth(gates) -> Gradients:
+    """Autograd of Σ gate · nll / N in float64, one example at a time; gates(logits, label) → g."""
+    model = build().double()
+    count = sum(int(r["trained"].sum()) for r in rows())
+    for row in rows():
+        logits = model(input_ids=row["input_ids"][None]).logits[0]
+        for at in row["trained"].nonzero()[:, 0].tolist():
+            label = int(row["input_ids"][at])
+            nll = -logits[at - 1].log_softmax(0)[label]
+            (gates(logits[at - 1].detach(), label) * nll / count).backward(retain_graph=True)
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+def _eaft(logits: torch.Tensor, label: int) -> float:
+    top = logits.sort(descending=True).values[:20].softmax(0)
+    return float(-(top * top.log()).sum() / torch.tensor(20.0).double().log())
+
+
+TRUTHS = {
+    "sft": lambda logits, label: 1.0,
+    "dft": lambda logits, label: float(logits.softmax(0)[label]),
+    "eaft": _eaft,
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_every_parameter_gets_the_published_gradient(name: str, tmp_path) -> None:
+    assert off(one_step(tmp_path, objective(name), 4), truth(TRUTHS[name])) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sft", "eaft", "cayley", "talr", "mile"])
+def test_micro_batches_do_not_show(name: str, tmp_path) -> None:
+    whole = one_step(tmp_path, objective(name), 8)
+    for each in (1, 2, 4):
+        assert off(one_step(tmp_path, objective(name), each), whole) < 1e-5
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path) -> None:
+    plain = one_step(tmp_path, objective("eaft"), 4)
+    assert off(one_step(tmp_path, objective("eaft"), 4, gradient_checkpointing=True), plain) < 1e-5
+
+
+def test_equal_objectives_have_equal_gradients(tmp_path) -> None:
+    sft, dft = (one_step(tmp_path, objective(n), 4) for n in ("sft", "dft"))
+    assert off(one_step(tmp_path, objective("eaft", {"alpha": 0}), 4), sft) < 1e-6
+    assert off(one_step(tmp_path, objective("talr", {"tau": 1, "floor": 0}), 4), dft) < 1e-6
+    assert off(one_step(tmp_path, objective("qlog", {"q": 0}), 4), sft) < 1e-6
+    assert off(one_step(tmp_path, objective("qlog", {"q": 1}), 4), dft) < 1e-6
+
+
+def test_saved_models_are_plain_ones(tmp_path) -> None:
+    model = gate(build())
+    model.save_pretrained(tmp_path)
+    ids = rows()[5]["input_ids"][None]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(plain(input_ids=ids).logits, build()(input_ids=ids).logits)
+
+
+def test_lora_trains_and_a_lora_on_the_head_is_refused(tmp_path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(build(), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    gate(adapted.get_base_model())
+    keep = Keep()
+    keep.on_pre_optimizer_step = lambda *a, model=None, **k: keep.gradients.update(  # type: ignore
+        {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    )
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, max_steps=1, report_to=[],
+        use_cpu=True, save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    GatedTrainer(adapted, arguments, train_dataset=rows(), data_collator=collate,
+                 callbacks=[keep], objective=objective("eaft")).train()  # fmt: skip
+    assert keep.gradients
+    assert all("lora" in n for n in keep.gradients)
+    assert any(g.abs().max() > 0 for g in keep.gradients.values())
+    on_head = get_peft_model(build(), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(ModelError, match="adapter on the head"):
+        gate(on_head.get_base_model())
+
+
+@pytest.mark.parametrize("option", [{"label_smoothing_factor": 0.1}])
+def test_what_would_replace_the_loss_is_refused(option, tmp_path) -> None:
+    with pytest.raises(BadInput, match="would replace the gated loss"):
+        one_step(tmp_path, objective("eaft"), 8, **option)
