@@ -7,7 +7,7 @@ body by itself would skip their hooks and train on wrong gradients without a wor
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from eaft_probe.data.batches import targets
 from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.objectives.gates import Columns, Objective
-from eaft_probe.objectives.loss import gated_loss
+from eaft_probe.objectives.loss import Reference, gated_loss
 from eaft_probe.objectives.scanned import OF_BASE
 
 
@@ -43,7 +43,8 @@ def _forward(
     objective: Objective | None = None,
     count: float | None = None,
     reads: Sequence[str] = (),
-    **ignored: Any,
+    reference: "ReferenceModel | None" = None,
+    **others: Any,
 ) -> dict[str, torch.Tensor]:
     states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
     rows, columns, labels = targets(input_ids, trained)
@@ -53,8 +54,41 @@ def _forward(
         wanted = [STATISTICS[name] for name in reads]
         return measure_states(frozen, hidden.detach(), labels, wanted).columns
     assert count is not None, "a loss needs the count of the step's trained tokens"
-    gated = gated_loss(head, hidden, labels, objective, count)
+    base = {n: others[n][rows, columns + 1] for n in objective.reads if n in OF_BASE}
+    pull = None
+    if reference is not None:
+        pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
+    gated = gated_loss(head, hidden, labels, objective, count, base, pull)
     return {"loss": gated.loss, **gated.columns.columns}
+
+
+class ReferenceModel(Protocol):
+    """What an anchor pulls towards: a loaded `CausalLM`, or the model with its adapter off."""
+
+    head: Head
+
+    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) → (B, T, D), no graph."""
+
+
+@dataclass(frozen=True)
+class AdapterOff:
+    """The base of a PEFT model as reference: no second copy, no dropout."""
+
+    adapted: Any
+    head: Head
+
+    @torch.no_grad()
+    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        training = self.adapted.training
+        self.adapted.eval()
+        try:
+            with self.adapted.disable_adapter():
+                body = self.adapted.get_base_model().base_model
+                states: torch.Tensor = body(input_ids=input_ids, use_cache=False)[0]
+                return states
+        finally:
+            self.adapted.train(training)
 
 
 def live_head(model: Any) -> Head:
@@ -96,13 +130,26 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
     """A `transformers.Trainer` that minimises Σ gate · nll / N, N the step's trained tokens.
 
     The model must have gone through `gate`. Batches hold `input_ids`, `attention_mask` and
-    `trained` (B, T). What would replace the loss without a word is refused: label smoothing,
-    a loss function of one's own, DeepSpeed's sequence parallelism, Liger's fused loss.
+    `trained` (B, T), and (B, T) columns such as `base_prob` where the objective reads them; an
+    objective with an anchor gets a `reference`. What would replace the loss without a word is
+    refused: label smoothing, a loss function of one's own, DeepSpeed's sequence parallelism,
+    Liger's fused loss.
     """
 
-    def __init__(self, *args: Any, objective: Objective, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective,
+        reference: ReferenceModel | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         _refuse(self)
+        if objective.anchor and reference is None:
+            raise BadInput(f"objective {objective.name!r} needs a reference model")
+        if reference and not objective.anchor:
+            raise BadInput(f"objective {objective.name!r} has no use for a reference model")
+        self.reference = reference
         self.objective = self.step_objective = objective
         self.loss_is_scaled_for_ga = True  # by the count of the whole step
 
@@ -111,12 +158,10 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[list[Any], int]:
         """The micro-batches of a step, with N over all of them and all ranks."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.tensor(
-            [int(s["trained"].sum()) for s in samples] or [0], device=device
-        ).sum()
+        own = torch.tensor(sum(int(s["trained"].sum()) for s in samples), device=device)
         if self.objective.of_step:
             self.step_objective = self.objective.resolve(self._step(samples))
-        return samples, int(self.accelerator.reduce(counts))
+        return samples, int(self.accelerator.reduce(own))
 
     def compute_loss(
         self,
@@ -128,7 +173,9 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         """The gated loss. DDP averages gradients over ranks, hence the division of N."""
         assert num_items_in_batch is not None
         count = max(num_items_in_batch, 1) / self.accelerator.num_processes
-        outputs = model(**inputs, objective=self.step_objective, count=count)
+        outputs = model(
+            **inputs, objective=self.step_objective, count=count, reference=self.reference
+        )
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     @torch.no_grad()
@@ -140,14 +187,14 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         tokens, means = [], []
         for sample in samples:
             columns = self.model_wrapped(**self._prepare_inputs(sample), reads=reads)
-            tokens.append(columns)
-            means.append(_mean_nll(columns["logprob"], sample["trained"]))
+            given = {n: sample[n][sample["trained"]] for n in self.objective.reads if n in OF_BASE}
+            tokens.append(columns | given)
+            means.append(_of_examples(columns["logprob"], sample))
         self.model_wrapped.train(was_training)
-        joined = {n: torch.cat([c[n] for c in tokens]) for n in reads}
-        return BatchStep(
-            Gathered({n: self._everywhere(c) for n, c in joined.items()}),
-            Gathered({"mean_nll": self._everywhere(torch.cat(means))}),
-        )
+        return BatchStep(*(Gathered(self._joined(parts)) for parts in (tokens, means)))
+
+    def _joined(self, parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {n: self._everywhere(torch.cat([p[n].cpu() for p in parts])) for n in parts[0]}
 
     def _everywhere(self, column: torch.Tensor) -> torch.Tensor:
         """The column of all ranks, on the CPU."""
@@ -158,12 +205,16 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         return torch.cat(found)
 
 
-def _mean_nll(logprob: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
-    """(examples with a trained token,) mean nll of each."""
-    rows = trained.nonzero(as_tuple=True)[0].cpu()
-    counts = torch.bincount(rows, minlength=len(trained))
-    sums = torch.zeros(len(trained), dtype=torch.float64).index_add_(0, rows, -logprob.double())
-    return (sums / counts.clamp(min=1))[counts > 0]
+def _of_examples(logprob: torch.Tensor, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One value for each example with a trained token: its mean nll, and the base model's."""
+    rows = sample["trained"].nonzero(as_tuple=True)[0].cpu()
+    counts = torch.bincount(rows, minlength=len(sample["trained"])).double()
+    found = counts > 0
+    sums = torch.zeros_like(counts).index_add_(0, rows, -logprob.cpu().double())
+    made = {"mean_nll": (sums / counts.clamp(min=1))[found]}
+    if "base_mean_nll" in sample:  # the same on all of an example's tokens
+        made["base_mean_nll"] = sample["base_mean_nll"].cpu().amax(1)[found]
+    return made
 
 
 def _refuse(trainer: Trainer) -> None:

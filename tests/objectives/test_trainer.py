@@ -6,8 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
 from eaft_probe.errors import BadInput, ModelError
-from eaft_probe.objectives.gates import objective
-from eaft_probe.objectives.trainer import GatedTrainer, gate
+from eaft_probe.model.head import head_of
+from eaft_probe.objectives.gates import OBJECTIVES, objective
+from eaft_probe.objectives.trainer import AdapterOff, GatedTrainer, gate
 
 ROWS, V = 8, 200
 Gradients = dict[str, torch.Tensor]
@@ -21,22 +22,21 @@ def rows() -> list[dict[str, torch.Tensor]]:
         ids = torch.randint(V, (5 + 3 * i,))
         trained = torch.rand(len(ids)) < (0.1 + 0.1 * i)
         trained[0], trained[-1] = False, i != 3
-        made.append({"input_ids": ids, "trained": trained if i != 3 else trained & False})
+        trained = trained if i != 3 else trained & False
+        base = -2 * torch.rand(len(ids))
+        made.append({"input_ids": ids, "trained": trained, "reference_logprob": base,
+                     "base_prob": base.exp(),
+                     "base_mean_nll": torch.full_like(base, 0.5 + 0.2 * i)})  # fmt: skip
     return made
 
 
 def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     length = max(len(i["input_ids"]) for i in items)
-    batch = {
-        "input_ids": torch.zeros(len(items), length, dtype=torch.long),
-        "attention_mask": torch.zeros(len(items), length, dtype=torch.long),
-        "trained": torch.zeros(len(items), length, dtype=torch.bool),
-    }
+    items = [i | {"attention_mask": torch.ones_like(i["input_ids"])} for i in items]
+    batch = {n: c.new_zeros(len(items), length) for n, c in items[0].items()}
     for row, item in enumerate(items):
-        own = len(item["input_ids"])
-        batch["input_ids"][row, :own] = item["input_ids"]
-        batch["attention_mask"][row, :own] = 1
-        batch["trained"][row, :own] = item["trained"]
+        for name, column in item.items():
+            batch[name][row, : len(column)] = column
     return batch
 
 
@@ -50,7 +50,7 @@ class Keep(TrainerCallback):
         self.gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
-def one_step(folder, chosen, each: int, model=None, **options) -> Gradients:
+def one_step(folder, chosen, each: int, model=None, reference=None, **options) -> Gradients:
     """The gradients of one optimizer step over all rows, `each` rows a micro-batch."""
     keep = Keep()
     arguments = TrainingArguments(
@@ -61,7 +61,7 @@ def one_step(folder, chosen, each: int, model=None, **options) -> Gradients:
     )  # fmt: skip
     GatedTrainer(
         gate(model or build()), arguments, train_dataset=rows(), data_collator=collate,
-        callbacks=[keep], objective=chosen,
+        callbacks=[keep], objective=chosen, reference=reference,
     ).train()  # fmt: skip
     return keep.gradients
 
@@ -108,11 +108,63 @@ def test_every_parameter_gets_the_published_gradient(name: str, tmp_path) -> Non
     assert off(one_step(tmp_path, objective(name), 4), truth(TRUTHS[name])) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["sft", "eaft", "cayley", "talr", "mile"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_do_not_show(name: str, tmp_path) -> None:
-    whole = one_step(tmp_path, objective(name), 8)
-    for each in (1, 2, 4):
-        assert off(one_step(tmp_path, objective(name), each), whole) < 1e-5
+    chosen = objective(name)
+    reference = Other() if chosen.anchor else None
+    whole = one_step(tmp_path, chosen, 8, reference=reference)
+    assert any(g.abs().max() > 0 for g in whole.values())
+    for each in (1, 2):
+        assert off(one_step(tmp_path, chosen, each, reference=reference), whole) < 1e-5
+
+
+class Other:
+    """Another tiny model as reference."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        self.model = tiny.build("llama").eval()
+        self.head = head_of(self.model)
+
+    @torch.no_grad()
+    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model.base_model(input_ids=input_ids)[0]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_an_anchor_pulls_every_parameter(direction: str, tmp_path) -> None:
+    chosen = objective("sft-kl", {"direction": direction})
+    model, other = build().double(), Other()
+    other.model.double()
+    count = sum(int(r["trained"].sum()) for r in rows())
+    for row in rows():
+        ids = row["input_ids"][None]
+        ours = model(input_ids=ids).logits[0].log_softmax(1)
+        theirs = other.model(input_ids=ids).logits[0].log_softmax(1).detach()
+        for at in row["trained"].nonzero()[:, 0].tolist():
+            p, q = ours[at - 1], theirs[at - 1]
+            kl = (q.exp() * (q - p)).sum() if direction == "forward" else (p.exp() * (p - q)).sum()
+            ((0.5 * kl - p[int(ids[0, at])]) / count).backward(retain_graph=True)
+    exact = {n: p.grad for n, p in model.named_parameters()}
+    assert off(one_step(tmp_path, chosen, 4, reference=Other()), exact) < 1e-5
+
+
+def test_an_anchor_without_reference_is_refused(tmp_path) -> None:
+    with pytest.raises(BadInput, match="needs a reference model"):
+        one_step(tmp_path, objective("asft"), 8)
+
+
+def test_the_adapter_switched_off_is_the_base_model() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(build(), LoraConfig(init_lora_weights=False, lora_dropout=0.5))
+    adapted.train()
+    off_model = AdapterOff(adapted, head_of(build()))
+    ids = rows()[4]["input_ids"][None]
+    expected = build().base_model(input_ids=ids)[0]
+    torch.testing.assert_close(off_model.hidden(ids), expected)
+    assert adapted.training
+    assert (adapted.get_base_model().base_model(input_ids=ids)[0] - expected).abs().max() > 0.1
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path) -> None:
