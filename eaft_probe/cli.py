@@ -21,6 +21,7 @@ from rich.console import Console
 from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.settings import (
     PlotSettings,
+    ReportSettings,
     RuleSettings,
     ScanSettings,
     ShowSettings,
@@ -293,12 +294,14 @@ def plot(
 
 
 @app.command()
-def report(folder: Dir, out: Annotated[str, typer.Option(help="the file")] = "report.html") -> None:
+@_flags(ReportSettings)
+def report(given: dict[str, Any], folder: Dir, config: Config = None) -> None:
     """Write a finished scan as one offline HTML page: its landscape to brush, its examples."""
     from eaft_probe.columns.table import Scan
     from eaft_probe.view.report import report as write
 
-    print(write(Scan.open(folder), out))
+    wanted: ReportSettings = make_settings(ReportSettings, _settled(given, config))
+    print(write(Scan.open(folder), wanted.out))
 
 
 @app.command("list")

@@ -131,6 +131,13 @@ class PlotSettings:
     base_scan: str | None = _option("gradients, gates: a scan of the same tokens to compare with")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Where the page goes."""
+
+    out: str = _option("the HTML file", "report.html")
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

@@ -1,0 +1,247 @@
+"""What of a scan a page shows in full: tokens in context, pairs and examples, within a byte budget.
+
+The choice is the same on every run: ties and draws are settled by a hash of a token's place.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.columns.summary import kept_columns
+from eaft_probe.columns.table import Scan
+from eaft_probe.view.page import encode
+
+# 8 MB in all: the page takes 0.95, a landscape with millions of tokens and of conflicts in every
+# cell 2.9, all the rest under 0.4.
+TOKENS_BYTES, EXAMPLES_BYTES = 1_200_000, 2_500_000
+EXAMPLE_BYTES = 400_000  # one example's share: a longer one is shown in part
+MOST_CONFLICTS, MOST_OTHERS = 1_500, 2_500  # tokens that can be listed from the landscape
+MOST_EXAMPLES, MOST_EXAMPLE_TOKENS, MOST_PAIRS = 300, 2_000, 40
+CONTEXT, GAP, LONGEST = 60, 1_000, 300  # characters: around a token, between tokens, of a name
+
+
+def listed(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens in context, conflicts first: evenly over the landscape and the same on every run."""
+    sample = [
+        row
+        for conflict, most in ((True, MOST_CONFLICTS), (False, MOST_OTHERS))
+        for row in _sample(scan, conflict, most)
+    ]
+    kept = list(within(sample, TOKENS_BYTES))
+    conflicts = sum(row["conflict"] for row in kept)
+    return {
+        "names": list(kept[0]),
+        "rows": [list(row.values()) for row in kept],
+        "conflicts": conflicts,
+        "of_conflicts": summary["conflicts"],
+        "of": summary["trained_tokens"],
+    }
+
+
+def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
+    """Round after round one token from each cell of 1/32 by 1/2 nat, by a hash of its place."""
+    names = ["before", "token", "after", "prob", "entropy", "rank", "top1", "top1_prob",
+             "conflict", "example", "position"]  # fmt: skip
+    query = f"""
+        WITH cells AS (
+            SELECT min_by({{'example': example, 'position': position}},
+                          hash(example, position), 500) AS chosen
+            FROM tokens WHERE conflict = {conflict} GROUP BY floor(prob * 32), floor(entropy * 2)
+        ), rounds AS (SELECT unnest(chosen, recursive := true), unnest(range(len(chosen))) AS round
+            FROM cells
+        ), sample AS (SELECT *, hash(example, position) AS mixed FROM rounds
+            ORDER BY round, mixed LIMIT {most})
+        SELECT substr(text, greatest(char_start - {CONTEXT}, 0) + 1, least(char_start, {CONTEXT})),
+               token, substr(text, char_end + 1, {CONTEXT}),
+               prob, entropy, {_or_null(scan, "rank")}, {_or_null(scan, "top1")},
+               {_or_null(scan, "top1_prob")}, conflict, example, position
+        FROM sample JOIN tokens USING (example, position) JOIN examples USING (example)
+        ORDER BY round, mixed"""
+    return _named(names, rows(scan, query))
+
+
+# --- pairs and examples ---
+
+
+def pairs(scan: Scan) -> dict[str, Any]:
+    """The commonest (label, model's choice) among the conflicts, each with three places."""
+    of = rows(scan, "SELECT count(DISTINCT (token, top1)) FROM conflicts")[0][0]
+    place = "{'before': before, 'after': after, 'example': example, 'position': position}"
+    query = f"""
+        WITH pairs AS (SELECT token, top1, count(*) AS n FROM conflicts GROUP BY token, top1
+            ORDER BY n DESC, token, top1 LIMIT {MOST_PAIRS})
+        SELECT token, top1, any_value(n), avg(prob), avg(top1_prob),
+               min_by({place}, hash(example, position), 3)
+        FROM conflicts JOIN pairs USING (token, top1) GROUP BY token, top1
+        ORDER BY 3 DESC, token, top1"""
+    names = ("token", "top1", "conflicts", "prob", "top1_prob", "places")
+    return {"rows": _named(names, rows(scan, query)), "of": of}
+
+
+def examples(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole examples, the largest share of conflicts first, while the bytes last."""
+    shown = list(within(_filled(scan, _chosen(scan)), EXAMPLES_BYTES))
+    return {"rows": shown, "of": summary["examples"], "kept": kept_columns(scan)}
+
+
+def _chosen(scan: Scan) -> dict[int, dict[str, Any]]:
+    """Example → what is known of it without its text, in the order of the page."""
+    kept = "".join(f', "{_quoted(name)}"' for name in kept_columns(scan))
+    query = f"""
+        SELECT example, key[:{LONGEST}], trained_tokens, mean_nll, coalesce(n, 0) AS conflicts{kept}
+        FROM examples LEFT JOIN (SELECT example, count(*) AS n FROM conflicts GROUP BY example)
+             USING (example)
+        WHERE trained_tokens > 0
+        ORDER BY conflicts / trained_tokens DESC, example LIMIT {MOST_EXAMPLES}"""
+    names = ("example", "key", "trained", "nll", "conflicts")
+    return {
+        row[0]: {
+            **dict(zip(names, map(_rounded, row), strict=False)),
+            "kept": [short(v) for v in row[len(names) :]],
+        }
+        for row in rows(scan, query)
+    }
+
+
+def _filled(scan: Scan, chosen: Mapping[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The chosen examples with text and tokens, a few at a time: texts can be long."""
+    ids = list(chosen)
+    for batch in (ids[i : i + 10] for i in range(0, len(ids), 10)):
+        tokens = _tokens(scan, batch)
+        texts = dict(rows(scan, f"SELECT example, text FROM examples WHERE {_among(batch)}"))
+        for example in batch:
+            yield _fitting(chosen[example], texts[example], tokens[example])
+
+
+def _tokens(scan: Scan, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+    """The tokens of some examples in order; of a long one, those around its first conflict."""
+    names = ["example", "position", "nth", "char_start", "char_end", "token", "conflict",
+             "top1", *(c["name"] for c in columns(scan))]  # fmt: skip
+    query = f"""
+        WITH numbered AS (
+            SELECT *, row_number() OVER (PARTITION BY example ORDER BY position) AS nth,
+                   count(*) OVER (PARTITION BY example) AS n
+            FROM tokens WHERE {_among(ids)}
+        ), places AS (SELECT *,
+            coalesce(min(nth) FILTER (conflict) OVER (PARTITION BY example), 1) AS first
+            FROM numbered)
+        SELECT {", ".join(n if n == "nth" else _or_null(scan, n) for n in names)} FROM places
+        WHERE nth - greatest(least(first - 100, n - {MOST_EXAMPLE_TOKENS} + 1), 1)
+              BETWEEN 0 AND {MOST_EXAMPLE_TOKENS - 1}
+        ORDER BY example, position"""
+    found = groupby(_named(names, rows(scan, query)), itemgetter("example"))
+    return {example: list(group) for example, group in found}
+
+
+def _fitting(
+    known: Mapping[str, Any], text: str, tokens: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The example in full; where that takes too many bytes, half of its tokens, and so on."""
+    while True:
+        found = {**known, **pieces(text, tokens, known["trained"])}
+        if len(tokens) == 1 or _size(found) <= EXAMPLE_BYTES:
+            return found
+        tokens = tokens[: len(tokens) // 2]
+
+
+def pieces(text: str, tokens: Sequence[Mapping[str, Any]], trained: int) -> dict[str, Any]:
+    """The text cut at its tokens: a gap before each and one at the end, and their columns.
+
+    `trained` counts the example's tokens: where some are not shown, nor is the text they are in.
+    """
+    gaps: list[Gap] = []
+    shown, at = [], 0
+    for token in tokens:
+        start, end = token["char_start"], token["char_end"]
+        hidden = not gaps and token["nth"] > 1
+        gaps.append(_gap(text[at:start], 0 if hidden else GAP))
+        # A byte of a character stands where another byte has stood: it is shown by itself.
+        shown.append(text[max(at, start) : end][:LONGEST] or token["token"])
+        at = max(at, end)
+    gaps.append(_gap(text[at:], 0 if tokens[-1]["nth"] < trained else GAP))
+    own = ("example", "nth", "char_start", "char_end", "token", "conflict")
+    return {
+        "gaps": gaps,
+        "text": shown,
+        "flags": [i for i, t in enumerate(tokens) if t["conflict"]],
+        "columns": {n: [t[n] for t in tokens] for n in tokens[0] if n not in own},
+    }
+
+
+Gap = str | tuple[str, int, str]
+
+
+def _gap(text: str, most: int) -> Gap:
+    """The text, or both of its ends and how many characters between them are left out."""
+    if len(text) <= most or not text:
+        return text
+    half = most // 2
+    return text[:half], len(text) - 2 * half, text[len(text) - half :]
+
+
+# --- from the scan, and how much of it ---
+
+
+def within(items: Iterable[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
+    """The first items that take at most so many bytes of the page, and at least one."""
+    taken = 0
+    for item in items:
+        taken, before = taken + _size(item) + 1, taken
+        if taken > most and before:
+            return
+        yield item
+
+
+def _size(item: Any) -> int:
+    return len(encode(item).encode())
+
+
+def columns(scan: Scan) -> list[dict[str, str]]:
+    """The statistics a token can be coloured by, with unit and meaning."""
+    return [
+        {"name": s.name, "unit": s.unit, "meaning": s.meaning}
+        for s in STATISTICS.values()
+        if s.name in scan.columns and s.name != "top1_id"
+    ]
+
+
+def rows(scan: Scan, query: str) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = scan.sql.execute(query).fetchall()
+    return found
+
+
+def _or_null(scan: Scan, name: str) -> str:
+    return name if name == "conflict" or name in scan.columns else f"NULL AS {name}"
+
+
+def _among(examples: Iterable[int]) -> str:
+    return f"example IN ({', '.join(map(str, examples))})"
+
+
+def _quoted(name: str) -> str:
+    return name.replace('"', '""')
+
+
+def _named(names: Sequence[str], found: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(names, map(_rounded, row), strict=True)) for row in found]
+
+
+def _rounded(value: Any) -> Any:
+    """Four digits are what a reader can use, and half the bytes; no NaN in JSON."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
+
+
+def short(value: Any) -> str:
+    """A value as a cell of a table, at most so long."""
+    if isinstance(value, list):
+        text = ", ".join(map(str, value))
+    elif isinstance(value, bool):
+        text = "yes" if value else "no"
+    else:
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -1,0 +1,263 @@
+// Examples: whole texts, every token coloured by a chosen column, its numbers on hover and focus.
+
+const examples = report.examples.rows;
+const AT_ONCE = 10; // examples to begin with: a long one has thousands of tokens
+const STEPS = 5; // shades, from plain to strong
+const REVERSED = ["prob", "logprob", "top1_prob", "concentration"]; // strong where it is low
+const EDGES = { prob: [0.01, 0.05, 0.2, 0.5], rank: [1, 2, 10, 100], entropy: [0.5, 1, 2, 4] };
+const SORTS = {
+  "share of conflicts": (e) => -e.conflicts / e.trained,
+  "number of conflicts": (e) => -e.conflicts,
+  "mean nll, highest first": (e) => -e.nll,
+  "order of the data": (e) => e.example,
+};
+const picked = { shown: AT_ONCE, pinned: null };
+
+// --- colour ---
+
+const edges = new Map(); // column → STEPS − 1 rising bounds
+
+function edgesOf(name) {
+  if (!edges.has(name)) edges.set(name, EDGES[name] ?? fifths(name));
+  return edges.get(name);
+}
+
+function fifths(name) {
+  const values = examples.flatMap((e) => e.columns[name]).filter((v) => v !== null);
+  values.sort((a, b) => a - b);
+  return [1, 2, 3, 4].map((i) => values[Math.floor((i * values.length) / STEPS)] ?? 0);
+}
+
+function shade(name, value) {
+  if (value === null) return 0;
+  const step = edgesOf(name).filter((edge) => value >= edge).length;
+  return REVERSED.includes(name) ? STEPS - 1 - step : step;
+}
+
+function paint(card) {
+  const name = byId("colour").value;
+  for (const span of card.querySelectorAll("[data-i]")) {
+    span.dataset.shade = shade(name, card.example.columns[name][span.dataset.i]);
+  }
+}
+
+function showLegend() {
+  const name = byId("colour").value;
+  const column = report.columns.find((c) => c.name === name);
+  const bounds = edgesOf(name).map(number);
+  const texts = [`below ${bounds[0]}`, ...bounds.slice(1).map((b, i) => `${bounds[i]} to ${b}`),
+    `from ${bounds.at(-1)}`];
+  const steps = texts.map((text, i) => [REVERSED.includes(name) ? STEPS - 1 - i : i, text]);
+  byId("legend").replaceChildren(
+    element("span", {}, element("b", {}, name), column.unit ? `, ${column.unit}: ` : ": "),
+    ...steps.map(([step, text]) => element("span", { class: "swatch", "data-shade": step }, text)),
+    element("span", { class: "swatch conflict" }, "conflict"),
+    element("span", { class: "swatch gap" }, "not trained"),
+    element("span", { class: "muted meaning" }, column.meaning +
+      (EDGES[name] ? "" : "; each shade holds a fifth of the tokens below")));
+}
+
+// --- one example ---
+
+function card(example) {
+  const heading = `Example ${example.example}`;
+  const label = `${heading}: ${example.conflicts} conflicts in ${example.trained} tokens`;
+  const text = element("p", { class: "text", role: "group", "aria-label": `Text of ${label}` });
+  const flags = new Set(example.flags);
+  example.text.forEach((piece, i) =>
+    text.append(gap(example.gaps[i]), ...token(piece, i, flags.has(i))));
+  text.append(gap(example.gaps.at(-1)));
+  text.querySelector(flags.size ? ".conflict" : "[data-i]").tabIndex = 0;
+  const made = element("article", { "aria-label": label },
+    element("h3", {}, heading, example.key ? element("code", {}, example.key) : null),
+    element("p", { class: "muted" }, facts(example)), text, conflictTable(example));
+  made.example = example;
+  paint(made);
+  return made;
+}
+
+function facts(example) {
+  const { trained, conflicts, nll, text } = example;
+  const kept = report.examples.kept.map((name, i) => `${name} ${example.kept[i]}`);
+  return [
+    `${whole(conflicts)} conflicts in ${whole(trained)} tokens (${percent(conflicts, trained)})`,
+    `mean nll ${number(nll)} nats`, ...kept,
+    text.length < trained ? `${whole(text.length)} of its tokens shown` : null,
+  ].filter(Boolean).join(" · ");
+}
+
+function gap(text) {
+  if (typeof text === "string") return element("span", { class: "gap" }, text);
+  const [before, hidden, after] = text;
+  return element("span", { class: "gap" }, before,
+    element("i", {}, ` … ${whole(hidden)} characters not shown … `), after);
+}
+
+// The space before a word stays outside its box; white space alone is drawn and kept.
+function token(text, i, conflict) {
+  const attributes = { "data-i": i, tabindex: -1, class: conflict ? "conflict" : null };
+  if (!text.trim()) return [element("span", attributes, drawn(text)), text.replace(/[^\n]/g, "")];
+  const [, before, word] = text.match(/^(\s*)([^]*)$/);
+  return [before, element("span", attributes, word)];
+}
+
+function conflictTable({ flags, text, columns }) {
+  if (!flags.length) return "";
+  const of = (name, i) => columns[name]?.[i] ?? null;
+  const rows = flags.map((i) => [quoted(text[i]), number(of("prob", i)), quoted(of("top1", i)),
+    number(of("top1_prob", i)), number(of("entropy", i)), number(of("rank", i))]);
+  const names = ["label", "prob", "the model's choice", "top1_prob", "entropy", "rank"];
+  return element("details", {},
+    element("summary", {}, `Its ${flags.length > 1 ? `${flags.length} conflicts` : "conflict"} ` +
+      "as a table"),
+    table(names, rows));
+}
+
+// --- which are shown ---
+
+function matching() {
+  const search = byId("example-search").value.toLowerCase();
+  const kept = byId("kept").value;
+  const found = examples.filter((e) =>
+    (!byId("with-conflicts").checked || e.conflicts) &&
+    (!kept || isKept(e, kept)) &&
+    (!search || `${e.key} ${wording(e)}`.toLowerCase().includes(search)));
+  const order = SORTS[byId("sort").value];
+  return found.sort((a, b) => order(a) - order(b) || a.example - b.example);
+}
+
+function isKept(example, choice) {
+  const [column, value] = JSON.parse(choice);
+  return example.kept[column] === value;
+}
+
+const wording = (e) =>
+  e.text.map((piece, i) => [e.gaps[i]].flat().join(" ") + piece).join("") +
+  [e.gaps.at(-1)].flat().join(" ");
+
+function showExamples() {
+  hideTip();
+  const found = matching();
+  const shown = found.slice(0, picked.shown);
+  const first = picked.pinned ? [picked.pinned] : [];
+  const others = shown.filter((e) => e !== picked.pinned);
+  byId("cards").replaceChildren(...[...first, ...others].map(card));
+  byId("more-examples").hidden = found.length <= picked.shown;
+  byId("matching").textContent = found.length
+    ? `${whole(found.length)} of ${whole(examples.length)} examples match, ` +
+      `${whole(shown.length)} shown.`
+    : "No example matches.";
+  say(byId("matching").textContent);
+}
+
+function exampleButton(number, position) {
+  const example = examples.find((e) => e.example === number);
+  if (!example) return element("span", { class: "muted" }, `example ${number}`);
+  return button(`example ${number}`, () => openExample(example, position), { class: "link" });
+}
+
+function openExample(example, position) {
+  picked.pinned = example;
+  showExamples();
+  const card = byId("cards").firstElementChild;
+  const i = Math.max(0, example.columns.position.indexOf(position));
+  focusToken(card.querySelector(`[data-i="${i}"]`));
+}
+
+// --- pointing and moving ---
+
+function showNumbers(span) {
+  const { columns, text, flags } = span.closest("article").example;
+  const i = Number(span.dataset.i);
+  const of = (name) => columns[name]?.[i] ?? null;
+  const rows = [
+    ["label", marked(text[i])],
+    ["model's choice", of("top1") === null ? "–" : marked(of("top1"))],
+    ["prob", number(of("prob"))],
+    ["top1_prob", number(of("top1_prob"))],
+    ["entropy", `${number(of("entropy"))} nats`],
+    ["rank", of("rank") === null ? "–" : whole(of("rank"))],
+  ];
+  const name = byId("colour").value;
+  if (!rows.some(([known]) => known === name)) rows.push([name, number(of(name))]);
+  for (const old of document.querySelectorAll("[aria-describedby=tip]")) {
+    old.removeAttribute("aria-describedby");
+  }
+  span.setAttribute("aria-describedby", "tip");
+  const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
+  showTip(box, rows, flags.includes(i) ? "confident conflict" : "");
+}
+
+// One token of a text is in the tab order; the arrows move it.
+function focusToken(span) {
+  span.parentElement.querySelector("[tabindex='0']").tabIndex = -1;
+  span.tabIndex = 0;
+  span.focus();
+}
+
+function moveFocus(event) {
+  const from = event.target.closest("[data-i]");
+  if (!from || event.altKey || event.ctrlKey || event.metaKey) return;
+  const all = [...from.parentElement.querySelectorAll("[data-i]")];
+  const conflicts = all.filter((s) => s.classList.contains("conflict"));
+  const i = Number(from.dataset.i);
+  const to = {
+    ArrowRight: () => all[i + 1], ArrowLeft: () => all[i - 1],
+    ArrowDown: () => conflicts.find((s) => Number(s.dataset.i) > i),
+    ArrowUp: () => conflicts.findLast((s) => Number(s.dataset.i) < i),
+    Home: () => all[0], End: () => all.at(-1),
+  }[event.key];
+  if (!to) return;
+  event.preventDefault();
+  const span = to();
+  if (span) focusToken(span);
+}
+
+function options(select, entries) {
+  select.append(...entries.map(([value, label]) => element("option", { value }, label)));
+}
+
+function keptChoices() {
+  return report.examples.kept.flatMap((name, column) =>
+    [...new Set(examples.map((e) => e.kept[column]))].sort().map((value) =>
+      [JSON.stringify([column, value]), `${name}: ${value.slice(0, 60)}`]));
+}
+
+function startExamples() {
+  options(byId("colour"), report.columns.map((c) => [c.name, c.name]));
+  byId("colour").value = "prob";
+  options(byId("sort"), Object.keys(SORTS).map((name) => [name, name]));
+  options(byId("kept"), [["", "all"], ...keptChoices()]);
+  byId("kept-label").hidden = !report.examples.kept.length;
+  byId("examples-note").textContent = examples.length < report.examples.of
+    ? `${whole(examples.length)} of ${whole(report.examples.of)} examples are on this page: those ` +
+      "with the largest share of conflicts."
+    : `All ${whole(examples.length)} examples of the scan are on this page.`;
+  for (const id of ["sort", "kept", "example-search", "with-conflicts"]) {
+    byId(id).addEventListener("input", () => {
+      Object.assign(picked, { shown: AT_ONCE, pinned: null });
+      showExamples();
+    });
+  }
+  byId("choice").addEventListener("submit", (event) => event.preventDefault());
+  byId("colour").addEventListener("input", () => {
+    showLegend();
+    for (const made of byId("cards").children) paint(made);
+  });
+  byId("more-examples").addEventListener("click", () => {
+    picked.shown += AT_ONCE;
+    showExamples();
+  });
+  const cards = byId("cards");
+  const numbers = (event) => {
+    const span = event.target.closest("[data-i]");
+    if (span) showNumbers(span);
+  };
+  cards.addEventListener("mouseover", numbers);
+  cards.addEventListener("focusin", numbers);
+  cards.addEventListener("mouseout", hideTip);
+  cards.addEventListener("focusout", hideTip);
+  cards.addEventListener("keydown", moveFocus);
+  showLegend();
+  showExamples();
+}

@@ -1,0 +1,187 @@
+// The page's frame: payload, elements, theme, tooltip, tables. Text enters by textContent alone.
+
+const report = JSON.parse(document.getElementById("payload").textContent);
+const byId = (id) => document.getElementById(id);
+const whole = (n) => n.toLocaleString("en");
+const number = (x) =>
+  x === null || x === undefined ? "–"
+    : x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(1)
+    : String(Number(x.toPrecision(3)));
+const percent = (part, all) => `${Number(((100 * part) / all).toPrecision(3))}%`;
+
+// element("td", { class: "n" }, "12", child): attributes are our own, never the data's.
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value !== null) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((c) => c !== null));
+  return made;
+}
+
+function button(label, action, attributes = {}) {
+  const made = element("button", { type: "button", ...attributes }, label);
+  made.addEventListener("click", action);
+  return made;
+}
+
+// White space that is a token, or begins or ends a quoted one, is drawn.
+const drawn = (spaces) => spaces.replace(/ /g, "␣").replace(/\t/g, "⇥").replace(/\n/g, "↵");
+const marked = (text) => text.replace(/^\s+|\s+$/g, drawn);
+
+// --- what a screen reader hears: the last thing said, once things have settled ---
+
+let speaking;
+function say(text) {
+  clearTimeout(speaking);
+  speaking = setTimeout(() => (byId("live").textContent = text), 400);
+}
+
+// --- theme: the system's, until the button says otherwise ---
+
+const themed = []; // what draws in colours of its own
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : systemDark.matches;
+};
+
+function showTheme() {
+  byId("theme").textContent = isDark() ? "Light theme" : "Dark theme";
+  themed.forEach((draw) => draw());
+}
+
+function startTheme() {
+  byId("theme").addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    showTheme();
+  });
+  systemDark.addEventListener("change", showTheme);
+  showTheme();
+}
+
+// The colour that a custom property stands for in this theme.
+function colour(name) {
+  const probe = document.body.appendChild(element("span"));
+  probe.style.color = `var(${name})`;
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+// --- the tooltip, for pointer and focus alike ---
+
+function showTip(box, rows, title) {
+  const tip = byId("tip");
+  tip.replaceChildren(title ? element("p", { class: "tip-title" }, title) : "");
+  const list = tip.appendChild(element("dl"));
+  for (const [name, value] of rows) list.append(element("dt", {}, name), element("dd", {}, value));
+  tip.hidden = false;
+  const { width, height } = tip.getBoundingClientRect();
+  const left = Math.min(Math.max(8, box.left), innerWidth - width - 8);
+  const below = box.bottom + 8 + height < innerHeight;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${below ? box.bottom + 8 : Math.max(8, box.top - height - 8)}px`;
+}
+
+function hideTip() {
+  byId("tip").hidden = true;
+}
+
+// --- tables ---
+
+function table(names, rows, caption) {
+  const head = element("tr", {}, ...names.map((name, i) =>
+    element("th", { scope: "col", class: isNumber(rows[0][i]) ? "n" : null }, name)));
+  const body = rows.map((row) => element("tr", {}, ...row.map(cell)));
+  return element("table", {},
+    caption ? element("caption", {}, caption) : null,
+    element("thead", {}, head), element("tbody", {}, ...body));
+}
+
+const isNumber = (value) => typeof value === "string" && /^[-\d.,]+(%|e.\d+)?$/.test(value);
+
+function cell(value) {
+  if (value instanceof Node) return element("td", {}, value);
+  return element("td", isNumber(value) ? { class: "n" } : {}, value);
+}
+
+const quoted = (text) => element("code", {}, text === null ? "–" : marked(text));
+
+function showHeadline() {
+  byId("title").textContent = `${report.data} under ${report.model}`;
+  document.title = `${report.data} under ${report.model} · eaft-probe report`;
+  byId("rule").textContent = `A conflict: ${report.rule.text}`;
+  byId("notices").append(...report.notices.map((n) => element("p", { class: "notice" }, n)));
+  byId("headline").append(...report.headline.map((h) =>
+    element("li", {},
+      element("strong", {}, h.figure), " ",
+      element("span", {}, h.label), " ",
+      element("small", {}, h.detail))));
+}
+
+function showPairs() {
+  const { rows, of } = report.pairs;
+  byId("pairs-note").textContent = rows.length
+    ? `What stands in the data, and what the model was sure of instead: the ${whole(rows.length)} ` +
+      `commonest of ${whole(of)} different pairs, each with up to three places.`
+    : "No token of this scan is a confident conflict under its rule.";
+  if (!rows.length) return void byId("pairs").remove();
+  byId("pairs").append(table(
+    ["label", "the model's choice", "conflicts", "mean prob", "mean top1_prob", "in context"],
+    rows.map((p) => [quoted(p.token), quoted(p.top1), whole(p.conflicts), number(p.prob),
+      number(p.top1_prob), places(p)])));
+}
+
+function places(pair) {
+  const items = pair.places.map((place) =>
+    element("li", {},
+      context(place.before.slice(-60), pair.token, place.after.slice(0, 60), true), " ",
+      exampleButton(place.example, place.position)));
+  const summary = element("summary", {}, context(
+    pair.places[0].before.slice(-24), pair.token, pair.places[0].after.slice(0, 24), true));
+  return element("details", {}, summary, element("ul", { class: "places" }, ...items));
+}
+
+// A token in its text, on one line; the space before a word stays outside the word's box.
+function context(before, token, after, conflict) {
+  const flat = (text) => text.replace(/\s+/g, " ");
+  const space = token.trim() ? token.match(/^\s*/)[0] : "";
+  return element("span", { class: "context" }, flat(before + space),
+    element("mark", conflict ? { class: "conflict" } : {}, marked(token.slice(space.length))),
+    flat(after));
+}
+
+function showGroups() {
+  byId("groups").append(...report.groups.map((g) => table(g.names, g.rows, g.title)));
+}
+
+function showProvenance() {
+  byId("sources").append(...report.provenance.map(([title, rows]) =>
+    element("section", {},
+      element("h3", {}, title),
+      element("dl", { class: "facts" },
+        ...rows.flatMap(([k, v]) => [element("dt", {}, k), element("dd", {}, v)])))));
+}
+
+function start() {
+  showHeadline();
+  showPairs();
+  showGroups();
+  showProvenance();
+  startLandscape();
+  startExamples();
+  startTheme();
+}
+
+document.addEventListener("DOMContentLoaded", start);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") hideTip();
+});
+// What a focused token says stays with it while the page scrolls to it.
+document.addEventListener("scroll", () => {
+  const focused = document.activeElement.closest("[data-i]");
+  if (focused && !byId("tip").hidden) showNumbers(focused);
+  else hideTip();
+}, { passive: true });

@@ -1,0 +1,265 @@
+"""The report in a real browser: Debian's chromium, driven by selenium. Skips where they are not."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile import ATTACKS, hostile_scan
+from test_report import without
+
+from eaft_probe import Scan
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.view.printable import printable
+from eaft_probe.view.report import report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-component-update", "--no-first-run", "--window-size=1360,1000")  # fmt: skip
+# WCAG contrast of every element with text of its own, its background looked up through parents.
+CONTRAST = """
+const light = (c) => { const v = c.map((x) => (x /= 255) <= .04045 ? x / 12.92
+    : ((x + .055) / 1.055) ** 2.4); return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+const parts = (c) => c.match(/[\\d.]+/g).map(Number);
+const behind = (e) => { for (; e; e = e.parentElement) {
+    const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; }
+    return [255, 255, 255]; };
+return [...document.body.querySelectorAll("*")].filter((e) => e.checkVisibility() &&
+    e.tagName !== "OPTION" && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+  .map((e) => { const a = light(parts(getComputedStyle(e).color)), b = light(behind(e));
+    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.outerHTML.slice(0, 120)]; })
+  .sort((a, b) => a[0] - b[0])[0];"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no chromium: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    with webdriver.Chrome(options=options, service=service) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Scan:
+    return hostile_scan(tmp_path_factory.mktemp("browser") / "scan", model_folder)
+
+
+@pytest.fixture(scope="module")
+def file(done: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(done, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture
+def page(browser: Any, file: Path) -> Any:
+    return load(browser, file)
+
+
+def load(browser: Any, file: Path) -> Any:
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # what earlier pages left
+    browser.get(file.as_uri())
+    WebDriverWait(browser, 10).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#chart canvas"))
+    return browser
+
+
+def by_id(page: Any, name: str) -> Any:
+    return page.find_element(By.ID, name)
+
+
+def show(page: Any, element: Any) -> None:
+    centred = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+    page.execute_script(centred, element)
+
+
+def settled(page: Any, before: str) -> str:
+    """The line of counts once it says something new."""
+    WebDriverWait(page, 5).until(lambda _: by_id(page, "count").text != before)
+    return str(by_id(page, "count").text)
+
+
+def bounds(page: Any) -> list[float]:
+    names = ("prob-from", "prob-to", "entropy-from", "entropy-to")
+    return [float(by_id(page, n).get_attribute("value")) for n in names]
+
+
+def counted(done: Scan, prob: tuple[float, float], entropy: tuple[float, float]) -> tuple[int, int]:
+    """Tokens and conflicts in the cells from bound to bound, counted from the scan's columns."""
+    table = done.tokens(["prob", "entropy", "conflict"])
+    inside = np.ones(len(table), bool)
+    for values, scale, (low, high) in ((table.prob, 256, prob), (table.entropy, 32, entropy)):
+        cells = np.floor(values * scale)
+        inside &= (cells >= round(low * scale)) & (cells < round(high * scale))
+    return int(inside.sum()), int((inside & table.conflict).sum())
+
+
+def said(counts: tuple[int, int], of: int) -> str:
+    share = f"{100 * counts[0] / of:.3g}%"
+    return f"{counts[0]:,} of {of:,} tokens ({share}), {counts[1]:,} of them conflicts"
+
+
+def requests(page: Any) -> list[str]:
+    events = [json.loads(e["message"])["message"] for e in page.get_log("performance")]
+    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    return [e["request"]["url"] for e in sent]
+
+
+def test_loads_in_silence(page: Any, file: Path, browser: Any) -> None:
+    assert page.get_log("browser") == []
+    urls = requests(page)
+    assert file.as_uri() in urls  # the log does record what is asked for
+    assert all(u.startswith(("file:", "data:", "blob:")) for u in urls)
+    assert [u for u in urls if u.startswith("file:")] == [file.as_uri()]
+    assert len(page.find_elements(By.CSS_SELECTOR, "#headline li")) == 4
+
+
+def test_dragging_lists_the_region(page: Any, done: Scan) -> None:
+    before, listed = by_id(page, "count").text, by_id(page, "tokens").text
+    canvas = page.find_element(By.CSS_SELECTOR, "#chart canvas")
+    show(page, canvas)
+    drag = ActionChains(page).move_to_element_with_offset(canvas, -180, 60).click_and_hold()
+    drag.move_by_offset(60, 30).move_by_offset(60, 40).release().perform()
+    text, found = settled(page, before), bounds(page)
+    assert found != [0, 1, 0, 16]
+    assert text.startswith(said(counted(done, found[:2], found[2:]), len(done.tokens())))
+    assert by_id(page, "tokens").text != listed
+    items = page.find_elements(By.CSS_SELECTOR, "#tokens .numbers")
+    assert items
+    probs = [float(i.text.split("prob ")[1].split(" ")[0]) for i in items]
+    assert found[0] - 0.001 <= min(probs) <= max(probs) <= found[1] + 0.001
+
+
+def test_bounds_and_presets_by_keyboard(page: Any, done: Scan) -> None:
+    before, total = by_id(page, "count").text, len(done.tokens())
+    field = by_id(page, "prob-to")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("0.25", Keys.TAB)
+    typed = settled(page, before)
+    assert typed.startswith(said(counted(done, (0, 0.25), (0, 16)), total))
+    preset = page.find_element(By.CSS_SELECTOR, "#presets button")
+    preset.send_keys(Keys.ENTER)
+    text = settled(page, typed)
+    conflicts = len(done.conflicts())
+    assert f", {conflicts} of them conflicts" in text
+    assert (
+        f"{conflicts} of these {conflicts} conflicts are on this page" in by_id(page, "listed").text
+    )
+    WebDriverWait(page, 5).until(lambda _: by_id(page, "live").get_attribute("textContent") == text)
+
+
+def test_numbers_on_hover_and_focus(page: Any, done: Scan) -> None:
+    span = page.find_element(By.CSS_SELECTOR, "#cards .conflict")
+    show(page, span)
+    ActionChains(page).move_to_element(span).perform()
+    tip = by_id(page, "tip")
+    hovered = dict(zip(*(facts(tip, tag) for tag in ("dt", "dd")), strict=True))
+    example = int(page.find_element(By.CSS_SELECTOR, "#cards h3").text.split()[1])
+    table = done.tokens()
+    first = table[(table.example == example) & table.conflict].iloc[0]
+    assert float(hovered["prob"]) == pytest.approx(first.prob, rel=0.05)
+    assert float(hovered["top1_prob"]) == pytest.approx(first.top1_prob, rel=0.01)
+    assert float(hovered["entropy"].split()[0]) == pytest.approx(first.entropy, rel=0.01)
+    assert hovered["rank"] == f"{first['rank']:,}"
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
+    assert not tip.is_displayed()
+    page.execute_script("arguments[0].focus()", span)
+    assert tip.is_displayed()
+    span.send_keys(Keys.ARROW_RIGHT)
+    focused = page.switch_to.active_element
+    assert focused.get_attribute("data-i") == str(int(span.get_attribute("data-i")) + 1)
+    assert focused.get_attribute("aria-describedby") == "tip"
+    assert len(page.find_elements(By.CSS_SELECTOR, "#cards .text [tabindex='0']")) == len(
+        page.find_elements(By.CSS_SELECTOR, "#cards .text")
+    )
+
+
+def facts(tip: Any, tag: str) -> list[str]:
+    return [e.text for e in tip.find_elements(By.TAG_NAME, tag)]
+
+
+def test_markup_in_the_data_is_text(page: Any) -> None:
+    text = by_id(page, "main").text
+    for attack in ATTACKS:
+        assert " ".join(printable(attack).split()[:3]) in " ".join(text.split())
+    inside = "main script, main img, main svg[onload], main a[href^=javascript], main [onerror]"
+    assert page.find_elements(By.CSS_SELECTOR, inside) == []
+    assert page.execute_script("return window.hacked") is None
+    assert page.get_log("browser") == []
+
+
+def test_policy_stops_what_is_injected_all_the_same(page: Any) -> None:
+    page.execute_script("""
+        const made = document.createElement("script");
+        made.textContent = "window.hacked = 7";
+        document.body.append(made, document.createElement("i"));
+        document.querySelector("body > i").setAttribute("onclick", "window.hacked = 8");
+        document.querySelector("body > i").click();
+        const image = document.createElement("img");
+        image.src = "https://example.org/x.png";
+        document.body.append(image);""")
+    assert page.execute_script("return window.hacked") is None
+    assert any("Content Security Policy" in entry["message"] for entry in page.get_log("browser"))
+
+
+def test_filter_search_and_colour(page: Any) -> None:
+    field = by_id(page, "example-search")
+    field.send_keys("window.hacked = 3")
+    assert by_id(page, "matching").text.startswith("1 of 10 examples")
+    shades = "return [...document.querySelectorAll('#cards [data-i]')].map((e) => e.dataset.shade)"
+    by_prob = page.execute_script(shades)
+    by_id(page, "colour").send_keys("grad_head")
+    assert "norm" in by_id(page, "legend").text
+    assert page.execute_script(shades) != by_prob
+    field.clear()
+    field.send_keys("no such text")
+    assert by_id(page, "matching").text == "No example matches."
+
+
+def test_both_themes_can_be_read(page: Any, tmp_path: Path) -> None:
+    body, seen = page.find_element(By.TAG_NAME, "body"), []
+    for system in ("light", "dark"):
+        media = [{"name": "prefers-color-scheme", "value": system}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        seen.append(body.value_of_css_property("background-color"))
+        worst, where = page.execute_script(CONTRAST)
+        assert worst >= 4.5, where
+        assert page.save_screenshot(str(tmp_path / f"{system}.png"))
+    assert seen[0] != seen[1]
+    assert (tmp_path / "light.png").read_bytes() != (tmp_path / "dark.png").read_bytes()
+    by_id(page, "theme").click()  # the reader's choice goes before the system's
+    assert body.value_of_css_property("background-color") == seen[0]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("width", [1360, 380])
+def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
+    try:
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        WebDriverWait(page, 5).until(lambda _: page.execute_script(wide) <= 0)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_bare_scan_loads_as_well(done: Scan, browser: Any, tmp_path: Path) -> None:
+    calm = without(done, tmp_path / "calm", ()).flag(ConflictRule(0.0, 0.0))
+    bare = without(calm, tmp_path / "bare", ("rank", "top1", "top1_prob", "grad_head"))
+    page = load(browser, report(bare, tmp_path / "bare.html"))
+    assert page.get_log("browser") == []
+    assert "No token of this scan" in by_id(page, "pairs-note").text
+    assert len(page.find_elements(By.CSS_SELECTOR, "#cards article")) == 10
