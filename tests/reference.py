@@ -118,3 +118,125 @@ REFERENCE: dict[str, Callable[[Position], float]] = {
     "entropy_top1000": lambda x: entropy_top(x, 1000),
     "entropy_top2000": lambda x: entropy_top(x, 2000),
 }
+
+
+# --- gates: an objective as a loop over tokens, from METHODS section 3 and the papers ---
+# Each takes the tokens of a step (name → list), the mean nll of its examples under the model and
+# under the base, and its fields; the defaults are those of DESIGN section 8.
+
+Tokens = dict[str, list[float]]
+Examples = dict[str, list[float]]
+
+
+def middle(values: list[float]) -> float:
+    ordered, n = sorted(values), len(values)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def sft(t: Tokens, e: Examples) -> list[float]:
+    return [1.0 for _ in t["prob"]]
+
+
+def eaft(
+    t: Tokens,
+    e: Examples,
+    *,
+    gate: str = "power",
+    alpha: float = 1.0,
+    sharpness: float = 30.0,
+    center: float = 0.17,
+    k: int = 20,
+    entropy: str = "top",
+) -> list[float]:
+    gates = []
+    for h in t["entropy" if entropy == "full" else f"entropy_top{k}"]:
+        share = min(h / math.log(k), 1.0)
+        if gate == "power":
+            gates.append(math.pow(share, alpha))
+        elif gate == "sigmoid":
+            gates.append(1 / (1 + math.exp(sharpness * (center - share))))
+        else:
+            gates.append(1.0 if share > center else 0.0)
+    return gates
+
+
+def masked_sft(
+    t: Tokens, e: Examples, *, entropy_below: float = 0.17 * math.log(20), prob_below: float = 0.2
+) -> list[float]:
+    rows = zip(t["entropy"], t["prob"], strict=True)
+    return [0.0 if h < entropy_below and p < prob_below else 1.0 for h, p in rows]
+
+
+def mile(t: Tokens, e: Examples, *, gamma: float = 1.0) -> list[float]:
+    raw = [math.pow(1 + h, gamma) for h in t["entropy"]]
+    mean = math.fsum(raw) / len(raw)
+    return [r / mean for r in raw]
+
+
+def dft(t: Tokens, e: Examples) -> list[float]:
+    return [math.exp(x) for x in t["logprob"]]
+
+
+def qlog(t: Tokens, e: Examples, *, q: float = 0.5) -> list[float]:
+    return [math.exp(q * x) for x in t["logprob"]]
+
+
+def deft(t: Tokens, e: Examples) -> list[float]:
+    return [math.exp(s * x) for s, x in zip(t["concentration"], t["logprob"], strict=True)]
+
+
+def cayley(t: Tokens, e: Examples, *, floor: float = 0.5) -> list[float]:
+    least = floor * math.fsum(t["prob"]) / len(t["prob"])
+    gates = []
+    for p in t["prob"]:
+        missed = 1 - p
+        a = least + (1 - least) * (1 - missed) / (1 + missed)
+        gates.append(p ** min(max(a, 0.001), 1.0))
+    return gates
+
+
+def talr(t: Tokens, e: Examples, *, tau: float | str = "auto", floor: float = 0.01) -> list[float]:
+    heat = max(middle(e["mean_nll"]), 1e-6) if tau == "auto" else float(tau)
+    return [max(math.exp(x / heat), floor) for x in t["logprob"]]
+
+
+def focal(t: Tokens, e: Examples, *, gamma: float = 1.0) -> list[float]:
+    return [math.pow(1 - p, gamma) for p in t["prob"]]
+
+
+def profit(t: Tokens, e: Examples, *, threshold: float = 0.1) -> list[float]:
+    return [float(p >= threshold) for p in t["prob"]]
+
+
+def stm(t: Tokens, e: Examples, *, threshold: float = 0.4) -> list[float]:
+    return [float(p >= threshold) for p in t["base_prob"]]
+
+
+def flow(t: Tokens, e: Examples, *, normalize: str = "none") -> list[float]:
+    heat = middle(e["base_mean_nll"])
+    weights = [math.exp(-f / heat) for f in e["base_mean_nll"]]
+    mean = 1.0 if normalize == "none" else math.fsum(weights) / len(weights)
+    return [math.exp(-f / heat) / mean for f in t["base_mean_nll"]]
+
+
+def rho(t: Tokens, e: Examples, *, keep: float = 0.6) -> list[float]:
+    """1 for the `keep · N` tokens with the largest excess, rounded to a whole one."""
+    excess = [b - a for a, b in zip(t["logprob"], t["reference_logprob"], strict=True)]
+    order = sorted(range(len(excess)), key=lambda i: -excess[i])
+    kept = set(order[: round(keep * len(excess))])
+    return [float(i in kept) for i in range(len(excess))]
+
+
+def sft_kl(t: Tokens, e: Examples, *, beta: float = 0.5, direction: str = "forward") -> list[float]:
+    return sft(t, e)
+
+
+def asft(t: Tokens, e: Examples, *, beta: float = 0.05, direction: str = "forward") -> list[float]:
+    return dft(t, e)
+
+
+GATES: dict[str, Callable[..., list[float]]] = {
+    f.__name__.replace("_", "-"): f
+    for f in (sft, eaft, masked_sft, mile, dft, qlog, deft, cayley, talr, focal, profit, stm, flow,
+              rho, sft_kl, asft)
+}  # fmt: skip

@@ -188,3 +188,111 @@ def test_interrupt_exits_130_and_a_kill_is_survived(tmp_path: Path, model_folder
         subprocess.run([*command, str(out)], check=True, capture_output=True, env=environment)
     for part in sorted((tmp_path / "whole").glob("*/part-*.parquet")):
         assert part.read_bytes() == (cut / part.relative_to(tmp_path / "whole")).read_bytes()
+
+
+# --- figures ---
+
+
+def test_plot_writes_a_figure_and_its_data(
+    finished: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _run(["plot", "landscape", finished]) == 0
+    assert _run(["plot", "landscape", finished, "--out", "f.svg", "--data", "d.csv"]) == 0
+    assert capsys.readouterr().out.split() == ["landscape.png", "f.svg", "d.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.csv", "f.svg", "landscape.png"]
+    assert (tmp_path / "d.csv").read_text().startswith("prob_from,prob_to,entropy_from,entropy_to")
+
+
+def test_plot_prints_the_table_of_a_figure_that_is_one(
+    finished: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    out = ["--out", str(tmp_path / "g.svg")]
+    assert _run(["plot", "gates", finished, "--objective", "eaft,dft", "--set", "k=20", *out]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("loss_removed", "eaft", "dft", "conflict", "agreeing"))
+
+
+def test_plot_takes_a_config_and_the_command_line_wins(finished: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "objective: [dft, qlog]\nset: {q: '0.25'}\nnorm: grad-logits\n"
+    )
+    data, out = str(tmp_path / "d.csv"), str(tmp_path / "f.svg")
+    given = ["--config", str(tmp_path / "c.yaml"), "--data", data, "--out", out]
+    assert _run(["plot", "gradients", finished, *given]) == 2  # a norm is a column's name
+    (tmp_path / "c.yaml").write_text("objective: [dft, qlog]\nset: {q: '0.25'}\nnorm: grad_head\n")
+    assert _run(["plot", "gradients", finished, *given]) == 0
+    written = Path(data).read_text()
+    assert "mean_grad_head" in written
+    assert "qlog q=0.25" in written
+    assert _run(["plot", "gradients", finished, *given, "--norm", "grad_logits"]) == 0
+    assert "mean_grad_logits" in Path(data).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["landscap"], "did you mean 'landscape'"),
+        (["landscape", "--norm", "grad_head"], "no --norm; it takes --style, --difference"),
+        (["stability", "--objective", "sft"], "plot stability has no --objective"),
+        (["landscape", "--style", "dots"], "--style"),
+        (["landscape", "--difference"], "--difference"),
+        (["gradients", "--norm", "grad_hidden"], "--statistics grad_hidden"),
+        (["gates", "--objective", "eaff"], "did you mean 'eaft'"),
+        (["gates", "--set", "alpha"], "--set takes"),
+        (["gates", "--set", "alhpa=2"], "alhpa"),
+        (["gates", "--objective", "rho"], "--base-scan"),
+        (["gates", "--base-scan", "nowhere", "--objective", "stm"], "nowhere"),
+        (["topk"], "--statistics entropy_top5"),
+        (["dynamics"], "log.parquet"),
+        (["landscape", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["landscape", "--out", "f.gif"], ".png, .svg or .pdf"),
+        (["landscape", "--data", "f.xlsx"], ".parquet or .csv"),
+        (["landscape", "--out", "nowhere/f.png"], "cannot write nowhere/f.png"),
+        (["landscape", "--no-such"], "no-such"),
+    ],
+    ids=str,
+)
+def test_a_figure_that_cannot_be_is_one_line(
+    finished: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    status = _run(["plot", arguments[0], finished, *arguments[1:]])
+    error = capsys.readouterr().err
+    assert status == (1 if "cannot write" in said else 2)
+    assert error.startswith("eaft-probe: ")
+    assert error.count("\n") == 1
+    assert said in error
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_plot_of_no_scan_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["plot", "landscape", str(tmp_path)]) == 2
+    assert _run(["plot", "landscape"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["objectives", "plots"])
+def test_list_prints_every_objective_and_plot(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eaft_probe.objectives.gates import OBJECTIVES
+    from eaft_probe.view.plots import PLOTS
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert _run(["list", what]) == 0
+    printed = capsys.readouterr().out
+    entries = {"objectives": OBJECTIVES, "plots": PLOTS}[what]
+    assert [line.split()[0] for line in printed.splitlines()[1:] if line[:1].strip()] == list(
+        entries
+    )
+    if what == "objectives":
+        assert "gate=power, alpha=1.0, sharpness=30.0, center=0.17, k=20, entropy=top" in printed

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +74,9 @@ def cached(scan: Scan, name: str, key: str, make: Callable[[], Arrays]) -> Array
     digest = hashlib.sha256(said.encode()).hexdigest()[:16]
     path = scan.path / CACHE / f"{name}-{digest}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except Exception:  # not there, or damaged: zlib, zip, npy and tokenizer errors of all kinds
         made = make()
     _store(path, made)
     return made
@@ -99,7 +98,7 @@ def _store(path: Path, arrays: Arrays) -> None:
 
 def least_entropy(prob: NDArray[Any]) -> NDArray[Any]:
     """The binary entropy −p ln p − (1 − p) ln(1 − p), nats: all the rest on one other token."""
-    p = np.clip(prob, 1e-12, 1 - 1e-12)
+    p = np.clip(np.asarray(prob, np.float64), 1e-12, 1 - 1e-12)
     bound: NDArray[Any] = -p * np.log(p) - (1 - p) * np.log1p(-p)
     return bound
 

@@ -50,8 +50,8 @@ def summarize(scan: Scan) -> dict[str, Any]:
 
 
 def _row(scan: Scan, query: str) -> tuple[Any, ...]:
-    found = scan.sql.execute(query).fetchone()
-    assert found is not None
+    # fetchall, here and elsewhere: fetchone leaves the connection in use for whoever comes next.
+    (found,) = scan.sql.execute(query).fetchall()
     return tuple(found)
 
 

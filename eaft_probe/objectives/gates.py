@@ -112,6 +112,10 @@ def objective(name: str, given: Mapping[str, Any] | None = None) -> Objective:
         first = error.errors()[0]
         where = f" {first['loc'][0]}" if first["loc"] else ""
         raise BadInput(f"objective {name!r}{where}: {first['msg']}") from error
+    for key in known:
+        value = getattr(made, key)
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise BadInput(f"objective {name!r}: {key} is a finite number from 0, found {value:g}")
     return made
 
 
@@ -122,6 +126,12 @@ def settable(kind: type[Objective]) -> list[str]:
 
 def _ones(column: Any) -> Any:
     return column * 0 + 1
+
+
+def _frozen(value: float) -> float:
+    """What `resolve` filled in."""
+    assert not math.isnan(value), "resolve the objective on its step before calling it"
+    return value
 
 
 def _require(holds: bool, message: str) -> None:
@@ -170,7 +180,8 @@ class Eaft(Objective):
             return h**self.alpha
         if self.gate == "mask":
             return (h > self.center) * _ones(h)
-        return 1 / (1 + math.e ** (-self.sharpness * (h - self.center)))
+        exponent = (-self.sharpness * (h - self.center)).clip(-80, 80)  # e^89 is float32's end
+        return 1 / (1 + math.e**exponent)
 
 
 @_entry
@@ -211,7 +222,7 @@ class Mile(Objective):
         return replace(self, _mean=step.tokens.mean(self._raw))
 
     def __call__(self, columns: Columns) -> Any:
-        return self._raw(columns) / self._mean
+        return self._raw(columns) / _frozen(self._mean)
 
 
 # --- by the label's probability ---
@@ -271,7 +282,7 @@ class Cayley(Objective):
         return replace(self, _mean=step.tokens.mean(lambda columns: columns["prob"]))
 
     def __call__(self, columns: Columns) -> Any:
-        p, least = columns["prob"], self.floor * self._mean
+        p, least = columns["prob"], self.floor * _frozen(self._mean)
         return p ** (least + (1 - least) * p / (2 - p)).clip(1e-3, 1)
 
 
@@ -298,7 +309,7 @@ class Talr(Objective):
         return replace(self, _tau=max(middle, 1e-6))
 
     def __call__(self, columns: Columns) -> Any:
-        return (columns["prob"] ** (1 / self._tau)).clip(self.floor, None)
+        return (columns["prob"] ** (1 / _frozen(self._tau))).clip(self.floor, None)
 
 
 @_entry
@@ -366,13 +377,16 @@ class Flow(Objective):
         return replace(frozen, _mean=step.examples.mean(frozen))
 
     def __call__(self, columns: Columns) -> Any:
-        return math.e ** (-columns["base_mean_nll"] / self._tau) / self._mean
+        return math.e ** (-columns["base_mean_nll"] / _frozen(self._tau)) / self._mean
 
 
 @_entry
 @dataclass(frozen=True)
 class Rho(Objective):
-    """1 for the share `keep` of tokens with the largest nll − reference nll. arXiv 2404.07965."""
+    """1 for the share `keep` of tokens with the largest nll − reference nll, ties kept.
+
+    arXiv 2404.07965.
+    """
 
     name, formula, of_step = "rho", "1 for the largest nll − reference nll", True
     keep: float = 0.6
@@ -394,7 +408,7 @@ class Rho(Objective):
 
     def __call__(self, columns: Columns) -> Any:
         excess = self._excess(columns)
-        return (excess >= self._threshold) * _ones(excess)
+        return (excess >= _frozen(self._threshold)) * _ones(excess)
 
 
 # --- with a pull towards a reference model ---

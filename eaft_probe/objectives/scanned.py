@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,22 @@ def token_columns(
     if "reference_logprob" in theirs and base is None:
         raise BadInput("this objective compares with a reference model; give --base-scan DIR, "
                        "a scan of the same data under it")  # fmt: skip
+    if theirs:
+        _same_units(scan, base or scan)
     for index in range(len(scan.manifest["parts"])):
         if theirs:
             yield from _joined(scan, base or scan, own, theirs, index)
         else:
             yield from scan.token_arrays(own, index)
+
+
+def _same_units(scan: Scan, base: Scan) -> None:
+    if [p["rows"] for p in scan.manifest["parts"]] != [p["rows"] for p in base.manifest["parts"]]:
+        raise _other_tokens(scan, base)
+
+
+def _other_tokens(scan: Scan, base: Scan) -> ScanError:
+    return ScanError(f"{base.path} is no scan of the same tokens as {scan.path}, in the same units")
 
 
 def _joined(
@@ -42,17 +54,13 @@ def _joined(
     """One part with the base scan's columns beside its own."""
     sides = (sorted({*own, *PLACE}), sorted({*(OF_BASE[n] for n in theirs), *PLACE}))
     pieces = (s.token_arrays(c, index) for s, c in zip((scan, base), sides, strict=True))
-    try:
-        for mine, other in zip(*pieces, strict=True):
-            if not all(np.array_equal(mine[p], other[p]) for p in PLACE):
-                raise ValueError
-            joined = {n: other[OF_BASE[n]] for n in theirs}
-            if "base_mean_nll" in joined:
-                joined["base_mean_nll"] = _mean_nll(base, index, other["example"])
-            yield {n: mine[n] for n in own} | joined
-    except ValueError as error:
-        raise ScanError(f"{base.path} is no scan of the same tokens as {scan.path}, in the same "
-                        f"units") from error  # fmt: skip
+    for mine, other in zip_longest(*pieces, fillvalue={}):  # not in step: other row groups
+        if not (mine and other and all(np.array_equal(mine[p], other[p]) for p in PLACE)):
+            raise _other_tokens(scan, base)
+        joined = {n: other[OF_BASE[n]] for n in theirs}
+        if "base_mean_nll" in joined:
+            joined["base_mean_nll"] = _mean_nll(base, index, other["example"])
+        yield {n: mine[n] for n in own} | joined
 
 
 def _mean_nll(scan: Scan, index: int, example: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -98,6 +106,7 @@ class ScanStep:
 
     def _examples(self) -> Iterator[Columns]:
         base = self.base or self.scan
+        _same_units(self.scan, base)
         files = zip(self.scan.part_files("examples"), base.part_files("examples"), strict=True)
         for pair in files:
             means = [pq.read_table(f, columns=["mean_nll"], partitioning=None)[0] for f in pair]

@@ -61,7 +61,7 @@ def collect(scan: Scan) -> dict[str, Any]:
     missing = next((c for c in READS if c not in scan.columns), None)
     if missing is not None:
         raise MissingColumn(f"{scan.path} has no column {missing!r}, which a report reads")
-    if not scan.sql.execute("SELECT 1 FROM tokens LIMIT 1").fetchone():
+    if not scan.sql.execute("SELECT 1 FROM tokens LIMIT 1").fetchall():
         raise BadInput(f"{scan.path} holds no scored tokens: nothing to report")
     summary = summarize(scan)
     return {

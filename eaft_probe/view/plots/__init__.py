@@ -12,7 +12,8 @@ from typing import Any
 from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.registry import Registry
-from eaft_probe.view.plots.chart import Chart
+from eaft_probe.view.plots import chart
+from eaft_probe.view.plots.chart import Chart, ending
 from eaft_probe.view.plots.dynamics import dynamics
 from eaft_probe.view.plots.gates import gates
 from eaft_probe.view.plots.gradients import gradients
@@ -27,6 +28,13 @@ for _plot in (landscape, gradients, gates, stability, positions, tokens, dynamic
     PLOTS.add(_plot.__name__, _plot)
 
 TABLES = ("gates", "tokens", "topk")  # whose data is a table that fits a terminal
+
+
+def require_endings(out: str, data: str | None) -> None:
+    """Raises `BadInput` for files that could not be written, before the work is done."""
+    ending(out, chart.FIGURES, "--out")
+    if data is not None:
+        ending(data, chart.TABLES, "--data")
 
 
 def draw(kind: str, folders: Sequence[str], given: Mapping[str, Any]) -> Chart:
@@ -44,4 +52,4 @@ def draw(kind: str, folders: Sequence[str], given: Mapping[str, Any]) -> Chart:
     return plot(*folders, **given)
 
 
-__all__ = ["PLOTS", "TABLES", "Chart", "draw", *PLOTS]
+__all__ = ["PLOTS", "TABLES", "Chart", "draw", "require_endings", *PLOTS]

@@ -4,7 +4,7 @@ import io
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ YELLOW_PURPLE: Colormap = LinearSegmentedColormap.from_list(
     "yellow_purple", matplotlib.colormaps["magma_r"]([i / 255 * 0.82 for i in range(256)])
 )
 CAPTION_CHARACTERS = 22  # an inch, at 5.5 points
-FORMATS = ("png", "svg", "pdf")
+FIGURES, TABLES = ("png", "svg", "pdf"), ("parquet", "csv")  # endings
 
 
 class Chart(Figure):
@@ -70,24 +70,28 @@ class Chart(Figure):
 
     def write(self, path: str | Path) -> None:
         """Saves as the ending says: png, svg or pdf. Raises `BadInput` and `ProbeError`."""
-        path = Path(path)
-        kind = path.suffix[1:].lower()
-        if kind not in FORMATS:
-            raise BadInput(f"--out takes a .png, .svg or .pdf file, found {str(path)!r}")
+        path, kind = Path(path), ending(path, FIGURES, "--out")
         dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
         with matplotlib.rc_context(STYLE), written_aside(path) as aside:
             self.savefig(aside, format=kind, metadata=dated)
 
     def write_data(self, path: str | Path) -> None:
         """Saves `data` as the ending says: parquet or csv. Raises `BadInput` and `ProbeError`."""
-        path = Path(path)
-        if path.suffix not in (".parquet", ".csv"):
-            raise BadInput(f"--data takes a .parquet or .csv file, found {str(path)!r}")
+        path, kind = Path(path), ending(path, TABLES, "--data")
         with written_aside(path) as aside:
-            if path.suffix == ".csv":
+            if kind == "csv":
                 self.data.to_csv(aside, index=False)
             else:
                 self.data.to_parquet(aside, index=False)
+
+
+def ending(path: str | Path, known: Sequence[str], flag: str) -> str:
+    """The path's ending, one of the known. Raises `BadInput`."""
+    found = Path(path).suffix[1:].lower()
+    if found not in known:
+        said = ", .".join(known[:-1]) + f" or .{known[-1]}"
+        raise BadInput(f"{flag} takes a .{said} file, found {str(path)!r}")
+    return found
 
 
 @contextmanager
@@ -100,8 +104,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
     finally:
-        if aside.exists():
-            aside.unlink()
+        with suppress(OSError):  # a name too long to be there
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -114,6 +118,10 @@ def new_chart(width: float, height: float, data: pandas.DataFrame, note: str) ->
         lines = textwrap.fill(shown(note), int(width * CAPTION_CHARACTERS))
         chart.supxlabel(lines, x=0.01, ha="left", fontsize=5.5, color="#555555",
                         parse_math=False, linespacing=1.3)  # fmt: skip
+        # Laid out once: each drawing would move the axes a little, so that the bytes of a file
+        # depended on how often the figure was shown before.
+        chart.draw_without_rendering()
+        chart.set_layout_engine("none")
 
 
 # --- words ---
@@ -138,9 +146,26 @@ def names(scans: Sequence[Scan]) -> list[str]:
     """What tells the scans apart: data and model, or else the folders."""
     pairs = [(Path(s.manifest["data"]["source"]).name, s.manifest["model"]["name"]) for s in scans]
     made = [f"{data}, {Path(model).name}" for data, model in pairs]
+    made = [_cut(shown(m)) for m in made]
     if len(set(made)) < len(made):
-        made = [str(s.path) for s in scans]
-    return [shown(textwrap.shorten(m, 48, placeholder="…") or m[:48]) for m in made]
+        made = [_cut(shown(str(s.path))[::-1])[::-1] for s in scans]  # folders differ at the end
+    if len(set(made)) < len(made):
+        made = [f"{i}: {m}" for i, m in enumerate(made, 1)]
+    return made
+
+
+def _cut(text: str) -> str:
+    """At most 48 characters in one line, counted as they are drawn."""
+    text = " ".join(text.split())
+    return text if len(text) <= 48 else text[:47] + "…"
+
+
+def legend(axes: Axes, labels: Sequence[str]) -> None:
+    """Labels for the lines of `axes` as they stand: no mathematics, "_" at the front or not."""
+    made = axes.legend(axes.lines, [str(i) for i in range(len(labels))])
+    for text, label in zip(made.get_texts(), labels, strict=True):
+        text.set_text(label)
+        text.set_parse_math(False)
 
 
 def caption(scans: Sequence[Scan]) -> str:
@@ -173,7 +198,7 @@ def _characters() -> frozenset[int]:
 
 def percent(share: float) -> str:
     """Two significant figures: 0.0169 → 1.7 %."""
-    return "0 %" if share == 0 else f"{100 * share:.2g} %"
+    return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def plane_axes(axes: Axes, top: float) -> None:

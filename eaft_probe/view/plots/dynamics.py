@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 
 from eaft_probe.errors import MissingColumn, ScanError, one_line
-from eaft_probe.view.plots.chart import COLOURS, Chart, new_chart, no_axes, shown
+from eaft_probe.view.plots.chart import COLOURS, Chart, legend, new_chart, no_axes, shown
 
 LOG = "log.parquet"
 MARKERS = "o^sDvP*"
@@ -37,8 +37,8 @@ def dynamics(*runs: str | Path) -> Chart:
             axes.set(xlabel="step", ylabel="nll (nats)")
             if not _lines(axes, frames, group):
                 no_axes(axes, "no such token")
-        for text in panels[0].legend().get_texts() if panels[0].lines else ():
-            text.set_parse_math(False)
+        most = max(panels, key=lambda axes: len(axes.lines))  # a run may lack a group
+        legend(most, [line.get_label() for line in most.lines])
     return chart
 
 

@@ -189,7 +189,8 @@ def _shares(
     axes: Axes, scans: Sequence[Scan], wanted: Sequence[Objective], maps: Sequence[Map]
 ) -> None:
     several = len(scans) > 1
-    labels = [f"{n}: {o}" if several else str(o) for n in names(scans) for o in wanted]
+    short = [n if len(n) <= 14 else n[:13] + "…" for n in names(scans)]  # leaves room for bars
+    labels = [f"{n}: {o}" if several else str(o) for n in short for o in wanted]
     shares = [100 * m.conflict_share for m in maps]
     bars = axes.barh(range(len(shares)), shares, color=CONFLICT, height=0.6)
     axes.bar_label(bars, [percent(s / 100) for s in shares], padding=2, fontsize=7)

@@ -156,18 +156,19 @@ def outline(axes: Axes, scan: Scan, text: str) -> None:
                     linewidth=1.3, zorder=4, clip_on=False)  # fmt: skip
     axes.add_patch(box)
     right = min(rule.prob_below + 0.02, 0.6)
-    axes.annotate(
+    words = axes.annotate(
         text, (rule.prob_below, rule.entropy_below / 2), xytext=(right, rule.entropy_below / 2),
         color="#8a3c00", va="center", fontsize=7, zorder=5,
         bbox={"boxstyle": "round,pad=0.05", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
     )  # fmt: skip
+    for artist in (box, words):  # a rule beyond the axes takes no room from them
+        artist.set_in_layout(False)
 
 
 def conflict_share(scan: Scan) -> float:
     """Exactly, from the flagged tokens; the plane's cells do not end at the thresholds."""
-    found = scan.sql.execute("SELECT count(*) FROM conflicts").fetchone()
-    assert found is not None
-    return float(found[0]) / tokens(scan)
+    ((found,),) = scan.sql.execute("SELECT count(*) FROM conflicts").fetchall()
+    return float(found) / tokens(scan)
 
 
 def marginals(across: Axes, up: Axes, counts: NDArray[Any], by: int) -> None:

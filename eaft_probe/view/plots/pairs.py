@@ -51,4 +51,5 @@ def _pairs(scan: Scan) -> pandas.DataFrame:
 
 
 def _label(token: str, top1: str) -> str:
-    return " → ".join(shown(repr(t if len(t) <= 20 else t[:19] + "…")) for t in (token, top1))
+    said = [shown(repr(t)) for t in (token, top1)]
+    return " → ".join(t if len(t) <= 22 else t[:21] + "…" for t in said)

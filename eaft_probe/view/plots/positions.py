@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns.planes import cached
 from eaft_probe.columns.table import Scan
-from eaft_probe.view.plots.chart import COLOURS, COLUMN, Chart, caption, names, new_chart, opened
+from eaft_probe.view.plots.chart import (
+    COLOURS,
+    COLUMN,
+    Chart,
+    caption,
+    legend,
+    names,
+    new_chart,
+    opened,
+)
 
 # Positions 0 to 15 one by one, then bins a quarter of an octave wide, up to 2^24 tokens.
 EDGES = np.unique(
@@ -38,8 +47,8 @@ def positions(*scans: Scan | str | Path) -> Chart:
                 axes.set(xscale="log", ylabel=label)
                 axes.set_ylim(bottom=0)
         panels[2].set_xlabel("position in the answer + 1 (tokens)")
-        for text in panels[0].legend().get_texts() if len(frames) > 1 else ():
-            text.set_parse_math(False)
+        if len(frames) > 1:
+            legend(panels[0], names(found))
     return chart
 
 

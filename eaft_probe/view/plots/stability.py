@@ -75,8 +75,8 @@ def _heat_map(axes: Axes, share: NDArray[np.float64], norm: LogNorm) -> Any:
 
 def _mark(axes: Axes, rule: ConflictRule) -> None:
     """A cross at the rule's thresholds, held at the edge where they lie beyond the map."""
-    x = min(rule.prob_below, PROB_CELLS * PROB_STEP)
-    y = min(rule.entropy_below, ENTROPY_CELLS * ENTROPY_STEP)
+    x = min(max(rule.prob_below, 0), PROB_CELLS * PROB_STEP)
+    y = min(max(rule.entropy_below, 0), ENTROPY_CELLS * ENTROPY_STEP)
     axes.plot(x, y, "P", color="white", markersize=8, markeredgecolor="#8a3c00",
               markeredgewidth=1.2, clip_on=False)  # fmt: skip
 

@@ -1,0 +1,170 @@
+"""Finished scans written by hand: real distributions over a small vocabulary, in plain float64."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.columns.table import (
+    Scan,
+    examples_schema,
+    part_name,
+    tokens_schema,
+    write_manifest,
+    write_part,
+)
+
+VOCAB, WIDTH = 64, 8
+TOP_K = (5, 10, 20, 50)
+COUNTED = ("rank", "top1_id")
+
+
+def places(count: int, seed: int = 0, trained: int = 40) -> pandas.DataFrame:
+    """`count` labels in examples of one to three trained turns of 1 to `trained` tokens."""
+    random = np.random.default_rng(seed)
+    rows: list[tuple[int, int, int]] = []
+    example = 0
+    while len(rows) < count:
+        position = 0
+        for turn in range(1, 2 * random.integers(1, 4), 2):
+            position += int(random.integers(3, 9))  # the user's message
+            length = int(random.integers(1, trained + 1))
+            rows += [(example, turn, position + i) for i in range(length)]
+            position += length
+        example += int(random.integers(1, 3))  # a rejected row now and then
+    frame = pandas.DataFrame(rows[:count], columns=["example", "turn", "position"])
+    return frame.assign(token_id=random.integers(0, VOCAB, count))
+
+
+def measured(placed: pandas.DataFrame, seed: int = 1, follow: bool = True) -> pandas.DataFrame:
+    """The labels with every statistic under random distributions, from sure to undecided.
+
+    `follow`: most labels are drawn anew from those distributions; the rest are conflicts.
+    """
+    random = np.random.default_rng(seed)
+    n = len(placed)
+    logits = random.normal(size=(n, VOCAB)) * random.choice([0.3, 1, 2, 5, 12], (n, 1))
+    logits -= np.logaddexp.reduce(logits, 1, keepdims=True)
+    labels = placed["token_id"].to_numpy().copy()
+    if follow:
+        likely = (logits + random.gumbel(size=logits.shape)).argmax(1)
+        labels = np.where(random.random(n) < 0.8, likely, labels)
+    columns = statistics(logits, labels, random.normal(size=(VOCAB, WIDTH)))
+    columns["kl_reference"] = random.exponential(0.1, n)
+    return placed.assign(token_id=labels, **columns)
+
+
+def statistics(
+    logprobs: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64]
+) -> dict[str, NDArray[Any]]:
+    """(N, V) log-probabilities → a scan's columns, as DESIGN's table of them says."""
+    rows, p = np.arange(len(labels)), np.exp(logprobs)
+    logprob = logprobs[rows, labels]
+    rank = (logprobs > logprob[:, None]).sum(1)
+    error = p.copy()
+    error[rows, labels] -= 1
+    grad_logits = np.sqrt((error**2).sum(1))
+    columns: dict[str, NDArray[Any]] = {
+        "logprob": logprob,
+        "prob": np.exp(logprob),
+        "entropy": -(p * logprobs).sum(1),
+        "concentration": (p**2).sum(1),
+        "rank": rank,
+        "top1_id": np.where(rank == 0, labels, logprobs.argmax(1)),
+        "top1_prob": p.max(1),
+        "grad_logits": grad_logits,
+        "grad_head": grad_logits * 3,
+        "grad_hidden": np.sqrt(((error @ weight) ** 2).sum(1)),
+    }
+    falling = -np.sort(-logprobs, 1)
+    for k in TOP_K:
+        top = falling[:, :k] - np.logaddexp.reduce(falling[:, :k], 1, keepdims=True)
+        columns[f"entropy_top{k}"] = -(np.exp(top) * top).sum(1)
+    return {
+        name: np.maximum(c, 0).astype(np.float32) if name != "logprob" else c.astype(np.float32)
+        for name, c in columns.items()
+        if name not in COUNTED
+    } | {name: columns[name].astype(np.int32) for name in COUNTED}
+
+
+def with_text(tokens: pandas.DataFrame, words: Sequence[str] | None = None) -> pandas.DataFrame:
+    """The texts of labels and of what the model would say, and where they stand."""
+    words = [f" w{i}" for i in range(VOCAB)] if words is None else words
+    text = tokens["token_id"].map(lambda i: words[i % len(words)]).astype(str)
+    ends = text.str.len().groupby(tokens["example"]).cumsum()
+    return tokens.assign(
+        token=text,
+        top1=tokens["top1_id"].map(lambda i: words[i % len(words)]).astype(str),
+        char_end=ends,
+        char_start=ends - text.str.len(),
+    )
+
+
+def write(
+    folder: Path,
+    tokens: pandas.DataFrame,
+    parts: int = 3,
+    rule: ConflictRule | None = None,
+    group: int | None = None,
+    without: Sequence[str] = (),
+    source: str = "rows.jsonl",
+    model: str = "made",
+    words: Sequence[str] | None = None,
+) -> Scan:
+    """A finished scan of those tokens in `parts` units, in row groups of `group` tokens."""
+    tokens = with_text(tokens, words)
+    own = [s for s in STATISTICS.values() if s.name in tokens and s.name not in without]
+    schema = tokens_schema(own)
+    listed = []
+    units = np.array_split(tokens["example"].unique(), parts)
+    for kind in ("tokens", "examples"):
+        (folder / kind).mkdir(parents=True)
+    for index, unit in enumerate(units):
+        mine = tokens[tokens["example"].isin(unit)]
+        table = pa.Table.from_pandas(mine[schema.names], schema, preserve_index=False)
+        write_part(folder, index, table, _examples(mine), {"counts": {"trained_tokens": len(mine)}})
+        file = folder / "tokens" / part_name(index)
+        if group is not None:
+            pq.write_table(table, file, row_group_size=group)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        listed.append({"file": part_name(index), "rows": len(mine), "sha256": digest})
+    manifest = {
+        "command": "scan",
+        "config": {"keep": []},
+        "model": {"name": model, "vocab_size": VOCAB},
+        "data": {"source": source},
+        "columns": schema.names,
+        "parts": listed,
+        "counts": {"trained_tokens": len(tokens), "tokens": 2 * len(tokens), "rejected": 0,
+                   "examples": tokens["example"].nunique(), "rows": tokens["example"].nunique(),
+                   "cut_examples": 0},
+        "special_tokens": [],
+    }  # fmt: skip
+    return write_manifest(folder, manifest).flag(rule or ConflictRule())
+
+
+def _examples(tokens: pandas.DataFrame) -> pa.Table:
+    groups = tokens.groupby("example", sort=True)
+    messages = json.dumps([{"role": "user" if i % 2 == 0 else "assistant"} for i in range(6)])
+    frame = pandas.DataFrame(
+        {
+            "example": list(groups.groups),
+            "key": None,
+            "text": ["".join(g["token"]) for _, g in groups],
+            "messages": messages,
+            "tokens": (2 * groups.size()).to_list(),
+            "trained_tokens": groups.size().to_list(),
+            "mean_nll": [-g["logprob"].astype(np.float64).mean() for _, g in groups],
+            "mean_entropy": [g["entropy"].astype(np.float64).mean() for _, g in groups],
+        }
+    )
+    return pa.Table.from_pandas(frame, examples_schema(()), preserve_index=False)
