@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eaft_probe.columns.table import Scan
     from eaft_probe.verbs.scan import scan
+    from eaft_probe.verbs.train import train
     from eaft_probe.view import plots
 
-__all__ = ["Scan", "plots", "scan"]
-_HOMES = {"scan": "eaft_probe.verbs.scan", "Scan": "eaft_probe.columns.table", "plots": None}
+__all__ = ["Scan", "plots", "scan", "train"]
+_HOMES = {
+    "scan": "eaft_probe.verbs.scan",
+    "Scan": "eaft_probe.columns.table",
+    "train": "eaft_probe.verbs.train",
+    "plots": None,
+}
 
 
 def __getattr__(name: str) -> Any:

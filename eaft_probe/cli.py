@@ -25,6 +25,7 @@ from eaft_probe.settings import (
     RuleSettings,
     ScanSettings,
     ShowSettings,
+    TrainSettings,
     make_settings,
     read_config,
 )
@@ -159,6 +160,31 @@ def scan(
 
 
 @app.command()
+@_flags(TrainSettings)
+def train(
+    given: dict[str, Any],
+    data: Data = None,
+    out: Annotated[str, typer.Option(help="the run's folder")] = "eaft-run",
+    config: Config = None,
+) -> None:
+    """Fine-tune a model on DATA with a gated objective."""
+    from eaft_probe.verbs.train import train as verb
+    from eaft_probe.view.terminal import TerminalProgress
+
+    progress = TerminalProgress(Console(stderr=True))
+    try:
+        run = verb(data, out, progress=progress, **_settled(given, config))
+    except KeyboardInterrupt:
+        progress.stop()
+        print(f"interrupted; --resume goes on from the last checkpoint in {out}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        progress.stop()
+    last = run.last
+    print(f"{last['step']} steps, nll {last['nll']:.4f} nats; the model and its log lie in {out}")
+
+
+@app.command()
 @_flags(RuleSettings)
 def flag(given: dict[str, Any], folder: Dir, config: Config = None, as_json: Json = False) -> None:
     """Flag a finished scan by another rule, without the model."""
@@ -284,10 +310,12 @@ def plot(
     from eaft_probe.view.terminal import show_frame
 
     wanted = make_settings(PlotSettings, _settled(given, config))
+    out = out or f"{kind}.png"
+    plots.require_endings(out, data)
     chart = plots.draw(kind, folders, {k: getattr(wanted, k) for k in _settled(given, config)})
     if kind in plots.TABLES:
         show_frame(_out(), chart.data.drop(columns=["scan"] if len(folders) == 1 else []))
-    written = [(chart.write, out or f"{kind}.png"), *([(chart.write_data, data)] if data else [])]
+    written = [(chart.write, out), *([(chart.write_data, data)] if data else [])]
     for write, path in written:
         write(path)
         print(path)

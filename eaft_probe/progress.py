@@ -7,7 +7,7 @@ class Progress(Protocol):
     """Receives the state of a long piece of work."""
 
     def start(self, what: str, rows: int) -> None:
-        """`what` begins and will go through `rows` rows."""
+        """`what` begins and will go through `rows` rows, or steps."""
 
     def advance(self, rows: int, tokens: int) -> None:
         """`rows` more rows with `tokens` scored tokens are done."""

@@ -103,6 +103,42 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainSettings(DataSettings, ModelSettings):
+    """A training run. Names and meanings of `transformers.TrainingArguments`; the paper's defaults.
+
+    Source of the defaults: arXiv 2601.02151, appendix (AdamW, 1e-5, cosine, warm-up 3 %).
+    """
+
+    objective: str = _option("see `list objectives`", "sft")
+    set: dict[str, Any] = _option("the objective's fields, name=value,…", {})
+    learning_rate: float = _option("peak learning rate", 1e-5)
+    lr_scheduler_type: str = _option("schedule of the learning rate", "cosine")
+    warmup_steps: float = _option("steps of warm-up; below 1: a share of all", 0.03)
+    num_train_epochs: float = _option("passes over the data", 1.0)
+    max_steps: int = _option("optimizer steps, instead of epochs", -1)
+    per_device_train_batch_size: int = _option("rows of a micro-batch", 8)
+    gradient_accumulation_steps: int = _option("micro-batches of a step", 1)
+    weight_decay: float = _option("AdamW's", 0.0)
+    max_grad_norm: float = _option("gradients are clipped to this norm; 0: not at all", 1.0)
+    optim: str = _option("optimizer", "adamw_torch")
+    bf16: bool = _option("autocast in bfloat16", False)
+    gradient_checkpointing: bool = _option("recompute activations, to save memory", False)
+    logging_steps: int = _option("steps between lines of the log", 10)
+    save_steps: int = _option("steps between checkpoints", 500)
+    save_total_limit: int = _option("checkpoints kept", 2)
+    eval_steps: int = _option("steps between evaluations", 100)
+    report_to: list[str] = _option("trackers: tensorboard, wandb, trackio, …", [])
+    eval_data: str | None = _option("held-out data of the same kind: its nll is logged")
+    retain_data: str | None = _option("data that must not be forgotten: nll, and KL from the base")
+    lora_r: int | None = _option("train a LoRA adapter of this rank")
+    lora_alpha: int = _option("LoRA's scaling, over its rank", 16)
+    lora_target: list[str] = _option("modules that LoRA adapts; all linear ones but the head", [])
+    group_rows: int = _option("rows whose tokens are grouped by the base model's entropy", 512)
+    resume: bool = _option("go on from the last checkpoint in --out", False)
+    overwrite: bool = _option("replace what --out holds", False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowSettings:
     """What `show` prints of a finished scan."""
 
@@ -127,7 +163,7 @@ class PlotSettings:
     objective: list[str] = _option(
         "gradients, gates: objectives, repeated or with commas; sft and eaft", []
     )
-    set: dict[str, str] = _option("gradients, gates: the objectives' fields, name=value,…", {})
+    set: dict[str, Any] = _option("gradients, gates: the objectives' fields, name=value,…", {})
     base_scan: str | None = _option("gradients, gates: a scan of the same tokens to compare with")
 
 

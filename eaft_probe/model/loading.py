@@ -41,6 +41,7 @@ class CausalLM:
     place: Place
     config: Any
     parameters: int
+    whole: Any = field(default=None, repr=False)  # the `transformers` model, to train and save
     _prefix: tuple[torch.Tensor, Any] | None = field(default=None, repr=False)
 
     @property
@@ -161,7 +162,7 @@ def load_model(
     place = find_model(name, revision)
     device = resolve_device(device)
     folder = _converted(place) if place.gguf else place.folder
-    with _quiet(), _as_model_error(name):
+    with quiet(), _as_model_error(name):
         model = _whole_model(
             folder,
             dtype=_dtype(dtype, device),
@@ -177,7 +178,7 @@ def load_model(
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
-    loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config, parameters)
+    loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config, parameters, model)
     loaded.prove(model)
     return loaded
 
@@ -188,7 +189,7 @@ def load_tokenizer(
     """The tokenizer alone, with its chat template. Raises `ModelError`."""
     place = find_model(name, revision)
     folder = _converted(place) if place.gguf else place.folder
-    with _quiet(), _as_model_error(name):
+    with quiet(), _as_model_error(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     tokenizer.name_or_path = name
     return tokenizer
@@ -251,7 +252,7 @@ def _converted(place: Place) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
         unpacked = Path(temporary) / "model"
-        with _quiet(), _as_model_error(place.name):
+        with quiet(), _as_model_error(place.name):
             model = _whole_model(
                 place.folder,
                 gguf_file=place.gguf,
@@ -277,7 +278,7 @@ def _as_model_error(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the loader's bars and advice; our own messages say what matters."""
     level, bars = (
         transformers_logging.get_verbosity(),

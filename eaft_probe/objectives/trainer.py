@@ -16,7 +16,7 @@ from transformers import Trainer
 from eaft_probe.columns.measure import measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
-from eaft_probe.errors import BadInput, ModelError
+from eaft_probe.errors import BadInput, ModelError, NonFinite
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.objectives.gates import Columns, Objective
 from eaft_probe.objectives.loss import Reference, gated_loss
@@ -65,7 +65,8 @@ def _forward(
 class ReferenceModel(Protocol):
     """What an anchor pulls towards: a loaded `CausalLM`, or the model with its adapter off."""
 
-    head: Head
+    @property
+    def head(self) -> Head: ...
 
     def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) → (B, T, D), no graph."""
@@ -100,6 +101,53 @@ def live_head(model: Any) -> Head:
         raise ModelError("an adapter on the head cannot be trained by a gated loss; leave the "
                          "head out of the adapter's target modules, or train it whole")  # fmt: skip
     return replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
+
+
+# --- what is logged ---
+
+GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
+OTHER, UNKNOWN = 0, 128
+LOGGED = (*GROUP_BITS, "other")
+SUMS = ("count", "loss", "nll", "gated", "gate")
+TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))
+
+
+def tally(
+    outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], step_count: float
+) -> torch.Tensor:
+    """(len(TALLY),) float64 sums over the batch's trained tokens."""
+    nll, gate = -outputs["logprob"].double(), outputs["gate"].double()
+    sums = [torch.ones_like(nll).sum(), outputs["loss"].detach().double() * step_count]
+    sums += [nll.sum(), (gate * nll).sum(), gate.sum()]
+    group = inputs["group"][inputs["trained"]] if "group" in inputs else None
+    for name in LOGGED:
+        if group is None:
+            inside = torch.zeros_like(nll)
+        elif name == "other":
+            inside = (group == OTHER).double()
+        else:
+            inside = (group & GROUP_BITS[name] > 0).double()
+        sums += [inside.sum(), (inside * nll).sum()]
+    return torch.stack(sums)
+
+
+def facts(sums: Sequence[float]) -> dict[str, float]:
+    """loss and nll (nats a token; with gates and anchor, and without), gate_mean, mass_gated (the
+    share of Σ nll that gates take away), count; nll and count of each group that has tokens."""
+    s = dict(zip(TALLY, sums, strict=True))
+    count, nll = max(s["count"], 1.0), s["nll"]
+    made = {
+        "loss": s["loss"] / count,
+        "nll": nll / count,
+        "gate_mean": s["gate"] / count,
+        "mass_gated": 1 - s["gated"] / nll if nll else 0.0,
+        "count": s["count"],
+    }
+    for name in LOGGED:
+        if s[f"{name}_count"]:
+            made[f"{name}_nll"] = s[f"{name}_nll"] / s[f"{name}_count"]
+            made[f"{name}_count"] = s[f"{name}_count"]
+    return made
 
 
 # --- the whole step ---
@@ -141,9 +189,12 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         *args: Any,
         objective: Objective,
         reference: ReferenceModel | None = None,
+        evaluator: Callable[[], dict[str, float]] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        self.evaluator = evaluator
+        self.tally = torch.zeros(len(TALLY), dtype=torch.float64, device=self.args.device)
         _refuse(self)
         if objective.anchor and reference is None:
             raise BadInput(f"objective {objective.name!r} needs a reference model")
@@ -176,7 +227,28 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         outputs = model(
             **inputs, objective=self.step_objective, count=count, reference=self.reference
         )
+        if not torch.isfinite(outputs["loss"]):
+            rows = inputs["row"].tolist() if "row" in inputs else "unknown"
+            raise NonFinite(f"the loss is not finite in step {self.state.global_step + 1}, rows "
+                            f"{rows}; try a lower --learning-rate, or float32")  # fmt: skip
+        self.tally += tally(outputs, inputs, count)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what the gates did since the last line: see `facts`."""
+        if "loss" in logs:
+            logs |= facts(self.accelerator.reduce(self.tally).tolist())
+            self.tally.zero_()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """What `evaluator` measures, logged."""
+        metrics = self.evaluator() if self.evaluator else {}
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     @torch.no_grad()
     def _step(self, samples: Sequence[dict[str, torch.Tensor]]) -> BatchStep:

@@ -114,10 +114,10 @@ def _cell(value: object) -> str:
 def show_example(console: Console, scan: Scan, example: int) -> bool:
     """One example with its trained tokens coloured and its conflicts listed; False if not there."""
     query = "SELECT text, key, mean_nll, trained_tokens FROM examples WHERE example = ?"
-    found = scan.sql.execute(query, [example]).fetchone()
-    if found is None:
+    found = scan.sql.execute(query, [example]).fetchall()
+    if not found:
         return False
-    text, key, nll, trained = found
+    ((text, key, nll, trained),) = found
     tokens = scan.sql.execute(
         "SELECT char_start, char_end, prob, conflict, token, top1, top1_prob, entropy "
         "FROM tokens WHERE example = ? ORDER BY position",
@@ -174,11 +174,12 @@ class TerminalProgress:
         self.console = console
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.rows = self.done = self.tokens = 0
+        self.what, self.rows, self.done, self.tokens = "", 0, 0, 0
         self.began = self.said = time.monotonic()
 
     def start(self, what: str, rows: int) -> None:
-        self.rows, self.began, self.said = rows, time.monotonic(), time.monotonic()
+        self.what, self.rows, self.done, self.tokens = what, rows, 0, 0
+        self.began = self.said = time.monotonic()
         if self.console.is_terminal:
             rate = TextColumn("{task.fields[rate]:,.0f} tokens/s")
             columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate)
@@ -194,7 +195,7 @@ class TerminalProgress:
             self.bar.update(self.task, completed=self.done, rate=rate)
         elif now - self.said >= PLAIN_SECONDS:
             self.said = now
-            self.note(f"{self.done}/{self.rows} rows, {rate:,.0f} tokens/s")
+            self.note(f"{self.what}: {self.done}/{self.rows}, {rate:,.0f} tokens/s")
 
     def note(self, text: str) -> None:
         self.console.print(printable(text), style="dim", markup=False, highlight=False)

@@ -1,0 +1,49 @@
+"""log.parquet: what a training run did, one row a logging step and group of tokens."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eaft_probe.columns.table import write_parquet
+
+LOG = "log.parquet"
+# all, then the groups of the base model; `other` is a token of none of them.
+LOG_GROUPS = ("all", "high", "low", "conflict", "other")
+_TEXT = pa.string()
+SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, metadata={"unit": unit, "meaning": meaning})
+        for name, kind, unit, meaning in (
+            ("run", _TEXT, "", "name of the run's folder"),
+            ("step", pa.int64(), "", "optimizer steps done"),
+            ("tokens_seen", pa.int64(), "tokens", "trained tokens so far"),
+            ("objective", _TEXT, "", "the objective with its fields"),
+            ("lr", pa.float64(), "", "learning rate"),
+            ("nll", pa.float64(), "nats", "mean nll since the last row, ungated"),
+            ("loss", pa.float64(), "nats", "Σ gate · nll / N since the last row, anchor included"),
+            ("gate_mean", pa.float64(), "", "mean gate since the last row"),
+            ("mass_gated", pa.float64(), "", "1 − Σ gate · nll / Σ nll since the last row"),
+            ("group", _TEXT, "", "all, or the token's group under the base model"),
+            ("group_nll", pa.float64(), "nats", "mean nll of the group since the last row"),
+            ("group_count", pa.int64(), "tokens", "tokens of the group since the last row"),
+            ("eval_nll", pa.float64(), "nats", "mean nll of the held-out target data"),
+            ("retain_nll", pa.float64(), "nats", "mean nll of the data to be retained"),
+            ("retain_kl", pa.float64(), "nats", "mean KL(base ‖ model) on the data to be retained"),
+        )
+    ]
+)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows so far; none where there is no log."""
+    path = folder / LOG
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.exists() else []
+    return rows
+
+
+def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Whole or not at all."""
+    write_parquet(folder / LOG, pa.Table.from_pylist(list(rows), schema=SCHEMA))

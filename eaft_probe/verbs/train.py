@@ -1,0 +1,432 @@
+"""`train`: gated fine-tuning on the very tokens that `scan` scores, by `transformers.Trainer`.
+
+objective → data as windows → model → groups of the base model → Trainer → model, log, card.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from eaft_probe.columns.conflicts import ConflictRule, write_json
+from eaft_probe.columns.groups import groups
+from eaft_probe.columns.log import LOG, LOG_GROUPS, read_log, write_log
+from eaft_probe.columns.measure import measure
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.data.batches import Window, batches, windows
+from eaft_probe.data.render import Renderer
+from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
+from eaft_probe.model.loading import CausalLM, load_model, quiet
+from eaft_probe.objectives.gates import Objective, objective
+from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.trainer import GROUP_BITS, UNKNOWN, AdapterOff, GatedTrainer, gate
+from eaft_probe.progress import Progress, Silent
+from eaft_probe.settings import ModelSettings, ScanSettings, TrainSettings, make_settings
+from eaft_probe.verbs.plan import AUTO_TOKENS
+from eaft_probe.verbs.scan import data_format, open_data, selection
+
+CONFIG, CARD = "train.json", "README.md"
+EVAL_TOKENS = 200_000  # of each of --eval-data and --retain-data, from the start
+# Settings that TrainingArguments takes under the same name.
+PASSED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
+          "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
+          "max_grad_norm", "optim", "bf16", "gradient_checkpointing", "logging_steps",
+          "save_steps", "save_total_limit", "eval_steps", "report_to", "seed")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    path: Path
+    log: list[dict[str, Any]]  # the rows of log.parquet
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last row over all tokens."""
+        return next(row for row in reversed(self.log) if row["group"] == "all")
+
+
+def train(
+    data: Any = None,
+    out: str | Path = "eaft-run",
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Run:
+    """Fine-tunes a model on the trained tokens of `data` into the folder `out`.
+
+    `data` as in `scan`; every other argument is a field of `TrainSettings` and a flag of
+    `eaft-probe train`. Raises `BadInput`, or `ProbeError` where training fails.
+    """
+    chosen: TrainSettings = make_settings(TrainSettings, settings)
+    progress, wanted, folder = progress or Silent(), _objective(chosen), Path(out)
+    _require_free(folder, chosen)  # before the long work, and made only after it
+    progress.note(f"loading {chosen.model}")
+    model = _load(chosen)
+    with tempfile.TemporaryDirectory() as cache:
+        rows = Rows.read(data, _reading(chosen), model, cache)
+        evaluator = _evaluator(chosen, model)
+        before = evaluator() if evaluator else {}
+        _prepare(folder, chosen)
+        trainer = _trainer(rows, model, wanted, folder, chosen, evaluator, progress)
+        _run(trainer, folder, chosen, progress)
+    finished = Run(folder, read_log(folder))
+    _card(finished, before, chosen)
+    return finished
+
+
+def _objective(settings: TrainSettings) -> Objective:
+    wanted = objective(settings.objective, settings.set)
+    outside = [name for name in wanted.reads if name in OF_BASE]
+    if outside:
+        raise BadInput(f"objective {wanted.name!r} reads {outside[0]} from a finished scan, which "
+                       f"train cannot do yet; `plot gradients` can show its gates")  # fmt: skip
+    return wanted
+
+
+def _require_free(folder: Path, settings: TrainSettings) -> None:
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not (settings.resume or settings.overwrite):
+        raise BadInput(f"{folder} is not empty; give --resume, --overwrite or another --out")
+    if occupied and settings.overwrite and not (folder / CONFIG).exists():
+        raise BadInput(f"{folder} holds no training run, so --overwrite leaves it alone")
+
+
+def _prepare(folder: Path, settings: TrainSettings) -> None:
+    try:
+        if settings.overwrite and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, asdict(settings))
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
+
+
+def _load(settings: TrainSettings) -> CausalLM:
+    names = {f.name for f in fields(ModelSettings)} - {"model"}
+    return load_model(settings.model, **{n: getattr(settings, n) for n in names})
+
+
+# --- data ---
+
+
+def _reading(settings: TrainSettings) -> ScanSettings:
+    """The same settings as a scan would have them: the same rows, tokens, mask and truncation."""
+    names = {f.name for f in fields(ScanSettings)} & {f.name for f in fields(TrainSettings)}
+    return ScanSettings(**{n: getattr(settings, n) for n in names - {"overwrite"}})
+
+
+def read_windows(
+    data: Any, settings: ScanSettings, model: CausalLM
+) -> Iterator[tuple[int, Window]]:
+    """(row number, window) of every row with a trained token; what cannot be read is left out,
+    or raises `BadInput` under --strict."""
+    source = open_data(data, settings)
+    row_format = data_format(source, settings)
+    renderer = Renderer(model.tokenizer, settings.train_on, settings.tool_calls)
+    rows = selection(settings)
+    for record in rows.records(source, rows.rows(source)):
+        try:
+            rendered = renderer(row_format(record.parse()))
+        except RowError as error:
+            if settings.strict:
+                raise BadInput(f"row {record.row}: {error}") from error
+            continue
+        made, _ = windows(record.row, rendered, settings.max_length or model.max_length)
+        yield from ((record.row, window) for window in made)
+
+
+FEATURES = datasets.Features(
+    {
+        "row": datasets.Value("int64"),
+        "start": datasets.Value("int32"),
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "trained": datasets.List(datasets.Value("bool")),
+        "length": datasets.Value("int32"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The windows of a data set, in files; and which group the sampled ones' tokens are of."""
+
+    data: Any  # a `datasets.Dataset` with FEATURES
+    groups: dict[tuple[int, int], torch.Tensor]  # (row, start) → (T,) uint8, see GROUP_BITS
+
+    @classmethod
+    def read(cls, data: Any, settings: ScanSettings, model: CausalLM, cache: str) -> "Rows":
+        """Raises `DataError` where no row has a trained token."""
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for row, window in read_windows(data, settings, model):
+                yield {"row": row, "start": window.start, "input_ids": window.ids,
+                       "trained": window.trained, "length": len(window.ids)}  # fmt: skip
+
+        datasets.disable_progress_bars()
+        found = next(rows(), None)
+        if found is None:
+            raise DataError("no row has a trained token; `eaft-probe render` shows why")
+        # A fingerprint of its own: hashing the generator would hash the model.
+        made = datasets.Dataset.from_generator(
+            rows, features=FEATURES, cache_dir=cache, fingerprint=Path(cache).name
+        )
+        return cls(made.with_format("numpy"), {})
+
+    def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Right-padded tensors (B, T); `group` only where tokens have been grouped."""
+        length = max(len(i["input_ids"]) for i in items)
+        batch = {
+            "input_ids": torch.zeros(len(items), length, dtype=torch.long),
+            "attention_mask": torch.zeros(len(items), length, dtype=torch.long),
+            "trained": torch.zeros(len(items), length, dtype=torch.bool),
+            "group": torch.full((len(items), length), UNKNOWN, dtype=torch.uint8),
+        }
+        for row, item in enumerate(items):
+            own = len(item["input_ids"])
+            batch["input_ids"][row, :own] = torch.as_tensor(item["input_ids"], dtype=torch.long)
+            batch["trained"][row, :own] = torch.as_tensor(item["trained"])
+            batch["attention_mask"][row, :own] = 1
+            group = self.groups.get((int(item["row"]), int(item["start"])))
+            if group is not None:
+                batch["group"][row, :own] = group
+        return batch | {"row": torch.tensor([int(i["row"]) for i in items])}
+
+
+def group_tokens(rows: Rows, model: CausalLM, most: int, seed: int) -> None:
+    """Sorts the tokens of `most` random windows into groups by the model as it is now."""
+    count = min(most, len(rows.data))
+    chosen = np.random.default_rng(seed).choice(len(rows.data), count, replace=False)
+    items = [rows.data[int(i)] for i in sorted(chosen)]
+    made = [
+        Window(i, int(r["start"]), r["input_ids"], np.asarray(r["trained"], bool))
+        for i, r in enumerate(items)
+    ]
+    statistics = [STATISTICS[n] for n in ("entropy", "prob", "rank")]
+    for batch in batches(made, AUTO_TOKENS["cpu"], None):
+        columns = measure(model, batch, statistics).columns
+        found = groups(columns, ConflictRule())
+        flags = sum((found[n].to(torch.uint8) * bit for n, bit in GROUP_BITS.items()),
+                    torch.zeros(len(columns["prob"]), dtype=torch.uint8))  # fmt: skip
+        for window in batch.window:
+            own, flags = flags.split(
+                [int(window.trained.sum()), len(flags) - int(window.trained.sum())]
+            )
+            group = torch.full((len(window.ids),), UNKNOWN, dtype=torch.uint8)
+            group[torch.from_numpy(window.trained)] = own
+            rows.groups[(int(items[window.example]["row"]), window.start)] = group
+
+
+# --- the run ---
+
+
+def _trainer(
+    rows: Rows,
+    model: CausalLM,
+    wanted: Objective,
+    folder: Path,
+    settings: TrainSettings,
+    evaluator: Callable[[], dict[str, float]] | None,
+    progress: Progress,
+) -> GatedTrainer:
+    group_tokens(rows, model, settings.group_rows, settings.seed)
+    gate(model.whole)
+    trained = _with_lora(model.whole, settings)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        **{name: getattr(settings, name) for name in PASSED},
+        eval_strategy="steps" if evaluator else "no",
+        save_strategy="steps",
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=model.device.type == "cpu",
+    )
+    trainer = GatedTrainer(
+        trained, arguments, train_dataset=rows.data, eval_dataset=[], data_collator=rows.collate,
+        processing_class=model.tokenizer, objective=wanted, evaluator=evaluator,
+        reference=_reference(wanted, trained, model, settings),
+        callbacks=[Log(folder, wanted, progress)],
+    )  # fmt: skip
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _with_lora(whole: Any, settings: TrainSettings) -> Any:
+    whole.train()
+    if settings.lora_r is None:
+        return whole
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        whole,
+        LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, task_type="CAUSAL_LM",
+                   target_modules=settings.lora_target or "all-linear"),
+    )  # fmt: skip
+
+
+def _reference(
+    wanted: Objective, trained: Any, model: CausalLM, settings: TrainSettings
+) -> CausalLM | AdapterOff | None:
+    """What an anchor pulls towards: the starting model, as a copy or with the adapter off."""
+    if wanted.anchor is None:
+        return None
+    return _load(settings) if settings.lora_r is None else AdapterOff(trained, model.head)
+
+
+def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, progress: Progress) -> None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoint = get_last_checkpoint(str(folder)) if settings.resume else None
+    if settings.resume and checkpoint is None:
+        progress.note("no checkpoint to resume from; starting at step 0")
+    try:
+        with quiet():
+            trainer.train(resume_from_checkpoint=checkpoint)  # ends with an evaluation
+            trainer.save_model(str(folder))
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, ProbeError):
+            raise
+        raise ProbeError(f"training stopped: {one_line(error)}; --resume goes on from the last "
+                         f"checkpoint in {folder}") from error  # fmt: skip
+
+
+class Log(TrainerCallback):  # type: ignore[misc]
+    """Turns the trainer's log lines into rows of log.parquet, and into notes."""
+
+    def __init__(self, folder: Path, wanted: Objective, progress: Progress) -> None:
+        self.folder, self.objective, self.progress = folder, str(wanted), progress
+        self.rows: list[dict[str, Any]] = []
+        self.tokens = self.step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """A resumed run goes on behind the rows up to its checkpoint."""
+        self.rows = [r for r in read_log(self.folder) if r["step"] <= state.global_step]
+        self.tokens = max((r["tokens_seen"] for r in self.rows), default=0)
+        self.progress.start("train", state.max_steps)
+        self.progress.advance(state.global_step, 0)
+        self.step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        if "nll" in logs:
+            self._training(state.global_step, logs)
+        if "eval_nll" in logs or "retain_nll" in logs:
+            self._evaluation(state.global_step, logs)
+
+    def _training(self, step: int, logs: Mapping[str, float]) -> None:
+        self.tokens += int(logs["count"])
+        self.progress.advance(step - self.step, int(logs["count"]))
+        self.step = step
+        common = {"run": self.folder.name, "step": step, "tokens_seen": self.tokens,
+                  "objective": self.objective, "lr": logs["learning_rate"], "nll": logs["nll"],
+                  "loss": logs["loss"], "gate_mean": logs["gate_mean"],
+                  "mass_gated": logs["mass_gated"]}  # fmt: skip
+        found = {"all": (logs["nll"], logs["count"])}
+        found |= {g: (logs[f"{g}_nll"], logs[f"{g}_count"]) for g in LOG_GROUPS[1:]
+                  if f"{g}_nll" in logs}  # fmt: skip
+        for group, (nll, count) in found.items():
+            own = {"group": group, "group_nll": nll, "group_count": int(count)}
+            self.rows.append(common | own)
+        self.progress.note(
+            f"step {step}: nll {logs['nll']:.4f}, loss {logs['loss']:.4f}, mean gate "
+            f"{logs['gate_mean']:.3f}, {100 * logs['mass_gated']:.1f} % of the nll gated away"
+        )
+
+    def _evaluation(self, step: int, logs: Mapping[str, float]) -> None:
+        """Into the step's rows; the last step's are always there, or the row before them."""
+        measured = {k: v for k, v in logs.items() if k.startswith(("eval_", "retain_"))}
+        for row in self.rows:
+            if row["step"] == step:
+                row |= measured
+        self.progress.note(
+            f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in measured.items())
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        write_log(self.folder, self.rows)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        write_log(self.folder, self.rows)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        write_log(self.folder, self.rows)
+
+
+# --- learned and forgotten ---
+
+
+def _evaluator(settings: TrainSettings, model: CausalLM) -> Callable[[], dict[str, float]] | None:
+    """Measures nll on --eval-data, nll and KL from the base model on --retain-data."""
+    reading = _reading(settings)
+    target = _held_out(settings.eval_data, reading, model)
+    retain = _held_out(settings.retain_data, reading, model)
+    base = _load(settings) if retain else None
+
+    def measured() -> dict[str, float]:
+        training = model.whole.training
+        model.whole.eval()
+        made = {f"eval_{k}": v for k, v in _means(model, target, None).items()}
+        made |= {f"retain_{k}": v for k, v in _means(model, retain, base).items()}
+        model.whole.train(training)
+        return made
+
+    return measured if target or retain else None
+
+
+def _held_out(data: str | None, settings: ScanSettings, model: CausalLM) -> list[Window]:
+    """The first windows of the data, EVAL_TOKENS tokens at most."""
+    if data is None:
+        return []
+    kept, tokens = list[Window](), 0
+    for _, window in read_windows(data, settings, model):
+        if kept and tokens + len(window.ids) > EVAL_TOKENS:
+            break
+        kept.append(window)
+        tokens += len(window.ids)
+    if not kept:
+        raise DataError(f"{data}: no row has a trained token")
+    return kept
+
+
+def _means(model: CausalLM, items: Sequence[Window], base: CausalLM | None) -> dict[str, float]:
+    """Mean nll, and KL where there is a base, over the windows' trained tokens."""
+    if not items:
+        return {}
+    names = ("logprob", "kl_reference") if base else ("logprob",)
+    sums, count = dict.fromkeys(names, 0.0), 0
+    for batch in batches(items, AUTO_TOKENS["cpu"], None):
+        columns = measure(model, batch, [STATISTICS[n] for n in names], base)
+        count += len(columns["logprob"])
+        for name in names:
+            sums[name] += float(columns[name].sum(dtype=torch.float64))
+    made = {"nll": -sums["logprob"] / count}
+    return made | ({"kl": sums["kl_reference"] / count} if base else {})
+
+
+def _card(run: Run, before: Mapping[str, float], settings: TrainSettings) -> None:
+    """The model card: what was trained how, and what it learned and forgot."""
+    last = run.last
+    figures = [f"| nll of the training data | | {last['nll']:.4f} |"]
+    figures += [
+        f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in before.items() if last[k] is not None
+    ]
+    text = [
+        "---", f"base_model: {settings.model}", "library_name: transformers", "---", "",
+        f"# {run.path.name}", "",
+        f"{settings.model} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
+        f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has every step.", "",
+        "| nats a token | before | after |", "|---|---|---|", *figures, "",
+        "```json", json.dumps(asdict(settings), indent=1), "```", "",
+    ]  # fmt: skip
+    (run.path / CARD).write_text("\n".join(text))

@@ -1,0 +1,153 @@
+"""`train` from rows to a model folder, on a tiny model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eaft_probe.cli import _run
+from eaft_probe.columns.log import SCHEMA
+from eaft_probe.errors import BadInput, DataError, NonFinite
+from eaft_probe.verbs.train import Run, train
+from eaft_probe.view import plots
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+STEPS = {"max_steps": 6, "logging_steps": 2, "save_steps": 3, "per_device_train_batch_size": 4,
+         "learning_rate": 1e-3}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Rows of unequal length; one has nothing to train, one is malformed."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {i}"},
+                      {"role": "assistant", "content": "the fox " * (1 + i % 5)}]}
+        for i in range(20)
+    ]  # fmt: skip
+    lines = [json.dumps(r) for r in rows] + ["{broken", json.dumps({"messages": []})]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(data: str, model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("run") / "eaft"
+    return train(data, out, model=model_folder, objective="eaft", eval_data=data, retain_data=data,
+                 eval_steps=4, **STEPS)  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def test_the_model_is_a_plain_one_and_has_learned(run: Run, model_folder: str) -> None:
+    assert AutoTokenizer.from_pretrained(run.path).chat_template
+    before = weights(Path(model_folder))
+    assert any((w != before[n]).any() for n, w in weights(run.path).items())
+    nll = [r["nll"] for r in run.log if r["group"] == "all"]
+    assert nll[-1] < nll[0]
+
+
+def test_the_log_has_every_column_and_the_groups_add_up(run: Run) -> None:
+    table = pq.read_table(run.path / "log.parquet")
+    assert table.schema.names == SCHEMA.names
+    steps = {r["step"] for r in run.log}
+    assert steps == {2, 4, 6}
+    for step in steps:
+        rows = {r["group"]: r for r in run.log if r["step"] == step}
+        split = [rows[g] for g in ("high", "low", "other") if g in rows]
+        assert sum(r["group_count"] for r in split) == rows["all"]["group_count"]
+        total = sum(r["group_count"] * r["group_nll"] for r in split)
+        assert total / rows["all"]["group_count"] == pytest.approx(rows["all"]["nll"])
+        assert 0 < rows["all"]["gate_mean"] < 1
+        assert rows["all"]["loss"] == pytest.approx(
+            rows["all"]["nll"] * (1 - rows["all"]["mass_gated"])
+        )
+
+
+def test_held_out_and_retained_data_are_measured(run: Run) -> None:
+    last = run.last
+    assert last["eval_nll"] == pytest.approx(last["retain_nll"])  # the same rows
+    assert last["retain_kl"] > 0
+    assert "| retain_kl | 0.0000 |" in (run.path / "README.md").read_text()
+
+
+def test_its_dynamics_can_be_drawn(run: Run, tmp_path: Path) -> None:
+    plots.dynamics(run.path).write(tmp_path / "d.png")
+
+
+def test_resumed_equals_uninterrupted(run: Run, data: str, model_folder: str, tmp_path) -> None:
+    for name in ("checkpoint-3", "log.parquet"):
+        source = run.path / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    again = train(data, tmp_path, model=model_folder, objective="eaft", resume=True, eval_data=data,
+                  retain_data=data, eval_steps=4, **STEPS)  # fmt: skip
+    for name, weight in weights(run.path).items():
+        torch.testing.assert_close(weights(again.path)[name], weight, rtol=1e-5, atol=1e-6)
+    assert [r["step"] for r in again.log if r["group"] == "all"] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("objective", ["talr", "sft-kl"])
+def test_step_statistics_and_anchors(objective: str, data: str, model_folder, tmp_path) -> None:
+    run = train(data, tmp_path / "r", model=model_folder, objective=objective, **STEPS)
+    assert run.last["objective"] == objective
+    assert run.last["step"] == 6
+
+
+def test_a_lora_adapter_is_saved_as_one(data: str, model_folder: str, tmp_path: Path) -> None:
+    run = train(data, tmp_path / "r", model=model_folder, objective="asft", lora_r=4, **STEPS)
+    assert (run.path / "adapter_model.safetensors").exists()
+    from eaft_probe.model.loading import load_model
+
+    assert load_model(model_folder, adapter=str(run.path)).head.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "stm"}, "reads base_prob"),
+        ({"objective": "eafd"}, "did you mean 'eaft'"),
+        ({"objective": "eaft", "set": {"alpha": -1}}, "alpha"),
+        ({"eval_data": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(settings, message, data, model_folder, tmp_path) -> None:
+    with pytest.raises(BadInput, match=message):
+        train(data, tmp_path / "r", model=model_folder, **STEPS | settings)
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_occupied_folder_is_kept(data: str, model_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match="not empty"):
+        train(data, tmp_path, model=model_folder, **STEPS)
+    with pytest.raises(BadInput, match="holds no training run"):
+        train(data, tmp_path, model=model_folder, overwrite=True, **STEPS)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_no_trained_token_is_one_error(model_folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}))
+    with pytest.raises(DataError, match="no row has a trained token"):
+        train(str(path), tmp_path / "r", model=model_folder)
+
+
+def test_a_loss_that_is_no_number_names_step_and_rows(data: str, model_folder, tmp_path) -> None:
+    with pytest.raises(NonFinite, match=r"step \d+, rows \["):
+        train(data, tmp_path / "r", model=model_folder,
+              **STEPS | {"learning_rate": 1e30, "max_grad_norm": 0})  # fmt: skip
+
+
+def test_from_the_command_line(data: str, model_folder: str, tmp_path: Path, capsys) -> None:
+    out = str(tmp_path / "r")
+    flags = ["--model", model_folder, "--out", out, "--objective", "eaft", "--set", "alpha=2"]
+    assert _run(["train", data, *flags, "--max-steps", "2", "--logging-steps", "1"]) == 0
+    assert "2 steps, nll" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r/train.json").read_text())["set"] == {"alpha": "2"}
+    assert _run(["train", data, *flags]) == 2
