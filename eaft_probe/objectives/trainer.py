@@ -253,7 +253,8 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
     @torch.no_grad()
     def _step(self, samples: Sequence[dict[str, torch.Tensor]]) -> BatchStep:
         """A pass without gradients over all micro-batches of the step, on all ranks."""
-        reads = tuple({*self.objective.reads, "logprob"} - set(OF_BASE))
+        # Sorted: the ranks gather column after column, and a set has another order on each.
+        reads = tuple(sorted({*self.objective.reads, "logprob"} - set(OF_BASE)))
         was_training = self.model_wrapped.training
         self.model_wrapped.eval()
         tokens, means = [], []

@@ -50,12 +50,15 @@ class Keep(TrainerCallback):
         self.gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
-def one_step(folder, chosen, each: int, model=None, reference=None, **options) -> Gradients:
-    """The gradients of one optimizer step over all rows, `each` rows a micro-batch."""
+def one_step(
+    folder, chosen, each: int, model=None, reference=None, steps_of: int | None = None, **options
+) -> Gradients:
+    """The gradients of one optimizer step over all rows: `each` rows a micro-batch, `steps_of`
+    micro-batches a process."""
     keep = Keep()
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=each, max_steps=1, report_to=[],
-        gradient_accumulation_steps=ROWS // each, max_grad_norm=0, use_cpu=True, save_strategy="no",
+        gradient_accumulation_steps=steps_of or ROWS // each, max_grad_norm=0, use_cpu=True, save_strategy="no",
         train_sampling_strategy="sequential", remove_unused_columns=False, disable_tqdm=True,
         logging_strategy="no", **options,
     )  # fmt: skip
