@@ -15,7 +15,7 @@ import torch
 from eaft_probe.columns.measure import LogitSlice, TokenColumns, logit_chunks, slices
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.model.head import Head
-from eaft_probe.objectives.gates import Anchor, Objective
+from eaft_probe.objectives.objective import Anchor, Objective
 from eaft_probe.objectives.scanned import OF_BASE
 
 

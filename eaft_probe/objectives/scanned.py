@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.objectives.gates import Columns, Objective
+from eaft_probe.objectives.objective import Columns, Objective
 
 # Columns that come from a scan of the same tokens under another model. The scan itself is its own
 # base: it was made under the model that would be trained.

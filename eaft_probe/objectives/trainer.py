@@ -18,8 +18,8 @@ from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
 from eaft_probe.errors import BadInput, ModelError, NonFinite
 from eaft_probe.model.head import Head, head_of
-from eaft_probe.objectives.gates import Columns, Objective
 from eaft_probe.objectives.loss import Reference, gated_loss
+from eaft_probe.objectives.objective import Columns, Objective
 from eaft_probe.objectives.scanned import OF_BASE
 
 

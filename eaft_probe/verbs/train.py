@@ -21,7 +21,8 @@ from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import Window, batches
 from eaft_probe.errors import BadInput, DataError, ProbeError, one_line
 from eaft_probe.model.loading import CausalLM, load_model, quiet
-from eaft_probe.objectives.gates import Objective, objective
+from eaft_probe.objectives.gates import objective
+from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scanned import OF_BASE
 from eaft_probe.objectives.trainer import AdapterOff, GatedTrainer, gate
 from eaft_probe.progress import Progress, Silent

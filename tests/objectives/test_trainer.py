@@ -58,7 +58,8 @@ def one_step(
     keep = Keep()
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=each, max_steps=1, report_to=[],
-        gradient_accumulation_steps=steps_of or ROWS // each, max_grad_norm=0, use_cpu=True, save_strategy="no",
+        gradient_accumulation_steps=steps_of or ROWS // each,
+        max_grad_norm=0, use_cpu=True, save_strategy="no",
         train_sampling_strategy="sequential", remove_unused_columns=False, disable_tqdm=True,
         logging_strategy="no", **options,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from eaft_probe.columns.groups import GROUPS, READS, groups
 from eaft_probe.columns.planes import cached
 from eaft_probe.columns.table import Scan
-from eaft_probe.objectives.gates import Objective
+from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scanned import open_base, resolved, token_columns
 from eaft_probe.view.plots.chart import GROUP_COLOURS, Chart, caption, names, new_chart, opened
 from eaft_probe.view.plots.gradients import chosen, said_of

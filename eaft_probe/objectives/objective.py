@@ -1,0 +1,69 @@
+"""What an objective is: a pure function of columns, and the whole step that some must see first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol
+
+Columns = Mapping[str, Any]  # name → (N,) array or tensor
+
+
+class Population(Protocol):
+    """Tokens or examples of a step, wherever they lie: on ranks, in micro-batches, in parts."""
+
+    def mean(self, of: Callable[[Columns], Any]) -> float: ...
+
+    def quantile(self, of: Callable[[Columns], Any], at: float) -> float: ...
+
+
+class Step(Protocol):
+    """What is trained in one optimizer step. For a figure, the whole scan."""
+
+    @property
+    def tokens(self) -> Population:
+        """With the columns that the objective reads."""
+
+    @property
+    def examples(self) -> Population:
+        """With the columns `mean_nll` and, where there is a base scan, `base_mean_nll`."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The term β · KL beside the gated loss. Forward is KL(reference ‖ model)."""
+
+    beta: float
+    direction: Literal["forward", "reverse"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Called with columns (N,), gives gates (N,) ≥ 0. Fields beginning with `_` are the step's."""
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    of_step: ClassVar[bool] = False  # whether `resolve` must come before the first call
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """The columns it needs, and no others."""
+        return ("prob",)
+
+    @property
+    def anchor(self) -> Anchor | None:
+        return None
+
+    def __call__(self, columns: Columns) -> Any:
+        raise NotImplementedError
+
+    def resolve(self, step: Step) -> "Objective":
+        """The objective with what it takes from the whole step filled in."""
+        return self
+
+    def __str__(self) -> str:
+        """The name with the fields that are not at their defaults."""
+        shown = [
+            f"{f.name}={getattr(self, f.name):g}" if f.type is float else f"{f.name}={value}"
+            for f in fields(self)
+            if not f.name.startswith("_") and (value := getattr(self, f.name)) != f.default
+        ]
+        return " ".join([self.name, *shown])
