@@ -174,8 +174,10 @@ def test_interrupt_exits_130_and_a_kill_is_survived(tmp_path: Path, model_folder
     for sent, expected in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         had = len(list(cut.glob("examples/part-*")))
         process = subprocess.Popen(
-            [*command, str(cut)], stderr=subprocess.PIPE, env=environment, text=True
-        )
+            [*command, str(cut)], stderr=subprocess.PIPE, env=environment, text=True,
+            # A suite started in the background inherits an ignored SIGINT, which children keep.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         deadline = time.monotonic() + 120
         while len(list(cut.glob("examples/part-*"))) <= had and time.monotonic() < deadline:
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
