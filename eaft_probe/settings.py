@@ -137,6 +137,23 @@ class TrainSettings(DataSettings, ModelSettings):
     resume: bool = _option("go on from the last checkpoint in --out", False)
     overwrite: bool = _option("replace what --out holds", False)
 
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise BadInput("--resume goes on with a run, --overwrite replaces it; give one of them")
+        least = dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps",
+                               "logging_steps", "save_steps", "save_total_limit", "eval_steps",
+                               "lora_r", "lora_alpha", "limit", "sample"), 1)  # fmt: skip
+        least |= dict.fromkeys(("group_rows", "warmup_steps", "weight_decay", "max_grad_norm"), 0)
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= lowest:
+                raise BadInput(f"{_flag(name)} is a number from {lowest}, found {value}")
+        for name in ("learning_rate", "num_train_epochs"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise BadInput(f"{_flag(name)} is a finite number above 0")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise BadInput(f"--max-steps is a whole number from 1, found {self.max_steps}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings:

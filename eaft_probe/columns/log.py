@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.columns.table import write_parquet
+from eaft_probe.errors import ScanError, one_line
 
 LOG = "log.parquet"
 # all, then the groups of the base model; `other` is a token of none of them.
@@ -40,7 +41,13 @@ SCHEMA = pa.schema(
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The rows so far; none where there is no log."""
     path = folder / LOG
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ScanError(f"{path} is no readable log ({one_line(error)}); remove it to go on"
+                        ) from error  # fmt: skip
     return rows
 
 

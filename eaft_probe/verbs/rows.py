@@ -1,6 +1,7 @@
 """The rows that a run is trained on: the same tokens that a scan scores, as padded batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from eaft_probe.columns.measure import measure
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import Window, batches, windows
 from eaft_probe.data.render import Renderer
-from eaft_probe.errors import BadInput, DataError, RowError
+from eaft_probe.data.sources import Source
+from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.trainer import GROUP_BITS, UNKNOWN
 from eaft_probe.settings import ScanSettings
@@ -24,11 +26,10 @@ from eaft_probe.verbs.scan import data_format, open_data, selection
 
 
 def read_windows(
-    data: Any, settings: ScanSettings, model: CausalLM
+    source: Source, settings: ScanSettings, model: CausalLM, lost: Counter[str]
 ) -> Iterator[tuple[int, Window]]:
-    """(row number, window) of every row with a trained token; what cannot be read is left out,
-    or raises `BadInput` under --strict."""
-    source = open_data(data, settings)
+    """(row number, window) of every row with a trained token; the others are counted in `lost`,
+    or raise `BadInput` under --strict."""
     row_format = data_format(source, settings)
     renderer = Renderer(model.tokenizer, settings.train_on, settings.tool_calls)
     rows = selection(settings)
@@ -38,8 +39,11 @@ def read_windows(
         except RowError as error:
             if settings.strict:
                 raise BadInput(f"row {record.row}: {error}") from error
+            lost["rows left out; `eaft-probe render` says why"] += 1
             continue
-        made, _ = windows(record.row, rendered, settings.max_length or model.max_length)
+        made, cut = windows(record.row, rendered, settings.max_length or model.max_length)
+        if cut:
+            lost["conversations cut at the right, at --max-length"] += 1
         yield from ((record.row, window) for window in made)
 
 
@@ -54,31 +58,46 @@ FEATURES = datasets.Features(
 )
 
 
+def _dataset(rows: Callable[[], Iterator[dict[str, Any]]], cache: str) -> Any:
+    """The rows in arrow files. The fingerprint is given: hashing the generator would hash the
+    model."""
+    datasets.disable_progress_bars()
+    try:
+        return datasets.Dataset.from_generator(
+            rows, features=FEATURES, cache_dir=cache, fingerprint=Path(cache).name
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__
+        if isinstance(cause, ProbeError):
+            raise cause from None
+        raise DataError(one_line(cause or error)) from error
+
+
 @dataclass(frozen=True)
 class Rows:
     """The windows of a data set, in files; and which group the sampled ones' tokens are of."""
 
     data: Any  # a `datasets.Dataset` with FEATURES
+    source: str
+    fingerprint: str
+    lost: Counter[str]  # what was left out or cut, and how often
     groups: dict[tuple[int, int], torch.Tensor]  # (row, start) → (T,) uint8, see GROUP_BITS
 
     @classmethod
     def read(cls, data: Any, settings: ScanSettings, model: CausalLM, cache: str) -> "Rows":
         """Raises `DataError` where no row has a trained token."""
+        source, lost = open_data(data, settings), Counter[str]()
 
         def rows() -> Iterator[dict[str, Any]]:
-            for row, window in read_windows(data, settings, model):
+            for row, window in read_windows(source, settings, model, lost):
                 yield {"row": row, "start": window.start, "input_ids": window.ids,
                        "trained": window.trained, "length": len(window.ids)}  # fmt: skip
 
-        datasets.disable_progress_bars()
-        found = next(rows(), None)
-        if found is None:
+        if next(rows(), None) is None:
             raise DataError("no row has a trained token; `eaft-probe render` shows why")
-        # A fingerprint of its own: hashing the generator would hash the model.
-        made = datasets.Dataset.from_generator(
-            rows, features=FEATURES, cache_dir=cache, fingerprint=Path(cache).name
-        )
-        return cls(made.with_format("numpy"), {})
+        lost.clear()  # of the look at the first rows
+        made = _dataset(rows, cache).with_format("numpy")
+        return cls(made, source.name, source.fingerprint(), lost, {})
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Right-padded tensors (B, T); `group` only where tokens have been grouped."""

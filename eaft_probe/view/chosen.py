@@ -9,6 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.columns.summary import kept_columns
 from eaft_probe.columns.table import Scan
@@ -21,6 +22,11 @@ EXAMPLE_BYTES = 400_000  # one example's share: a longer one is shown in part
 MOST_CONFLICTS, MOST_OTHERS = 1_500, 2_500  # tokens that can be listed from the landscape
 MOST_EXAMPLES, MOST_EXAMPLE_TOKENS, MOST_PAIRS = 300, 2_000, 40
 CONTEXT, GAP, LONGEST = 60, 1_000, 300  # characters: around a token, between tokens, of a name
+# A token's cell in the landscape, from its exact columns: the page has them rounded.
+CELL = (
+    f"CAST(least(floor(entropy / {ENTROPY_STEP}), {ENTROPY_BINS - 1}) * {PROB_BINS} "
+    f"+ least(floor(prob / {PROB_STEP}), {PROB_BINS - 1}) AS INTEGER)"
+)
 
 
 def listed(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def listed(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
 def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
     """Round after round one token from each cell of 1/32 by 1/2 nat, by a hash of its place."""
     names = ["before", "token", "after", "prob", "entropy", "rank", "top1", "top1_prob",
-             "conflict", "example", "position"]  # fmt: skip
+             "conflict", "example", "position", "cell"]  # fmt: skip
     query = f"""
         WITH cells AS (
             SELECT min_by({{'example': example, 'position': position}},
@@ -57,7 +63,7 @@ def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
         SELECT substr(text, greatest(char_start - {CONTEXT}, 0) + 1, least(char_start, {CONTEXT})),
                token, substr(text, char_end + 1, {CONTEXT}),
                prob, entropy, {_or_null(scan, "rank")}, {_or_null(scan, "top1")},
-               {_or_null(scan, "top1_prob")}, conflict, example, position
+               {_or_null(scan, "top1_prob")}, conflict, example, position, {CELL}
         FROM sample JOIN tokens USING (example, position) JOIN examples USING (example)
         ORDER BY round, mixed"""
     return _named(names, rows(scan, query))

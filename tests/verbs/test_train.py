@@ -15,7 +15,6 @@ from eaft_probe.errors import BadInput, DataError, NonFinite
 from eaft_probe.verbs.train import Run, train
 from eaft_probe.view import plots
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 STEPS = {"max_steps": 6, "logging_steps": 2, "save_steps": 3, "per_device_train_batch_size": 4,
          "learning_rate": 1e-3}  # fmt: skip
 
@@ -57,7 +56,7 @@ def test_the_log_has_every_column_and_the_groups_add_up(run: Run) -> None:
     table = pq.read_table(run.path / "log.parquet")
     assert table.schema.names == SCHEMA.names
     steps = {r["step"] for r in run.log}
-    assert steps == {2, 4, 6}
+    assert steps == {2, 3, 4, 6}  # every second, the checkpoints', the evaluation's, the last
     for step in steps:
         rows = {r["group"]: r for r in run.log if r["step"] == step}
         split = [rows[g] for g in ("high", "low", "other") if g in rows]
@@ -82,14 +81,15 @@ def test_its_dynamics_can_be_drawn(run: Run, tmp_path: Path) -> None:
 
 
 def test_resumed_equals_uninterrupted(run: Run, data: str, model_folder: str, tmp_path) -> None:
-    for name in ("checkpoint-3", "log.parquet"):
+    for name in ("checkpoint-3", "log.parquet", "train.json"):
         source = run.path / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     again = train(data, tmp_path, model=model_folder, objective="eaft", resume=True, eval_data=data,
                   retain_data=data, eval_steps=4, **STEPS)  # fmt: skip
     for name, weight in weights(run.path).items():
         torch.testing.assert_close(weights(again.path)[name], weight, rtol=1e-5, atol=1e-6)
-    assert [r["step"] for r in again.log if r["group"] == "all"] == [2, 4, 6]
+    for name in ("step", "group", "group_count", "tokens_seen"):
+        assert [r[name] for r in again.log] == [r[name] for r in run.log]
 
 
 @pytest.mark.parametrize("objective", ["talr", "sft-kl"])
@@ -114,6 +114,14 @@ def test_a_lora_adapter_is_saved_as_one(data: str, model_folder: str, tmp_path: 
         ({"objective": "eafd"}, "did you mean 'eaft'"),
         ({"objective": "eaft", "set": {"alpha": -1}}, "alpha"),
         ({"eval_data": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"dtype": "bfloat16"}, "round most updates away"),
+        ({"optim": "foo"}, "foo"),
+        ({"lora_r": 4, "lora_target": ["nosuch"]}, "nosuch"),
+        ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"logging_steps": 0}, "--logging-steps"),
+        ({"max_steps": 0}, "--max-steps"),
+        ({"lr_scheduler_type": "foo"}, "foo"),
+        ({"strict": True}, "row 20"),
     ],
 )
 def test_bad_settings_leave_nothing_behind(settings, message, data, model_folder, tmp_path) -> None:
@@ -122,12 +130,48 @@ def test_bad_settings_leave_nothing_behind(settings, message, data, model_folder
     assert not (tmp_path / "r").exists()
 
 
+def test_a_run_shorter_than_a_logging_step_has_its_row(data, model_folder, tmp_path) -> None:
+    short = STEPS | {"max_steps": 3, "logging_steps": 10, "eval_steps": 2, "save_steps": 100}
+    run = train(data, tmp_path / "r", model=model_folder, eval_data=data, **short)
+    assert [r["step"] for r in run.log if r["group"] == "all"] == [2, 3]
+    assert all(r["eval_nll"] > 0 for r in run.log)
+
+
+def test_rows_that_are_left_out_are_counted(run: Run) -> None:
+    assert "2 rows left out" in (run.path / "README.md").read_text()
+
+
+def test_resume_goes_on_with_the_same_run_only(run: Run, data, model_folder, tmp_path) -> None:
+    given = {"model": model_folder, "eval_data": data, "retain_data": data, "resume": True} | STEPS
+    out = tmp_path / "r"
+    shutil.copytree(run.path, out)
+    before = weights(out)
+    with pytest.raises(BadInput, match="another objective"):
+        train(data, out, objective="sft", **given)
+    with pytest.raises(BadInput, match="is finished: 6 steps"):
+        train(data, out, objective="eaft", **given)
+    rows = [json.loads(r) for r in Path(data).read_text().split("\n")[:20]]
+    with pytest.raises(BadInput, match="another data"):
+        train(rows, out, objective="eaft", **given)
+    assert all((w == before[n]).all() for n, w in weights(out).items())
+
+
+def test_overwriting_with_a_typo_costs_nothing(run: Run, data, model_folder, tmp_path) -> None:
+    shutil.copytree(run.path, tmp_path / "r")
+    with pytest.raises(BadInput):
+        train(data, tmp_path / "r", model=model_folder, overwrite=True, **STEPS | {"optim": "foo"})
+    assert (tmp_path / "r/model.safetensors").exists()
+    again = train(data, tmp_path / "r", model=model_folder, overwrite=True, **STEPS)
+    assert again.last["objective"] == "sft"
+
+
 def test_an_occupied_folder_is_kept(data: str, model_folder: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(BadInput, match="not empty"):
         train(data, tmp_path, model=model_folder, **STEPS)
-    with pytest.raises(BadInput, match="holds no training run"):
-        train(data, tmp_path, model=model_folder, overwrite=True, **STEPS)
+    for given in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(BadInput, match="holds no training run"):
+            train(data, tmp_path, model=model_folder, **given, **STEPS)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 

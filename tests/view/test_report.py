@@ -54,6 +54,19 @@ def test_landscape_counts_every_token(done: Scan, html: str) -> None:
         np.testing.assert_array_equal(dense(found[name], shape), expected)
 
 
+def test_listed_tokens_have_their_exact_cells(done: Scan, html: str) -> None:
+    """Rounded to four digits, some would lie in the next cell, and no cell may list more than it
+    holds."""
+    listed = payload(html)["tokens"]
+    exact = done.tokens(["example", "position", "prob", "entropy"])
+    exact = exact.set_index(["example", "position"])
+    rows = [dict(zip(listed["names"], row, strict=True)) for row in listed["rows"]]
+    assert rows
+    for row in rows:
+        prob, entropy = exact.loc[(row["example"], row["position"])]
+        assert row["cell"] == int(entropy * 32) * 256 + min(int(prob * 256), 255)
+
+
 def test_text_of_the_data_is_text(html: str) -> None:
     inside = html.split('type="application/json">', 1)[1].split("</script>", 1)[0]
     assert not set("<>&") & set(inside)

@@ -46,8 +46,7 @@ function inRegion(cells, { x0, x1, y0, y1 }) {
 }
 
 function holds({ x0, x1, y0, y1 }, token) {
-  const x = within(0, Math.floor(token.prob * land.prob_cells), land.columns - 1);
-  const y = within(0, Math.floor(token.entropy * land.entropy_cells), land.rows - 1);
+  const x = token.cell % land.columns, y = Math.floor(token.cell / land.columns);
   return x0 <= x && x < x1 && y0 <= y && y < y1;
 }
 

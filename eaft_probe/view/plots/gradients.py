@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 
+from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.planes import CELLS, ENTROPY_BINS, PROB_BINS, cached, cell, coarse
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput
-from eaft_probe.objectives.gates import OBJECTIVES, objective, settable
+from eaft_probe.objectives.gates import OBJECTIVES, MaskedSft, objective, settable
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scanned import open_base, resolved, token_columns
 from eaft_probe.view.plots.chart import (
@@ -83,7 +84,10 @@ def said_of(wanted: Sequence[Objective]) -> str:
     """What a caption must say of objectives drawn from a scan."""
     stepwise = ", ".join(o.name for o in wanted if o.of_step)
     anchored = ", ".join(o.name for o in wanted if o.anchor)
-    said = f"Batch statistics over the whole scan: {stepwise}. " if stepwise else ""
+    masks = [o for o in wanted if isinstance(o, MaskedSft)]
+    said = "".join(f"{o.name}: conflict where {ConflictRule(o.entropy_below, o.prob_below)}. "
+                   for o in masks)  # fmt: skip
+    said += f"Batch statistics over the whole scan: {stepwise}. " if stepwise else ""
     return said + (f"The KL anchor of {anchored} is not drawn. " if anchored else "")
 
 
