@@ -31,6 +31,10 @@ def gate(model: Any) -> Any:
     the model (saving, adapters, checkpointing) stays as it is. Raises `ModelError`.
     """
     live_head(model)  # refused now rather than in the first step
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        raise ModelError("this mixture of experts asks for its router's auxiliary loss, which the "
+                         "gated loss lacks; set output_router_logits to false in its config"
+                         )  # fmt: skip
     model.forward = MethodType(_forward, model)
     return model
 

@@ -215,6 +215,12 @@ def test_lora_trains_and_a_lora_on_the_head_is_refused(tmp_path) -> None:
         gate(on_head.get_base_model())
 
 
+def test_an_auxiliary_loss_that_would_be_lost_is_refused() -> None:
+    model = tiny.build("qwen3-moe", output_router_logits=True)
+    with pytest.raises(ModelError, match="auxiliary loss"):
+        gate(model)
+
+
 @pytest.mark.parametrize("option", [{"label_smoothing_factor": 0.1}])
 def test_what_would_replace_the_loss_is_refused(option, tmp_path) -> None:
     with pytest.raises(BadInput, match="would replace the gated loss"):
