@@ -9,7 +9,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from importlib.metadata import version
 from types import UnionType
@@ -120,6 +121,22 @@ def _out() -> Console:
     return Console(highlight=False)
 
 
+@contextmanager
+def _progress(how_to_go_on: str) -> Iterator[Any]:
+    """Shows long work on standard error; an interruption says how to go on."""
+    from eaft_probe.view.terminal import TerminalProgress
+
+    progress = TerminalProgress(Console(stderr=True))
+    try:
+        yield progress
+    except KeyboardInterrupt:
+        progress.stop()
+        print(f"interrupted; {how_to_go_on}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        progress.stop()
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     show: Annotated[bool, typer.Option("--version", help="print the version")] = False,
@@ -145,17 +162,9 @@ def scan(
     if data is None:
         settings.setdefault("keep", ["topic", "planted", "planted_text"])
     from eaft_probe.verbs.scan import scan as verb
-    from eaft_probe.view.terminal import TerminalProgress
 
-    progress = TerminalProgress(Console(stderr=True))
-    try:
+    with _progress(f"the same command goes on from what {out} has") as progress:
         finished = verb(data, out, progress=progress, **settings)
-    except KeyboardInterrupt:
-        progress.stop()
-        print(f"interrupted; the same command goes on from what {out} has", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        progress.stop()
     _show(finished, as_json, gate, worst=1)
 
 
@@ -169,17 +178,9 @@ def train(
 ) -> None:
     """Fine-tune a model on DATA with a gated objective."""
     from eaft_probe.verbs.train import train as verb
-    from eaft_probe.view.terminal import TerminalProgress
 
-    progress = TerminalProgress(Console(stderr=True))
-    try:
+    with _progress(f"--resume goes on from the last checkpoint in {out}") as progress:
         run = verb(data, out, progress=progress, **_settled(given, config))
-    except KeyboardInterrupt:
-        progress.stop()
-        print(f"interrupted; --resume goes on from the last checkpoint in {out}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        progress.stop()
     last = run.last
     print(f"{last['step']} steps, nll {last['nll']:.4f} nats; the model and its log lie in {out}")
 
@@ -337,62 +338,9 @@ def list_entries(
     what: Annotated[str, typer.Argument(metavar="objectives|statistics|formats|plots")],
 ) -> None:
     """What there is: objectives, statistics, formats or plots."""
-    from rich.table import Table
+    from eaft_probe.view.lists import LISTS
 
-    from eaft_probe.registry import Registry
-
-    lists = Registry[Callable[[], Table]]("list")
-    lists.add("objectives", _objectives)
-    lists.add("statistics", _statistics)
-    lists.add("formats", _formats)
-    lists.add("plots", _plots)
-    _out().print(lists[what]())
-
-
-def _statistics() -> Any:
-    from rich.table import Table
-
-    from eaft_probe.columns.statistics import STATISTICS
-
-    table = Table("name", "unit", "meaning", box=None, pad_edge=False)
-    for s in STATISTICS.values():
-        table.add_row(s.name, s.unit, s.meaning + ("" if s.default else " (on request)"))
-    return table
-
-
-def _objectives() -> Any:
-    from rich.table import Table
-
-    from eaft_probe.objectives.gates import OBJECTIVES, settable
-
-    table = Table("name", "gate", "fields (--set)", box=None, pad_edge=False)
-    for name, kind in OBJECTIVES.items():
-        entry = kind()
-        shown = (f"{f}={getattr(entry, f)}" for f in settable(kind))
-        table.add_row(name, kind.formula, ", ".join(shown))
-    return table
-
-
-def _plots() -> Any:
-    from rich.table import Table
-
-    from eaft_probe.view.plots import PLOTS
-
-    table = Table("name", "what it shows", box=None, pad_edge=False)
-    for name, function in PLOTS.items():
-        table.add_row(name, (function.__doc__ or "").split("\n")[0])
-    return table
-
-
-def _formats() -> Any:
-    from rich.table import Table
-
-    from eaft_probe.data.formats import FORMATS
-
-    table = Table("name", "columns", "meaning", box=None, pad_edge=False)
-    for name, f in FORMATS.items():
-        table.add_row(name, ", ".join(f.columns), f.meaning)
-    return table
+    _out().print(LISTS[what]())
 
 
 def main() -> None:

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.files import written_aside
 
 # 0.17 of the largest entropy over 20 tokens, the centre of the sigmoid gate in arXiv 2601.02151.
 ENTROPY_BELOW = 0.17 * math.log(20)  # 0.509 nats
@@ -78,7 +78,5 @@ class ConflictRule:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Written aside and renamed: a reader sees the old file or the whole new one."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.columns.table import write_parquet
-from eaft_probe.errors import ScanError, one_line
+from eaft_probe.errors import MissingColumn, ScanError, one_line
 
 LOG = "log.parquet"
 # all, then the groups of the base model; `other` is a token of none of them.
@@ -38,17 +38,18 @@ SCHEMA = pa.schema(
 )
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows so far; none where there is no log."""
-    path = folder / LOG
+def read_log(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
+    """The log of a run's folder, or of that file. Raises `ScanError` and `MissingColumn`."""
+    path = path if path.suffix == ".parquet" else path / LOG
     if not path.exists():
-        return []
+        raise ScanError(f"{path.parent} holds no {LOG}; `eaft-probe train` writes one")
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
+        missing = [c for c in columns if c not in pq.read_schema(path).names]
+        if not missing:
+            return pq.read_table(path, columns=list(columns), partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise ScanError(f"{path} is no readable log ({one_line(error)}); remove it to go on"
-                        ) from error  # fmt: skip
-    return rows
+        raise ScanError(f"{path} is no readable log: {one_line(error)}") from error
+    raise MissingColumn(f"{path} has no column {missing[0]!r}")
 
 
 def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

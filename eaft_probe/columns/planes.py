@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.columns.table import CACHE, Scan
+from eaft_probe.files import written_aside
 
 # Cells of 1/256 in probability and 1/32 nat in entropy, up to 16 nats (the uniform distribution
 # over 9 million tokens). Powers of two: a float32 times the step is exact, so is its cell, and
@@ -83,14 +84,10 @@ def cached(scan: Scan, name: str, key: str, make: Callable[[], Arrays]) -> Array
 
 
 def _store(path: Path, arrays: Arrays) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with suppress(OSError):  # a scan on a read-only disk is read just as well
         path.parent.mkdir(exist_ok=True)
-        with aside.open("wb") as file:
+        with written_aside(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(aside, path)
-    except OSError:  # a scan on a read-only disk is read just as well
-        return
 
 
 # --- what can be reached ---

@@ -1,7 +1,6 @@
 """The files of a scan: parquet parts, the manifest that makes them a scan, and how to read both."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from eaft_probe.columns.conflicts import ConflictRule, write_json
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS, Statistic
 from eaft_probe.errors import MissingColumn, ScanError
+from eaft_probe.files import written_aside
 
 if TYPE_CHECKING:
     import pandas
@@ -90,13 +90,8 @@ def write_part(
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with written_aside(path) as aside:
         pq.write_table(table, aside, **_encoding(table.schema))
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
@@ -251,14 +246,12 @@ class Scan:
     def flag(self, rule: ConflictRule) -> "Scan":
         """Writes `rule.json` and `conflicts.parquet`, part by part; the scan under the new rule."""
         rule = self._resolved(rule)
-        path, aside = self.path / CONFLICTS, self.path / f".{CONFLICTS}.part"
-        try:
-            with pq.ParquetWriter(aside, CONFLICT_SCHEMA, compression="zstd") as writer:
-                for index in range(len(self.manifest["parts"])):
-                    writer.write_table(self._part_conflicts(index, rule))
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with (
+            written_aside(self.path / CONFLICTS) as aside,
+            pq.ParquetWriter(aside, CONFLICT_SCHEMA, compression="zstd") as writer,
+        ):
+            for index in range(len(self.manifest["parts"])):
+                writer.write_table(self._part_conflicts(index, rule))
         rule.save(self.path)
         return Scan(self.path, self.manifest)
 

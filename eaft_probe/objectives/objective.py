@@ -1,5 +1,6 @@
 """What an objective is: a pure function of columns, and the whole step that some must see first."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol
@@ -36,7 +37,7 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(ABC):
     """Called with columns (N,), gives gates (N,) ≥ 0. Fields beginning with `_` are the step's."""
 
     name: ClassVar[str]
@@ -52,8 +53,9 @@ class Objective:
     def anchor(self) -> Anchor | None:
         return None
 
+    @abstractmethod
     def __call__(self, columns: Columns) -> Any:
-        raise NotImplementedError
+        """(N,) gates, float32."""
 
     def resolve(self, step: Step) -> "Objective":
         """The objective with what it takes from the whole step filled in."""

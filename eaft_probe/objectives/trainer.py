@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
+from eaft_probe.columns.log import LOG_GROUPS
 from eaft_probe.columns.measure import measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
@@ -111,7 +112,7 @@ def live_head(model: Any) -> Head:
 
 GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
 OTHER, UNKNOWN = 0, 128
-LOGGED = (*GROUP_BITS, "other")
+LOGGED = LOG_GROUPS[1:]
 SUMS = ("count", "loss", "nll", "gated", "gate")
 TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))
 

@@ -1,8 +1,6 @@
 """`show --export`: the examples back as rows, each with its loss, entropy and conflicts."""
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pyarrow.parquet as pq
 
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import ProbeError, one_line
+from eaft_probe.files import written_aside
 
 
 def export(scan: Scan, path: str | Path) -> int:
@@ -19,23 +18,18 @@ def export(scan: Scan, path: str | Path) -> int:
     `trained_tokens` and the pass-through columns. Raises `ProbeError` where it cannot write.
     """
     path, written = Path(path), 0
-    aside = path.parent / f".{path.name}.part"
     counts = "SELECT example, count(*) FROM conflicts GROUP BY example"
     conflicts = dict(scan.sql.execute(counts).fetchall())
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
             for part in scan.part_files("examples"):
                 for batch in pq.ParquetFile(part).iter_batches(batch_size=256):
                     for row in batch.to_pylist():
                         line = _row(row, scan, conflicts.get(row["example"], 0))
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
                         written += 1
-        os.replace(aside, path)
     except (OSError, ValueError) as error:
         raise ProbeError(f"cannot write {path}: {one_line(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
     return written
 
 

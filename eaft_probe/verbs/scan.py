@@ -31,6 +31,7 @@ from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection, Unit, UnitPlan
 from eaft_probe.engines import local
 from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
+from eaft_probe.files import written_aside
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ScanSettings, make_settings
@@ -227,15 +228,13 @@ def _finish(
     """rejected.jsonl, then the manifest: from then on the scan is complete."""
     totals: dict[str, int] = {}
     parts = []
-    aside = folder / f".{REJECTED}.part"
-    with aside.open("w") as file:
+    with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
         for index in range(count):
             report = unit_report(folder, index) or {}
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
             parts.append({"file": part_name(index), **_part_facts(folder, index, report)})
             for name, value in report["counts"].items():
                 totals[name] = totals.get(name, 0) + value
-    aside.replace(folder / REJECTED)
     if not totals["trained_tokens"]:
         for kind in ("tokens", "examples"):  # nothing that a corrected command should respect
             shutil.rmtree(folder / kind)

@@ -94,7 +94,7 @@ def train(
             trainer = _trainer(rows, model, wanted, folder, chosen, evaluator, progress)
         _prepare(folder, chosen, rows)
         _run(trainer, folder, chosen, progress)
-    finished = Run(folder, read_log(folder))
+    finished = Run(folder, read_log(folder).to_pylist())
     _card(finished, before, chosen, rows)
     return finished
 
@@ -262,7 +262,8 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """A resumed run goes on behind the rows up to its checkpoint."""
-        self.rows = [r for r in read_log(self.folder) if r["step"] <= state.global_step]
+        before = read_log(self.folder).to_pylist() if state.global_step else []
+        self.rows = [r for r in before if r["step"] <= state.global_step]
         self.tokens = max((r["tokens_seen"] for r in self.rows), default=0)
         self.progress.start("train", state.max_steps)
         self.progress.advance(state.global_step, 0)

@@ -5,11 +5,11 @@ budget of bytes, and the page says what it shows out of how many.
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,8 @@ from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PRO
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn, one_line
-from eaft_probe.view.chosen import columns, examples, listed, pairs, rows, short
+from eaft_probe.files import written_aside
+from eaft_probe.view.chosen import CELL, columns, examples, listed, pairs, rows, short
 from eaft_probe.view.page import library_versions, page
 
 READS = ("example", "position", "token", "char_start", "char_end", "logprob", "prob", "entropy")
@@ -34,16 +35,11 @@ def report(scan: Scan, out: str | Path) -> Path:
     path = Path(out)
     if path.is_dir():
         raise BadInput(f"cannot write {path}: it is a folder; name a file with --out")
-    aside = path.with_name(f".{path.name}.part")
-    with _writing(path):
-        aside.touch()  # before minutes of reading
-    try:
-        text = page(collect(scan))
-        with _writing(path):
-            aside.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _writing(path), TemporaryFile(dir=path.parent):
+        pass  # said now rather than after minutes of reading
+    text = page(collect(scan))
+    with _writing(path), written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
@@ -186,11 +182,9 @@ def _name(source: str) -> str:
 
 def _landscape(scan: Scan) -> dict[str, Any]:
     """The counts of all tokens and of the conflicts by cell, sparse."""
-    conflicts = np.zeros((ENTROPY_BINS, PROB_BINS), np.int64)
-    cell = f"""least(floor(entropy / {ENTROPY_STEP}), {ENTROPY_BINS - 1}),
-               least(floor(prob / {PROB_STEP}), {PROB_BINS - 1})"""
-    for up, across, n in rows(scan, f"SELECT {cell}, count(*) FROM conflicts GROUP BY ALL"):
-        conflicts[int(up), int(across)] = n
+    conflicts = np.zeros(ENTROPY_BINS * PROB_BINS, np.int64)
+    for cell, count in rows(scan, f"SELECT {CELL}, count(*) FROM conflicts GROUP BY 1"):
+        conflicts[cell] = count
     return {
         "prob_cells": round(1 / PROB_STEP),
         "entropy_cells": round(1 / ENTROPY_STEP),

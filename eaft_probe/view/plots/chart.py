@@ -1,10 +1,9 @@
 """What all figures share: a matplotlib figure that carries its data, its style and its caption."""
 
 import io
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.files import written_aside
 from eaft_probe.view.printable import printable
 
 COLUMN = 3.4  # inches: one column of a two-column paper
@@ -72,13 +72,13 @@ class Chart(Figure):
         """Saves as the ending says: png, svg or pdf. Raises `BadInput` and `ProbeError`."""
         path, kind = Path(path), ending(path, FIGURES, "--out")
         dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-        with matplotlib.rc_context(STYLE), written_aside(path) as aside:
+        with matplotlib.rc_context(STYLE), _saved(path) as aside:
             self.savefig(aside, format=kind, metadata=dated)
 
     def write_data(self, path: str | Path) -> None:
         """Saves `data` as the ending says: parquet or csv. Raises `BadInput` and `ProbeError`."""
         path, kind = Path(path), ending(path, TABLES, "--data")
-        with written_aside(path) as aside:
+        with _saved(path) as aside:
             if kind == "csv":
                 self.data.to_csv(aside, index=False)
             else:
@@ -95,17 +95,12 @@ def ending(path: str | Path, known: Sequence[str], flag: str) -> str:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when all is written."""
-    aside = path.with_name(f".{path.name}.part")
+def _saved(path: Path) -> Iterator[Path]:
     try:
-        yield aside
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            yield aside
     except OSError as error:
         raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
-    finally:
-        with suppress(OSError):  # a name too long to be there
-            aside.unlink(missing_ok=True)
 
 
 @contextmanager

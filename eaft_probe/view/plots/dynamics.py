@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 
-from eaft_probe.errors import MissingColumn, ScanError, one_line
+from eaft_probe.columns.log import read_log
+from eaft_probe.errors import ScanError
 from eaft_probe.view.plots.chart import COLOURS, Chart, legend, new_chart, no_axes, shown
 
-LOG = "log.parquet"
 MARKERS = "o^sDvP*"
 READS = ("run", "step", "objective", "group", "group_nll", "group_count")
 PANELS = {
@@ -27,7 +26,7 @@ def dynamics(*runs: str | Path) -> Chart:
     with its `log.parquet`, or that file. Raises `ScanError`, `MissingColumn`.
     Source: arXiv 2601.02151, Fig. 4.
     """
-    frames = [read_log(r) for r in runs]
+    frames = [_steps(r) for r in runs]
     if not frames:
         raise ScanError("a figure of dynamics needs at least one run")
     with new_chart(6.8, 2.4, pandas.concat(frames, ignore_index=True), _note(frames)) as chart:
@@ -68,19 +67,9 @@ def labels(frames: Sequence[pandas.DataFrame]) -> list[str]:
     return [shown(m) for m in made]
 
 
-def read_log(run: str | Path) -> pandas.DataFrame:
+def _steps(run: str | Path) -> pandas.DataFrame:
     """The columns of a run's log that are drawn, one row a step and group."""
-    path = Path(run) if Path(run).suffix == ".parquet" else Path(run) / LOG
-    if not path.exists():
-        raise ScanError(f"{run} holds no {LOG}; `eaft-probe train` writes one")
-    try:
-        known = pq.read_schema(path).names
-        missing = [c for c in READS if c not in known]
-        if missing:
-            raise MissingColumn(f"{path} has no column {missing[0]!r}")
-        frame = pq.read_table(path, columns=list(READS), partitioning=None).to_pandas()
-    except (OSError, ValueError) as error:
-        raise ScanError(f"{path} is no readable log: {one_line(error)}") from error
+    frame = read_log(Path(run), READS).to_pandas()
     if frame.empty:
-        raise ScanError(f"{path} has no step yet")
+        raise ScanError(f"the log of {run} has no step yet")
     return frame
