@@ -181,8 +181,8 @@ def train(
 
     with _progress(f"--resume goes on from the last checkpoint in {out}") as progress:
         run = verb(data, out, progress=progress, **_settled(given, config))
-    last = run.last
-    print(f"{last['step']} steps, nll {last['nll']:.4f} nats; the model and its log lie in {out}")
+    if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
+        print(f"{run}; the model and its log lie in {out}")
 
 
 @app.command()

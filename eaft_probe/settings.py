@@ -111,6 +111,12 @@ class TrainSettings(DataSettings, ModelSettings):
 
     objective: str = _option("see `list objectives`", "sft")
     set: dict[str, Any] = _option("the objective's fields, name=value,…", {})
+    compat: Literal["paper", "llamafactory", "axolotl"] | None = _option(
+        "eaft: divide the entropy as these do, by ln 20, 3.0 or nothing"
+    )
+    mask: str | None = _option("finished scan that masked-sft, stm, flow or rho reads")
+    base_scan: str | None = _option("finished scan under the starting model, to group the log by")
+    reference: str | None = _option("model that an anchor pulls towards; default: the starting one")
     learning_rate: float = _option("peak learning rate", 1e-5)
     lr_scheduler_type: str = _option("schedule of the learning rate", "cosine")
     warmup_steps: float = _option("steps of warm-up; below 1: a share of all", 0.03)

@@ -147,10 +147,15 @@ def eaft(
     center: float = 0.17,
     k: int = 20,
     entropy: str = "top",
+    compat: str = "paper",
 ) -> list[float]:
     gates = []
     for h in t["entropy" if entropy == "full" else f"entropy_top{k}"]:
         share = min(h / math.log(k), 1.0)
+        if compat == "llamafactory":
+            share = h / 3.0
+        if compat == "axolotl":
+            share = h
         if gate == "power":
             gates.append(math.pow(share, alpha))
         elif gate == "sigmoid":
@@ -161,8 +166,15 @@ def eaft(
 
 
 def masked_sft(
-    t: Tokens, e: Examples, *, entropy_below: float = 0.17 * math.log(20), prob_below: float = 0.2
+    t: Tokens,
+    e: Examples,
+    *,
+    entropy_below: float = 0.17 * math.log(20),
+    prob_below: float = 0.2,
+    conflicts: str = "live",
 ) -> list[float]:
+    if conflicts == "scan":
+        return [0.0 if c else 1.0 for c in t["base_conflict"]]
     rows = zip(t["entropy"], t["prob"], strict=True)
     return [0.0 if h < entropy_below and p < prob_below else 1.0 for h, p in rows]
 

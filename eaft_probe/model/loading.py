@@ -154,10 +154,12 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    merge_adapter: bool = False,
 ) -> CausalLM:
     """Loads and proves a model. Raises `ModelError`.
 
     `dtype` "auto": the checkpoint's on a GPU, float32 on a CPU, where half precision is slower.
+    `merge_adapter`: added to the weights, for who trains on from it.
     """
     place = find_model(name, revision)
     device = resolve_device(device)
@@ -173,7 +175,7 @@ def load_model(
         )
         if device_map is None:
             model.to(device)
-        model = _with_adapter(model, adapter, allow_pickle)
+        model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
         model.eval()
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     config = model.config.get_text_config()
@@ -223,8 +225,8 @@ def _whole_model(folder: Path, **options: Any) -> Any:
     return model
 
 
-def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool) -> Any:
-    """The model with a PEFT adapter's layers inside."""
+def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bool) -> Any:
+    """The model with a PEFT adapter's layers inside, or merged into its own."""
     if adapter is None:
         return model
     if not (Path(adapter) / "adapter_config.json").exists():
@@ -240,7 +242,8 @@ def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool) -> Any:
         raise ModelError(f"--adapter {adapter} is a learned prompt; only layers can be adapted")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(model, adapter).get_base_model()
+        adapted = PeftModel.from_pretrained(model, adapter)
+    return adapted.merge_and_unload() if merge else adapted.get_base_model()
 
 
 def _converted(place: Place) -> Path:

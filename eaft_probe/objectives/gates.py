@@ -91,7 +91,11 @@ class Sft(Objective):
 @_entry
 @dataclass(frozen=True)
 class Eaft(Objective):
-    """f(H_top-k / ln k) with a power, a sigmoid or a threshold as f. arXiv 2601.02151, Eq. 2–4."""
+    """f(H_top-k / ln k) with a power, a sigmoid or a threshold as f. arXiv 2601.02151, Eq. 2–4.
+
+    `compat` divides the entropy as other programs do: LLaMA-Factory by 3.0, axolotl by nothing,
+    so that its gates reach 3.0.
+    """
 
     name, formula = "eaft", "f(H_topk / ln k)"
     gate: Literal["power", "sigmoid", "mask"] = "power"
@@ -100,17 +104,29 @@ class Eaft(Objective):
     center: float = 0.17
     k: int = 20
     entropy: Literal["top", "full"] = "top"
+    compat: Literal["paper", "llamafactory", "axolotl"] = "paper"
 
     def __post_init__(self) -> None:
         _require(self.k >= 2, f"eaft: k is at least 2 (ln 1 = 0), found {self.k}")
         _require(self.alpha >= 0, f"eaft: alpha is at least 0, found {self.alpha:g}")
+        theirs = self.gate == "power" and self.entropy == "top"
+        theirs = theirs and (self.k == 20 or self.compat == "axolotl")
+        _require(self.compat == "paper" or theirs,
+                 f"eaft: {self.compat} knows no gate, entropy or k but its own; leave them or "
+                 f"compat out")  # fmt: skip
 
     @property
     def reads(self) -> Sequence[str]:
         return ("entropy" if self.entropy == "full" else f"entropy_top{self.k}",)
 
+    @property
+    def _unit(self) -> float:
+        """The entropy that makes the gate 1, nats."""
+        return {"paper": math.log(self.k), "llamafactory": 3.0, "axolotl": 1.0}[self.compat]
+
     def __call__(self, columns: Columns) -> Any:
-        h = (columns[self.reads[0]] / math.log(self.k)).clip(0, 1)
+        most = 1 if self.compat == "paper" else None
+        h = (columns[self.reads[0]] / self._unit).clip(0, most)
         if self.gate == "power":
             return h**self.alpha
         if self.gate == "mask":
@@ -122,17 +138,29 @@ class Eaft(Objective):
 @_entry
 @dataclass(frozen=True)
 class MaskedSft(Objective):
-    """0 on confident conflicts, 1 elsewhere. arXiv 2601.02151, section 3.2."""
+    """0 on confident conflicts, 1 elsewhere. arXiv 2601.02151, section 3.2.
+
+    The conflicts of the model as it is now, or those of a finished scan under that scan's rule.
+    """
 
     name, formula = "masked-sft", "0 on confident conflicts, else 1"
     entropy_below: float = ENTROPY_BELOW
     prob_below: float = PROB_BELOW
+    conflicts: Literal["live", "scan"] = "live"
+
+    def __post_init__(self) -> None:
+        live = (self.entropy_below, self.prob_below) == (ENTROPY_BELOW, PROB_BELOW)
+        _require(self.conflicts == "live" or live,
+                 "masked-sft: a scan brings its own rule; `eaft-probe flag` gives it another"
+                 )  # fmt: skip
 
     @property
     def reads(self) -> Sequence[str]:
-        return ("entropy", "prob")
+        return ("entropy", "prob") if self.conflicts == "live" else ("base_conflict",)
 
     def __call__(self, columns: Columns) -> Any:
+        if self.conflicts == "scan":
+            return 1 - columns["base_conflict"]
         conflict = ConflictRule(self.entropy_below, self.prob_below)(columns)
         return ~conflict * _ones(columns["prob"])
 
@@ -168,7 +196,7 @@ class Mile(Objective):
 class Dft(Objective):
     """arXiv 2508.05629."""
 
-    name, formula = "dft", "p"
+    name, formula, authors_lr = "dft", "p", 5e-5
 
     def __call__(self, columns: Columns) -> Any:
         return columns["prob"]
@@ -191,7 +219,7 @@ class Qlog(Objective):
 class Deft(Objective):
     """arXiv 2602.11424."""
 
-    name, formula = "deft", "p^(ΣP²)"
+    name, formula, authors_lr = "deft", "p^(ΣP²)", 5e-5
 
     @property
     def reads(self) -> Sequence[str]:
@@ -210,6 +238,7 @@ class Cayley(Objective):
     """
 
     name, formula, of_step = "cayley", "p^a, a from p/(2−p) and the mean p", True
+    authors_lr = 5e-5
     floor: float = 0.5
     _mean: float = field(default=math.nan, repr=False)
 
@@ -230,6 +259,7 @@ class Talr(Objective):
     """
 
     name, formula, of_step = "talr", "max(p^(1/τ), floor)", True
+    authors_lr = 1e-6
     tau: Literal["auto"] | float = "auto"
     floor: float = 0.01
     _tau: float = field(default=math.nan, repr=False)
@@ -293,9 +323,10 @@ class Stm(Objective):
 @_entry
 @dataclass(frozen=True)
 class Flow(Objective):
-    """exp(−f / τ), f the base model's mean nll of the example, τ its median. arXiv 2502.02797."""
+    """exp(−f / τ), f the base model's mean nll of the example, τ the median of all examples of the
+    scan. arXiv 2502.02797."""
 
-    name, formula, of_step = "flow", "exp(−base mean nll / median)", True
+    name, formula, of_scan = "flow", "exp(−base mean nll / median)", True
     normalize: Literal["none", "mean1"] = "none"
     _tau: float = field(default=math.nan, repr=False)
     _mean: float = field(default=1.0, repr=False)

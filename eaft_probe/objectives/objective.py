@@ -17,7 +17,7 @@ class Population(Protocol):
 
 
 class Step(Protocol):
-    """What is trained in one optimizer step. For a figure, the whole scan."""
+    """What is trained in one optimizer step. For a figure or `of_scan`, the whole scan."""
 
     @property
     def tokens(self) -> Population:
@@ -42,7 +42,10 @@ class Objective(ABC):
 
     name: ClassVar[str]
     formula: ClassVar[str]
-    of_step: ClassVar[bool] = False  # whether `resolve` must come before the first call
+    # What `resolve` must see before the first call: each step, or once the whole finished scan.
+    of_step: ClassVar[bool] = False
+    of_scan: ClassVar[bool] = False
+    authors_lr: ClassVar[float | None] = None  # learning rate of its source, where it is another
 
     @property
     def reads(self) -> Sequence[str]:

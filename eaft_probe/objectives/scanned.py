@@ -17,7 +17,8 @@ from eaft_probe.objectives.objective import Columns, Objective
 
 # Columns that come from a scan of the same tokens under another model. The scan itself is its own
 # base: it was made under the model that would be trained.
-OF_BASE = {"base_prob": "prob", "base_mean_nll": "example", "reference_logprob": "logprob"}
+OF_BASE = {"base_prob": "prob", "base_conflict": "conflict", "base_mean_nll": "example",
+           "reference_logprob": "logprob"}  # fmt: skip
 PLACE = ("example", "position", "token_id")
 
 
@@ -58,6 +59,8 @@ def _joined(
         if not (mine and other and all(np.array_equal(mine[p], other[p]) for p in PLACE)):
             raise _other_tokens(scan, base)
         joined = {n: other[OF_BASE[n]] for n in theirs}
+        if "base_conflict" in joined:
+            joined["base_conflict"] = joined["base_conflict"].astype(np.float32)
         if "base_mean_nll" in joined:
             joined["base_mean_nll"] = _mean_nll(base, index, other["example"])
         yield {n: mine[n] for n in own} | joined

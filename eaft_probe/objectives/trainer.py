@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
+from torch.utils.data import Sampler
 from transformers import Trainer
 
-from eaft_probe.columns.log import LOG_GROUPS
 from eaft_probe.columns.measure import measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
@@ -22,6 +23,7 @@ from eaft_probe.model.head import Head, head_of
 from eaft_probe.objectives.loss import Reference, gated_loss
 from eaft_probe.objectives.objective import Columns, Objective
 from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.tally import TALLY, facts, tally
 
 
 def gate(model: Any) -> Any:
@@ -40,29 +42,40 @@ def gate(model: Any) -> Any:
     return model
 
 
+def unadapted(model: Any) -> Any:
+    """The causal language model inside a PEFT model, which has its adapters within."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _forward(
     self: Any,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
     trained: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
     objective: Objective | None = None,
     count: float | None = None,
     reads: Sequence[str] = (),
     reference: "ReferenceModel | None" = None,
     **others: Any,
 ) -> dict[str, torch.Tensor]:
-    states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+    packed = {} if position_ids is None else {"position_ids": position_ids}
+    states = self.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **packed
+    )[0]
     rows, columns, labels = targets(input_ids, trained)
-    hidden, head = states[rows, columns], live_head(self)
+    hidden, head, pull = states[rows, columns], _gathered_head(self), None
+    if reference is not None:
+        if packed:
+            raise BadInput("a reference does not see packed rows apart; leave out packing")
+        pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
     if objective is None:
         frozen = replace(head, weight=head.weight.detach())
         wanted = [STATISTICS[name] for name in reads]
-        return measure_states(frozen, hidden.detach(), labels, wanted).columns
+        theirs = (pull.head, pull.hidden) if pull else (None, None)
+        return measure_states(frozen, hidden.detach(), labels, wanted, *theirs).columns
     assert count is not None, "a loss needs the count of the step's trained tokens"
     base = {n: others[n][rows, columns + 1] for n in objective.reads if n in OF_BASE}
-    pull = None
-    if reference is not None:
-        pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
     gated = gated_loss(head, hidden, labels, objective, count, base, pull)
     return {"loss": gated.loss, **gated.columns.columns}
 
@@ -108,51 +121,15 @@ def live_head(model: Any) -> Head:
     return replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
 
 
-# --- what is logged ---
-
-GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
-OTHER, UNKNOWN = 0, 128
-LOGGED = LOG_GROUPS[1:]
-SUMS = ("count", "loss", "nll", "gated", "gate")
-TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))
-
-
-def tally(
-    outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], step_count: float
-) -> torch.Tensor:
-    """(len(TALLY),) float64 sums over the batch's trained tokens."""
-    nll, gate = -outputs["logprob"].double(), outputs["gate"].double()
-    sums = [torch.ones_like(nll).sum(), outputs["loss"].detach().double() * step_count]
-    sums += [nll.sum(), (gate * nll).sum(), gate.sum()]
-    group = inputs["group"][inputs["trained"]] if "group" in inputs else None
-    for name in LOGGED:
-        if group is None:
-            inside = torch.zeros_like(nll)
-        elif name == "other":
-            inside = (group == OTHER).double()
-        else:
-            inside = (group & GROUP_BITS[name] > 0).double()
-        sums += [inside.sum(), (inside * nll).sum()]
-    return torch.stack(sums)
-
-
-def facts(sums: Sequence[float]) -> dict[str, float]:
-    """loss and nll (nats a token; with gates and anchor, and without), gate_mean, mass_gated (the
-    share of Σ nll that gates take away), count; nll and count of each group that has tokens."""
-    s = dict(zip(TALLY, sums, strict=True))
-    count, nll = max(s["count"], 1.0), s["nll"]
-    made = {
-        "loss": s["loss"] / count,
-        "nll": nll / count,
-        "gate_mean": s["gate"] / count,
-        "mass_gated": 1 - s["gated"] / nll if nll else 0.0,
-        "count": s["count"],
-    }
-    for name in LOGGED:
-        if s[f"{name}_count"]:
-            made[f"{name}_nll"] = s[f"{name}_nll"] / s[f"{name}_count"]
-            made[f"{name}_count"] = s[f"{name}_count"]
-    return made
+def _gathered_head(model: Any) -> Head:
+    """The live head during the forward pass, which sharding must have put together by now: the
+    head's own hooks do not run, as its weight is read without calling it. Raises `ModelError`."""
+    head = live_head(model)
+    if isinstance(head.weight, DTensor) or head.weight.dim() != 2:
+        raise ModelError("the head's weights are sharded by themselves, so a gated loss cannot "
+                         "read them; shard them together with the final norm or the whole model "
+                         "(FSDP2), and leave out tensor parallelism")  # fmt: skip
+    return head
 
 
 # --- the whole step ---
@@ -179,32 +156,39 @@ class BatchStep:
     examples: Gathered
 
 
-class GatedTrainer(Trainer):  # type: ignore[misc]
-    """A `transformers.Trainer` that minimises Σ gate · nll / N, N the step's trained tokens.
+class GatedLossMixin:
+    """Put before a `Trainer`, transformers' own or TRL's: `class Mine(GatedLossMixin, SFTTrainer)`.
 
-    The model must have gone through `gate`. Batches hold `input_ids`, `attention_mask` and
-    `trained` (B, T), and (B, T) columns such as `base_prob` where the objective reads them; an
-    objective with an anchor gets a `reference`. What would replace the loss without a word is
-    refused: label smoothing, a loss function of one's own, DeepSpeed's sequence parallelism,
-    Liger's fused loss.
+    Minimises Σ gate · nll / N, N the trained tokens of the whole step, over all micro-batches and
+    ranks; in evaluation the plain nll. Batches hold `input_ids`, `attention_mask` and `trained`
+    (B, T), or `labels` with −100 where nothing is trained, and (B, T) columns such as `base_prob`
+    where the objective reads them. An objective with an anchor gets a `reference`. What would
+    replace the loss without a word is refused: label smoothing, a loss function of one's own,
+    sequence parallelism, Liger's fused loss. Raises `BadInput` and `ModelError`.
     """
+
+    args: Any  # these are the Trainer's
+    model: Any
+    model_wrapped: Any
+    accelerator: Any
+    state: Any
+    _prepare_inputs: Any
 
     def __init__(
         self,
         *args: Any,
         objective: Objective,
         reference: ReferenceModel | None = None,
-        evaluator: Callable[[], dict[str, float]] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self.evaluator = evaluator
         self.tally = torch.zeros(len(TALLY), dtype=torch.float64, device=self.args.device)
-        _refuse(self)
+        refuse(self)
         if objective.anchor and reference is None:
             raise BadInput(f"objective {objective.name!r} needs a reference model")
         if reference and not objective.anchor:
             raise BadInput(f"objective {objective.name!r} has no use for a reference model")
+        gate(unadapted(self.model))
         self.reference = reference
         self.objective = self.step_objective = objective
         self.loss_is_scaled_for_ga = True  # by the count of the whole step
@@ -213,7 +197,8 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
         """The micro-batches of a step, with N over all of them and all ranks."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        samples = [gated_inputs(s) for s in samples]
         own = torch.tensor(sum(int(s["trained"].sum()) for s in samples), device=device)
         if self.objective.of_step:
             self.step_objective = self.objective.resolve(self._step(samples))
@@ -226,8 +211,12 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> Any:
-        """The gated loss. DDP averages gradients over ranks, hence the division of N."""
-        assert num_items_in_batch is not None
+        """The gated loss; of a batch outside of training its mean nll."""
+        inputs = gated_inputs(inputs)
+        if num_items_in_batch is None:
+            nll = -self.columns(inputs, ("logprob",))["logprob"].mean().to(inputs["trained"].device)
+            return (nll, {"loss": nll}) if return_outputs else nll
+        # DDP and FSDP average gradients over ranks, hence the division of N.
         count = max(num_items_in_batch, 1) / self.accelerator.num_processes
         outputs = model(
             **inputs, objective=self.step_objective, count=count, reference=self.reference
@@ -244,31 +233,38 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs:
             logs |= facts(self.accelerator.reduce(self.tally).tolist())
             self.tally.zero_()
-        super().log(logs, start_time)
+        super().log(logs, start_time)  # type: ignore[misc]
 
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """What `evaluator` measures, logged."""
-        metrics = self.evaluator() if self.evaluator else {}
-        self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+    @torch.no_grad()
+    def columns(
+        self,
+        inputs: dict[str, torch.Tensor],
+        reads: Sequence[str],
+        reference: ReferenceModel | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The statistics `reads` (N,) of a batch under the model as it is, without dropout."""
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        try:
+            with self.accelerator.autocast():
+                prepared = self._prepare_inputs(inputs)
+                found: dict[str, torch.Tensor] = model(**prepared, reads=reads, reference=reference)
+                return found
+        finally:
+            model.train(was_training)
 
     @torch.no_grad()
     def _step(self, samples: Sequence[dict[str, torch.Tensor]]) -> BatchStep:
         """A pass without gradients over all micro-batches of the step, on all ranks."""
         # Sorted: the ranks gather column after column, and a set has another order on each.
         reads = tuple(sorted({*self.objective.reads, "logprob"} - set(OF_BASE)))
-        was_training = self.model_wrapped.training
-        self.model_wrapped.eval()
         tokens, means = [], []
         for sample in samples:
-            columns = self.model_wrapped(**self._prepare_inputs(sample), reads=reads)
+            columns = self.columns(sample, reads)
             given = {n: sample[n][sample["trained"]] for n in self.objective.reads if n in OF_BASE}
             tokens.append(columns | given)
             means.append(_of_examples(columns["logprob"], sample))
-        self.model_wrapped.train(was_training)
         return BatchStep(*(Gathered(self._joined(parts)) for parts in (tokens, means)))
 
     def _joined(self, parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -284,18 +280,31 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
 
 
 def _of_examples(logprob: torch.Tensor, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One value for each example with a trained token: its mean nll, and the base model's."""
+    """(examples with a trained token,) mean nll."""
     rows = sample["trained"].nonzero(as_tuple=True)[0].cpu()
     counts = torch.bincount(rows, minlength=len(sample["trained"])).double()
-    found = counts > 0
     sums = torch.zeros_like(counts).index_add_(0, rows, -logprob.cpu().double())
-    made = {"mean_nll": (sums / counts.clamp(min=1))[found]}
-    if "base_mean_nll" in sample:  # the same on all of an example's tokens
-        made["base_mean_nll"] = sample["base_mean_nll"].cpu().amax(1)[found]
-    return made
+    return {"mean_nll": (sums / counts.clamp(min=1))[counts > 0]}
 
 
-def _refuse(trainer: Trainer) -> None:
+def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch with `trained` instead of `labels`. Raises `BadInput` for what has no place in it."""
+    if "trained" in inputs:
+        return inputs
+    if "labels" not in inputs or "input_ids" not in inputs:
+        raise BadInput(f"a batch needs input_ids and labels, found {', '.join(inputs)}")
+    trained = inputs["labels"] != -100
+    trained[:, 0] = False  # nothing predicts it
+    if "position_ids" in inputs:
+        trained &= inputs["position_ids"] != 0  # nor the first token of a packed row
+    if not torch.equal(inputs["labels"][trained], inputs["input_ids"][trained]):
+        raise BadInput("labels that are not the input_ids of their own positions (shifted ones, "
+                       "soft prompts) cannot be trained on")  # fmt: skip
+    kept = {n: c for n, c in inputs.items() if n in ("input_ids", "attention_mask", "position_ids")}
+    return {**kept, "trained": trained}
+
+
+def refuse(trainer: Any) -> None:
     args, parallel = trainer.args, getattr(trainer.accelerator, "parallelism_config", None)
     refused = {
         "label smoothing": args.label_smoothing_factor != 0,
@@ -307,3 +316,36 @@ def _refuse(trainer: Trainer) -> None:
     for what, asked in refused.items():
         if asked:
             raise BadInput(f"{what} would replace the gated loss; leave it out")
+
+
+class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]
+    """The `Trainer` of `eaft-probe train`: rows in the order of `sampler`, and held-out data.
+
+    `held_out`, called with the trainer, gives the figures of an evaluation.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sampler: Sampler[int] | None = None,
+        held_out: Callable[["GatedTrainer"], dict[str, float]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.sampler, self.held_out = sampler, held_out
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        return self.sampler or super()._get_train_sampler(*args)
+
+    def held_out_figures(self) -> dict[str, float]:
+        """Of the model as it is."""
+        return self.held_out(self) if self.held_out else {}
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """The held-out figures, logged."""
+        metrics = self.held_out_figures()
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics

@@ -47,10 +47,10 @@ def make_plan(
         },
         "model_identity": find_model(settings.model, settings.revision).identity(),
         "model_files": find_model(settings.model, settings.revision).small_files(),
-        "adapter_identity": _folder_identity(settings.adapter),
+        "adapter_identity": folder_identity(settings.adapter),
         "reference_identity": settings.reference
         and find_model(settings.reference, settings.revision).identity(),
-        "chat_template": _template_hash(tokenizer),
+        "chat_template": template_hash(tokenizer),
     }
 
 
@@ -61,11 +61,11 @@ def batch_tokens(settings: ScanSettings, device: str) -> int:
     return AUTO_TOKENS["cuda" if device.startswith("cuda") else "cpu"]
 
 
-def _folder_identity(adapter: str | None) -> str | None:
+def folder_identity(adapter: str | None) -> str | None:
     return None if adapter is None else Place(adapter, Path(adapter)).identity()
 
 
-def _template_hash(tokenizer: Any) -> str | None:
+def template_hash(tokenizer: Any) -> str | None:
     template = tokenizer.chat_template
     text = json.dumps(template, sort_keys=True)
     return None if template is None else hashlib.sha256(text.encode()).hexdigest()

@@ -9,6 +9,9 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import groups
@@ -19,10 +22,11 @@ from eaft_probe.data.render import Renderer
 from eaft_probe.data.sources import Source
 from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
 from eaft_probe.model.loading import CausalLM
-from eaft_probe.objectives.trainer import GROUP_BITS, UNKNOWN
+from eaft_probe.objectives.tally import GROUP_BITS, UNKNOWN
 from eaft_probe.settings import ScanSettings
+from eaft_probe.verbs.beside import Beside
 from eaft_probe.verbs.plan import AUTO_TOKENS
-from eaft_probe.verbs.scan import data_format, open_data, selection
+from eaft_probe.verbs.scan import data_format, selection
 
 
 def read_windows(
@@ -47,25 +51,28 @@ def read_windows(
         yield from ((record.row, window) for window in made)
 
 
-FEATURES = datasets.Features(
-    {
-        "row": datasets.Value("int64"),
-        "start": datasets.Value("int32"),
-        "input_ids": datasets.List(datasets.Value("int32")),
-        "trained": datasets.List(datasets.Value("bool")),
-        "length": datasets.Value("int32"),
-    }
-)
+FEATURES = {
+    "row": datasets.Value("int64"),
+    "start": datasets.Value("int32"),
+    "input_ids": datasets.List(datasets.Value("int32")),
+    "trained": datasets.List(datasets.Value("bool")),
+    "length": datasets.Value("int32"),
+}
 
 
-def _dataset(rows: Callable[[], Iterator[dict[str, Any]]], cache: str) -> Any:
-    """The rows in arrow files. The fingerprint is given: hashing the generator would hash the
-    model."""
+def _dataset(
+    first: dict[str, Any], rows: Callable[[], Iterator[dict[str, Any]]], cache: str
+) -> Any:
+    """The rows, of which `first` is one, in arrow files. The fingerprint is given: hashing the
+    generator would hash the model."""
     datasets.disable_progress_bars()
+    beside = {n: datasets.List(datasets.Value(str(c.dtype)))
+              for n, c in first.items() if n not in FEATURES}  # fmt: skip
     try:
         return datasets.Dataset.from_generator(
-            rows, features=FEATURES, cache_dir=cache, fingerprint=Path(cache).name
-        )
+            rows, features=datasets.Features(FEATURES | beside), cache_dir=cache,
+            fingerprint=Path(cache).name,
+        )  # fmt: skip
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__
         if isinstance(cause, ProbeError):
@@ -77,52 +84,90 @@ def _dataset(rows: Callable[[], Iterator[dict[str, Any]]], cache: str) -> Any:
 class Rows:
     """The windows of a data set, in files; and which group the sampled ones' tokens are of."""
 
-    data: Any  # a `datasets.Dataset` with FEATURES
+    data: Any  # a `datasets.Dataset` with FEATURES, and (T,) columns of finished scans
     source: str
     fingerprint: str
     lost: Counter[str]  # what was left out or cut, and how often
     groups: dict[tuple[int, int], torch.Tensor]  # (row, start) → (T,) uint8, see GROUP_BITS
 
     @classmethod
-    def read(cls, data: Any, settings: ScanSettings, model: CausalLM, cache: str) -> "Rows":
+    def read(
+        cls,
+        source: Source,
+        settings: ScanSettings,
+        model: CausalLM,
+        beside: Sequence[Beside],
+        cache: str,
+    ) -> "Rows":
         """Raises `DataError` where no row has a trained token."""
-        source, lost = open_data(data, settings), Counter[str]()
+        lost = Counter[str]()
 
         def rows() -> Iterator[dict[str, Any]]:
+            cursors = [b.cursor() for b in beside]
             for row, window in read_windows(source, settings, model, lost):
                 yield {"row": row, "start": window.start, "input_ids": window.ids,
-                       "trained": window.trained, "length": len(window.ids)}  # fmt: skip
+                       "trained": window.trained, "length": len(window.ids)} | {
+                       n: c for cursor in cursors
+                       for n, c in cursor.columns(row, window).items()}  # fmt: skip
 
-        if next(rows(), None) is None:
+        first = next(rows(), None)
+        if first is None:
             raise DataError("no row has a trained token; `eaft-probe render` shows why")
         lost.clear()  # of the look at the first rows
-        made = _dataset(rows, cache).with_format("numpy")
+        made = _dataset(first, rows, cache).with_format("numpy")
         return cls(made, source.name, source.fingerprint(), lost, {})
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each window."""
+        return [int(n) for n in self.data["length"]]
+
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Right-padded tensors (B, T); `group` only where tokens have been grouped."""
-        length = max(len(i["input_ids"]) for i in items)
+        """Right-padded tensors (B, T), and `row` (B,)."""
+        rows = [self._columns(item) for item in items]
         batch = {
-            "input_ids": torch.zeros(len(items), length, dtype=torch.long),
-            "attention_mask": torch.zeros(len(items), length, dtype=torch.long),
-            "trained": torch.zeros(len(items), length, dtype=torch.bool),
-            "group": torch.full((len(items), length), UNKNOWN, dtype=torch.uint8),
+            name: pad_sequence([r[name] for r in rows], batch_first=True, padding_value=0)
+            for name in rows[0]
         }
-        for row, item in enumerate(items):
-            own = len(item["input_ids"])
-            batch["input_ids"][row, :own] = torch.as_tensor(item["input_ids"], dtype=torch.long)
-            batch["trained"][row, :own] = torch.as_tensor(item["trained"])
-            batch["attention_mask"][row, :own] = 1
-            group = self.groups.get((int(item["row"]), int(item["start"])))
-            if group is not None:
-                batch["group"][row, :own] = group
         return batch | {"row": torch.tensor([int(i["row"]) for i in items])}
 
+    def _columns(self, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """(T,) tensors of one window; `group` is UNKNOWN where its tokens were not grouped."""
+        made = {
+            n: torch.tensor(c) for n, c in item.items() if n not in ("row", "start", "length")
+        }
+        made["input_ids"] = made["input_ids"].long()
+        made["attention_mask"] = torch.ones_like(made["input_ids"])
+        unknown = torch.full(made["input_ids"].shape, UNKNOWN, dtype=torch.uint8)
+        grouped = self.groups.get((int(item["row"]), int(item["start"])), unknown)
+        return {"group": grouped} | made
 
-def group_tokens(rows: Rows, model: CausalLM, most: int, seed: int) -> None:
-    """Sorts the tokens of `most` random windows into groups by the model as it is now."""
-    count = min(most, len(rows.data))
-    chosen = np.random.default_rng(seed).choice(len(rows.data), count, replace=False)
+
+class ByLength(Sampler[int]):
+    """Batches of rows alike in length, in an order of its own for each epoch.
+
+    It hangs on seed and epoch alone, so that a resumed run goes on in it, and that which rows a
+    short run will visit is known beforehand.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        own = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=own))
+
+
+def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int, seed: int) -> None:
+    """Sorts the tokens of at most `most` of the visited rows into groups by the model as it is."""
+    count = min(most, len(visited))
+    chosen = np.random.default_rng(seed).choice(np.asarray(visited), count, replace=False)
     items = [rows.data[int(i)] for i in sorted(chosen)]
     made = [
         Window(i, int(r["start"]), r["input_ids"], np.asarray(r["trained"], bool))

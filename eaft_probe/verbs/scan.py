@@ -157,7 +157,7 @@ def _scorer(
     reference = None
     if settings.reference is not None:
         reference = _load(settings.reference, settings, adapter=None)
-        _require_same_vocabulary(model, reference, settings)
+        require_same_vocabulary(model, reference, settings.reference, settings.model)
     return Scorer(folder, model, reference, row_format, statistics, settings,
                     plan["tokens_per_batch"], progress)  # fmt: skip
 
@@ -209,11 +209,14 @@ def _load(name: str, settings: ScanSettings, adapter: str | None = "same") -> Ca
     )
 
 
-def _require_same_vocabulary(model: CausalLM, reference: CausalLM, settings: ScanSettings) -> None:
+def require_same_vocabulary(
+    model: CausalLM, reference: CausalLM, reference_name: str, name: str
+) -> None:
+    """Raises `BadInput` where the two models' distributions cannot be compared."""
     same = model.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
     if not same or model.head.vocab_size != reference.head.vocab_size:
         raise BadInput(
-            f"--reference {settings.reference} has another vocabulary than {settings.model}; "
+            f"--reference {reference_name} has another vocabulary than {name}; "
             f"their distributions cannot be compared"
         )
 

@@ -1,42 +1,43 @@
 """`train`: gated fine-tuning on the very tokens that `scan` scores, by `transformers.Trainer`.
 
-objective → data as windows → model → groups of the base model → Trainer → model, log, card.
+objective → model → data as windows, beside them what the objective reads of a finished scan →
+groups of the base model → Trainer → model, log, card.
 """
 
 import json
+import math
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerCallback, TrainingArguments
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from eaft_probe.columns.conflicts import write_json
-from eaft_probe.columns.log import LOG, LOG_GROUPS, read_log, write_log
-from eaft_probe.columns.measure import measure
-from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.data.batches import Window, batches
-from eaft_probe.errors import BadInput, DataError, ProbeError, one_line
-from eaft_probe.model.loading import CausalLM, load_model, quiet
+from eaft_probe.columns.log import LOG, read_log
+from eaft_probe.columns.table import Scan
+from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.model.loading import CausalLM, load_model, quiet, resolve_device
 from eaft_probe.objectives.gates import objective
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scanned import OF_BASE
-from eaft_probe.objectives.trainer import AdapterOff, GatedTrainer, gate
+from eaft_probe.objectives.scanned import OF_BASE, ScanStep
+from eaft_probe.objectives.trainer import AdapterOff, GatedTrainer, ReferenceModel
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ModelSettings, ScanSettings, TrainSettings, make_settings
-from eaft_probe.verbs.plan import AUTO_TOKENS
-from eaft_probe.verbs.rows import Rows, group_tokens, read_windows
-from eaft_probe.verbs.scan import open_data
+from eaft_probe.verbs import beside
+from eaft_probe.verbs.held_out import HeldOut, read_held_out
+from eaft_probe.verbs.rows import ByLength, Rows, group_tokens
+from eaft_probe.verbs.run_log import RunLog
+from eaft_probe.verbs.scan import open_data, require_same_vocabulary
 
 CONFIG, CARD = "train.json", "README.md"
-EVAL_TOKENS = 200_000  # of each of --eval-data and --retain-data, from the start
 # Settings that TrainingArguments takes under the same name.
 PASSED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
           "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
@@ -60,11 +61,27 @@ class Run:
 
     path: Path
     log: list[dict[str, Any]]  # the rows of log.parquet
+    before: dict[str, float]  # eval_nll, retain_nll and retain_kl of the model it started from
 
     @property
     def last(self) -> dict[str, Any]:
         """The last row over all tokens."""
         return next(row for row in reversed(self.log) if row["group"] == "all")
+
+    def __str__(self) -> str:
+        """What was learned and what was forgotten, in one line."""
+        last, said = self.last, []
+        if "eval_nll" in self.before:
+            said.append(f"learned: eval nll {_change(self.before['eval_nll'], last['eval_nll'])}")
+        if "retain_nll" in self.before:
+            change = _change(self.before["retain_nll"], last["retain_nll"])
+            said.append(f"forgot: retain nll {change}, KL from the base {last['retain_kl']:.4f}")
+        said = said or [f"nll {last['nll']:.4f} of the last training tokens"]
+        return f"{last['step']} steps of {last['objective']}; {'; '.join(said)}; nats a token"
+
+
+def _change(before: float, after: float) -> str:
+    return f"{before:.4f} → {after:.4f} ({after - before:+.4f})"
 
 
 def train(
@@ -77,35 +94,119 @@ def train(
     """Fine-tunes a model on the trained tokens of `data` into the folder `out`.
 
     `data` as in `scan`; every other argument is a field of `TrainSettings` and a flag of
-    `eaft-probe train`. Raises `BadInput`, or `ProbeError` where training fails.
+    `eaft-probe train`. Under `torchrun` or `accelerate launch` every process calls it.
+    Raises `BadInput`, or `ProbeError` where training fails.
     """
     chosen: TrainSettings = make_settings(TrainSettings, settings)
-    progress, wanted, folder = progress or Silent(), _objective(chosen), Path(out)
+    wanted, folder = _objective(chosen), Path(out)
+    scans = _Scans.opened(chosen, wanted)
+    with _as_bad_input():
+        arguments = _arguments(chosen, folder)
+    main = arguments.process_index == 0
+    progress = (progress or Silent()) if main else Silent()
     _require_free(folder, chosen)  # before the long work, and made only after it
     progress.note(f"loading {chosen.model}")
-    model = _load(chosen)
-    with tempfile.TemporaryDirectory() as cache:
-        rows = Rows.read(data, _reading(chosen), model, cache)
-        for what, count in rows.lost.items():
-            progress.note(f"{count:,} {what}")
-        evaluator = _evaluator(chosen, model)
-        before = evaluator() if evaluator else {}
+    model = _load(chosen.model, chosen, arguments)
+    with _shared_folder() as cache:
+        with arguments.main_process_first(local=True):
+            rows = _rows(data, chosen, scans, model, cache)
+        _notes(rows, wanted, chosen, progress)
         with _as_bad_input():
-            trainer = _trainer(rows, model, wanted, folder, chosen, evaluator, progress)
-        _prepare(folder, chosen, rows)
+            trainer = _trainer(rows, model, scans.resolved(wanted), arguments, chosen, progress)
+        before = trainer.held_out_figures()
+        with arguments.main_process_first(local=False):
+            if main:
+                _prepare(folder, chosen, rows, scans)
         _run(trainer, folder, chosen, progress)
-    finished = Run(folder, read_log(folder).to_pylist())
-    _card(finished, before, chosen, rows)
+    finished = Run(folder, read_log(folder).to_pylist(), before)
+    if main:
+        _card(finished, chosen, rows)
     return finished
 
 
 def _objective(settings: TrainSettings) -> Objective:
-    wanted = objective(settings.objective, settings.set)
-    outside = [name for name in wanted.reads if name in OF_BASE]
-    if outside:
-        raise BadInput(f"objective {wanted.name!r} reads {outside[0]} from a finished scan, which "
-                       f"train cannot do yet; `plot gradients` can show its gates")  # fmt: skip
-    return wanted
+    """The objective with what its own flags set: --compat, and --mask for `masked-sft`."""
+    given = dict(settings.set)
+    if settings.compat is not None:
+        given["compat"] = settings.compat
+    if settings.mask is not None and settings.objective == "masked-sft":
+        given["conflicts"] = "scan"
+    return objective(settings.objective, given)
+
+
+@dataclass(frozen=True)
+class _Scans:
+    """The finished scans of a run: one that the objective reads, one that groups the log."""
+
+    read: Scan | None
+    names: tuple[str, ...]  # the columns of OF_BASE that the objective reads
+    base: Scan | None
+
+    @classmethod
+    def opened(cls, settings: TrainSettings, wanted: Objective) -> "_Scans":
+        names = tuple(name for name in wanted.reads if name in OF_BASE)
+        mask, base = beside.opened(settings.mask), beside.opened(settings.base_scan)
+        if names and (mask or base) is None:
+            raise BadInput(f"objective {wanted.name!r} reads {names[0]} from a finished scan of "
+                           f"the same data; give it as --mask DIR")  # fmt: skip
+        if mask and not names:
+            raise BadInput(f"objective {wanted.name!r} reads nothing from a scan; leave --mask out")
+        if base:
+            beside.require_same_model(base, settings)
+        return cls((mask or base) if names else None, names, base)
+
+    def resolved(self, wanted: Objective) -> Objective:
+        """An objective that must see the whole scan first has seen it."""
+        if not wanted.of_scan:
+            return wanted
+        assert self.read is not None
+        return wanted.resolve(ScanStep(self.read, None, tuple(wanted.reads)))
+
+    @property
+    def beside(self) -> list[beside.Beside]:
+        objectives = [beside.for_objective(self.read, self.names)] if self.read else []
+        return objectives + ([beside.for_groups(self.base)] if self.base else [])
+
+
+def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
+    """What the Trainer is told. Under a launcher this joins the other processes."""
+    held_out = settings.eval_data is not None or settings.retain_data is not None
+    checkpointing = {CHECKPOINTING: True} if settings.gradient_checkpointing else {}
+    return TrainingArguments(
+        output_dir=str(folder),
+        **{name: getattr(settings, name) for name in PASSED},
+        **checkpointing,
+        eval_strategy="steps" if held_out else "no",
+        save_strategy="steps",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=resolve_device(settings.device) == "cpu",
+    )
+
+
+@contextmanager
+def _shared_folder() -> Iterator[str]:
+    """A temporary folder of one name for all processes, removed at the end."""
+    with tempfile.TemporaryDirectory() as own:
+        yield str(broadcast_object_list([own])[0])
+
+
+def _rows(data: Any, settings: TrainSettings, scans: _Scans, model: CausalLM, cache: str) -> Rows:
+    reading = _reading(settings)
+    source = open_data(data, reading)
+    for scan, flag in ((scans.read, "--mask"), (scans.base, "--base-scan")):
+        if scan:
+            beside.require_same_data(scan, source, reading, model, flag)
+    return Rows.read(source, reading, model, scans.beside, cache)
+
+
+def _notes(rows: Rows, wanted: Objective, settings: TrainSettings, progress: Progress) -> None:
+    for what, count in rows.lost.items():
+        progress.note(f"{count:,} {what}")
+    theirs = wanted.authors_lr
+    if theirs is not None and theirs != settings.learning_rate:
+        progress.note(f"{wanted.name} was published with --learning-rate {theirs:g}; this run has "
+                      f"{settings.learning_rate:g}")  # fmt: skip
 
 
 def _require_free(folder: Path, settings: TrainSettings) -> None:
@@ -117,9 +218,11 @@ def _require_free(folder: Path, settings: TrainSettings) -> None:
         raise BadInput(f"{folder} holds no training run, so {flag} leaves it alone")
 
 
-def _prepare(folder: Path, settings: TrainSettings, rows: Rows) -> None:
+def _prepare(folder: Path, settings: TrainSettings, rows: Rows, scans: _Scans) -> None:
     """The folder is touched only once everything stands: a typo must not cost an old run."""
     plan = {**asdict(settings), "data": rows.source, "fingerprint": rows.fingerprint}
+    if scans.read:
+        plan["mask_rule"] = asdict(scans.read.rule)
     try:
         if settings.resume and (folder / CONFIG).exists():
             _require_same(folder, plan)
@@ -159,17 +262,20 @@ def _as_bad_input() -> Iterator[None]:
         raise BadInput(f"training cannot start: {one_line(error)}") from error
 
 
-def _load(settings: TrainSettings) -> CausalLM:
+def _load(name: str, settings: TrainSettings, arguments: TrainingArguments) -> CausalLM:
     """In float32: a step of 1e-5 is less than half a unit in the last place of most bfloat16
     weights (2 % of them moved in 60 steps, 97 % in float32). `bf16` computes in bfloat16."""
-    given = {f.name: getattr(settings, f.name) for f in fields(ModelSettings)} | {"model": None}
+    given = {f.name: getattr(settings, f.name) for f in fields(ModelSettings) if f.name != "model"}
     if given["dtype"] == "auto":
         given["dtype"] = "float32"
     if given["dtype"] != "float32" and settings.lora_r is None:
         raise BadInput(f"--dtype {given['dtype']} would round most updates away; train in float32 "
                        f"and give --bf16 to compute in bfloat16")  # fmt: skip
-    del given["model"]
-    return load_model(settings.model, **given)
+    if given["device"] == "auto":
+        given["device"] = str(arguments.device)
+    if name != settings.model:  # a reference
+        given["adapter"] = None
+    return load_model(name, **given, merge_adapter=True)
 
 
 def _reading(settings: TrainSettings) -> ScanSettings:
@@ -185,31 +291,22 @@ def _trainer(
     rows: Rows,
     model: CausalLM,
     wanted: Objective,
-    folder: Path,
+    arguments: TrainingArguments,
     settings: TrainSettings,
-    evaluator: Callable[[], dict[str, float]] | None,
     progress: Progress,
 ) -> GatedTrainer:
-    group_tokens(rows, model, settings.group_rows, settings.seed)
-    gate(model.whole)
+    step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    order = ByLength(rows.lengths, step, arguments.seed)
+    if settings.base_scan is None:
+        some = settings.max_steps * step if settings.max_steps > 0 else None
+        visited = list(islice(order, some or math.ceil(settings.num_train_epochs * len(order))))
+        group_tokens(rows, model, visited, settings.group_rows, settings.seed)
     trained = _with_lora(model.whole, settings)
-    checkpointing = {CHECKPOINTING: True} if settings.gradient_checkpointing else {}
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        **{name: getattr(settings, name) for name in PASSED},
-        **checkpointing,
-        eval_strategy="steps" if evaluator else "no",
-        save_strategy="steps",
-        train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        use_cpu=model.device.type == "cpu",
-    )
+    reference, held_out = _measured_against(wanted, trained, model, settings, arguments)
     trainer = GatedTrainer(
         trained, arguments, train_dataset=rows.data, eval_dataset=[], data_collator=rows.collate,
-        processing_class=model.tokenizer, objective=wanted, evaluator=evaluator,
-        reference=_reference(wanted, trained, model, settings),
-        callbacks=[Log(folder, wanted, progress)],
+        sampler=order, processing_class=model.tokenizer, objective=wanted, held_out=held_out,
+        reference=reference, callbacks=[RunLog(Path(arguments.output_dir), wanted, progress)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -228,13 +325,35 @@ def _with_lora(whole: Any, settings: TrainSettings) -> Any:
     )  # fmt: skip
 
 
-def _reference(
-    wanted: Objective, trained: Any, model: CausalLM, settings: TrainSettings
-) -> CausalLM | AdapterOff | None:
-    """What an anchor pulls towards: the starting model, as a copy or with the adapter off."""
+def _measured_against(
+    wanted: Objective,
+    trained: Any,
+    model: CausalLM,
+    settings: TrainSettings,
+    arguments: TrainingArguments,
+) -> tuple[ReferenceModel | None, HeldOut | None]:
+    """What an anchor pulls towards, and what is held out. The starting model, where either needs
+    it, is the one with the adapter off, or one copy."""
+    other, reading = settings.reference, _reading(settings)
+    target, retain = (
+        read_held_out(d, reading, model) for d in (settings.eval_data, settings.retain_data)
+    )
+    base: ReferenceModel | None = None
+    if retain or (wanted.anchor and other is None):
+        lora = settings.lora_r is not None
+        base = (
+            AdapterOff(trained, model.head) if lora else _load(settings.model, settings, arguments)
+        )
+    held_out = HeldOut(target, retain, base if retain else None) if target or retain else None
     if wanted.anchor is None:
-        return None
-    return _load(settings) if settings.lora_r is None else AdapterOff(trained, model.head)
+        if other is not None:
+            raise BadInput(f"objective {wanted.name!r} has no anchor; leave --reference out")
+        return None, held_out
+    if other is None:
+        return base, held_out
+    pulled = _load(other, settings, arguments)
+    require_same_vocabulary(model, pulled, other, settings.model)
+    return pulled, held_out
 
 
 def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, progress: Progress) -> None:
@@ -252,133 +371,12 @@ def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, progress:
                          f"checkpoint in {folder}") from error  # fmt: skip
 
 
-class Log(TrainerCallback):  # type: ignore[misc]
-    """Turns the trainer's log lines into rows of log.parquet, and into notes."""
-
-    def __init__(self, folder: Path, wanted: Objective, progress: Progress) -> None:
-        self.folder, self.objective, self.progress = folder, str(wanted), progress
-        self.rows: list[dict[str, Any]] = []
-        self.tokens = self.step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """A resumed run goes on behind the rows up to its checkpoint."""
-        before = read_log(self.folder).to_pylist() if state.global_step else []
-        self.rows = [r for r in before if r["step"] <= state.global_step]
-        self.tokens = max((r["tokens_seen"] for r in self.rows), default=0)
-        self.progress.start("train", state.max_steps)
-        self.progress.advance(state.global_step, 0)
-        self.step = state.global_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
-        """A line at the end, and wherever there is an evaluation or a checkpoint: each then has
-        its row, and no token is counted on one side of a checkpoint and lost on the other."""
-        if state.global_step >= state.max_steps or control.should_evaluate or control.should_save:
-            control.should_log = True
-        return control
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
-        if "nll" in logs:
-            self._training(state.global_step, logs)
-        if "eval_nll" in logs or "retain_nll" in logs:
-            self._evaluation(state.global_step, logs)
-
-    def _training(self, step: int, logs: Mapping[str, float]) -> None:
-        self.tokens += int(logs["count"])
-        self.progress.advance(step - self.step, int(logs["count"]))
-        self.step = step
-        common = {"run": self.folder.name, "step": step, "tokens_seen": self.tokens,
-                  "objective": self.objective, "lr": logs["learning_rate"], "nll": logs["nll"],
-                  "loss": logs["loss"], "gate_mean": logs["gate_mean"],
-                  "mass_gated": logs["mass_gated"]}  # fmt: skip
-        found = {"all": (logs["nll"], logs["count"])}
-        found |= {g: (logs[f"{g}_nll"], logs[f"{g}_count"]) for g in LOG_GROUPS[1:]
-                  if f"{g}_nll" in logs}  # fmt: skip
-        for group, (nll, count) in found.items():
-            own = {"group": group, "group_nll": nll, "group_count": int(count)}
-            self.rows.append(common | own)
-        self.progress.note(
-            f"step {step}: nll {logs['nll']:.4f}, loss {logs['loss']:.4f}, mean gate "
-            f"{logs['gate_mean']:.3f}, {100 * logs['mass_gated']:.1f} % of the nll gated away"
-        )
-
-    def _evaluation(self, step: int, logs: Mapping[str, float]) -> None:
-        """Into the step's rows, which are always there: see `on_step_end`."""
-        measured = {k: v for k, v in logs.items() if k.startswith(("eval_", "retain_"))}
-        for row in self.rows:
-            if row["step"] == step:
-                row |= measured
-        self.progress.note(
-            f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in measured.items())
-        )
-
-    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        write_log(self.folder, self.rows)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        write_log(self.folder, self.rows)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        write_log(self.folder, self.rows)
-
-
-# --- learned and forgotten ---
-
-
-def _evaluator(settings: TrainSettings, model: CausalLM) -> Callable[[], dict[str, float]] | None:
-    """Measures nll on --eval-data, nll and KL from the base model on --retain-data."""
-    reading = _reading(settings)
-    target = _held_out(settings.eval_data, reading, model)
-    retain = _held_out(settings.retain_data, reading, model)
-    base = _load(settings) if retain else None
-
-    def measured() -> dict[str, float]:
-        training = model.whole.training
-        model.whole.eval()
-        made = {f"eval_{k}": v for k, v in _means(model, target, None).items()}
-        made |= {f"retain_{k}": v for k, v in _means(model, retain, base).items()}
-        model.whole.train(training)
-        return made
-
-    return measured if target or retain else None
-
-
-def _held_out(data: str | None, settings: ScanSettings, model: CausalLM) -> list[Window]:
-    """The first windows of the data, EVAL_TOKENS tokens at most."""
-    if data is None:
-        return []
-    kept, tokens = list[Window](), 0
-    lost = Counter[str]()  # as many as there are among the first windows; not the run's own data
-    for _, window in read_windows(open_data(data, settings), settings, model, lost):
-        if kept and tokens + len(window.ids) > EVAL_TOKENS:
-            break
-        kept.append(window)
-        tokens += len(window.ids)
-    if not kept:
-        raise DataError(f"{data}: no row has a trained token")
-    return kept
-
-
-def _means(model: CausalLM, items: Sequence[Window], base: CausalLM | None) -> dict[str, float]:
-    """Mean nll, and KL where there is a base, over the windows' trained tokens."""
-    if not items:
-        return {}
-    names = ("logprob", "kl_reference") if base else ("logprob",)
-    sums, count = dict.fromkeys(names, 0.0), 0
-    for batch in batches(items, AUTO_TOKENS["cpu"], None):
-        columns = measure(model, batch, [STATISTICS[n] for n in names], base)
-        count += len(columns["logprob"])
-        for name in names:
-            sums[name] += float(columns[name].sum(dtype=torch.float64))
-    made = {"nll": -sums["logprob"] / count}
-    return made | ({"kl": sums["kl_reference"] / count} if base else {})
-
-
-def _card(run: Run, before: Mapping[str, float], settings: TrainSettings, rows: Rows) -> None:
+def _card(run: Run, settings: TrainSettings, rows: Rows) -> None:
     """The model card: what was trained how, and what it learned and forgot."""
     last = run.last
     figures = [f"| nll of the training data | | {last['nll']:.4f} |"]
     figures += [
-        f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in before.items() if last[k] is not None
+        f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in run.before.items() if last[k] is not None
     ]
     text = [
         "---", f"base_model: {settings.model}", "library_name: transformers", "---", "",

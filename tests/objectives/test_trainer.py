@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.model.head import head_of
 from eaft_probe.objectives.gates import OBJECTIVES, objective
-from eaft_probe.objectives.trainer import AdapterOff, GatedTrainer, gate
+from eaft_probe.objectives.trainer import AdapterOff, BatchStep, Gathered, GatedTrainer, gate
 
 ROWS, V = 8, 200
 Gradients = dict[str, torch.Tensor]
@@ -56,6 +56,9 @@ def one_step(
     """The gradients of one optimizer step over all rows: `each` rows a micro-batch, `steps_of`
     micro-batches a process."""
     keep = Keep()
+    if chosen.of_scan:
+        means = {"base_mean_nll": torch.stack([r["base_mean_nll"][0] for r in rows()])}
+        chosen = chosen.resolve(BatchStep(Gathered({}), Gathered(means)))
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=each, max_steps=1, report_to=[],
         gradient_accumulation_steps=steps_of or ROWS // each,

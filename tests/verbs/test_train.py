@@ -192,6 +192,6 @@ def test_from_the_command_line(data: str, model_folder: str, tmp_path: Path, cap
     out = str(tmp_path / "r")
     flags = ["--model", model_folder, "--out", out, "--objective", "eaft", "--set", "alpha=2"]
     assert _run(["train", data, *flags, "--max-steps", "2", "--logging-steps", "1"]) == 0
-    assert "2 steps, nll" in capsys.readouterr().out
+    assert "2 steps of eaft alpha=2; nll" in capsys.readouterr().out
     assert json.loads((tmp_path / "r/train.json").read_text())["set"] == {"alpha": "2"}
     assert _run(["train", data, *flags]) == 2

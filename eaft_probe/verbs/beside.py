@@ -1,0 +1,147 @@
+"""Columns of a finished scan beside the rows that a run is trained on, token by token.
+
+Rows and scan are read together, both in the order of the data, one example at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_probe.columns.groups import READS, groups
+from eaft_probe.columns.table import Scan
+from eaft_probe.data.batches import Window
+from eaft_probe.data.sources import Source
+from eaft_probe.errors import BadInput
+from eaft_probe.model.loading import CausalLM
+from eaft_probe.model.places import find_model
+from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.tally import GROUP_BITS
+from eaft_probe.settings import ScanSettings, TrainSettings
+from eaft_probe.verbs.plan import folder_identity, template_hash
+
+PLACE = ("example", "position", "token_id")
+Arrays = dict[str, NDArray[Any]]  # name → (n,) of one example's trained tokens
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a scan adds to the rows: `made` from the columns `reads`, for each trained token."""
+
+    scan: Scan
+    reads: tuple[str, ...]
+    made: Callable[[Arrays], Arrays]
+
+    def cursor(self) -> "Cursor":
+        """One pass over the scan, to be asked for rows in rising order."""
+        return Cursor(self, self._examples())
+
+    def _examples(self) -> Iterator[Arrays]:
+        """The columns of one example after the other; an example may span two pieces."""
+        held: Arrays = {}
+        for piece in self.scan.token_arrays(sorted({*PLACE, *self.reads})):
+            joined = {n: np.concatenate([held[n], c]) if held else c for n, c in piece.items()}
+            cuts = np.flatnonzero(np.diff(joined["example"])) + 1
+            bounds = [0, *cuts.tolist(), len(joined["example"])]
+            *whole, held = ({n: c[a:b] for n, c in joined.items()} for a, b in pairwise(bounds))
+            yield from whole
+        if held and len(held["example"]):
+            yield held
+
+
+class Cursor:
+    """Where a pass over the scan stands."""
+
+    def __init__(self, beside: Beside, examples: Iterator[Arrays]) -> None:
+        self.beside, self.examples = beside, examples
+        self.here: Arrays | None = next(examples, None)
+
+    def columns(self, row: int, window: Window) -> Arrays:
+        """The window's columns (T,), 0 at untrained tokens. Raises `BadInput` where the scan
+        holds other tokens."""
+        while self.here is not None and self.here["example"][0] < row:
+            self.here = next(self.examples, None)
+        if self.here is None or self.here["example"][0] != row:
+            raise BadInput(f"{self.beside.scan.path} holds no row {row} of the data; scan it with "
+                           f"the same --limit and --sample, or whole")  # fmt: skip
+        trained = np.flatnonzero(window.trained)
+        places, wanted = self.here["position"], window.start + trained
+        at = np.searchsorted(places, wanted).clip(max=len(places) - 1)
+        same = (places[at] == wanted) & (self.here["token_id"][at] == window.ids[trained])
+        if not same.all():
+            raise BadInput(f"{self.beside.scan.path} holds other tokens for row {row} than this "
+                           f"run would train on; scan the data again")  # fmt: skip
+        found = {}
+        for name, values in self.beside.made(self.here).items():
+            found[name] = np.zeros(len(window.ids), values.dtype)
+            found[name][trained] = values[at]
+        return found
+
+
+def for_objective(scan: Scan, names: Sequence[str]) -> Beside:
+    """The columns `names` of OF_BASE, float32."""
+    reads = {OF_BASE[n] for n in names} | ({"logprob"} if "base_mean_nll" in names else set())
+
+    def made(columns: Arrays) -> Arrays:
+        found = {n: columns[OF_BASE[n]] for n in names}
+        if "base_mean_nll" in found:  # of the whole example, of which there is all here
+            mean = -columns["logprob"].mean(dtype=np.float64)
+            found["base_mean_nll"] = np.full(len(columns["logprob"]), mean)
+        return {n: c.astype(np.float32) for n, c in found.items()}
+
+    return Beside(scan, tuple(sorted(reads)), made)
+
+
+def for_groups(scan: Scan) -> Beside:
+    """`group`, the bits of GROUP_BITS under the scan's rule."""
+
+    def made(columns: Arrays) -> Arrays:
+        found = groups(columns, scan.rule)
+        return {"group": sum((found[n].astype(np.uint8) * np.uint8(bit)
+                              for n, bit in GROUP_BITS.items()),
+                             np.zeros(len(columns["prob"]), np.uint8))}  # fmt: skip
+
+    return Beside(scan, READS, made)
+
+
+# --- whether it is a scan of the same tokens ---
+
+
+def require_same_data(
+    scan: Scan, source: Source, settings: ScanSettings, model: CausalLM, flag: str
+) -> None:
+    """Raises `BadInput` where data, template, truncation or mask of the scan are others. That the
+    tokens are the same is seen row by row, by `Cursor`."""
+    theirs, config = scan.manifest, scan.manifest["config"]
+    pairs = {
+        "data": (theirs["data"]["fingerprint"], source.fingerprint()),
+        "chat template": (theirs["chat_template"], template_hash(model.tokenizer)),
+        "--max-length": (theirs["model"]["max_length"], settings.max_length or model.max_length),
+        "--train-on": (config.get("train_on"), settings.train_on),
+        "--tool-calls": (config.get("tool_calls"), settings.tool_calls),
+        "--columns": (config.get("columns"), settings.columns),
+    }
+    for what, (was, now) in pairs.items():
+        if was != now:
+            shown = f" ({was!r} there, {now!r} here)" if what.startswith("--") else ""
+            raise BadInput(f"{flag} {scan.path} was made from another {what}{shown}; scan this "
+                           f"data with the same settings")  # fmt: skip
+
+
+def require_same_model(scan: Scan, settings: TrainSettings) -> None:
+    """The groups are those of the model that a run starts from. Raises `BadInput`."""
+    theirs = scan.manifest["model"]
+    place = find_model(settings.model, settings.revision)
+    adapter = folder_identity(settings.adapter)
+    if (theirs["identity"], theirs["adapter_identity"]) != (place.identity(), adapter):
+        raise BadInput(f"--base-scan {scan.path} was made under {theirs['name']}, not under the "
+                       f"model that this run starts from; what an objective reads can be given as "
+                       f"--mask")  # fmt: skip
+
+
+def opened(folder: str | None) -> Scan | None:
+    return None if folder is None else Scan.open(Path(folder))
