@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eaft_probe.columns.table import Scan
+    from eaft_probe.objectives.plugin import GatedLoss
+    from eaft_probe.objectives.trainer import GatedLossMixin
     from eaft_probe.verbs.scan import scan
     from eaft_probe.verbs.train import train
     from eaft_probe.view import plots
 
-__all__ = ["Scan", "plots", "scan", "train"]
+__all__ = ["GatedLoss", "GatedLossMixin", "Scan", "plots", "scan", "train"]
 _HOMES = {
     "scan": "eaft_probe.verbs.scan",
     "Scan": "eaft_probe.columns.table",
     "train": "eaft_probe.verbs.train",
+    "GatedLoss": "eaft_probe.objectives.plugin",
+    "GatedLossMixin": "eaft_probe.objectives.trainer",
     "plots": None,
 }
 

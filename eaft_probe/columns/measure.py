@@ -117,7 +117,9 @@ def slices(logits: torch.Tensor) -> Iterator[slice]:
 
 
 class LogitSlice:
-    """The `Distribution` of n positions. Works in place: `logits` (n, V) do not survive it.
+    """The `Distribution` of n positions. Works in place: `logits` (n, V) float32 do not survive it.
+
+    `hidden` (n, D) and `head` only where norms or gradients beyond the logits are asked for.
 
     After `__init__`: `shifted` is logits − max, `others` are all probabilities but the label's.
     Sums over V are in float32; entropy = ln Z − Σ P · shifted has no large terms that cancel.
@@ -127,11 +129,12 @@ class LogitSlice:
         self,
         logits: torch.Tensor,
         labels: torch.Tensor,
-        hidden: torch.Tensor,
-        head: Head,
+        hidden: torch.Tensor | None = None,
+        head: Head | None = None,
         reference: torch.Tensor | None = None,
     ) -> None:
-        self.labels, self.hidden, self.head, self.reference = labels, hidden, head, reference
+        self.labels, self.reference = labels, reference
+        self._hidden, self._head = hidden, head
         at = labels[:, None]
         label_logit = logits.gather(1, at)
         self.top, likeliest = _largest(logits, 20)
@@ -148,6 +151,16 @@ class LogitSlice:
         self.entropy = (-self.top1_logprob - mean_shifted).clamp(min=0)
         self.others = probs.scatter_(1, at, 0.0)
         self.others_squared = torch.linalg.vector_norm(self.others, dim=1) ** 2
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        assert self._hidden is not None, "this needs the hidden states"
+        return self._hidden
+
+    @property
+    def head(self) -> Head:
+        assert self._head is not None, "this needs the head"
+        return self._head
 
     @cached_property
     def hidden_norm(self) -> torch.Tensor:

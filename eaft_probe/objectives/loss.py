@@ -61,6 +61,42 @@ def gated_loss(
     return Gated(loss, TokenColumns(made))
 
 
+def gated_logit_loss(
+    logits: torch.Tensor, labels: torch.Tensor, objective: Objective, count: float
+) -> Gated:
+    """The same loss where somebody else has made the (N, V) logits, which it overwrites.
+
+    For objectives that read only columns of the distribution, without an anchor.
+    """
+    apply: Any = _GatedLogits.apply
+    loss, logprob, gate = apply(logits, labels, objective, count)
+    return Gated(loss, TokenColumns({"logprob": logprob, "gate": gate}))
+
+
+class _GatedLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, objective: Objective, count: float
+    ) -> tuple[torch.Tensor, ...]:
+        made, logprob = logits.detach(), logits.new_zeros(len(logits), dtype=torch.float32)
+        gate = torch.zeros_like(logprob)
+        for part in slices(made):
+            d = LogitSlice(made[part].float(), labels[part])
+            logprob[part] = d.logprob
+            gate[part] = objective({n: STATISTICS[n].compute(d) for n in objective.reads})
+            made[part] = d.logit_gradient().mul_(gate[part, None] / count)
+        ctx.gradient = made
+        ctx.mark_non_differentiable(logprob, gate)
+        return -(gate * logprob).sum() / count, logprob, gate
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradient is None:
+            raise RuntimeError("the gated loss was already differentiated; make it anew")
+        made, ctx.gradient = ctx.gradient, None
+        return made.mul_(outer[0]), None, None, None
+
+
 @dataclass(frozen=True)
 class _Call:
     """What the loss needs besides tensors that get gradients."""

@@ -4,6 +4,7 @@ Body, head and loss run inside the forward pass of the module that DDP or FSDP w
 body by itself would skip their hooks and train on wrong gradients without a word.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
@@ -34,9 +35,9 @@ def gate(model: Any) -> Any:
     the model (saving, adapters, checkpointing) stays as it is. Raises `ModelError`.
     """
     live_head(model)  # refused now rather than in the first step
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
-        raise ModelError("this mixture of experts asks for its router's auxiliary loss, which the "
-                         "gated loss lacks; set output_router_logits to false in its config"
+    if _routes(model) and not all(hasattr(model, name) for name in ROUTER):
+        raise ModelError("this mixture of experts asks for its router's auxiliary loss in a way "
+                         "that is not known here; set output_router_logits to false in its config"
                          )  # fmt: skip
     model.forward = MethodType(_forward, model)
     return model
@@ -59,14 +60,15 @@ def _forward(
     reference: "ReferenceModel | None" = None,
     **others: Any,
 ) -> dict[str, torch.Tensor]:
-    packed = {} if position_ids is None else {"position_ids": position_ids}
-    states = self.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **packed
-    )[0]
+    more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+    more |= {"output_router_logits": True} if _routes(self) else {}
+    outputs = self.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more
+    )
     rows, columns, labels = targets(input_ids, trained)
-    hidden, head, pull = states[rows, columns], _gathered_head(self), None
+    hidden, head, pull = outputs[0][rows, columns], _gathered_head(self), None
     if reference is not None:
-        if packed:
+        if position_ids is not None:
             raise BadInput("a reference does not see packed rows apart; leave out packing")
         pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
     if objective is None:
@@ -77,7 +79,26 @@ def _forward(
     assert count is not None, "a loss needs the count of the step's trained tokens"
     base = {n: others[n][rows, columns + 1] for n in objective.reads if n in OF_BASE}
     gated = gated_loss(head, hidden, labels, objective, count, base, pull)
-    return {"loss": gated.loss, **gated.columns.columns}
+    loss = gated.loss
+    if _routes(self):  # the micro-batch's share: its trained tokens
+        loss = loss + _router_loss(self, outputs, attention_mask) * (len(labels) / count)
+    return {"loss": loss, **gated.columns.columns}
+
+
+# What the models of transformers keep their router's settings in.
+ROUTER = ("router_aux_loss_coef", "num_experts", "num_experts_per_tok")
+
+
+def _routes(model: Any) -> bool:
+    """Whether the model's config asks for the router's auxiliary loss."""
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
+
+
+def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> Any:
+    """The auxiliary loss as the model's own file defines it, with its coefficient."""
+    balance = sys.modules[type(model).__module__].load_balancing_loss_func  # type: ignore[attr-defined]
+    coefficient, experts, chosen = (getattr(model, name) for name in ROUTER)
+    return coefficient * balance(outputs.router_logits, experts, chosen, attention_mask)
 
 
 class ReferenceModel(Protocol):

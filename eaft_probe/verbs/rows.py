@@ -133,9 +133,7 @@ class Rows:
 
     def _columns(self, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """(T,) tensors of one window; `group` is UNKNOWN where its tokens were not grouped."""
-        made = {
-            n: torch.tensor(c) for n, c in item.items() if n not in ("row", "start", "length")
-        }
+        made = {n: torch.tensor(c) for n, c in item.items() if n not in ("row", "start", "length")}
         made["input_ids"] = made["input_ids"].long()
         made["attention_mask"] = torch.ones_like(made["input_ids"])
         unknown = torch.full(made["input_ids"].shape, UNKNOWN, dtype=torch.uint8)

@@ -220,6 +220,7 @@ def test_lora_trains_and_a_lora_on_the_head_is_refused(tmp_path) -> None:
 
 def test_an_auxiliary_loss_that_would_be_lost_is_refused() -> None:
     model = tiny.build("qwen3-moe", output_router_logits=True)
+    del model.router_aux_loss_coef  # kept elsewhere
     with pytest.raises(ModelError, match="auxiliary loss"):
         gate(model)
 

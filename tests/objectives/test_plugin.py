@@ -1,0 +1,199 @@
+"""The gated loss in other people's trainers: `compute_loss_func`, and the mixin before TRL's."""
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from test_trainer import ROWS, Keep, build, collate, off, one_step, rows
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
+
+from eaft_probe import GatedLoss, GatedLossMixin
+from eaft_probe.errors import BadInput
+from eaft_probe.objectives.gates import OBJECTIVES, objective
+from eaft_probe.objectives.scanned import OF_BASE
+
+LIVE = [n for n, k in OBJECTIVES.items()
+        if not (k.of_step or k.of_scan or k().anchor or {*k().reads} & {*OF_BASE})]  # fmt: skip
+
+
+def labelled(items):
+    """A batch as collators of others make it: labels with −100."""
+    batch = collate(items)
+    labels = torch.where(batch["trained"], batch["input_ids"], -100)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"],
+            "labels": labels}  # fmt: skip
+
+
+def plain_step(folder, loss, each: int, kind=Trainer, **options):
+    """The gradients of a step by a Trainer that knows nothing of this package."""
+    keep = Keep()
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=each, max_steps=1, report_to=[],
+        gradient_accumulation_steps=ROWS // each, max_grad_norm=0, use_cpu=True,
+        save_strategy="no", train_sampling_strategy="sequential", remove_unused_columns=False,
+        disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    kind(build(), arguments, train_dataset=rows(), data_collator=labelled, callbacks=[keep],
+         **({"compute_loss_func": loss} if loss else {}), **options).train()  # fmt: skip
+    return keep.gradients
+
+
+@pytest.mark.parametrize("each", [1, 4])
+@pytest.mark.parametrize("name", LIVE)
+def test_any_trainer_gets_the_same_gradients(name: str, each: int, tmp_path) -> None:
+    plain = plain_step(tmp_path, GatedLoss(name), each)
+    assert off(plain, one_step(tmp_path, objective(name), 8)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["eaft", "talr"])
+def test_the_mixin_gives_the_same_gradients(name: str, tmp_path) -> None:
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    mine = plain_step(tmp_path, None, 2, Mine, objective=objective(name))
+    assert off(mine, one_step(tmp_path, objective(name), 8)) < 1e-5
+
+
+def test_sft_of_logits_is_cross_entropy() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 7, 50, requires_grad=True)
+    labels = torch.randint(50, (2, 7))
+    labels[0, :4] = -100
+    outputs = SimpleNamespace(logits=logits)
+    wanted = cross_entropy(logits[:, :-1].reshape(-1, 50), labels[:, 1:].reshape(-1))
+    (gradient,) = torch.autograd.grad(wanted, logits)
+    made = GatedLoss("sft")(outputs, labels)
+    made.backward()
+    assert made.item() == pytest.approx(wanted.item(), rel=1e-6)
+    torch.testing.assert_close(logits.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_batch_without_a_trained_token_is_a_zero_with_a_graph() -> None:
+    logits = torch.randn(1, 4, 30, requires_grad=True)
+    loss = GatedLoss()(SimpleNamespace(logits=logits), torch.full((1, 4), -100), 7)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("logits", [None, torch.tensor(0.0), torch.zeros(0)])
+def test_a_model_without_logits_is_refused(logits) -> None:
+    outputs = SimpleNamespace(logits=logits, loss=torch.tensor(1.0))
+    with pytest.raises(BadInput, match="hands over no whole logits"):
+        GatedLoss()(outputs, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("labels", [None, torch.zeros(1, 5)])
+def test_labels_that_do_not_fit_are_refused(labels) -> None:
+    with pytest.raises(BadInput, match="do not fit logits"):
+        GatedLoss()(SimpleNamespace(logits=torch.zeros(1, 4, 30)), labels)
+
+
+@pytest.mark.parametrize("name", set(OBJECTIVES) - set(LIVE))
+def test_what_needs_more_than_logits_is_refused(name: str) -> None:
+    with pytest.raises(BadInput, match="needs more than the logits"):
+        GatedLoss(name)
+
+
+def test_fields_are_the_objective_s() -> None:
+    assert GatedLoss("eaft", alpha=2).objective == objective("eaft", {"alpha": 2})
+    assert GatedLoss(objective("qlog")).objective.name == "qlog"
+    with pytest.raises(BadInput, match="no field 'beta'"):
+        GatedLoss("eaft", beta=2)
+    with pytest.raises(BadInput, match="where it is made"):
+        GatedLoss(objective("eaft"), alpha=2)
+
+
+def test_a_router_s_loss_is_added_or_asked_for() -> None:
+    outputs = SimpleNamespace(logits=torch.zeros(1, 3, 30), aux_loss=torch.tensor(4.0))
+    labels = torch.tensor([[1, 2, 3]])
+    with pytest.raises(BadInput, match="aux_loss_coef"):
+        GatedLoss("sft")(outputs, labels)
+    without = GatedLoss("sft", aux_loss_coef=0.0)(outputs, labels, 8)
+    with_ = GatedLoss("sft", aux_loss_coef=0.5)(outputs, labels, 8)
+    assert with_ - without == pytest.approx(0.5 * 4.0 * 2 / 8)
+
+
+def test_the_mixin_takes_no_labels_of_other_positions(tmp_path) -> None:
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    trainer = Mine(build(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+                   objective=objective("eaft"))  # fmt: skip
+    batch = labelled(rows()[4:6])
+    with pytest.raises(BadInput, match="input_ids of their own positions"):
+        trainer.compute_loss(
+            trainer.model, batch | {"labels": batch["labels"].roll(1, 1)}, False, 3
+        )
+    with pytest.raises(BadInput, match="needs input_ids and labels"):
+        trainer.compute_loss(trainer.model, {"input_ids": batch["input_ids"]}, False, 3)
+    own = {n: c.clone() for n, c in batch.items()}
+    nll = trainer.compute_loss(trainer.model, own)  # an evaluation
+    assert nll.item() == pytest.approx(build()(**batch).loss.item(), rel=1e-5)
+
+
+def test_packed_rows_are_kept_apart(tmp_path) -> None:
+    """Two rows in one, told apart by position_ids, as TRL's padding-free batches have them."""
+
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    trainer = Mine(build(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+                   objective=objective("eaft"))  # fmt: skip
+    trainer.model.eval()
+    pair = rows()[4:6]
+    apart = labelled(pair)
+    ids = torch.cat([r["input_ids"] for r in pair])[None]
+    labels = torch.cat([apart["labels"][i, : len(r["input_ids"])] for i, r in enumerate(pair)])
+    places = torch.cat([torch.arange(len(r["input_ids"])) for r in pair])
+    packed = {"input_ids": ids, "labels": labels[None], "position_ids": places[None]}
+    packed["labels"][0, len(pair[0]["input_ids"])] = ids[0, len(pair[0]["input_ids"])]
+    losses = [trainer.compute_loss(trainer.model, b, False, 5) for b in (apart, packed)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+
+
+def test_a_router_s_loss_is_part_of_the_step(tmp_path) -> None:
+    """One micro-batch, sft: what transformers itself gets."""
+
+    def moe():
+        torch.manual_seed(0)
+        return tiny.build("qwen3-moe", output_router_logits=True, router_aux_loss_coef=0.3)
+
+    batch = labelled(rows())
+    theirs = moe()
+    loss = theirs(**batch).loss
+    loss.backward()
+    ours = one_step(tmp_path, objective("sft"), 8, model=moe())
+    assert off(ours, {n: p.grad for n, p in theirs.named_parameters()}) < 1e-5
+    without = one_step(tmp_path, objective("sft"), 8, model=tiny.build("qwen3-moe"))
+    assert off(ours, without) > 1e-3
+
+
+def test_before_trl_s_trainer(tmp_path, model_folder: str) -> None:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    class Mine(GatedLossMixin, trl.SFTTrainer):
+        pass
+
+    data = Dataset.from_list([
+        {"messages": [{"role": "user", "content": f"say {i}"},
+                      {"role": "assistant", "content": "the fox " * (1 + i % 5)}]}
+        for i in range(8)
+    ])  # fmt: skip
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path), max_steps=3, logging_steps=1, use_cpu=True, report_to=[],
+        disable_tqdm=True, bf16=False, eval_strategy="steps", eval_steps=3,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = Mine(build(), arguments, train_dataset=data, eval_dataset=data,
+                   processing_class=AutoTokenizer.from_pretrained(model_folder),
+                   objective=objective("eaft"))  # fmt: skip
+    trainer.train()
+    lines = [r for r in trainer.state.log_history if "gate_mean" in r]
+    assert len(lines) == 3
+    assert all(0 < r["gate_mean"] < 1 and r["loss"] < r["nll"] for r in lines)
+    assert any(r.get("eval_loss", 0) > 0 for r in trainer.state.log_history)
