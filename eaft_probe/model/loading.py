@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import ModelError, one_line
@@ -155,11 +155,13 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     merge_adapter: bool = False,
+    load_in_4bit: bool = False,
 ) -> CausalLM:
     """Loads and proves a model. Raises `ModelError`.
 
     `dtype` "auto": the checkpoint's on a GPU, float32 on a CPU, where half precision is slower.
-    `merge_adapter`: added to the weights, for who trains on from it.
+    `merge_adapter`: added to the weights, for who trains on from it. `load_in_4bit`: linear layers
+    but the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes.
     """
     place = find_model(name, revision)
     device = resolve_device(device)
@@ -168,12 +170,15 @@ def load_model(
         model = _whole_model(
             folder,
             dtype=_dtype(dtype, device),
-            device_map=device_map,
+            device_map=device_map or ({"": device} if load_in_4bit else None),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
+            quantization_config=_four_bits(device) if load_in_4bit else None,
         )
-        if device_map is None:
+        if load_in_4bit:
+            _keep_trainable(model)
+        elif device_map is None:
             model.to(device)
         model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
         model.eval()
@@ -216,8 +221,27 @@ def _dtype(dtype: str, device: str) -> Any:
     return DTYPES[dtype]
 
 
+def _four_bits(device: str) -> BitsAndBytesConfig:
+    """Products in bfloat16 on a GPU, where adapters and the rest are float32 all the same."""
+    computed = torch.float32 if device == "cpu" else torch.bfloat16
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed,
+    )  # fmt: skip
+
+
+def _keep_trainable(model: Any) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes (0.50) packs weights in the first pass in evaluation
+    mode, for products without a gradient, and never unpacks them: an evaluation would make all
+    later gradients wrong without an error."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def _whole_model(folder: Path, **options: Any) -> Any:
     """A model with every weight in its files; `transformers` would draw the others at random."""
+    options = {name: value for name, value in options.items() if value is not None}
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])

@@ -275,7 +275,7 @@ def _load(name: str, settings: TrainSettings, arguments: TrainingArguments) -> C
         given["device"] = str(arguments.device)
     if name != settings.model:  # a reference
         given["adapter"] = None
-    return load_model(name, **given, merge_adapter=True)
+    return load_model(name, **given, merge_adapter=True, load_in_4bit=settings.load_in_4bit)
 
 
 def _reading(settings: TrainSettings) -> ScanSettings:
@@ -315,7 +315,7 @@ def _trainer(
 def _with_lora(whole: Any, settings: TrainSettings) -> Any:
     whole.train()
     if settings.lora_r is None:
-        return whole
+        return whole.requires_grad_(True)  # a merged adapter has left the rest frozen
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -195,3 +196,26 @@ def test_from_the_command_line(data: str, model_folder: str, tmp_path: Path, cap
     assert "2 steps of eaft alpha=2; nll" in capsys.readouterr().out
     assert json.loads((tmp_path / "r/train.json").read_text())["set"] == {"alpha": "2"}
     assert _run(["train", data, *flags]) == 2
+
+
+def test_an_adapter_over_4_bits_is_trained(data: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "m"  # bitsandbytes packs 64 weights a block
+    tiny.build("llama", hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    run = train(data, tmp_path / "r", model=str(folder), objective="asft", lora_r=4,
+                load_in_4bit=True, retain_data=data, **STEPS)  # fmt: skip
+    assert (run.path / "adapter_model.safetensors").exists()
+    assert run.last["retain_kl"] > 0
+    assert run.before["retain_kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_run_goes_on_from_an_adapter(data: str, model_folder: str, tmp_path: Path) -> None:
+    first = train(data, tmp_path / "a", model=model_folder, lora_r=4, **STEPS)
+    again = train(data, tmp_path / "b", model=model_folder, adapter=str(first.path),
+                  eval_data=data, **STEPS)  # fmt: skip
+    base = train(data, tmp_path / "c", model=model_folder, eval_data=data, **STEPS)
+    assert again.before["eval_nll"] < base.before["eval_nll"]
+    assert (again.path / "model.safetensors").exists()
+    names = weights(Path(model_folder)).keys()
+    assert weights(again.path).keys() == names
