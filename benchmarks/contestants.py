@@ -45,8 +45,8 @@ class Work:
     folder: Path  # scans go here, each into its own
 
     @classmethod
-    def load(cls, data: Path, settings: ScanSettings, folder: Path) -> "Work":
-        return cls(data, settings, load_model(settings.model), folder)
+    def load(cls, data: Path, settings: ScanSettings, folder: Path, dtype: str = "auto") -> "Work":
+        return cls(data, settings, load_model(settings.model, dtype=dtype), folder)
 
     @property
     def units(self) -> UnitPlan:
@@ -198,7 +198,7 @@ def _columns(text: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def prepared(args: argparse.Namespace, rows: int) -> Iterator[Work]:
+def prepared(args: argparse.Namespace, rows: int, dtype: str = "auto") -> Iterator[Work]:
     """The work that the flags name, with a temporary folder for what it writes."""
     settings = ScanSettings(
         model=args.model,
@@ -212,7 +212,7 @@ def prepared(args: argparse.Namespace, rows: int) -> Iterator[Work]:
         if args.messages:
             data = Path(name) / "shortened.jsonl"
             _shorten(args.data, data, args.columns.get("messages", "messages"), args.messages)
-        yield Work.load(data, settings, Path(name))
+        yield Work.load(data, settings, Path(name), dtype)
 
 
 def _shorten(data: Path, out: Path, column: str, messages: int) -> None:

@@ -136,6 +136,7 @@ class TrainSettings(DataSettings, ModelSettings):
     report_to: list[str] = _option("trackers: tensorboard, wandb, trackio, …", [])
     eval_data: str | None = _option("held-out data of the same kind: its nll is logged")
     retain_data: str | None = _option("data that must not be forgotten: nll, and KL from the base")
+    eval_tokens: int = _option("tokens of each of the two that are read, from the start", 200_000)
     lora_r: int | None = _option("train a LoRA adapter of this rank")
     lora_alpha: int = _option("LoRA's scaling, over its rank", 16)
     lora_target: list[str] = _option("modules that LoRA adapts; all linear ones but the head", [])
@@ -151,7 +152,8 @@ class TrainSettings(DataSettings, ModelSettings):
             raise BadInput("--load-in-4bit freezes the weights: give --lora-r, and no --adapter")
         least = dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps",
                                "logging_steps", "save_steps", "save_total_limit", "eval_steps",
-                               "lora_r", "lora_alpha", "limit", "sample"), 1)  # fmt: skip
+                               "lora_r", "lora_alpha", "limit", "sample",
+                               "eval_tokens"), 1)  # fmt: skip
         least |= dict.fromkeys(("group_rows", "warmup_steps", "weight_decay", "max_grad_norm"), 0)
         for name, lowest in least.items():
             value = getattr(self, name)

@@ -1,7 +1,6 @@
 """Hidden states → columns, through the head in chunks: never a (tokens × vocabulary) tensor."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -24,15 +23,18 @@ BLOCK = 64
 SMALLEST = -1e4
 
 
-@dataclass(frozen=True, slots=True)
 class TokenColumns:
-    """Equal-length named columns of measured tokens. Refuses a tensor with a graph."""
+    """Equal-length named columns of measured tokens. Refuses a tensor with a graph.
 
-    columns: dict[str, torch.Tensor]  # each (N,)
+    No dataclass: FSDP2 looks into those, and would round the columns to bfloat16.
+    """
 
-    def __post_init__(self) -> None:
-        assert len({len(c) for c in self.columns.values()}) <= 1, "columns differ in length"
-        assert not any(c.requires_grad for c in self.columns.values()), "a column has a graph"
+    __slots__ = ("columns",)
+
+    def __init__(self, columns: dict[str, torch.Tensor]) -> None:
+        assert len({len(c) for c in columns.values()}) <= 1, "columns differ in length"
+        assert not any(c.requires_grad for c in columns.values()), "a column has a graph"
+        self.columns = columns  # each (N,)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.columns[name]
@@ -62,6 +64,12 @@ def _states(
     return states[rows.to(states.device), columns.to(states.device)].to(model.head.weight.device)
 
 
+def full_precision(like: torch.Tensor) -> torch.autocast:
+    """Distributions are in float32 even where the body is not: autocast would round the sums over
+    V to bfloat16 (0.004 nats of entropy, 0.12 of KL)."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 @torch.inference_mode()
 def measure_states(
     head: Head,
@@ -80,12 +88,13 @@ def measure_states(
     # buffers of each batch and hold their memory (128 MB more at the peak on 40 rows of GSM8K).
     made = {s.name: torch.empty(len(hidden), dtype=getattr(torch, s.dtype)) for s in statistics}
     others = _logit_slices(reference_head, reference_hidden) if reference_head else None
-    for at, logits in _logit_slices(head, hidden):
-        part = slice(at, at + len(logits))
-        reference = next(others)[1] if others else None
-        d = LogitSlice(logits, labels[part], hidden[part], head, reference)
-        for s in statistics:
-            made[s.name][part] = s.compute(d)
+    with full_precision(hidden):
+        for at, logits in _logit_slices(head, hidden):
+            part = slice(at, at + len(logits))
+            reference = next(others)[1] if others else None
+            d = LogitSlice(logits, labels[part], hidden[part], head, reference)
+            for s in statistics:
+                made[s.name][part] = s.compute(d)
     return TokenColumns(made)
 
 

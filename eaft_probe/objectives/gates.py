@@ -105,6 +105,7 @@ class Eaft(Objective):
     k: int = 20
     entropy: Literal["top", "full"] = "top"
     compat: Literal["paper", "llamafactory", "axolotl"] = "paper"
+    _vocab: int = field(default=10**9, repr=False)
 
     def __post_init__(self) -> None:
         _require(self.k >= 2, f"eaft: k is at least 2 (ln 1 = 0), found {self.k}")
@@ -119,10 +120,14 @@ class Eaft(Objective):
     def reads(self) -> Sequence[str]:
         return ("entropy" if self.entropy == "full" else f"entropy_top{self.k}",)
 
+    def within(self, vocab_size: int) -> "Eaft":
+        return replace(self, _vocab=vocab_size)
+
     @property
     def _unit(self) -> float:
         """The entropy that makes the gate 1, nats."""
-        return {"paper": math.log(self.k), "llamafactory": 3.0, "axolotl": 1.0}[self.compat]
+        most = math.log(min(self.k, self._vocab))
+        return {"paper": most, "llamafactory": 3.0, "axolotl": 1.0}[self.compat]
 
     def __call__(self, columns: Columns) -> Any:
         most = 1 if self.compat == "paper" else None

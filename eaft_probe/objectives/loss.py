@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 
-from eaft_probe.columns.measure import LogitSlice, TokenColumns, logit_chunks, slices
+from eaft_probe.columns.measure import (
+    LogitSlice,
+    TokenColumns,
+    full_precision,
+    logit_chunks,
+    slices,
+)
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.model.head import Head
 from eaft_probe.objectives.objective import Anchor, Objective
@@ -54,9 +60,10 @@ def gated_loss(
     """
     if (objective.anchor is None) != (reference is None):
         raise ValueError("an anchor needs a reference, and a reference an anchor")
-    call = _Call(head, objective, count, base or {}, reference)
+    call = _Call(head, objective.within(head.vocab_size), count, base or {}, reference)
     apply: Any = _Gated.apply
-    loss, logprob, gate, kl = apply(hidden, head.weight, head.bias, labels, call)
+    with full_precision(hidden):
+        loss, logprob, gate, kl = apply(hidden, head.weight, head.bias, labels, call)
     made = {"logprob": logprob, "gate": gate} | ({"kl": kl} if reference else {})
     return Gated(loss, TokenColumns(made))
 
@@ -69,7 +76,8 @@ def gated_logit_loss(
     For objectives that read only columns of the distribution, without an anchor.
     """
     apply: Any = _GatedLogits.apply
-    loss, logprob, gate = apply(logits, labels, objective, count)
+    with full_precision(logits):
+        loss, logprob, gate = apply(logits, labels, objective.within(logits.shape[1]), count)
     return Gated(loss, TokenColumns({"logprob": logprob, "gate": gate}))
 
 

@@ -64,6 +64,10 @@ class Objective(ABC):
         """The objective with what it takes from the whole step filled in."""
         return self
 
+    def within(self, vocab_size: int) -> "Objective":
+        """The objective for a model of so many tokens."""
+        return self
+
     def __str__(self) -> str:
         """The name with the fields that are not at their defaults."""
         shown = [

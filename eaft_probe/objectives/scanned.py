@@ -118,7 +118,8 @@ class ScanStep:
 
 def resolved(objective: Objective, scan: Scan, base: Scan | None) -> Objective:
     """The objective frozen for a figure: its step is the whole scan."""
-    return objective.resolve(ScanStep(scan, base, tuple(objective.reads)))
+    fitted = objective.within(int(scan.manifest["model"]["vocab_size"]))
+    return fitted.resolve(ScanStep(scan, base, tuple(fitted.reads)))
 
 
 def open_base(folder: str | Path | None) -> Scan | None:

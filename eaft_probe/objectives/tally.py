@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from eaft_probe.columns.log import LOG_GROUPS
+from eaft_probe.columns.measure import TokenColumns
+from eaft_probe.objectives.objective import Anchor
 
 GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
 OTHER, UNKNOWN = 0, 128
@@ -14,12 +16,13 @@ TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))
 
 
 def tally(
-    outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], step_count: float
+    columns: TokenColumns, inputs: dict[str, torch.Tensor], anchor: Anchor | None
 ) -> torch.Tensor:
     """(len(TALLY),) float64 sums over the batch's trained tokens."""
-    nll, gate = -outputs["logprob"].double(), outputs["gate"].double()
-    sums = [torch.ones_like(nll).sum(), outputs["loss"].detach().double() * step_count]
-    sums += [nll.sum(), (gate * nll).sum(), gate.sum()]
+    nll, gate = -columns["logprob"].double(), columns["gate"].double()
+    gated = (gate * nll).sum()
+    loss = gated + anchor.beta * columns["kl"].double().sum() if anchor else gated
+    sums = [torch.ones_like(nll).sum(), loss, nll.sum(), gated, gate.sum()]
     group = inputs["group"][inputs["trained"]] if "group" in inputs else None
     for name in LOGGED:
         if group is None:

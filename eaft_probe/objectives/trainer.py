@@ -1,172 +1,43 @@
-"""A causal language model whose forward pass is its gated loss, and the `Trainer` around it.
+"""The `Trainer` around a gated model: the step's count, its statistics, and what is logged."""
 
-Body, head and loss run inside the forward pass of the module that DDP or FSDP wraps: calling the
-body by itself would skip their hooks and train on wrong gradients without a word.
-"""
-
-import sys
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from types import MethodType
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from eaft_probe.columns.measure import measure_states
-from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.data.batches import targets
-from eaft_probe.errors import BadInput, ModelError, NonFinite
-from eaft_probe.model.head import Head, head_of
-from eaft_probe.objectives.loss import Reference, gated_loss
+from eaft_probe.columns.measure import TokenColumns
+from eaft_probe.errors import BadInput, NonFinite
+from eaft_probe.objectives.forward import ReferenceModel, gate, unadapted
 from eaft_probe.objectives.objective import Columns, Objective
 from eaft_probe.objectives.scanned import OF_BASE
 from eaft_probe.objectives.tally import TALLY, facts, tally
-
-
-def gate(model: Any) -> Any:
-    """Gives a `transformers` causal language model the gated forward pass, in place.
-
-    model(input_ids, attention_mask, trained, objective=…, count=…) then returns `loss`, `logprob`
-    and `gate` (N,); with `reads=(…)` instead, those columns without a graph. Everything else of
-    the model (saving, adapters, checkpointing) stays as it is. Raises `ModelError`.
-    """
-    live_head(model)  # refused now rather than in the first step
-    if _routes(model) and not all(hasattr(model, name) for name in ROUTER):
-        raise ModelError("this mixture of experts asks for its router's auxiliary loss in a way "
-                         "that is not known here; set output_router_logits to false in its config"
-                         )  # fmt: skip
-    model.forward = MethodType(_forward, model)
-    return model
-
-
-def unadapted(model: Any) -> Any:
-    """The causal language model inside a PEFT model, which has its adapters within."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _forward(
-    self: Any,
-    input_ids: torch.Tensor,
-    trained: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    objective: Objective | None = None,
-    count: float | None = None,
-    reads: Sequence[str] = (),
-    reference: "ReferenceModel | None" = None,
-    **others: Any,
-) -> dict[str, torch.Tensor]:
-    more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
-    more |= {"output_router_logits": True} if _routes(self) else {}
-    outputs = self.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more
-    )
-    rows, columns, labels = targets(input_ids, trained)
-    hidden, head, pull = outputs[0][rows, columns], _gathered_head(self), None
-    if reference is not None:
-        if position_ids is not None:
-            raise BadInput("a reference does not see packed rows apart; leave out packing")
-        pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
-    if objective is None:
-        frozen = replace(head, weight=head.weight.detach())
-        wanted = [STATISTICS[name] for name in reads]
-        theirs = (pull.head, pull.hidden) if pull else (None, None)
-        return measure_states(frozen, hidden.detach(), labels, wanted, *theirs).columns
-    assert count is not None, "a loss needs the count of the step's trained tokens"
-    base = {n: others[n][rows, columns + 1] for n in objective.reads if n in OF_BASE}
-    gated = gated_loss(head, hidden, labels, objective, count, base, pull)
-    loss = gated.loss
-    if _routes(self):  # the micro-batch's share: its trained tokens
-        loss = loss + _router_loss(self, outputs, attention_mask) * (len(labels) / count)
-    return {"loss": loss, **gated.columns.columns}
-
-
-# What the models of transformers keep their router's settings in.
-ROUTER = ("router_aux_loss_coef", "num_experts", "num_experts_per_tok")
-
-
-def _routes(model: Any) -> bool:
-    """Whether the model's config asks for the router's auxiliary loss."""
-    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
-
-
-def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> Any:
-    """The auxiliary loss as the model's own file defines it, with its coefficient."""
-    balance = sys.modules[type(model).__module__].load_balancing_loss_func  # type: ignore[attr-defined]
-    coefficient, experts, chosen = (getattr(model, name) for name in ROUTER)
-    return coefficient * balance(outputs.router_logits, experts, chosen, attention_mask)
-
-
-class ReferenceModel(Protocol):
-    """What an anchor pulls towards: a loaded `CausalLM`, or the model with its adapter off."""
-
-    @property
-    def head(self) -> Head: ...
-
-    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T) → (B, T, D), no graph."""
-
-
-@dataclass(frozen=True)
-class AdapterOff:
-    """The base of a PEFT model as reference: no second copy, no dropout."""
-
-    adapted: Any
-    head: Head
-
-    @torch.no_grad()
-    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-        training = self.adapted.training
-        self.adapted.eval()
-        try:
-            with self.adapted.disable_adapter():
-                body = self.adapted.get_base_model().base_model
-                states: torch.Tensor = body(input_ids=input_ids, use_cache=False)[0]
-                return states
-        finally:
-            self.adapted.train(training)
-
-
-def live_head(model: Any) -> Head:
-    """The head with the parameters that are trained, not copies of them. Raises `ModelError`."""
-    module = model.get_output_embeddings()
-    if hasattr(module, "modules_to_save"):
-        module = module.modules_to_save[module.active_adapter]
-    if hasattr(module, "base_layer"):
-        raise ModelError("an adapter on the head cannot be trained by a gated loss; leave the "
-                         "head out of the adapter's target modules, or train it whole")  # fmt: skip
-    return replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
-
-
-def _gathered_head(model: Any) -> Head:
-    """The live head during the forward pass, which sharding must have put together by now: the
-    head's own hooks do not run, as its weight is read without calling it. Raises `ModelError`."""
-    head = live_head(model)
-    if isinstance(head.weight, DTensor) or head.weight.dim() != 2:
-        raise ModelError("the head's weights are sharded by themselves, so a gated loss cannot "
-                         "read them; shard them together with the final norm or the whole model "
-                         "(FSDP2), and leave out tensor parallelism")  # fmt: skip
-    return head
-
 
 # --- the whole step ---
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """A `Population` held in memory: the tokens or examples of one step, from all ranks."""
+    """A `Population` held in memory: the tokens or examples of one step, from all ranks.
+
+    A statistic of none of them is 1, which is no number's gate.
+    """
 
     columns: Columns
 
     def mean(self, of: Callable[[Columns], Any]) -> float:
-        return float(of(self.columns).double().mean())
+        values = of(self.columns).double()
+        return float(values.mean()) if len(values) else 1.0
 
     def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
-        return float(np.quantile(of(self.columns).double().numpy(), at))
+        values = of(self.columns).double().numpy()
+        return float(np.quantile(values, at)) if len(values) else 1.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +46,9 @@ class BatchStep:
 
     tokens: Gathered
     examples: Gathered
+
+
+READ = ("input_ids", "attention_mask", "position_ids", "trained")
 
 
 class GatedLossMixin:
@@ -193,6 +67,7 @@ class GatedLossMixin:
     model_wrapped: Any
     accelerator: Any
     state: Any
+    add_callback: Any
     _prepare_inputs: Any
 
     def __init__(
@@ -210,6 +85,7 @@ class GatedLossMixin:
         if reference and not objective.anchor:
             raise BadInput(f"objective {objective.name!r} has no use for a reference model")
         gate(unadapted(self.model))
+        self.add_callback(_AsLaunched(self))
         self.reference = reference
         self.objective = self.step_objective = objective
         self.loss_is_scaled_for_ga = True  # by the count of the whole step
@@ -240,13 +116,14 @@ class GatedLossMixin:
         # DDP and FSDP average gradients over ranks, hence the division of N.
         count = max(num_items_in_batch, 1) / self.accelerator.num_processes
         outputs = model(
-            **inputs, objective=self.step_objective, count=count, reference=self.reference
-        )
+            **read(inputs), objective=self.step_objective, count=count, reference=self.reference,
+            base=TokenColumns({n: inputs[n] for n in self.objective.reads if n in OF_BASE}),
+        )  # fmt: skip
         if not torch.isfinite(outputs["loss"]):
             rows = inputs["row"].tolist() if "row" in inputs else "unknown"
             raise NonFinite(f"the loss is not finite in step {self.state.global_step + 1}, rows "
                             f"{rows}; try a lower --learning-rate, or float32")  # fmt: skip
-        self.tally += tally(outputs, inputs, count)
+        self.tally += tally(outputs["columns"], inputs, self.objective.anchor)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -269,9 +146,9 @@ class GatedLossMixin:
         model.eval()
         try:
             with self.accelerator.autocast():
-                prepared = self._prepare_inputs(inputs)
-                found: dict[str, torch.Tensor] = model(**prepared, reads=reads, reference=reference)
-                return found
+                prepared = self._prepare_inputs(read(inputs))
+                found: TokenColumns = model(**prepared, reads=reads, reference=reference)["columns"]
+                return found.columns
         finally:
             model.train(was_training)
 
@@ -301,10 +178,14 @@ class GatedLossMixin:
 
 
 def _of_examples(logprob: torch.Tensor, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """(examples with a trained token,) mean nll."""
-    rows = sample["trained"].nonzero(as_tuple=True)[0].cpu()
-    counts = torch.bincount(rows, minlength=len(sample["trained"])).double()
-    sums = torch.zeros_like(counts).index_add_(0, rows, -logprob.cpu().double())
+    """(examples with a trained token,) mean nll; a packed row holds several, from position 0."""
+    first = torch.zeros_like(sample["input_ids"])
+    first[:, 0] = 1
+    if "position_ids" in sample:
+        first |= (sample["position_ids"] == 0).long()
+    of = (first.flatten().cumsum(0) - 1).view_as(first)[sample["trained"]].cpu()
+    counts = torch.bincount(of, minlength=int(first.sum())).double()
+    sums = torch.zeros_like(counts).index_add_(0, of, -logprob.cpu().double())
     return {"mean_nll": (sums / counts.clamp(min=1))[counts > 0]}
 
 
@@ -321,8 +202,12 @@ def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     if not torch.equal(inputs["labels"][trained], inputs["input_ids"][trained]):
         raise BadInput("labels that are not the input_ids of their own positions (shifted ones, "
                        "soft prompts) cannot be trained on")  # fmt: skip
-    kept = {n: c for n, c in inputs.items() if n in ("input_ids", "attention_mask", "position_ids")}
-    return {**kept, "trained": trained}
+    return {**read(inputs), "trained": trained}
+
+
+def read(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the model's forward pass takes of a batch."""
+    return {n: inputs[n] for n in READ if n in inputs}
 
 
 def refuse(trainer: Any) -> None:
@@ -331,12 +216,37 @@ def refuse(trainer: Any) -> None:
         "label smoothing": args.label_smoothing_factor != 0,
         "a compute_loss_func": trainer.compute_loss_func is not None,
         "Liger's fused loss": args.use_liger_kernel,
-        "sequence parallelism": parallel is not None and getattr(parallel, "sp_enabled", False),
+        "sequence parallelism": getattr(parallel, "sp_enabled", False),
+        "context parallelism": getattr(parallel, "cp_enabled", False),
         "several GPUs in one process": args.n_gpu > 1,
     }
     for what, asked in refused.items():
         if asked:
             raise BadInput(f"{what} would replace the gated loss; leave it out")
+
+
+class _AsLaunched(TrainerCallback):  # type: ignore[misc]
+    """Stops before the first step where the processes are not what the launcher asked for."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """accelerate falls back to DDP, or to one process each, without a word."""
+        asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if asked and not _is_sharded(self.trainer.model_wrapped):
+            raise BadInput("FSDP was asked for, but the model is not sharded; accelerate shards on "
+                           "GPUs only, so leave FSDP out here")  # fmt: skip
+        launched, joined = int(os.environ.get("WORLD_SIZE", "1")), args.world_size
+        if launched != joined:
+            raise BadInput(f"launched as {launched} processes, of which each would train alone; "
+                           f"give --device cpu, or as many GPUs")  # fmt: skip
+
+
+def _is_sharded(model: Any) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters()) or any(
+        isinstance(m, FullyShardedDataParallel) for m in model.modules()
+    )
 
 
 class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]

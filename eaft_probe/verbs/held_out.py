@@ -9,13 +9,13 @@ import torch
 from eaft_probe.data.batches import Window, batches
 from eaft_probe.errors import DataError
 from eaft_probe.model.loading import CausalLM
-from eaft_probe.objectives.trainer import GatedTrainer, ReferenceModel
+from eaft_probe.objectives.forward import ReferenceModel
+from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.plan import AUTO_TOKENS
 from eaft_probe.verbs.rows import read_windows
 from eaft_probe.verbs.scan import open_data
 
-MOST_TOKENS = 200_000  # of each data set, from the start
 FIGURES = ("eval_nll", "retain_nll", "retain_kl")
 
 
@@ -32,14 +32,16 @@ class HeldOut:
         return made | {f"retain_{k}": v for k, v in _means(trainer, self.retain, self.base).items()}
 
 
-def read_held_out(data: str | None, settings: ScanSettings, model: CausalLM) -> list[Window]:
-    """The first windows of the data, MOST_TOKENS tokens at most. Raises `DataError`."""
+def read_held_out(
+    data: str | None, settings: ScanSettings, model: CausalLM, most: int
+) -> list[Window]:
+    """The first windows of the data, `most` tokens at most. Raises `DataError`."""
     if data is None:
         return []
     kept, tokens = list[Window](), 0
     lost = Counter[str]()  # as many as there are among the first windows; not the run's own data
     for _, window in read_windows(open_data(data, settings), settings, model, lost):
-        if kept and tokens + len(window.ids) > MOST_TOKENS:
+        if kept and tokens + len(window.ids) > most:
             break
         kept.append(window)
         tokens += len(window.ids)

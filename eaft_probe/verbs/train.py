@@ -8,15 +8,15 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,10 +25,11 @@ from eaft_probe.columns.log import LOG, read_log
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.model.loading import CausalLM, load_model, quiet, resolve_device
+from eaft_probe.objectives.forward import AdapterOff, ReferenceModel
 from eaft_probe.objectives.gates import objective
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scanned import OF_BASE, ScanStep
-from eaft_probe.objectives.trainer import AdapterOff, GatedTrainer, ReferenceModel
+from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ModelSettings, ScanSettings, TrainSettings, make_settings
 from eaft_probe.verbs import beside
@@ -114,14 +115,23 @@ def train(
         with _as_bad_input():
             trainer = _trainer(rows, model, scans.resolved(wanted), arguments, chosen, progress)
         before = trainer.held_out_figures()
-        with arguments.main_process_first(local=False):
-            if main:
-                _prepare(folder, chosen, rows, scans)
+        _on_main(arguments, lambda: _prepare(folder, chosen, rows, scans))
         _run(trainer, folder, chosen, progress)
     finished = Run(folder, read_log(folder).to_pylist(), before)
-    if main:
-        _card(finished, chosen, rows)
+    _on_main(arguments, lambda: _card(finished, chosen, rows))
     return finished
+
+
+def _on_main(arguments: TrainingArguments, work: Callable[[], None]) -> None:
+    """Done by one process while the others wait; what it raises, all of them do."""
+    failed: list[ProbeError | None] = [None]
+    if arguments.process_index == 0:
+        try:
+            work()
+        except ProbeError as error:
+            failed = [error]
+    if error_of_main := broadcast_object_list(failed)[0]:
+        raise error_of_main
 
 
 def _objective(settings: TrainSettings) -> Objective:
@@ -318,6 +328,7 @@ def _with_lora(whole: Any, settings: TrainSettings) -> Any:
         return whole.requires_grad_(True)  # a merged adapter has left the rest frozen
     from peft import LoraConfig, get_peft_model
 
+    set_seed(settings.seed)  # of the adapter's first weights
     return get_peft_model(
         whole,
         LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, task_type="CAUSAL_LM",
@@ -334,10 +345,10 @@ def _measured_against(
 ) -> tuple[ReferenceModel | None, HeldOut | None]:
     """What an anchor pulls towards, and what is held out. The starting model, where either needs
     it, is the one with the adapter off, or one copy."""
-    other, reading = settings.reference, _reading(settings)
-    target, retain = (
-        read_held_out(d, reading, model) for d in (settings.eval_data, settings.retain_data)
-    )
+    other, same = settings.reference, replace(_reading(settings), limit=None, sample=None)
+    any_kind = replace(same, format=None, columns={}, config_name=None, split="train")
+    target = read_held_out(settings.eval_data, same, model, settings.eval_tokens)
+    retain = read_held_out(settings.retain_data, any_kind, model, settings.eval_tokens)
     base: ReferenceModel | None = None
     if retain or (wanted.anchor and other is None):
         lora = settings.lora_r is not None
@@ -364,6 +375,7 @@ def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, progress:
         with quiet():
             trainer.train(resume_from_checkpoint=checkpoint)  # ends with an evaluation
             trainer.save_model(str(folder))
+        trainer.accelerator.wait_for_everyone()  # the first process writes the log
     except (OSError, RuntimeError) as error:
         if isinstance(error, ProbeError):
             raise

@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 
 from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.model.head import head_of
+from eaft_probe.objectives.forward import AdapterOff, gate
 from eaft_probe.objectives.gates import OBJECTIVES, objective
-from eaft_probe.objectives.trainer import AdapterOff, BatchStep, Gathered, GatedTrainer, gate
+from eaft_probe.objectives.trainer import BatchStep, GatedTrainer, Gathered
 
 ROWS, V = 8, 200
 Gradients = dict[str, torch.Tensor]

@@ -1,0 +1,153 @@
+"""A causal language model whose forward pass is its gated loss.
+
+Body, head and loss run inside the forward pass of the module that DDP or FSDP wraps: calling the
+body by itself would skip their hooks and train on wrong gradients without a word.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from eaft_probe.columns.measure import TokenColumns, measure_states
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.data.batches import targets
+from eaft_probe.errors import BadInput, ModelError
+from eaft_probe.model.head import Head, head_of
+from eaft_probe.objectives.loss import Reference, gated_loss
+from eaft_probe.objectives.objective import Objective
+
+
+def gate(model: Any) -> Any:
+    """Gives a `transformers` causal language model the gated forward pass, in place.
+
+    model(input_ids, trained=…, objective=…, count=…) then returns `loss` and
+    `columns`, see `Gated`; with `reads=(…)` instead, those columns without a graph. What the
+    objective reads of a scan comes as `base`, (B, T) columns. Everything else of the model (saving,
+    adapters, checkpointing) stays as it is. Raises `ModelError`.
+    """
+    live_head(model)  # refused now rather than in the first step
+    if _routes(model) and not all(hasattr(model, name) for name in ROUTER):
+        raise ModelError("this mixture of experts asks for its router's auxiliary loss in a way "
+                         "that is not known here; set output_router_logits to false in its config"
+                         )  # fmt: skip
+    model.forward = MethodType(_forward, model)
+    return model
+
+
+def unadapted(model: Any) -> Any:
+    """The causal language model inside a PEFT model, which has its adapters within."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _forward(
+    self: Any,
+    input_ids: torch.Tensor,
+    *,
+    trained: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    objective: Objective | None = None,
+    count: float | None = None,
+    reads: Sequence[str] = (),
+    reference: "ReferenceModel | None" = None,
+    base: TokenColumns | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    if unknown := [name for name, given in others.items() if given is not None]:
+        raise BadInput(f"a gated model reads tokens and knows no {', '.join(unknown)}")
+    more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+    more |= {"output_router_logits": True} if _routes(self) else {}
+    outputs = self.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more
+    )
+    rows, columns, labels = targets(input_ids, trained)
+    hidden, head, pull = outputs[0][rows, columns], _gathered_head(self), None
+    if reference is not None:
+        if position_ids is not None:
+            raise BadInput("a reference does not see packed rows apart; leave out packing")
+        pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
+    if objective is None:
+        frozen = replace(head, weight=head.weight.detach())
+        wanted = [STATISTICS[name] for name in reads]
+        theirs = (pull.head, pull.hidden) if pull else (None, None)
+        return {"columns": measure_states(frozen, hidden.detach(), labels, wanted, *theirs)}
+    assert count is not None, "a loss needs the count of the step's trained tokens"
+    given = {n: c[rows, columns + 1] for n, c in base.columns.items()} if base else {}
+    gated = gated_loss(head, hidden, labels, objective, count, given, pull)
+    loss = gated.loss
+    if _routes(self):  # the micro-batch's share: its trained tokens
+        loss = loss + _router_loss(self, outputs, attention_mask) * (len(labels) / count)
+    return {"loss": loss, "columns": gated.columns}
+
+
+# What the models of transformers keep their router's settings in.
+ROUTER = ("router_aux_loss_coef", "num_experts", "num_experts_per_tok")
+
+
+def _routes(model: Any) -> bool:
+    """Whether the model's config asks for the router's auxiliary loss."""
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
+
+
+def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> Any:
+    """The auxiliary loss as the model's own file defines it, with its coefficient."""
+    balance = sys.modules[type(model).__module__].load_balancing_loss_func  # type: ignore[attr-defined]
+    coefficient, experts, chosen = (getattr(model, name) for name in ROUTER)
+    return coefficient * balance(outputs.router_logits, experts, chosen, attention_mask)
+
+
+class ReferenceModel(Protocol):
+    """What an anchor pulls towards: a loaded `CausalLM`, or the model with its adapter off."""
+
+    @property
+    def head(self) -> Head: ...
+
+    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) → (B, T, D), no graph."""
+
+
+@dataclass(frozen=True)
+class AdapterOff:
+    """The base of a PEFT model as reference: no second copy, no dropout."""
+
+    adapted: Any
+    head: Head
+
+    @torch.no_grad()
+    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        training = self.adapted.training
+        self.adapted.eval()
+        try:
+            with self.adapted.disable_adapter():
+                body = self.adapted.get_base_model().base_model
+                states: torch.Tensor = body(input_ids=input_ids, use_cache=False)[0]
+                return states
+        finally:
+            self.adapted.train(training)
+
+
+def live_head(model: Any) -> Head:
+    """The head with the parameters that are trained, not copies of them. Raises `ModelError`."""
+    module = model.get_output_embeddings()
+    if hasattr(module, "modules_to_save"):
+        module = module.modules_to_save[module.active_adapter]
+    if hasattr(module, "base_layer"):
+        raise ModelError("an adapter on the head cannot be trained by a gated loss; leave the "
+                         "head out of the adapter's target modules, or train it whole")  # fmt: skip
+    return replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
+
+
+def _gathered_head(model: Any) -> Head:
+    """The live head during the forward pass, which sharding must have put together by now: the
+    head's own hooks do not run, as its weight is read without calling it. Raises `ModelError`."""
+    head = live_head(model)
+    if isinstance(head.weight, DTensor) or head.weight.dim() != 2:
+        raise ModelError("the head's weights are sharded by themselves, so a gated loss cannot "
+                         "read them; shard them together with the final norm or the whole model "
+                         "(FSDP2), and leave out tensor parallelism")  # fmt: skip
+    return head
