@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from eaft_probe.columns.conflicts import ConflictRule
@@ -80,8 +80,11 @@ def _dataset(
         raise DataError(one_line(cause or error)) from error
 
 
+EMPTY = -1  # the index of a row that holds nothing to train
+
+
 @dataclass(frozen=True)
-class Rows:
+class Rows(Dataset[Mapping[str, Any]]):
     """The windows of a data set, in files; and which group the sampled ones' tokens are of."""
 
     data: Any  # a `datasets.Dataset` with FEATURES, and (T,) columns of finished scans
@@ -117,6 +120,15 @@ class Rows:
         made = _dataset(first, rows, cache).with_format("numpy")
         return cls(made, source.name, source.fingerprint(), lost, {})
 
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        row: dict[str, Any] = self.data[max(index, 0)]
+        if index == EMPTY:
+            row |= {"row": EMPTY, "trained": np.zeros_like(row["trained"])}
+        return row
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each window."""
@@ -145,21 +157,25 @@ class ByLength(Sampler[int]):
     """Batches of rows alike in length, in an order of its own for each epoch.
 
     It hangs on seed and epoch alone, so that a resumed run goes on in it, and that which rows a
-    short run will visit is known beforehand.
+    short run will visit is known beforehand. Filled up to a multiple of `together`, the rows that
+    all processes take at once, with `EMPTY`: accelerate would fill up with rows of the epoch's
+    beginning, and train them twice.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+    def __init__(self, lengths: Sequence[int], step: int, together: int, seed: int) -> None:
+        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, 0
+        self.empty = -len(lengths) % together
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.empty
 
     def __iter__(self) -> Iterator[int]:
         own = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=own))
+        rows = get_length_grouped_indices(self.lengths, self.step, generator=own)
+        return iter([*rows, *[EMPTY] * self.empty])
 
 
 def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int, seed: int) -> None:

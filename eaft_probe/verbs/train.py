@@ -34,7 +34,7 @@ from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ModelSettings, ScanSettings, TrainSettings, make_settings
 from eaft_probe.verbs import beside
 from eaft_probe.verbs.held_out import HeldOut, read_held_out
-from eaft_probe.verbs.rows import ByLength, Rows, group_tokens
+from eaft_probe.verbs.rows import EMPTY, ByLength, Rows, group_tokens
 from eaft_probe.verbs.run_log import RunLog
 from eaft_probe.verbs.scan import open_data, require_same_vocabulary
 
@@ -305,16 +305,19 @@ def _trainer(
     settings: TrainSettings,
     progress: Progress,
 ) -> GatedTrainer:
-    step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    order = ByLength(rows.lengths, step, arguments.seed)
+    alone = arguments.world_size == 1
+    together = arguments.train_batch_size * arguments.world_size
+    step = together * arguments.gradient_accumulation_steps
+    order = ByLength(rows.lengths, step, 1 if alone else together, arguments.seed)
     if settings.base_scan is None:
         some = settings.max_steps * step if settings.max_steps > 0 else None
-        visited = list(islice(order, some or math.ceil(settings.num_train_epochs * len(order))))
+        seen = islice(order, some or math.ceil(settings.num_train_epochs * len(order)))
+        visited = [row for row in seen if row != EMPTY]
         group_tokens(rows, model, visited, settings.group_rows, settings.seed)
     trained = _with_lora(model.whole, settings)
     reference, held_out = _measured_against(wanted, trained, model, settings, arguments)
     trainer = GatedTrainer(
-        trained, arguments, train_dataset=rows.data, eval_dataset=[], data_collator=rows.collate,
+        trained, arguments, train_dataset=rows, eval_dataset=[], data_collator=rows.collate,
         sampler=order, processing_class=model.tokenizer, objective=wanted, held_out=held_out,
         reference=reference, callbacks=[RunLog(Path(arguments.output_dir), wanted, progress)],
     )  # fmt: skip
