@@ -38,6 +38,21 @@ def test_flags_of_the_examples_exist(command: str, capsys: pytest.CaptureFixture
 
 
 def test_every_setting_has_a_help_text() -> None:
-    from eaft_probe.settings import ScanSettings
+    from eaft_probe.settings import ScanSettings, TrainSettings
 
-    assert all(f.metadata["help"] for f in fields(ScanSettings))
+    assert all(f.metadata["help"] for kind in (ScanSettings, TrainSettings) for f in fields(kind))
+
+
+@pytest.mark.parametrize("loss", ["GatedLoss", "GatedLossMixin"])
+def test_the_examples_in_python_run(loss: str, model_folder: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = next(b for b in blocks if f"import {loss}\n" in b)
+    if "trl" in code:
+        pytest.importorskip("trl")
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}]
+    from datasets import Dataset
+
+    here = {"rows": Dataset.from_list(rows)}
+    on_cpu = f"{str(tmp_path / 'run')!r}, use_cpu=True"
+    exec(code.replace("org/name", model_folder).replace('"run"', on_cpu), here)
+    assert list((tmp_path / "run").glob("checkpoint-*/model.safetensors"))

@@ -58,24 +58,14 @@ def _forward(
     base: TokenColumns | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    if unknown := [name for name, given in others.items() if given is not None]:
-        raise BadInput(f"a gated model reads tokens and knows no {', '.join(unknown)}")
-    more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
-    more |= {"output_router_logits": True} if _routes(self) else {}
-    outputs = self.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more
-    )
+    _require_known(others, reference, position_ids)
+    outputs = _body(self, input_ids, attention_mask, position_ids)
     rows, columns, labels = targets(input_ids, trained)
     hidden, head, pull = outputs[0][rows, columns], _gathered_head(self), None
     if reference is not None:
-        if position_ids is not None:
-            raise BadInput("a reference does not see packed rows apart; leave out packing")
         pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
     if objective is None:
-        frozen = replace(head, weight=head.weight.detach())
-        wanted = [STATISTICS[name] for name in reads]
-        theirs = (pull.head, pull.hidden) if pull else (None, None)
-        return {"columns": measure_states(frozen, hidden.detach(), labels, wanted, *theirs)}
+        return {"columns": _columns(head, hidden, labels, reads, pull)}
     assert count is not None, "a loss needs the count of the step's trained tokens"
     given = {n: c[rows, columns + 1] for n, c in base.columns.items()} if base else {}
     gated = gated_loss(head, hidden, labels, objective, count, given, pull)
@@ -83,6 +73,34 @@ def _forward(
     if _routes(self):  # the micro-batch's share: its trained tokens
         loss = loss + _router_loss(self, outputs, attention_mask) * (len(labels) / count)
     return {"loss": loss, "columns": gated.columns}
+
+
+def _require_known(others: dict[str, Any], reference: Any, position_ids: Any) -> None:
+    if unknown := [name for name, given in others.items() if given is not None]:
+        raise BadInput(f"a gated model reads tokens and knows no {', '.join(unknown)}")
+    if reference is not None and position_ids is not None:
+        raise BadInput("a reference does not see packed rows apart; leave out packing")
+
+
+def _body(model: Any, input_ids: Any, attention_mask: Any, position_ids: Any) -> Any:
+    """The body's outputs; hidden states (B, T, D) come first."""
+    more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+    more |= {"output_router_logits": True} if _routes(model) else {}
+    return model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more
+    )
+
+
+def _columns(
+    head: Head,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    reads: Sequence[str],
+    reference: Reference | None,
+) -> TokenColumns:
+    frozen = replace(head, weight=head.weight.detach())
+    theirs = (reference.head, reference.hidden) if reference else (None, None)
+    return measure_states(frozen, hidden.detach(), labels, [STATISTICS[n] for n in reads], *theirs)
 
 
 # What the models of transformers keep their router's settings in.

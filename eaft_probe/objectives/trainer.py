@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 from eaft_probe.columns.measure import TokenColumns
 from eaft_probe.errors import BadInput, NonFinite
 from eaft_probe.objectives.forward import ReferenceModel, gate, unadapted
+from eaft_probe.objectives.gates import objective as named
 from eaft_probe.objectives.objective import Columns, Objective
 from eaft_probe.objectives.scanned import OF_BASE
 from eaft_probe.objectives.tally import TALLY, facts, tally
@@ -73,11 +74,12 @@ class GatedLossMixin:
     def __init__(
         self,
         *args: Any,
-        objective: Objective,
+        objective: str | Objective,
         reference: ReferenceModel | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        objective = named(objective) if isinstance(objective, str) else objective
         self.tally = torch.zeros(len(TALLY), dtype=torch.float64, device=self.args.device)
         refuse(self)
         if objective.anchor and reference is None:
