@@ -348,8 +348,20 @@ def main() -> None:
     sys.exit(_run(sys.argv[1:]))
 
 
+def _require_once(arguments: list[str]) -> None:
+    """Of `--objective sft --objective eaft` the parser would take the last without a word."""
+    commands: Any = typer.main.get_command(app)
+    command = commands.commands.get(arguments[0]) if arguments else None
+    named = [a.split("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
+    for option in command.params if command else ():
+        single = option.param_type_name == "option" and not (option.multiple or option.is_flag)
+        if single and sum(named.count(name) for name in option.opts) > 1:
+            raise BadInput(f"{option.opts[0]} is given twice; it takes one value")
+
+
 def _run(arguments: list[str]) -> int:
     try:
+        _require_once(arguments)
         return int(app(arguments, standalone_mode=False) or 0)
     except ProbeError as error:
         return _complain(error, error.exit_status)

@@ -298,3 +298,17 @@ def test_list_prints_every_objective_and_plot(
     )
     if what == "objectives":
         assert "gate=power, alpha=1.0, sharpness=30.0, center=0.17, k=20, entropy=top" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["train", "d.jsonl", "--objective", "sft", "--objective", "eaft"], "--objective"),
+        (["scan", "d.jsonl", "--max_length=5", "--max-length", "6"], "--max-length"),
+    ],
+)
+def test_an_option_with_two_values_is_refused(
+    arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(arguments) == 2
+    assert f"{flag} is given twice" in capsys.readouterr().err
