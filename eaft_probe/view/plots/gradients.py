@@ -84,7 +84,7 @@ def said_of(wanted: Sequence[Objective]) -> str:
     """What a caption must say of objectives drawn from a scan."""
     stepwise = ", ".join(o.name for o in wanted if o.of_step)
     anchored = ", ".join(o.name for o in wanted if o.anchor)
-    masks = [o for o in wanted if isinstance(o, MaskedSft)]
+    masks = [o for o in wanted if isinstance(o, MaskedSft) and o.conflicts == "live"]
     said = "".join(f"{o.name}: conflict where {ConflictRule(o.entropy_below, o.prob_below)}. "
                    for o in masks)  # fmt: skip
     said += f"Batch statistics over the whole scan: {stepwise}. " if stepwise else ""
