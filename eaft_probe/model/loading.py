@@ -1,7 +1,6 @@
 """Hub id, folder, GGUF file, adapter → `CausalLM(body, head, tokenizer)`, proven on every load."""
 
 import contextlib
-import logging
 import os
 import tempfile
 import warnings
@@ -20,9 +19,6 @@ from eaft_probe.errors import ModelError, one_line
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.places import CONTEXT_KEYS, Place, cache_folder, find_model
 from eaft_probe.model.prefix import empty_prefix
-
-# It speaks at import of kernels that are not used here.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROOF_TOKENS = 12

@@ -234,15 +234,21 @@ class _AsLaunched(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """accelerate falls back to DDP, or to one process each, without a word."""
-        asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if asked and not _is_sharded(self.trainer.model_wrapped):
-            raise BadInput("FSDP was asked for, but the model is not sharded; accelerate shards on "
-                           "GPUs only, so leave FSDP out here")  # fmt: skip
-        launched, joined = int(os.environ.get("WORLD_SIZE", "1")), args.world_size
-        if launched != joined:
-            raise BadInput(f"launched as {launched} processes, of which each would train alone; "
-                           f"give --device cpu, or as many GPUs")  # fmt: skip
+        require_as_launched(
+            args.world_size, args.fsdp, lambda: _is_sharded(self.trainer.model_wrapped)
+        )
+
+
+def require_as_launched(processes: int, fsdp: Any, is_sharded: Callable[[], bool]) -> None:
+    """accelerate falls back to DDP, or to one process each, without a word. Raises `BadInput`."""
+    asked = fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if asked and not is_sharded():
+        raise BadInput("FSDP was asked for, but the model is not sharded; accelerate shards on "
+                       "GPUs only, so leave FSDP out here")  # fmt: skip
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != processes:
+        raise BadInput(f"launched as {launched} processes, of which each would train alone; "
+                       f"give --device cpu, or as many GPUs")  # fmt: skip
 
 
 def _is_sharded(model: Any) -> bool:

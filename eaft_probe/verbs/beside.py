@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import READS, groups
 from eaft_probe.columns.table import Scan
 from eaft_probe.data.batches import Window
@@ -19,7 +20,8 @@ from eaft_probe.data.sources import Source
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.model.places import find_model
-from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.objective import Objective
+from eaft_probe.objectives.scanned import OF_BASE, ScanStep
 from eaft_probe.objectives.tally import GROUP_BITS
 from eaft_probe.settings import ScanSettings, TrainSettings
 from eaft_probe.verbs.plan import folder_identity, template_hash
@@ -106,6 +108,50 @@ def for_groups(scan: Scan) -> Beside:
                              np.zeros(len(columns["prob"]), np.uint8))}  # fmt: skip
 
     return Beside(scan, READS, made)
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The finished scans of a run: one that the objective reads, one that groups the log."""
+
+    read: Scan | None
+    names: tuple[str, ...]  # the columns of OF_BASE that the objective reads
+    base: Scan | None
+
+    @classmethod
+    def opened(cls, settings: TrainSettings, wanted: Objective) -> "Scans":
+        names = tuple(name for name in wanted.reads if name in OF_BASE)
+        mask, base = opened(settings.mask), opened(settings.base_scan)
+        if names and (mask or base) is None:
+            raise BadInput(f"objective {wanted.name!r} reads {names[0]} from a finished scan of "
+                           f"the same data; give it as --mask DIR")  # fmt: skip
+        if mask and not names:
+            raise BadInput(f"objective {wanted.name!r} reads nothing from a scan; leave --mask out")
+        if base:
+            require_same_model(base, settings)
+        return cls((mask or base) if names else None, names, base)
+
+    def resolved(self, wanted: Objective) -> Objective:
+        """An objective that must see the whole scan first has seen it."""
+        if not wanted.of_scan:
+            return wanted
+        assert self.read is not None
+        return wanted.resolve(ScanStep(self.read, None, tuple(wanted.reads)))
+
+    @property
+    def rule(self) -> ConflictRule | None:
+        """By which the scan that the objective reads is flagged."""
+        return self.read.rule if self.read else None
+
+    def require_same_data(self, source: Source, settings: ScanSettings, model: CausalLM) -> None:
+        for scan, flag in ((self.read, "--mask"), (self.base, "--base-scan")):
+            if scan:
+                require_same_data(scan, source, settings, model, flag)
+
+    @property
+    def beside(self) -> list[Beside]:
+        objectives = [for_objective(self.read, self.names)] if self.read else []
+        return objectives + ([for_groups(self.base)] if self.base else [])
 
 
 # --- whether it is a scan of the same tokens ---

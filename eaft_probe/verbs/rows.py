@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from eaft_probe.columns.conflicts import ConflictRule
@@ -176,6 +177,17 @@ class ByLength(Sampler[int]):
         own = torch.Generator().manual_seed(self.seed + self.epoch)
         rows = get_length_grouped_indices(self.lengths, self.step, generator=own)
         return iter([*rows, *[EMPTY] * self.empty])
+
+
+class InEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the order its epoch. In the epoch that several processes resume in, accelerate does
+    not reach it: they would end that one with the first epoch's rows."""
+
+    def __init__(self, order: ByLength) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.order.set_epoch(int(state.epoch))
 
 
 def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int, seed: int) -> None:

@@ -29,9 +29,13 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self.folder, self.objective, self.progress = folder, str(objective), progress
         self.rows: list[dict[str, Any]] = []
         self.tokens = self.step = 0
+        self.writes = False  # whether this is the process that does
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """A resumed run goes on behind the rows up to its checkpoint."""
+        """A resumed run goes on behind the rows up to its checkpoint, in intervals of its own:
+        the Trainer would keep those that the checkpoint was made with."""
+        state.compute_steps(args, state.max_steps)
+        self.writes = state.is_world_process_zero
         before = read_log(self.folder).to_pylist() if state.global_step else []
         self.rows = [r for r in before if r["step"] <= state.global_step]
         self.tokens = max((r["tokens_seen"] for r in self.rows), default=0)
@@ -52,6 +56,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
             self._training(state.global_step, logs)
         if any(name in logs for name in FIGURES):
             self._evaluation(state.global_step, logs)
+        if control.should_save:  # before the checkpoint: a kill may come right after it
+            self.write()
 
     def _training(self, step: int, logs: Mapping[str, float]) -> None:
         self.tokens += int(logs["count"])
@@ -80,11 +86,13 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.progress.note(f"{step:>6}  {shown}")
 
-    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.is_world_process_zero:
-            write_log(self.folder, self.rows)
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.write()
 
-    on_train_end = on_evaluate = on_save
+    def write(self) -> None:
+        """All rows so far."""
+        if self.writes and self.rows:
+            write_log(self.folder, self.rows)
 
 
 def _line(cells: Mapping[str, str]) -> str:

@@ -1,0 +1,119 @@
+"""What a run tells the Trainer and its launcher, and what it refuses before the long work."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch.nn import Parameter
+from torch.optim import SGD
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
+
+from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.model.loading import resolve_device
+from eaft_probe.objectives.trainer import require_as_launched
+from eaft_probe.settings import TrainSettings
+
+# Settings that TrainingArguments takes under the same name.
+PASSED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
+          "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
+          "max_grad_norm", "optim", "bf16", "logging_steps",
+          "save_steps", "save_total_limit", "eval_steps", "report_to", "seed")  # fmt: skip
+
+
+# Newer versions of transformers call it activation checkpointing and warn of the old name.
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing")
+    if hasattr(TrainingArguments, name)
+)  # fmt: skip
+
+
+def training_arguments(data: Any, settings: TrainSettings, folder: Path) -> TrainingArguments:
+    """What the Trainer is told. Under a launcher this joins the other processes. Raises
+    `BadInput` where the Trainer would later, or where the processes are not those launched."""
+    with as_bad_input():
+        made = _arguments(settings, folder)
+    sharded = made.device.type != "cpu"  # or will be, if so launched
+    require_as_launched(made.world_size, made.fsdp, lambda: sharded)
+    require_trackers(made.report_to)
+    require_no_pipe(data, settings, made)
+    return made
+
+
+def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
+    held_out = settings.eval_data is not None or settings.retain_data is not None
+    checkpointing = {CHECKPOINTING: True} if settings.gradient_checkpointing else {}
+    return TrainingArguments(
+        output_dir=str(folder),
+        **{name: getattr(settings, name) for name in PASSED},
+        **checkpointing,
+        eval_strategy="steps" if held_out else "no",
+        save_strategy="steps",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=resolve_device(settings.device) == "cpu",
+    )
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Before the long work: the Trainer would look for them after it."""
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(INTEGRATION_TO_CALLBACK)
+            raise BadInput(f"--report-to knows no {name!r}; there are {known}")
+        if name not in installed:
+            raise BadInput(f"--report-to {name}: it is not installed; there are "
+                           f"{', '.join(installed) or 'none'}")  # fmt: skip
+
+
+def require_no_pipe(data: Any, settings: TrainSettings, arguments: TrainingArguments) -> None:
+    """Standard input reaches one process only, or each of them in part."""
+    read = [d for d in (data, settings.eval_data, settings.retain_data) if isinstance(d, str)]
+    if arguments.world_size > 1 and "-" in read:
+        raise BadInput("several processes cannot share the standard input; give a file")
+
+
+def require_optimizer(trained: Any, arguments: TrainingArguments) -> None:
+    """Raises, while the folder is untouched, what the trainer would when it begins: an optimizer
+    whose library is missing, a schedule that needs more than its name."""
+    Trainer.get_optimizer_cls_and_kwargs(arguments, trained)
+    get_scheduler(arguments.lr_scheduler_type, SGD([Parameter()]), arguments.get_warmup_steps(1),
+                  1, arguments.lr_scheduler_kwargs)  # fmt: skip
+
+
+@contextmanager
+def as_bad_input() -> Iterator[None]:
+    """What `TrainingArguments`, PEFT and the optimizer say of a setting, as one line."""
+    try:
+        yield
+    except (ValueError, ImportError, TypeError) as error:
+        raise BadInput(f"training cannot start: {one_line(error)}") from error
+
+
+def on_main(arguments: TrainingArguments, work: Callable[[], None]) -> None:
+    """Done by one process while the others wait; what it raises, all of them do. It begins once
+    all of them have got here: another one's failure must not cost an old run."""
+    failed: list[ProbeError | None] = [None]
+    PartialState().wait_for_everyone()
+    if arguments.process_index == 0:
+        try:
+            work()
+        except ProbeError as error:
+            failed = [error]
+    if error_of_main := broadcast_object_list(failed)[0]:
+        raise error_of_main
+
+
+@contextmanager
+def shared_folder() -> Iterator[str]:
+    """A temporary folder of one name for all processes, removed at the end."""
+    with tempfile.TemporaryDirectory() as own:
+        yield str(broadcast_object_list([own])[0])

@@ -1,0 +1,166 @@
+"""The folder of a training run: whether it may be written to, its checkpoints, its model card."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from eaft_probe.columns.conflicts import ConflictRule, write_json
+from eaft_probe.columns.log import LOG
+from eaft_probe.errors import BadInput, one_line
+from eaft_probe.settings import TrainSettings
+
+CONFIG, CARD = "train.json", "README.md"
+DONE = "done"  # a key of CONFIG, written last of all
+# What a checkpoint holds beside the model.
+OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
+# What may change when a run is resumed.
+FREE = {"resume", "overwrite", "max_steps", "num_train_epochs", "logging_steps", "save_steps",
+        "save_total_limit", "eval_steps", "report_to", "device"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    path: Path
+    log: list[dict[str, Any]]  # the rows of log.parquet
+    before: dict[str, float]  # eval_nll, retain_nll and retain_kl of the model it started from
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last row over all tokens."""
+        return next(row for row in reversed(self.log) if row["group"] == "all")
+
+    def __str__(self) -> str:
+        """What was learned and what was forgotten, in one line."""
+        last, said = self.last, []
+        if "eval_nll" in self.before:
+            said.append(f"learned: eval nll {_change(self.before['eval_nll'], last['eval_nll'])}")
+        if "retain_nll" in self.before:
+            change = _change(self.before["retain_nll"], last["retain_nll"])
+            said.append(f"forgot: retain nll {change}, KL from the base {last['retain_kl']:.4f}")
+        said = said or [f"nll {last['nll']:.4f} of the last training tokens"]
+        return f"{last['step']} steps of {last['objective']}; {'; '.join(said)}; nats a token"
+
+
+def _change(before: float, after: float) -> str:
+    return f"{before:.4f} → {after:.4f} ({after - before:+.4f})"
+
+
+def require_free(folder: Path, settings: TrainSettings) -> None:
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not (settings.resume or settings.overwrite):
+        raise BadInput(f"{folder} is not empty; give --resume, --overwrite or another --out")
+    if occupied and not (folder / CONFIG).exists():
+        flag = "--overwrite" if settings.overwrite else "--resume"
+        raise BadInput(f"{folder} holds no training run, so {flag} leaves it alone")
+
+
+def plan(
+    settings: TrainSettings, data: str, fingerprint: str, rule: ConflictRule | None
+) -> dict[str, Any]:
+    """What a resumed run must repeat, but for FREE."""
+    made = {**asdict(settings), "data": data, "fingerprint": fingerprint}
+    return made | ({"mask_rule": asdict(rule)} if rule else {})
+
+
+def prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> None:
+    """The folder is touched only once everything stands: a typo must not cost an old run."""
+    try:
+        if settings.resume and (folder / CONFIG).exists():
+            _require_same(folder, plan)
+            _remove_cut_short(folder)
+        if settings.overwrite and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, plan)
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
+
+
+def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
+    """A resumed run goes on with the settings and the data that it began with."""
+    try:
+        before = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise BadInput(f"{folder / CONFIG} is damaged; choose another --out") from error
+    for name, value in json.loads(json.dumps(plan)).items():
+        if name not in FREE and before.get(name) != value:
+            raise BadInput(f"{folder} was trained with another {name} ({before.get(name)!r}, now "
+                           f"{value!r}); --resume goes on with the same")  # fmt: skip
+    checkpoint = last_checkpoint(folder)
+    if checkpoint and before.get(DONE) and at_end(checkpoint, plan):
+        raise BadInput(f"{folder} is finished: {_state(checkpoint)['global_step']} steps; raise "
+                       f"--max-steps or --num-train-epochs")  # fmt: skip
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole one."""
+    steps = {path: state["global_step"] for path in _checkpoints(folder) if (state := _state(path))}
+    return max(steps, key=steps.__getitem__, default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """The trainer's, or nothing: it is written last, so a checkpoint that a kill or a full disk
+    cut short has none, or half of one."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((checkpoint / TRAINER_STATE_NAME).read_text()))
+    return {}
+
+
+def _remove_cut_short(folder: Path) -> None:
+    """They take the place that a full disk lacks, and --save-total-limit would count them."""
+    for path in _checkpoints(folder):
+        if not _state(path):
+            shutil.rmtree(path)
+
+
+def at_end(checkpoint: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether no step is left."""
+    state, most = _state(checkpoint), plan["max_steps"]
+    if most > 0:
+        return bool(state["global_step"] >= most)
+    return bool(state["epoch"] >= plan["num_train_epochs"])
+
+
+def room(folder: Path) -> str:
+    """torch says of a full disk "unexpected pos 576 vs 534"."""
+    with suppress(OSError):  # the folder may be gone
+        return f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
+    return ""
+
+
+def finish(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
+    """The model card, and the mark that nothing is left to do."""
+    _card(run, settings, lost)
+    plan = json.loads((run.path / CONFIG).read_text())
+    write_json(run.path / CONFIG, plan | {DONE: True})
+
+
+def _card(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
+    """The model card: what was trained how, and what it learned and forgot."""
+    last = run.last
+    figures = [f"| nll of the training data | | {last['nll']:.4f} |"]
+    figures += [
+        f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in run.before.items() if last[k] is not None
+    ]
+    text = [
+        "---", f"base_model: {settings.model}", "library_name: transformers", "---", "",
+        f"# {run.path.name}", "",
+        f"{settings.model} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
+        f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has its history.", "",
+        *(f"{count:,} {what}.\n" for what, count in lost.items()),
+        "| nats a token | before | after |", "|---|---|---|", *figures, "",
+        "```json", json.dumps(asdict(settings), indent=1), "```", "",
+    ]  # fmt: skip
+    (run.path / CARD).write_text("\n".join(text))
