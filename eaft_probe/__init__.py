@@ -4,25 +4,34 @@
 >>> scan("data.jsonl", "eaft-scan", model="smollm2").tokens(["token", "prob", "conflict"])
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eaft_probe.columns.table import Scan
     from eaft_probe.objectives.plugin import GatedLoss
     from eaft_probe.objectives.trainer import GatedLossMixin
+    from eaft_probe.verbs.compare import compare
+    from eaft_probe.verbs.rollout import rollout
     from eaft_probe.verbs.scan import scan
     from eaft_probe.verbs.train import train
     from eaft_probe.view import plots
 
-__all__ = ["GatedLoss", "GatedLossMixin", "Scan", "plots", "scan", "train"]
+__all__ = ["GatedLoss", "GatedLossMixin", "Scan", "compare", "plots", "rollout", "scan", "train"]
 _HOMES = {
     "scan": "eaft_probe.verbs.scan",
     "Scan": "eaft_probe.columns.table",
+    "rollout": "eaft_probe.verbs.rollout",
     "train": "eaft_probe.verbs.train",
+    "compare": "eaft_probe.verbs.compare",
     "GatedLoss": "eaft_probe.objectives.plugin",
     "GatedLossMixin": "eaft_probe.objectives.trainer",
     "plots": None,
 }
+
+
+# Whoever imports it first, it speaks of kernels that are not used here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,11 @@ from rich.console import Console
 
 from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.settings import (
+    CompareSettings,
+    GradientSettings,
     PlotSettings,
     ReportSettings,
+    RolloutSettings,
     RuleSettings,
     ScanSettings,
     ShowSettings,
@@ -169,6 +172,30 @@ def scan(
 
 
 @app.command()
+@_flags(RolloutSettings)
+def rollout(
+    given: dict[str, Any],
+    data: Data = None,
+    out: Annotated[str, typer.Option(help="the answers, F.jsonl")] = "rollout.jsonl",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Sample a model's own answers to the prompts of DATA, ready to scan."""
+    from eaft_probe.columns.summary import summarize
+    from eaft_probe.verbs.rollout import rollout as verb
+
+    with _progress(f"the same command goes on from what {out}.parts has") as progress:
+        done = verb(data, out, progress=progress, **_settled(given, config))
+    if as_json:
+        scanned = {"scan": summarize(done.scan)} if done.scan else {}
+        print(json.dumps(done.summary() | scanned, ensure_ascii=False))
+        return
+    print(done)
+    if done.scan:
+        _show(done.scan, False, None, worst=1)
+
+
+@app.command()
 @_flags(TrainSettings)
 def train(
     given: dict[str, Any],
@@ -232,16 +259,25 @@ def _show(opened: Any, as_json: bool, gate: Any, worst: int) -> None:
     from eaft_probe.columns.summary import summarize, worst_examples
     from eaft_probe.view.terminal import legend, show_example, show_summary
 
-    summary = summarize(opened)
-    tripped = gate is not None and gate(summary)
-    if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
-    else:
+    def tell(summary: Mapping[str, Any]) -> None:
         show_summary(_out(), summary)
         for example in worst_examples(opened, worst):
             show_example(_out(), opened, example)
         if worst:
             _out().print(legend())
+
+    _tell(summarize(opened), as_json, gate, tell)
+
+
+def _tell(
+    summary: Mapping[str, Any], as_json: bool, gate: Any, tell: Callable[[Mapping[str, Any]], None]
+) -> None:
+    """A summary as JSON or as `tell` prints it; exit 3 where the gate is tripped."""
+    tripped = gate is not None and gate(summary)
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        tell(summary)
     if tripped:
         raise typer.Exit(GATE_TRIPPED)
 
@@ -262,16 +298,65 @@ def _gate(text: str | None) -> Callable[[Mapping[str, Any]], bool] | None:
     name, sign = found[1], found[2]
 
     def tripped(summary: Mapping[str, Any]) -> bool:
-        value = summary.get(name)
-        if not isinstance(value, int | float):
-            numbers = [k for k, v in summary.items() if isinstance(v, int | float)]
-            raise BadInput(f"--fail-if: no number {name!r}; there are {', '.join(numbers)}")
+        numbers = dict(_numbers(summary))
+        if name not in numbers:
+            outer = [k for k in numbers if k.count(".") == 0]
+            inner = [k for k in numbers if k.count(".") == 2][:1]  # groups.conflict.tokens
+            said = ", ".join([*outer, *(f"{k} and the like" for k in inner)])
+            raise BadInput(f"--fail-if: no number {name!r}; there are {said}")
+        value = numbers[name]
         return {
             "<": value < limit, "<=": value <= limit, ">": value > limit,
             ">=": value >= limit, "==": value == limit,
         }[sign]  # fmt: skip
 
     return tripped
+
+
+def _numbers(summary: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of the JSON with its key; inside an object, the keys joined by dots."""
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{before}{key}.")
+        elif isinstance(value, int | float):
+            yield f"{before}{key}", value
+
+
+@app.command()
+@_flags(CompareSettings)
+def compare(
+    given: dict[str, Any],
+    first: Annotated[str, typer.Argument(metavar="A", help="a finished scan: the base model's")],
+    second: Annotated[str, typer.Argument(metavar="B", help="a finished scan: the tuned model's")],
+    config: Config = None,
+    as_json: Json = False,
+    fail_if: FailIf = None,
+) -> None:
+    """Compare two scans: token by token where the data are the same, else as distributions."""
+    gate = _gate(fail_if)
+    from eaft_probe.verbs.compare import compare as verb
+    from eaft_probe.view.terminal import show_comparison
+
+    found = verb(first, second, **_settled(given, config)).summary()
+    _tell(found, as_json, gate, lambda summary: show_comparison(_out(), summary))
+
+
+@app.command()
+@_flags(GradientSettings)
+def gradients(
+    given: dict[str, Any], folder: Dir, config: Config = None, as_json: Json = False
+) -> None:
+    """Exact whole-model gradient norms of sampled tokens, beside the closed forms."""
+    from eaft_probe.verbs.gradients import gradients as verb
+    from eaft_probe.view.terminal import show_frame
+
+    with _progress(f"the same command goes on from what {folder} has") as progress:
+        found = verb(folder, progress=progress, **_settled(given, config))
+    if as_json:
+        print(json.dumps(found.summary(), ensure_ascii=False))
+        return
+    _out().print(str(found), markup=False)
+    show_frame(_out(), found.agreement())
 
 
 @app.command()

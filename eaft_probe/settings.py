@@ -3,6 +3,7 @@
 The fields' help texts are the documentation of all three. No torch here: `--help` must be quick.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -12,6 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from eaft_probe.errors import BadInput, one_line
+
+LEAST_DELTA = 1e-4  # nats: one model's float32 log-probabilities differ by less between two runs
 
 
 def _option(help: str, default: Any = None) -> Any:
@@ -167,6 +170,46 @@ class TrainSettings(DataSettings, ModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutSettings(DataSettings, ModelSettings):
+    """How a model answers the prompts of a data set."""
+
+    n: int = _option("answers to each prompt", 1)
+    temperature: float = _option("0: the likeliest token every time; 1: as the model has it", 1.0)
+    top_p: float = _option("draw from the likeliest tokens that have this probability", 1.0)
+    max_new_tokens: int = _option("tokens after which an answer is cut", 256)
+    seed: int = _option("seed of --sample and of the answers", 0)
+    batch_size: Literal["auto"] | int = _option(
+        "answers sampled at once: auto (32; 128 on a GPU) or a number", "auto"
+    )
+    rows_per_unit: int = _option("rows that are answered and resumed together", 64)
+    engine: Literal["transformers", "vllm"] = _option(
+        "who samples; vllm where it is installed", "transformers"
+    )
+    then_scan: str | None = _option("score the answers under the same model, into this folder")
+    overwrite: bool = _option("replace a rollout made with other settings", False)
+
+    def __post_init__(self) -> None:
+        for name in ("n", "max_new_tokens", "batch_size", "rows_per_unit", "max_length", "limit",
+                     "sample"):  # fmt: skip
+            value, least = getattr(self, name), 2 if name == "max_length" else 1
+            if value not in (None, "auto") and value < least:
+                raise BadInput(f"{_flag(name)} is a whole number from {least}, found {value}")
+        if not 0 <= self.temperature < float("inf"):
+            raise BadInput(f"--temperature is a number from 0, found {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise BadInput(f"--top-p lies above 0 and is at most 1, found {self.top_p}")
+        if self.n > 1 and self.temperature == 0:
+            raise BadInput(f"--temperature 0 gives the same answer {self.n} times; lower --n to 1")
+        if self.engine == "vllm" and self.adapter is not None:
+            raise BadInput("--engine vllm takes no --adapter; merge it into the model before")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the answers depend on: what a rerun must repeat."""
+        free = {"train_on", "strict", "then_scan", "overwrite"}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowSettings:
     """What `show` prints of a finished scan."""
 
@@ -180,19 +223,67 @@ class ShowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """How two finished scans are compared."""
+
+    delta: float = _option(
+        "nats by which a learned label's log-probability rises, a forgotten one's falls; ln 2",
+        math.log(2),
+    )
+    by: Literal["tokens", "distributions"] | None = _option(
+        "what to compare; default: tokens where the data's fingerprints agree"
+    )
+    seed: int = _option("seed of the bootstrap", 0)
+
+    def __post_init__(self) -> None:
+        require_delta(self.delta)
+        if self.seed < 0:
+            raise BadInput(f"--seed is a whole number from 0, found {self.seed}")
+
+
+def require_delta(delta: float) -> None:
+    """Raises `BadInput` for a threshold that counts float noise, or nothing, as a change."""
+    if not LEAST_DELTA <= delta < float("inf"):
+        raise BadInput(f"--delta is a finite number from {LEAST_DELTA} nats, by which two runs of "
+                       f"one model differ, found {delta}")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(ModelSettings):
+    """Of how many tokens of a scan the exact gradient is taken, and under which model."""
+
+    # None: the one that the manifest names.
+    model: str | None = _option(  # type: ignore[assignment]
+        "the scan's model, where it lies elsewhere now"
+    )
+    dtype: str = _option("float32, or what does not fit the memory otherwise", "float32")
+    sample: int = _option("tokens, drawn evenly over cells, tokens and conflicts", 512)
+    seed: int = _option("seed of the draw", 0)
+    overwrite: bool = _option("replace the norms of another seed", False)
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise BadInput(f"--sample is a whole number from 1, found {self.sample}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlotSettings:
     """What a figure shows. Each kind takes some of these; see `eaft_probe.plots`."""
 
     style: Literal["density", "scatter"] = _option("landscape: density or scatter", "density")
     difference: bool = _option("landscape: of two scans, the ratio of their densities", False)
-    norm: Literal["grad_logits", "grad_head", "grad_hidden"] = _option(
-        "gradients: whose norm", "grad_logits"
+    norm: Literal["grad_logits", "grad_head", "grad_hidden", "full"] = _option(
+        "gradients: whose norm; full: the exact ones beside the closed forms", "grad_logits"
     )
     objective: list[str] = _option(
         "gradients, gates: objectives, repeated or with commas; sft and eaft", []
     )
     set: dict[str, Any] = _option("gradients, gates: the objectives' fields, name=value,…", {})
     base_scan: str | None = _option("gradients, gates: a scan of the same tokens to compare with")
+    delta: float = _option("compare: nats of change from which on a token moved; ln 2", math.log(2))
+    by: Literal["tokens", "distributions"] | None = _option(
+        "compare: tokens, where the fingerprints of the same data differ"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

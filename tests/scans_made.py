@@ -119,6 +119,7 @@ def write(
     source: str = "rows.jsonl",
     model: str = "made",
     words: Sequence[str] | None = None,
+    fingerprint: str | None = None,
 ) -> Scan:
     """A finished scan of those tokens in `parts` units, in row groups of `group` tokens."""
     tokens = with_text(tokens, words)
@@ -141,7 +142,8 @@ def write(
         "command": "scan",
         "config": {"keep": []},
         "model": {"name": model, "vocab_size": VOCAB},
-        "data": {"source": source},
+        "chat_template": "made",
+        "data": {"source": source, "fingerprint": fingerprint or source, "format": "messages"},
         "columns": schema.names,
         "parts": listed,
         "counts": {"trained_tokens": len(tokens), "tokens": 2 * len(tokens), "rejected": 0,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
 REJECTED, CONFLICTS = "rejected.jsonl", "conflicts.parquet"
+GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where somebody took them
 CACHE = "cache"  # histograms that figures made; may be removed at any time
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
 CONTEXT = 80  # characters of text on each side of a conflict

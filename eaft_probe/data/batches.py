@@ -48,6 +48,13 @@ def windows(example: int, rendered: Rendered, max_length: int) -> tuple[list[Win
     return made, 0 if rendered.plain else max(0, length - max_length)
 
 
+def window_start(position: int, max_length: int) -> int:
+    """Where the window begins that predicts the token at `position`; 0 in a conversation, of
+    which there is one window."""
+    step = max_length - 1
+    return (position - 1) // step * step
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Multiplications a model spends: `linear` a token, `attention` a pair of positions."""

@@ -46,6 +46,7 @@ class Message:
     trained: bool | None = None
     tool_calls: Sequence[Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # what templates may read: name, …
+    ends: bool = True  # False: cut short, so that the end-of-turn behind it is nobody's word
 
     def as_dict(self) -> dict[str, Any]:
         """The message as a chat template takes it."""
@@ -98,6 +99,9 @@ class RowFormat:
         if missing:
             raise RowError(f"no column {missing[0]!r}, which format {self.name!r} needs")
         example = FORMATS[self.name].read(row, self.columns)
+        if row.get("finish") == "length" and example.messages:  # a rollout's answer that was cut
+            last = replace(example.messages[-1], ends=False)
+            example = replace(example, messages=(*example.messages[:-1], last))
         key = next((str(row[k]) for k in KEYS if row.get(k) is not None), "")
         return replace(example, key=_encodable(key, "the key"))
 

@@ -75,7 +75,16 @@ class Renderer:
             text, spans = self._plain(example.messages, turns)
         else:
             text, spans = self.template.locate(example.messages, turns, example.tools)
+        spans = {t: s if example.messages[t].ends else self._unended(text, s)
+                 for t, s in spans.items()}  # fmt: skip
         return self._tokenized(example, text, spans)
+
+    def _unended(self, text: str, spans: Sequence[Span]) -> list[Span]:
+        """The content's span alone; a generation mark may hold the end-of-turn, too."""
+        start, end = spans[0]
+        closer = self.template.closer if self.template else None
+        found = closer.finditer(text, start, end) if closer else ()
+        return [(start, next((m.start(1) for m in found if m.end() == end), end))]
 
     def _trained_turns(self, messages: Sequence[Message]) -> list[int]:
         """The turns to train, by their own word or by `train_on`. Raises `RowError` for none."""
@@ -115,12 +124,11 @@ class Renderer:
                 spans[turn] = mine
         return text, spans
 
-    def _tokenized(
-        self, example: Example, text: str, spans: Mapping[int, Sequence[Span]]
-    ) -> Rendered:
+    def encode(self, text: str, plain: bool) -> tuple[list[int], NDArray[np.int32]]:
+        """The ids of a rendered conversation, or of `plain` text, and their (T, 2) characters."""
         encoded = self.tokenizer(
             text,
-            add_special_tokens=self.template is None or example.plain,
+            add_special_tokens=self.template is None or plain,
             return_offsets_mapping=True,
             verbose=False,  # its warning about the context: longer rows are cut or split here
         )
@@ -131,6 +139,12 @@ class Renderer:
             and not _ends(chars[-1], text)
         ):
             ids, chars = ids[:-1], chars[:-1]  # a tokenizer that adds its own end of text
+        return ids, chars
+
+    def _tokenized(
+        self, example: Example, text: str, spans: Mapping[int, Sequence[Span]]
+    ) -> Rendered:
+        ids, chars = self.encode(text, example.plain)
         trained, turn = _marked(chars, spans)
         spelled = sum(len(self.specials.findall(m.content)) for m in example.messages)
         return _checked(

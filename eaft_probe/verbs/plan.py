@@ -3,12 +3,12 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.conflicts import RULE_FILE, write_json
-from eaft_probe.columns.table import CACHE, CONFLICTS, MANIFEST, PLAN, REJECTED
+from eaft_probe.columns.table import CACHE, CONFLICTS, GRADIENTS, MANIFEST, PLAN, REJECTED
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
@@ -21,7 +21,8 @@ from eaft_probe.verbs.score import HALVED
 # Tokens of a batch where --tokens-per-batch is auto. On 2 CPU cores 800 to 3,200 tokens a batch
 # were equally fast and 8,000 slower by a tenth; a GPU wants more.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
-SCAN_FILES = (MANIFEST, PLAN, REJECTED, CONFLICTS, RULE_FILE, HALVED, "tokens", "examples")
+RESULTS = (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, HALVED, GRADIENTS)
+SCAN_FILES = (*RESULTS, PLAN, "tokens", "examples")
 
 
 def make_plan(
@@ -106,7 +107,7 @@ def prepare(folder: Path, plan: dict[str, Any], overwrite: bool) -> None:
 
 def _remove_scan(folder: Path) -> None:
     """Only the files of a scan; the manifest first, so that no half of one looks complete."""
-    for name in (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, HALVED):
+    for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
     for kind in ("tokens", "examples", CACHE):
         shutil.rmtree(folder / kind, ignore_errors=True)
@@ -117,16 +118,19 @@ def _require_same(folder: Path, plan: dict[str, Any]) -> None:
         stored = json.loads((folder / PLAN).read_text())
     except ValueError as error:
         raise ScanError(f"{folder / PLAN} is damaged; --overwrite starts anew") from error
+    require_same(stored, plan, f"{folder} holds a scan")
+
+
+def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) -> None:
+    """Raises `ScanError` where a stored plan has other settings than the one asked for."""
     differing = [
         f"{name} {_short(was)} there, {_short(now)} now"
         for name, was, now in _differences(stored, json.loads(json.dumps(plan)))
         if name != "data.source"  # the same data by another path
     ]
     if differing:
-        raise ScanError(
-            f"{folder} holds a scan with other settings ({'; '.join(differing)}); "
-            f"choose another --out or replace it with --overwrite"
-        )
+        raise ScanError(f"{what} with other settings ({'; '.join(differing)}); choose another "
+                        f"--out or replace it with --overwrite")  # fmt: skip
 
 
 def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

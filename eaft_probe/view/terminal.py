@@ -1,7 +1,7 @@
 """Scans, tokens and progress on a terminal. Text of the data is shown, never obeyed."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from eaft_probe.columns.table import Scan
@@ -106,6 +106,101 @@ def _cell(value: object) -> str:
     if isinstance(value, str):
         return printable(value if value.strip() == value else repr(value))
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+# --- comparisons ---
+
+
+def show_comparison(console: Console, summary: Mapping[str, Any]) -> None:
+    """What `compare` found: which comparison it is, the headline, and a table."""
+    _line(console, summary["said"], "bold")
+    for side in ("a", "b"):
+        said = summary[side]
+        _line(
+            console, f"{side.upper()}: {said['data']} under {said['model']}, {said['path']}", "dim"
+        )
+    for note in summary["notes"]:
+        _line(console, note, "yellow")
+    show = {"tokens": _show_moved, "distributions": _show_quantities}[summary["by"]]
+    show(console, summary)
+
+
+def _line(console: Console, text: str, style: str | None = None) -> None:
+    console.print(printable(text), style=style, markup=False, highlight=False)
+
+
+def _show_moved(console: Console, summary: Mapping[str, Any]) -> None:
+    counts = (f"{summary[n]:,} {n} ({100 * summary[f'{n}_share']:.2f} %)"
+              for n in ("learned", "unchanged", "forgotten"))  # fmt: skip
+    _line(console, f"{summary['tokens']:,} tokens: {', '.join(counts)}; by more than "
+                   f"{summary['delta']:.3g} nats of log-probability, or within")  # fmt: skip
+    kinds = (f"{summary[f'conflicts_{n}']:,} {n}" for n in ("resolved", "remaining", "new"))
+    _line(console, f"{summary['conflicts_a']:,} conflicts under A: {', '.join(kinds)}; "
+                   f"{summary['conflicts_b']:,} under B ({summary['rule']['text']})")  # fmt: skip
+    groups = summary["groups"]
+    table = _numbers("group", "tokens", *MOVED)
+    for name, row in groups.items():
+        table.add_row(name, f"{row['tokens']:,}", *_moved(row))
+    console.print(table)
+    if "kl_reference" in summary:
+        means = (f"{name} {_number(row['kl_reference'])}" for name, row in groups.items())
+        reference = summary["reference"] or "the reference"
+        _line(console, f"mean KL({reference} ‖ B) in nats: {', '.join(means)}")
+
+
+MOVED = ("learned", "forgotten", "nll A", "B", "B − A", "entropy A", "B", "B − A")
+
+
+def _numbers(first: str, *heads: str) -> Table:
+    columns = (Column(head, justify="right") for head in heads)
+    return Table(first, *columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _moved(row: Mapping[str, Any]) -> Iterable[str]:
+    for name in ("learned", "forgotten"):
+        yield _percent(row[f"{name}_share"])
+    for name in ("nll", "entropy"):
+        yield from (_number(row[f"mean_{name}_{side}"]) for side in ("a", "b"))
+        yield _number(row[f"{name}_change"], "+")
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.3f}"
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{100 * value:{sign}.2f} %"
+
+
+def _show_quantities(console: Console, summary: Mapping[str, Any]) -> None:
+    sizes = (f"{summary[f'examples_{s}']:,} examples, {summary[f'tokens_{s}']:,} tokens in "
+             f"{s.upper()}" for s in ("a", "b"))  # fmt: skip
+    _line(console, "; ".join(sizes))
+    conflicts = summary["quantities"]["conflict_share"]
+    shares = " against ".join(_percent(conflicts[s]) for s in ("a", "b"))
+    _line(console, f"confident conflicts ({summary['rule']['text']}): {shares} of the tokens, "
+                   f"{_number(conflicts['ratio'])} times as frequent in A as in B (95 %: "
+                   f"{_interval(conflicts, 'ratio')})")  # fmt: skip
+    table = _numbers("", "A", "B", "A − B", "95 %", "A / B", "95 %")
+    for name, row in summary["quantities"].items():
+        write = _percent if name.endswith("_share") else _number
+        ends = _interval(row, "difference", "+", write)
+        table.add_row(name, write(row["a"]), write(row["b"]), write(row["difference"], "+"), ends,
+                      _number(row["ratio"]), _interval(row, "ratio"))  # fmt: skip
+    console.print(table)
+
+
+def _interval(
+    row: Mapping[str, Any],
+    name: str,
+    sign: str = "",
+    write: Callable[[float | None, str], str] = _number,
+) -> str:
+    low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
+    if low is None:
+        return "–"
+    # JSON has no infinity: an end that is none lies there.
+    return f"{write(low, sign).removesuffix(' %')} to {'∞' if high is None else write(high, sign)}"
 
 
 # --- coloured tokens ---

@@ -95,7 +95,7 @@ def charts(subjects: Subjects) -> Charts:
 
 def subject(name: str, scan: Scan, run: Path) -> list[Any]:
     (given,) = (p.name for p in parameters(name) if p.kind is p.VAR_POSITIONAL)
-    return [{"scans": scan, "runs": run}[given]]
+    return {"scans": [scan], "runs": [run], "pair": [scan, scan]}[given]
 
 
 def parameters(name: str) -> list[inspect.Parameter]:
@@ -212,10 +212,10 @@ def test_data_come_back_as_they_were(
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_folder_does_as_well_as_a_scan(name: str, subjects: Subjects) -> None:
-    (given,) = subjects(name)
-    folder = given if isinstance(given, Path) else given.path
-    wanted = PLOTS[name](given).data
-    for chart in (PLOTS[name](folder), draw(name, [str(folder)], {})):
+    given = subjects(name)
+    folders = [g if isinstance(g, Path) else g.path for g in given]
+    wanted = PLOTS[name](*given).data
+    for chart in (PLOTS[name](*folders), draw(name, [str(f) for f in folders], {})):
         pandas.testing.assert_frame_equal(chart.data, wanted)
 
 

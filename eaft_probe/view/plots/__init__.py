@@ -14,6 +14,7 @@ from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.registry import Registry
 from eaft_probe.view.plots import chart
 from eaft_probe.view.plots.chart import Chart, ending
+from eaft_probe.view.plots.compare import compare
 from eaft_probe.view.plots.dynamics import dynamics
 from eaft_probe.view.plots.gates import gates
 from eaft_probe.view.plots.gradients import gradients
@@ -24,7 +25,7 @@ from eaft_probe.view.plots.stability import stability
 from eaft_probe.view.plots.topk import topk
 
 PLOTS = Registry[Callable[..., Chart]]("plot")
-for _plot in (landscape, gradients, gates, stability, positions, tokens, dynamics, topk):
+for _plot in (landscape, gradients, gates, stability, positions, tokens, dynamics, topk, compare):
     PLOTS.add(_plot.__name__, _plot)
 
 TABLES = ("gates", "tokens", "topk")  # whose data is a table that fits a terminal

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
@@ -30,16 +29,26 @@ from eaft_probe.view.plots.chart import (
     percent,
     tokens,
 )
-from eaft_probe.view.plots.landscape import bounds, ceiling, cells, draw_plane, outline, step
+from eaft_probe.view.plots.full_gradients import compared
+from eaft_probe.view.plots.landscape import (
+    FOR_A_MEAN,
+    bounds,
+    ceiling,
+    cells,
+    draw_plane,
+    grey,
+    outline,
+    step,
+)
 
-Norm = Literal["grad_logits", "grad_head", "grad_hidden"]
-FEW = 5  # tokens under which a cell is drawn grey, not by its mean
+Norm = Literal["grad_logits", "grad_head", "grad_hidden", "full"]
+DRAWN = ("sft", "eaft")
 COARSER = 8  # a mean wants more tokens a cell than a count does
 
 
 def gradients(
     *scans: Scan | str | Path,
-    objective: Sequence[str | Objective] = ("sft", "eaft"),
+    objective: Sequence[str | Objective] = DRAWN,
     norm: Norm = "grad_logits",
     set: Mapping[str, Any] | None = None,
     base_scan: str | Path | None = None,
@@ -50,13 +59,21 @@ def gradients(
     scale; cells with fewer than 5 tokens are grey. Beneath: the share of the total gradient mass
     (Σ gate · norm) that comes from conflicts.
 
-    norm: grad_logits, grad_head or grad_hidden, a column of the scan.
+    norm: grad_logits, grad_head or grad_hidden, a column of the scan; or "full": the exact norms
+        of `eaft-probe gradients` beside these of the same tokens, under sft, of one scan.
     set: fields of the objectives, e.g. {"alpha": 2}. base_scan: for objectives that read one.
     Raises `MissingColumn`, `UnknownName`. Source: arXiv 2601.02151, Fig. 3.
     """
     found = opened(scans)
     if norm not in get_args(Norm):
         raise BadInput(f"--norm is one of {', '.join(get_args(Norm))}; found {norm!r}")
+    if norm == "full":
+        if len(found) > 1 or objective is not DRAWN or set or base_scan is not None:
+            raise BadInput(
+                "--norm full shows one scan under sft: it takes no --objective, --set "
+                "or --base-scan"
+            )
+        return compared(found[0])
     wanted = chosen(objective, set)
     maps = [_map(s, o, norm, base_scan) for s in found for o in wanted]
     return _draw(found, wanted, maps, norm)
@@ -147,7 +164,7 @@ def _draw(
          for (name, label), m, mean in zip(titles, maps, means, strict=True)]
     )  # fmt: skip
     note = f"{caption(scans)} {norm}: norm of gate · d nll. {said_of(wanted)}"
-    note += f"Grey: fewer than {FEW} tokens."
+    note += f"Grey: fewer than {FOR_A_MEAN} tokens."
     return _panels(scans, wanted, maps, means, by, norm, data, note)
 
 
@@ -173,7 +190,7 @@ def _panels(
         for i, (found, mean) in enumerate(zip(maps, means, strict=True)):
             axes = chart.add_subplot(grid[i // across, i % across])
             image = draw_plane(axes, mean, by, top, cmap=YELLOW_PURPLE, vmin=0, vmax=most)
-            _grey(axes, coarse(found.counts, by), by, top)
+            grey(axes, coarse(found.counts, by), by, top)
             bounds(axes, scans[i // across], top)
             outline(axes, scans[i // across], "")
             head = f"{names(scans)[i // across]}\n" if rows > 1 else ""
@@ -182,12 +199,6 @@ def _panels(
         chart.colorbar(image, ax=panels, aspect=30, pad=0.02).set_label(f"mean {norm}")
         _shares(chart.add_subplot(grid[rows, :]), scans, wanted, maps)
     return chart
-
-
-def _grey(axes: Axes, counts: NDArray[np.int64], by: int, top: float) -> None:
-    """The cells with few tokens, over their means."""
-    few = np.where((counts > 0) & (counts < FEW), 1.0, np.nan)
-    draw_plane(axes, few, by, top, cmap=ListedColormap(["#d9d9d9"]))
 
 
 def _shares(

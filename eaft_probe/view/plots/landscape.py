@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -39,6 +39,7 @@ FINENESS = ((1_000_000, 1), (30_000, 2), (3_000, 4), (0, 8))
 DOTS = 20_000  # of a scatter panel
 PAPER_COLOURS = ("#ff4c55", "#77abf3", "#009E73", "#E69F00")  # arXiv 2601.02151, Fig. 1b
 FEW = 10  # tokens in both scans together under which a cell's difference is not drawn
+FOR_A_MEAN = 5  # tokens under which a cell is drawn grey, not by a mean
 
 
 def landscape(
@@ -139,6 +140,12 @@ def draw_plane(axes: Axes, values: NDArray[Any], by: int, top: float, **style: A
     )  # fmt: skip
     plane_axes(axes, top)
     return image
+
+
+def grey(axes: Axes, counts: NDArray[np.int64], by: int, top: float) -> None:
+    """The cells with too few tokens for a mean, over what is drawn there."""
+    few = np.where((counts > 0) & (counts < FOR_A_MEAN), 1.0, np.nan)
+    draw_plane(axes, few, by, top, cmap=ListedColormap(["#d9d9d9"]))
 
 
 def bounds(axes: Axes, scan: Scan, top: float) -> None:

@@ -1,0 +1,153 @@
+"""Example → the prompt of its last answer, and a sampled answer → a row that reads back as it.
+
+The prompt's ids are those that a scan would find before the answer: the conversation is rendered
+by the scan's own renderer with a mark for the answer, and what stands before the mark is the
+prompt. Where the chat template opens an answer in another way than it shows a finished one (an
+empty `<think>` before it, a space), the model is prompted with the opening, as it was trained.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from eaft_probe.data.formats import Example, Message, RowFormat
+from eaft_probe.data.render import Rendered, Renderer
+from eaft_probe.errors import RowError
+
+SAME = 2  # see `_fit`
+WORD = "A"
+MARK = "\ue0f2answer\ue0f3"  # private-use characters: no template trims, splits or escapes them
+# How a written answer reads back: as the sampled ids, as others, or not at all (an empty one).
+ReadsBack = Literal["same", "other", "empty"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is to continue."""
+
+    example: Example  # its messages end before the answer
+    text: str
+    ids: tuple[int, ...]
+    lead: str  # what the header of an answer opens that stands in the content later: "<think>\n"
+
+
+class Prompts:
+    """Turns examples into prompts, and answers into rows, under one renderer."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer, self.tokenizer = renderer, renderer.tokenizer
+
+    def stops(self) -> frozenset[int]:
+        """The tokens that end an answer: the end of text, and what the template closes turns by."""
+        closer = self.renderer.template and self.renderer.template.closer
+        added = self.tokenizer.get_added_vocab() if closer else {}
+        found = {i for token, i in added.items() if closer and closer.fullmatch(token)}
+        return frozenset(found | {self.tokenizer.eos_token_id} - {None})
+
+    def __call__(self, example: Example) -> Prompt:
+        """The example up to its last answer. Raises `RowError` where it asks for none."""
+        messages = list(example.messages)
+        while messages and messages[-1].role == "assistant":
+            messages.pop()
+        if not any(m.role == "user" for m in messages):
+            raise RowError("no prompt: no user turn to answer")
+        asked = replace(example, messages=tuple(replace(m, trained=False) for m in messages))
+        shown = self.renderer(_answered(asked, MARK))
+        before, found, _ = shown.text.partition(MARK)
+        if not found:
+            raise RowError("the chat template does not show the answer")
+        header, lead = self._header(asked, shown, before)
+        return Prompt(asked, header, self._ids(header, shown.plain), lead)
+
+    def _header(self, asked: Example, shown: Rendered, before: str) -> tuple[str, str]:
+        """The text that the model continues, and what of it belongs to the answer's content."""
+        if self.renderer.template is None or shown.plain:
+            return before, ""
+        tools = None if self.renderer.tool_calls == "inline" else asked.tools
+        closed, header = (
+            self.renderer.template.render(shown.messages[:-1], tools, prompt=p)
+            for p in (False, True)
+        )
+        if header == closed:  # a template that knows no opening; spaces are the first word's
+            header = before.rstrip(" ")
+        return header, header[len(before) :] if header.startswith(before) else ""
+
+    def _ids(self, text: str, plain: bool) -> tuple[int, ...]:
+        """The text's ids as they are in front of a word: alone, a last "\\n\\n" is one token to
+        many tokenizers, and before an answer two."""
+        ids, chars = self.renderer.encode(text + WORD, plain)
+        own = int((chars[:, 0] >= len(text)).argmax())
+        if chars[own, 0] == len(text):
+            return tuple(ids[:own])
+        ids, chars = self.renderer.encode(text, plain)  # the word grew together with the text
+        added = len(ids) > 1 and chars[-1, 1] < len(text)  # by a tokenizer: the end of text
+        return tuple(ids[: len(ids) - added])
+
+    def row(
+        self, prompt: Prompt, ids: Sequence[int], stop: int | None
+    ) -> tuple[dict[str, Any], ReadsBack]:
+        """The prompt with the answer as a row that a scan takes, and how that reads back."""
+        text = self._text(prompt, ids)
+        forms = list(dict.fromkeys((prompt.lead + text, text, text.strip())))
+        if not text.strip():
+            return row_of(prompt.example, forms[0]), "empty"
+        rows = [row_of(prompt.example, form) for form in forms]
+        read = [self._read(row) for row in rows]
+        fits = [_fit(r, prompt, [*ids, *([] if stop is None else [stop])], text) for r in read]
+        best = fits.index(max(fits))
+        return rows[best], "same" if fits[best] == SAME else "other"
+
+    def _text(self, prompt: Prompt, ids: Sequence[int]) -> str:
+        """Decoded behind the prompt: alone, some tokenizers drop the space before the first."""
+        head, whole = (self._decoded([*prompt.ids, *more]) for more in ((), ids))
+        if whole.startswith(head):
+            return whole[len(head) :]
+        return self._decoded(ids)  # broken bytes, which took the prompt's last with them
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        ))  # fmt: skip
+
+    def _read(self, row: Mapping[str, Any]) -> Rendered | None:
+        """The row as a scan reads it from its line."""
+        try:
+            name = "messages" if "messages" in row else "prompt-completion"
+            return self.renderer(RowFormat(name)(json.loads(line(row))))
+        except RowError:
+            return None
+
+
+def row_of(asked: Example, answer: str) -> dict[str, Any]:
+    """A prompt with its answer in the shape that is rendered in the same way: plain strings, or
+    `messages` in which the answer alone is trained."""
+    if asked.plain:
+        system = {"system": asked.messages[0].content} if len(asked.messages) > 1 else {}
+        return {**system, "prompt": asked.messages[-1].content, "completion": answer}
+    tools = {"tools": list(asked.tools)} if asked.tools else {}
+    given = [
+        m.as_dict() | ({"train": False} if m.role == "assistant" else {}) for m in asked.messages
+    ]
+    return {"messages": [*given, {"role": "assistant", "content": answer}], **tools}
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def _answered(asked: Example, answer: str) -> Example:
+    return replace(asked, messages=(*asked.messages, Message("assistant", answer, trained=True)))
+
+
+def _fit(rendered: Rendered | None, prompt: Prompt, sampled: Sequence[int], text: str) -> int:
+    """How well a reading gives back what was sampled: SAME ids, at least the text, or neither.
+
+    Behind an answer that was cut the reading has an end-of-turn token that nobody sampled.
+    """
+    if rendered is None:
+        return 0
+    ids = [*prompt.ids, *sampled]
+    same = rendered.ids[: len(ids)].tolist() == ids
+    return SAME if same else int(rendered.text.startswith(prompt.text + text))

@@ -1,0 +1,271 @@
+"""Prompts as token ids → a model's answers as token ids. The sampling is `transformers`' or vLLM's.
+
+What is done here is around it: prompts alike in length share a batch, a beginning that they have in
+common is read once, and so is a prompt of which several answers are wanted.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from os.path import commonprefix  # of any sequences, not only paths
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig
+
+from eaft_probe.errors import BadInput, ProbeError
+from eaft_probe.model.loading import CausalLM, quiet
+from eaft_probe.model.places import Place, context_length
+from eaft_probe.model.prefix import empty_prefix
+
+# A pass of its own for the beginning that prompts share reads all weights once more: below this
+# many tokens saved it does not pay.
+WORTH_SHARING = 64
+Ids = Sequence[int]
+Report = Callable[[int, int], None]  # prompts answered, tokens sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are drawn. `temperature` 0 takes the likeliest token every time."""
+
+    n: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Sampled tokens, without the one that ended them: `stop`, None where the length did."""
+
+    ids: tuple[int, ...]
+    stop: int | None
+
+    @classmethod
+    def of(cls, ids: Ids, stops: frozenset[int]) -> "Answer":
+        """What was sampled up to the first of `stops`; padding follows that one."""
+        end = next((i for i, token in enumerate(ids) if token in stops), None)
+        return cls(tuple(ids[:end]), None if end is None else ids[end])
+
+    @property
+    def finish(self) -> str:
+        return "length" if self.stop is None else "stop"
+
+    @property
+    def tokens(self) -> int:
+        """How many were sampled."""
+        return len(self.ids) + (self.stop is not None)
+
+
+class Sampler(Protocol):
+    """Who answers prompts. The same seed and prompts, in the same order, give the same answers."""
+
+    max_length: int  # tokens of a prompt with its answer
+    vocab_size: int
+
+    def sample(
+        self, prompts: Sequence[Ids], stops: Iterable[int], seed: str, report: Report
+    ) -> list[list[Answer]]:
+        """`n` answers to each of the prompts, each up to one of `stops` or the model's own."""
+
+
+def own_stops(generation_config: Any) -> frozenset[int]:
+    """The ids that a model's own configuration ends an answer with."""
+    ids = generation_config.eos_token_id
+    return frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
+
+
+class Generator:
+    """A `Sampler` by `transformers`' `generate`, in batches of at most `batch_size` answers."""
+
+    def __init__(self, model: CausalLM, sampling: Sampling, batch_size: int) -> None:
+        self.model, self.sampling, self.batch_size = model, sampling, batch_size
+        self.max_length, self.vocab_size = model.max_length, model.head.vocab_size
+        self.own_stops = own_stops(model.whole.generation_config)
+        # `generate` would take whatever it is not told from here: a model's own top_k or
+        # repetition_penalty would change the answers without a word.
+        model.whole.generation_config = GenerationConfig()
+        self.shares = model.cost is not None and empty_prefix(model.config) is not None
+
+    def sample(
+        self, prompts: Sequence[Ids], stops: Iterable[int], seed: str, report: Report
+    ) -> list[list[Answer]]:
+        """Raises `ProbeError` where the memory does not hold a batch."""
+        ends = frozenset(stops) | self.own_stops
+        answers: list[list[Answer]] = [[] for _ in prompts]
+        with quiet(), _seeded(seed):
+            for rows, copies in self._batches([len(p) for p in prompts]):
+                drawn = self._drawn([prompts[row] for row in rows], copies, ends, report)
+                for at, ids in enumerate(drawn):
+                    answers[rows[at // copies]].append(Answer.of(ids, ends))
+                full = sum(len(answers[row]) == self.sampling.n for row in rows)
+                report(full, 0)
+        return answers
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+        """Which prompts are answered together, the longest first, and how often each."""
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        at_once = max(1, self.batch_size // self.sampling.n)
+        for start in range(0, len(order), at_once):
+            left = self.sampling.n
+            while left:
+                copies = min(left, self.batch_size)
+                yield order[start : start + at_once], copies
+                left -= copies
+
+    def _drawn(
+        self, prompts: Sequence[Ids], copies: int, stops: frozenset[int], report: Report
+    ) -> list[list[int]]:
+        """`copies` answers of the first prompt, then those of the next; padding at the right."""
+        try:
+            ids, mask, cache = self._read(prompts, copies)
+            ids, mask = (t.repeat_interleave(copies, 0) for t in (ids, mask))
+            made = self._generate(
+                ids, mask, cache, self._config(stops),
+                stopping_criteria=[_Steps(stops, report)],
+            )  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            raise ProbeError(
+                f"out of memory for {len(prompts) * copies} answers at once; "
+                f"lower --batch-size {self.batch_size} or --max-new-tokens"
+            ) from error
+        return made.sequences[:, ids.shape[1] :].tolist()  # type: ignore[no-any-return]
+
+    def _read(self, prompts: Sequence[Ids], copies: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """(B, T) padded ids, their mask, and a cache of what is read beforehand, for all copies:
+        the common beginning, and all but the last token where there are several copies."""
+        common = self._common(prompts)
+        ids, mask = (t.to(self.model.device) for t in _padded(prompts, common))
+        cache = None
+        if common:
+            cache = self._cached(ids[:1, :common], mask[:1, :common], None)
+            cache.batch_repeat_interleave(len(prompts))
+        if copies > 1 and self.shares:
+            cache = self._cached(ids, mask, cache)
+            cache.crop(-1)  # the last token's state is what the first of the answer comes from
+            cache.batch_repeat_interleave(copies)
+        return ids, mask, cache
+
+    def _common(self, prompts: Sequence[Ids]) -> int:
+        """Tokens that all prompts begin with, where it pays to read them once."""
+        if not self.shares:
+            return 0
+        common = min(len(commonprefix([list(p) for p in prompts])), min(map(len, prompts)) - 1)
+        return common if common * (len(prompts) - 1) >= WORTH_SHARING else 0
+
+    def _cached(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+        """The keys and values of `ids`, of which `cache` already has a beginning."""
+        config = GenerationConfig(
+            max_new_tokens=1, do_sample=False, pad_token_id=0, return_dict_in_generate=True
+        )
+        return self._generate(ids, mask, cache, config).past_key_values
+
+    def _generate(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, config: Any, **more: Any
+    ) -> Any:
+        behind = {} if cache is None else {"past_key_values": cache}
+        return self.model.whole.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, **behind, **more
+        )
+
+    def _config(self, stops: frozenset[int]) -> Any:
+        """Temperature and top-p and nothing else; `top_k` is 50 where it is not put to 0."""
+        greedy = self.sampling.temperature == 0
+        drawing = {} if greedy else {
+            "temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0,
+        }  # fmt: skip
+        return GenerationConfig(
+            max_new_tokens=self.sampling.max_new_tokens,
+            do_sample=not greedy,
+            eos_token_id=sorted(stops) or None,
+            pad_token_id=min(stops, default=0),  # so that no token of an answer is taken for it
+            return_dict_in_generate=True,
+            **drawing,
+        )
+
+
+class Vllm:
+    """A `Sampler` by vLLM, where that is installed. It batches continuously by itself."""
+
+    def __init__(self, place: Place, sampling: Sampling, vocab_size: int, **options: Any) -> None:
+        """`options` go to `vllm.LLM`. Raises `BadInput` where vLLM is missing."""
+        try:
+            self.vllm = import_module("vllm")
+        except ImportError as error:
+            raise BadInput(
+                "--engine vllm: vLLM is not installed here; pip install vllm, or leave --engine out"
+            ) from error
+        if place.gguf is not None:
+            raise BadInput(f"--engine vllm takes a model folder or a hub id, not {place.name}")
+        self.sampling, self.vocab_size = sampling, vocab_size
+        self.max_length = context_length(place.folder) or 4096
+        self.own_stops = own_stops(_generation_config(place.folder))
+        # "vllm": not the sampling settings that the model's files bring.
+        self.engine = self.vllm.LLM(model=str(place.folder), generation_config="vllm", **options)
+
+    def sample(
+        self, prompts: Sequence[Ids], stops: Iterable[int], seed: str, report: Report
+    ) -> list[list[Answer]]:
+        ends = frozenset(stops) | self.own_stops
+        asked = self.vllm.SamplingParams(
+            n=self.sampling.n, temperature=self.sampling.temperature, top_p=self.sampling.top_p,
+            top_k=0, max_tokens=self.sampling.max_new_tokens, stop_token_ids=sorted(ends),
+            seed=_number(seed) % 2**63, detokenize=False,
+        )  # fmt: skip
+        given = [{"prompt_token_ids": list(p)} for p in prompts]
+        made = self.engine.generate(given, asked, use_tqdm=False)
+        answers = [[Answer.of(o.token_ids, ends) for o in row.outputs] for row in made]
+        report(len(prompts), sum(a.tokens for row in answers for a in row))
+        return answers
+
+
+def _generation_config(folder: Path) -> Any:
+    """The folder's generation_config.json, which not every model has."""
+    if (folder / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig()
+
+
+class _Steps:
+    """A stopping criterion that never stops anything: it reports the tokens of each step."""
+
+    def __init__(self, stops: frozenset[int], report: Report) -> None:
+        self.stops, self.report = torch.tensor(sorted(stops), dtype=torch.long), report
+        self.left: torch.Tensor | None = None  # (B,) rows that still go on
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        never = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        left = ~never if self.left is None else self.left
+        self.report(0, int(left.sum()))
+        self.left = left & ~torch.isin(ids[:, -1], self.stops.to(ids.device))
+        return never
+
+
+@contextmanager
+def _seeded(seed: str) -> Iterator[None]:
+    """The random numbers of a seed; the caller's own go on afterwards as if none had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(_number(seed))
+        yield
+
+
+def _number(seed: str) -> int:
+    """Eight bytes of the seed's hash: seeds that differ in a digit have nothing in common."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
+
+
+def _padded(prompts: Sequence[Ids], common: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids and mask. Padding stands at the left of what is not common to all."""
+    longest = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        own = len(prompt) - common
+        ids[row, :common] = torch.tensor(prompt[:common], dtype=torch.long)
+        ids[row, longest - own :] = torch.tensor(prompt[common:], dtype=torch.long)
+        mask[row, :common] = mask[row, longest - own :] = 1
+    return ids, mask
