@@ -143,6 +143,7 @@ class TrainSettings(DataSettings, ModelSettings):
     lora_r: int | None = _option("train a LoRA adapter of this rank")
     lora_alpha: int = _option("LoRA's scaling, over its rank", 16)
     lora_target: list[str] = _option("modules that LoRA adapts; all linear ones but the head", [])
+    seed: int = _option("seed of --sample, of the rows' order, of dropout and new adapters", 0)
     load_in_4bit: bool = _option("QLoRA: the frozen weights in 4 bits, with --lora-r", False)
     group_rows: int = _option("rows whose tokens are grouped by the base model's entropy", 512)
     resume: bool = _option("go on from the last checkpoint in --out", False)
@@ -151,8 +152,13 @@ class TrainSettings(DataSettings, ModelSettings):
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise BadInput("--resume goes on with a run, --overwrite replaces it; give one of them")
-        if self.load_in_4bit and (self.lora_r is None or self.adapter is not None):
-            raise BadInput("--load-in-4bit freezes the weights: give --lora-r, and no --adapter")
+        if self.load_in_4bit and self.lora_r is None:
+            raise BadInput("--load-in-4bit freezes the weights: give --lora-r")
+        if self.lora_r is not None and self.adapter is not None:
+            raise BadInput("--lora-r trains an adapter for the base model, and --adapter would not "
+                           "be part of it; leave one of them out")  # fmt: skip
+        if self.lora_r is None and (self.lora_target or self.lora_alpha != 16):
+            raise BadInput("--lora-target and --lora-alpha are LoRA's: give --lora-r")
         least = dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps",
                                "logging_steps", "save_steps", "save_total_limit", "eval_steps",
                                "lora_r", "lora_alpha", "limit", "sample",

@@ -82,6 +82,9 @@ class GatedLossMixin:
         objective = named(objective) if isinstance(objective, str) else objective
         self.tally = torch.zeros(len(TALLY), dtype=torch.float64, device=self.args.device)
         refuse(self)
+        if objective.of_scan and objective == named(objective.name):
+            raise BadInput(f"objective {objective.name!r} must see its scan first: resolve it, or "
+                           f"use `eaft-probe train`")  # fmt: skip
         if objective.anchor and reference is None:
             raise BadInput(f"objective {objective.name!r} needs a reference model")
         if reference and not objective.anchor:
@@ -112,7 +115,7 @@ class GatedLossMixin:
     ) -> Any:
         """The gated loss; of a batch outside of training its mean nll."""
         inputs = gated_inputs(inputs)
-        if num_items_in_batch is None:
+        if num_items_in_batch is None or not model.training:
             nll = -self.columns(inputs, ("logprob",))["logprob"].mean().to(inputs["trained"].device)
             return (nll, {"loss": nll}) if return_outputs else nll
         # DDP and FSDP average gradients over ranks, hence the division of N.
@@ -204,7 +207,7 @@ def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     if not torch.equal(inputs["labels"][trained], inputs["input_ids"][trained]):
         raise BadInput("labels that are not the input_ids of their own positions (shifted ones, "
                        "soft prompts) cannot be trained on")  # fmt: skip
-    return {**read(inputs), "trained": trained}
+    return {**{n: c for n, c in inputs.items() if n != "labels"}, "trained": trained}
 
 
 def read(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +223,6 @@ def refuse(trainer: Any) -> None:
         "Liger's fused loss": args.use_liger_kernel,
         "sequence parallelism": getattr(parallel, "sp_enabled", False),
         "context parallelism": getattr(parallel, "cp_enabled", False),
-        "several GPUs in one process": args.n_gpu > 1,
     }
     for what, asked in refused.items():
         if asked:

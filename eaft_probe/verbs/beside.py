@@ -125,6 +125,9 @@ class Scans:
         if names and (mask or base) is None:
             raise BadInput(f"objective {wanted.name!r} reads {names[0]} from a finished scan of "
                            f"the same data; give it as --mask DIR")  # fmt: skip
+        if "reference_logprob" in names and mask is None:
+            raise BadInput(f"objective {wanted.name!r} compares with another model; give its scan "
+                           f"of the same data as --mask DIR")  # fmt: skip
         if mask and not names:
             raise BadInput(f"objective {wanted.name!r} reads nothing from a scan; leave --mask out")
         if base:

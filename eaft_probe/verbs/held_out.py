@@ -12,7 +12,7 @@ from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.forward import ReferenceModel
 from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs.plan import AUTO_TOKENS
+from eaft_probe.verbs.plan import auto_tokens
 from eaft_probe.verbs.rows import read_windows
 from eaft_probe.verbs.scan import open_data
 
@@ -61,7 +61,7 @@ def _means(
     if not items:
         return {}
     device = trainer.args.device
-    made = list(batches(items, AUTO_TOKENS[device.type], None))
+    made = list(batches(items, auto_tokens(device.type), None))
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     names = ("logprob", "kl_reference") if base else ("logprob",)
     ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
@@ -71,6 +71,7 @@ def _means(
         columns = trainer.columns(inputs, names, base)
         if first + rank < len(made):
             own = [columns[n].double().sum() for n in names]
-            sums[: len(names) + 1] += torch.stack([torch.tensor(len(columns[names[0]])), *own])
-    count, logprob, kl = trainer.accelerator.reduce(sums).tolist()
-    return {"nll": -logprob / count} | ({"kl": kl / count} if base else {})
+            count = torch.tensor(len(columns[names[0]]))
+            sums[: len(names) + 1] += torch.stack([count, *own]).to(device)
+    tokens, logprob, kl = trainer.accelerator.reduce(sums).tolist()
+    return {"nll": -logprob / tokens} | ({"kl": kl / tokens} if base else {})

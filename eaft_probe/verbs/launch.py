@@ -42,6 +42,10 @@ def training_arguments(data: Any, settings: TrainSettings, folder: Path) -> Trai
         made = _arguments(settings, folder)
     sharded = made.device.type != "cpu"  # or will be, if so launched
     require_as_launched(made.world_size, made.fsdp, lambda: sharded)
+    if made.n_gpu > 1:
+        raise BadInput(f"one process cannot train on {made.n_gpu} GPUs; launch it by `torchrun "
+                       f"--nproc-per-node {made.n_gpu} -m eaft_probe train …`, or set "
+                       f"CUDA_VISIBLE_DEVICES to one of them")  # fmt: skip
     require_trackers(made.report_to)
     require_no_pipe(data, settings, made)
     return made
@@ -84,6 +88,9 @@ def require_no_pipe(data: Any, settings: TrainSettings, arguments: TrainingArgum
 def require_optimizer(trained: Any, arguments: TrainingArguments) -> None:
     """Raises, while the folder is untouched, what the trainer would when it begins: an optimizer
     whose library is missing, a schedule that needs more than its name."""
+    if arguments.lr_scheduler_type == "reduce_lr_on_plateau":
+        raise BadInput("--lr-scheduler-type reduce_lr_on_plateau follows an eval_loss, which there "
+                       "is none of here")  # fmt: skip
     Trainer.get_optimizer_cls_and_kwargs(arguments, trained)
     get_scheduler(arguments.lr_scheduler_type, SGD([Parameter()]), arguments.get_warmup_steps(1),
                   1, arguments.lr_scheduler_kwargs)  # fmt: skip
@@ -94,7 +101,7 @@ def as_bad_input() -> Iterator[None]:
     """What `TrainingArguments`, PEFT and the optimizer say of a setting, as one line."""
     try:
         yield
-    except (ValueError, ImportError, TypeError) as error:
+    except (ValueError, ImportError, TypeError, OSError) as error:
         raise BadInput(f"training cannot start: {one_line(error)}") from error
 
 

@@ -59,6 +59,10 @@ def batch_tokens(settings: ScanSettings, device: str) -> int:
     """The token budget of a batch, `auto` resolved."""
     if settings.tokens_per_batch != "auto":
         return settings.tokens_per_batch
+    return auto_tokens(device)
+
+
+def auto_tokens(device: str) -> int:
     return AUTO_TOKENS["cuda" if device.startswith("cuda") else "cpu"]
 
 

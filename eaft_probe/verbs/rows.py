@@ -26,7 +26,7 @@ from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.tally import GROUP_BITS, UNKNOWN
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.beside import Beside
-from eaft_probe.verbs.plan import AUTO_TOKENS
+from eaft_probe.verbs.plan import auto_tokens
 from eaft_probe.verbs.scan import data_format, selection
 
 
@@ -200,7 +200,8 @@ def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int,
         for i, r in enumerate(items)
     ]
     statistics = [STATISTICS[n] for n in ("entropy", "prob", "rank")]
-    for batch in batches(made, AUTO_TOKENS["cpu"], None):
+    model.whole.eval()  # without dropout; a new adapter adds nothing yet
+    for batch in batches(made, auto_tokens(model.device.type), None):
         columns = measure(model, batch, statistics).columns
         found = groups(columns, ConflictRule())
         flags = sum((found[n].to(torch.uint8) * bit for n, bit in GROUP_BITS.items()),
@@ -212,3 +213,4 @@ def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int,
             group = torch.full((len(window.ids),), UNKNOWN, dtype=torch.uint8)
             group[torch.from_numpy(window.trained)] = own
             rows.groups[(int(items[window.example]["row"]), window.start)] = group
+    model.whole.train()

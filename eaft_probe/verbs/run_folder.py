@@ -19,9 +19,15 @@ CONFIG, CARD = "train.json", "README.md"
 DONE = "done"  # a key of CONFIG, written last of all
 # What a checkpoint holds beside the model.
 OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
-# What may change when a run is resumed.
-FREE = {"resume", "overwrite", "max_steps", "num_train_epochs", "logging_steps", "save_steps",
-        "save_total_limit", "eval_steps", "report_to", "device"}  # fmt: skip
+# What a run writes, and --overwrite removes.
+OWN = ("checkpoint-*", "*.safetensors", "model.safetensors.index.json", "config.json", "runs",
+       "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json",
+       "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja", "training_args.bin",
+       LOG, CARD, CONFIG)  # fmt: skip
+# What may change when a run is resumed. Whether the data are the same is seen by the fingerprint.
+FREE = {"data", "resume", "overwrite", "max_steps", "num_train_epochs", "logging_steps",
+        "save_steps", "save_total_limit", "eval_steps", "report_to", "device"}  # fmt: skip
+NAMES = {"fingerprint": "data", "processes": "number of processes"}  # as a user calls them
 
 
 @dataclass(frozen=True)
@@ -54,19 +60,47 @@ def _change(before: float, after: float) -> str:
 
 
 def require_free(folder: Path, settings: TrainSettings) -> None:
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    """Raises `BadInput` where the folder holds what this run must not touch."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; --out names a folder")
+    occupied = folder.exists() and any(folder.iterdir())
     if occupied and not (settings.resume or settings.overwrite):
         raise BadInput(f"{folder} is not empty; give --resume, --overwrite or another --out")
-    if occupied and not (folder / CONFIG).exists():
+    if occupied and not _is_run(folder):
         flag = "--overwrite" if settings.overwrite else "--resume"
         raise BadInput(f"{folder} holds no training run, so {flag} leaves it alone")
 
 
+def _is_run(folder: Path) -> bool:
+    """A file of that name may be somebody's data."""
+    try:
+        found = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return (folder / LOG).exists() or bool(_checkpoints(folder))  # a run's, damaged
+    return isinstance(found, dict) and {"objective", "fingerprint"} <= found.keys()
+
+
+def _remove_run(folder: Path) -> None:
+    """Only what a run writes."""
+    for pattern in OWN:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def plan(
-    settings: TrainSettings, data: str, fingerprint: str, rule: ConflictRule | None
+    settings: TrainSettings,
+    data: str,
+    fingerprint: str,
+    rule: ConflictRule | None,
+    processes: int,
 ) -> dict[str, Any]:
-    """What a resumed run must repeat, but for FREE."""
-    made = {**asdict(settings), "data": data, "fingerprint": fingerprint}
+    """What a resumed run must repeat, but for FREE. The rows' order hangs on the processes."""
+    made = {**asdict(settings), "data": data, "fingerprint": fingerprint, "processes": processes}
     return made | ({"mask_rule": asdict(rule)} if rule else {})
 
 
@@ -76,8 +110,8 @@ def prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> N
         if settings.resume and (folder / CONFIG).exists():
             _require_same(folder, plan)
             _remove_cut_short(folder)
-        if settings.overwrite and folder.exists():
-            shutil.rmtree(folder)
+        if settings.overwrite:
+            _remove_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, plan)
     except OSError as error:
@@ -92,7 +126,8 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
         raise BadInput(f"{folder / CONFIG} is damaged; choose another --out") from error
     for name, value in json.loads(json.dumps(plan)).items():
         if name not in FREE and before.get(name) != value:
-            raise BadInput(f"{folder} was trained with another {name} ({before.get(name)!r}, now "
+            said = NAMES.get(name, name)
+            raise BadInput(f"{folder} was trained with another {said} ({before.get(name)!r}, now "
                            f"{value!r}); --resume goes on with the same")  # fmt: skip
     checkpoint = last_checkpoint(folder)
     if checkpoint and before.get(DONE) and at_end(checkpoint, plan):

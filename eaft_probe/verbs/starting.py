@@ -14,7 +14,9 @@ from eaft_probe.verbs.held_out import HeldOut, read_held_out
 from eaft_probe.verbs.scan import require_same_vocabulary
 
 
-def load(name: str, settings: TrainSettings, arguments: TrainingArguments) -> CausalLM:
+def load(
+    name: str, settings: TrainSettings, arguments: TrainingArguments, other: bool = False
+) -> CausalLM:
     """In float32: a step of 1e-5 is less than half a unit in the last place of most bfloat16
     weights (2 % of them moved in 60 steps, 97 % in float32). `bf16` computes in bfloat16."""
     given = {f.name: getattr(settings, f.name) for f in fields(ModelSettings) if f.name != "model"}
@@ -25,9 +27,10 @@ def load(name: str, settings: TrainSettings, arguments: TrainingArguments) -> Ca
                        f"and give --bf16 to compute in bfloat16")  # fmt: skip
     if given["device"] == "auto":
         given["device"] = str(arguments.device)
-    if name != settings.model:  # a reference
+    if other:  # than the one that is trained: whole, and without its adapter
         given["adapter"] = None
-    return load_model(name, **given, merge_adapter=True, load_in_4bit=settings.load_in_4bit)
+    in_4bit = settings.load_in_4bit and not other
+    return load_model(name, **given, merge_adapter=True, load_in_4bit=in_4bit)
 
 
 def reading(settings: TrainSettings) -> ScanSettings:
@@ -76,6 +79,6 @@ def measured_against(
         return None, held_out
     if other is None:
         return base, held_out
-    pulled = load(other, settings, arguments)
+    pulled = load(other, settings, arguments, other=True)
     require_same_vocabulary(model, pulled, other, settings.model)
     return pulled, held_out

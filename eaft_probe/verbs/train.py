@@ -63,7 +63,9 @@ def train(
         with launch.as_bad_input():
             trainer = _trainer(rows, model, scans.resolved(wanted), arguments, chosen, log)
         before = trainer.held_out_figures()
-        plan = run_folder.plan(chosen, rows.source, rows.fingerprint, scans.rule)
+        plan = run_folder.plan(
+            chosen, rows.source, rows.fingerprint, scans.rule, arguments.world_size
+        )
         launch.on_main(arguments, lambda: run_folder.prepare(folder, chosen, plan))
         _run(trainer, folder, chosen, log)
     finished = Run(folder, read_log(folder).to_pylist(), before)
@@ -110,13 +112,13 @@ def _trainer(
     settings: TrainSettings,
     log: RunLog,
 ) -> GatedTrainer:
-    order = _order(rows, arguments)
-    if settings.base_scan is None:
-        visited = [row for row in _visited(order, settings) if row != EMPTY]
-        group_tokens(rows, model, visited, settings.group_rows, settings.seed)
     trained = with_lora(model.whole, settings)
     reference, held_out = measured_against(wanted, trained, model, settings, arguments)
     launch.require_optimizer(trained, arguments)
+    order = _order(rows, arguments)
+    if settings.base_scan is None:  # the long work; a typo has shown by now
+        visited = [row for row in _visited(order, settings) if row != EMPTY]
+        group_tokens(rows, model, visited, settings.group_rows, settings.seed)
     trainer = GatedTrainer(
         trained, arguments, train_dataset=rows, eval_dataset=[], data_collator=rows.collate,
         sampler=order, processing_class=model.tokenizer, objective=wanted, held_out=held_out,

@@ -129,9 +129,46 @@ def test_the_mixin_takes_no_labels_of_other_positions(tmp_path) -> None:
         )
     with pytest.raises(BadInput, match="needs input_ids and labels"):
         trainer.compute_loss(trainer.model, {"input_ids": batch["input_ids"]}, False, 3)
-    own = {n: c.clone() for n, c in batch.items()}
-    nll = trainer.compute_loss(trainer.model, own)  # an evaluation
-    assert nll.item() == pytest.approx(build()(**batch).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dft", "talr"])
+def test_an_evaluation_is_the_plain_nll_and_counts_for_nothing(name: str, tmp_path) -> None:
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    data, batch = rows()[4:6], labelled(rows()[4:6])
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=2, eval_strategy="steps", eval_steps=1,
+        logging_steps=2, report_to=[], remove_unused_columns=False, disable_tqdm=True,
+        save_strategy="no", learning_rate=1e-9,
+    )  # fmt: skip
+    trainer = Mine(build(), arguments, train_dataset=data, eval_dataset=data,
+                   data_collator=labelled, objective=name)  # fmt: skip
+    nll = build()(**batch).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(nll, rel=1e-4)
+    trainer.train()
+    line = next(r for r in trainer.state.log_history if "gate_mean" in r)
+    assert line["count"] == 2 * int((batch["labels"] != -100).sum())
+    assert line["nll"] == pytest.approx(nll, rel=1e-4)
+
+
+def test_the_mixin_keeps_what_an_objective_reads(tmp_path) -> None:
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    def with_base(items):
+        return labelled(items) | {"base_prob": collate(items)["base_prob"]}
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to=[], disable_tqdm=True,
+        remove_unused_columns=False, save_strategy="no", logging_steps=1,
+    )  # fmt: skip
+    trainer = Mine(build(), arguments, train_dataset=rows(), data_collator=with_base,
+                   objective="stm")  # fmt: skip
+    trainer.train()
+    assert any("gate_mean" in r for r in trainer.state.log_history)
+    with pytest.raises(BadInput, match="must see its scan first"):
+        Mine(build(), arguments, train_dataset=rows(), objective="flow")
 
 
 def test_packed_rows_are_kept_apart(tmp_path) -> None:
@@ -142,7 +179,7 @@ def test_packed_rows_are_kept_apart(tmp_path) -> None:
 
     trainer = Mine(build(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
                    objective=objective("eaft"))  # fmt: skip
-    trainer.model.eval()
+    trainer.model.train()
     pair = rows()[4:6]
     apart = labelled(pair)
     ids = torch.cat([r["input_ids"] for r in pair])[None]

@@ -189,6 +189,9 @@ class _Other:
     [
         ({"objective": "stm"}, "give it as --mask DIR"),
         ({"objective": "rho"}, "give it as --mask DIR"),
+        ({"objective": "rho", "base_scan": "SCAN"}, "compares with another model"),
+        ({"adapter": "a", "lora_r": 2}, "leave one of them out"),
+        ({"lora_target": ["q_proj"]}, "give --lora-r"),
         ({"objective": "masked-sft", "set": {"conflicts": "scan"}}, "give it as --mask DIR"),
         ({"objective": "eaft", "mask": "SCAN"}, "reads nothing from a scan"),
         ({"objective": "masked-sft", "mask": "SCAN", "set": {"prob_below": 0.1}}, "its own rule"),

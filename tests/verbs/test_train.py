@@ -219,3 +219,34 @@ def test_a_run_goes_on_from_an_adapter(data: str, model_folder: str, tmp_path: P
     assert (again.path / "model.safetensors").exists()
     names = weights(Path(model_folder)).keys()
     assert weights(again.path).keys() == names
+
+
+def test_a_data_file_of_our_config_s_name_is_no_run(data: str, model_folder: str, tmp_path) -> None:
+    """--overwrite removes a run's own files only, and only of a run."""
+    (tmp_path / "train.json").write_text('[{"messages": []}]')
+    for given in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(BadInput, match="holds no training run"):
+            train(data, tmp_path, model=model_folder, **given, **STEPS)
+    own = tmp_path / "run"
+    train(data, own, model=model_folder, **STEPS)
+    (own / "thesis.txt").write_text("mine")
+    train(data, own, model=model_folder, overwrite=True, **STEPS | {"max_steps": 2})
+    assert (own / "thesis.txt").exists()
+    assert not (own / "checkpoint-6").exists()
+
+
+@pytest.mark.parametrize("out", ["file.txt", "file.txt/run"])
+def test_an_output_that_cannot_be_made_is_one_error(out, data, model_folder, tmp_path) -> None:
+    (tmp_path / "file.txt").write_text("mine")
+    with pytest.raises(BadInput):
+        train(data, tmp_path / out, model=model_folder, **STEPS)
+    assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_a_run_of_other_processes_is_not_resumed(run: Run, data, model_folder, tmp_path) -> None:
+    shutil.copytree(run.path, tmp_path / "r")
+    plan = json.loads((tmp_path / "r/train.json").read_text())
+    (tmp_path / "r/train.json").write_text(json.dumps(plan | {"processes": 2}))
+    with pytest.raises(BadInput, match="another number of processes"):
+        train(data, tmp_path / "r", model=model_folder, objective="eaft", resume=True,
+              eval_data=data, retain_data=data, eval_steps=4, **STEPS)  # fmt: skip
