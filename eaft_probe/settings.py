@@ -59,6 +59,10 @@ class ModelSettings:
     trust_remote_code: bool = _option("run code that comes with the model", False)
     allow_pickle: bool = _option("load pickled weights, which can run code", False)
 
+    def loading(self) -> dict[str, Any]:
+        """What `load_model` takes besides the name."""
+        return {f.name: getattr(self, f.name) for f in fields(ModelSettings) if f.name != "model"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuleSettings:

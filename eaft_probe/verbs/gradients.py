@@ -138,18 +138,7 @@ def _read(scan: Scan, sample: Arrays, todo: NDArray[np.int64], model: CausalLM) 
 
 def _load(settings: GradientSettings) -> CausalLM:
     """With an adapter merged into the weights, whose gradient it is then."""
-    return load_model(
-        str(settings.model),
-        adapter=settings.adapter,
-        dtype=settings.dtype,
-        device=settings.device,
-        device_map=settings.device_map,
-        attn_implementation=settings.attn_implementation,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        allow_pickle=settings.allow_pickle,
-        merge_adapter=True,
-    )
+    return load_model(str(settings.model), **settings.loading(), merge_adapter=True)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from eaft_probe.model.loading import load_model, load_tokenizer
 from eaft_probe.model.places import find_model
 from eaft_probe.model.sampling import Answer, Generator, Sampler, Sampling, Vllm
 from eaft_probe.progress import Progress, Silent
-from eaft_probe.settings import ModelSettings, RolloutSettings, ScanSettings, make_settings
+from eaft_probe.settings import RolloutSettings, ScanSettings, make_settings
 from eaft_probe.verbs.plan import make_plan
 from eaft_probe.verbs.rollout_files import REJECTED, RolloutFiles
 from eaft_probe.verbs.scan import data_format, open_data, scan, selection
@@ -187,7 +187,7 @@ class Answerer:
         if settings.engine == "vllm":
             tokenizer, self.sampler = self._vllm(sampling)
         else:
-            model = load_model(settings.model, **_loading(settings))
+            model = load_model(settings.model, **settings.loading())
             tokenizer = model.tokenizer
             self.sampler = Generator(model, sampling, self.batch_size)
         self.prompts = Prompts(Renderer(tokenizer, tool_calls=settings.tool_calls))
@@ -285,15 +285,10 @@ class UnitAnswers:
             self.counts["retokenized"] += reads_back == "other"
 
 
-def _loading(settings: ModelSettings) -> dict[str, Any]:
-    """The settings as `load_model` takes them."""
-    return {f.name: getattr(settings, f.name) for f in fields(ModelSettings) if f.name != "model"}
-
-
 def _scanned(done: Rollout, settings: RolloutSettings, progress: Progress) -> Rollout:
     """The rollout with a scan of its answers under the model that gave them."""
     shared: Mapping[str, Any] = {
-        **_loading(settings), "model": settings.model, "tool_calls": settings.tool_calls,
+        **settings.loading(), "model": settings.model, "tool_calls": settings.tool_calls,
         "max_length": settings.max_length, "overwrite": settings.overwrite,
         "keep": ["row", "sample", "finish", "retokenized"],
     }  # fmt: skip

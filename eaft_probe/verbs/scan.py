@@ -195,18 +195,8 @@ class _Done:
         return report is not None
 
 
-def _load(name: str, settings: ScanSettings, adapter: str | None = "same") -> CausalLM:
-    return load_model(
-        name,
-        adapter=settings.adapter if adapter == "same" else adapter,
-        dtype=settings.dtype,
-        device=settings.device,
-        device_map=settings.device_map,
-        attn_implementation=settings.attn_implementation,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        allow_pickle=settings.allow_pickle,
-    )
+def _load(name: str, settings: ScanSettings, **changed: Any) -> CausalLM:
+    return load_model(name, **settings.loading() | changed)
 
 
 def require_same_vocabulary(

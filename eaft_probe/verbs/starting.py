@@ -9,7 +9,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.objectives.forward import AdapterOff, ReferenceModel
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.settings import ModelSettings, ScanSettings, TrainSettings
+from eaft_probe.settings import ScanSettings, TrainSettings
 from eaft_probe.verbs.held_out import HeldOut, read_held_out
 from eaft_probe.verbs.scan import require_same_vocabulary
 
@@ -19,7 +19,7 @@ def load(
 ) -> CausalLM:
     """In float32: a step of 1e-5 is less than half a unit in the last place of most bfloat16
     weights (2 % of them moved in 60 steps, 97 % in float32). `bf16` computes in bfloat16."""
-    given = {f.name: getattr(settings, f.name) for f in fields(ModelSettings) if f.name != "model"}
+    given = settings.loading()
     if given["dtype"] == "auto":
         given["dtype"] = "float32"
     if given["dtype"] != "float32" and settings.lora_r is None:
