@@ -57,7 +57,7 @@ from eaft_probe.objectives.loss import Gated, Reference, gated_loss
 from eaft_probe.objectives.trainer import gated_inputs, refuse
 
 READY = SimpleNamespace(  # a trainer that nothing is to be said against
-    args=SimpleNamespace(label_smoothing_factor=0, use_liger_kernel=False, n_gpu=1),
+    args=SimpleNamespace(label_smoothing_factor=0, use_liger_kernel=False),
     compute_loss_func=None,
     accelerator=SimpleNamespace(parallelism_config=None),
 )
