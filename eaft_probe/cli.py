@@ -415,7 +415,7 @@ def report(given: dict[str, Any], folder: Dir, config: Config = None) -> None:
     from eaft_probe.view.report import report as write
 
     wanted: ReportSettings = make_settings(ReportSettings, _settled(given, config))
-    print(write(Scan.open(folder), wanted.out))
+    print(write(Scan.open(folder), wanted.out, wanted.against, **wanted.comparing()))
 
 
 @app.command("list")

@@ -297,10 +297,20 @@ class PlotSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings:
-    """Where the page goes."""
+class ReportSettings(CompareSettings):
+    """Where the page goes, and what else is on it: a comparison takes the settings of `compare`."""
 
     out: str = _option("the HTML file", "report.html")
+    against: str | None = _option("another finished scan, compared with this one on the page")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.against is None and self.comparing() != asdict(CompareSettings()):
+            raise BadInput("--delta, --by and --seed say how to compare; give --against B too")
+
+    def comparing(self) -> dict[str, Any]:
+        """The settings of the comparison alone."""
+        return {f.name: getattr(self, f.name) for f in fields(CompareSettings)}
 
 
 def _flag(name: str) -> str:

@@ -40,7 +40,7 @@ class Comparison:
         under A, under B, and B − A. `totals` has the same over all tokens, the tokens that only
         one scan has, and the conflicts resolved (no conflict under B), remaining and new.
     distributions: `table` has a row for each quantity: its value in A and in B, A − B and A / B,
-        with the ends of their 95 % intervals. `totals` counts tokens and examples.
+        each with the ends of its 95 % interval. `totals` counts tokens and examples.
     """
 
     a: Scan
@@ -266,7 +266,8 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 def _quantities(a: NDArray[np.float64], b: NDArray[np.float64]) -> pandas.DataFrame:
     empty = np.full(len(a), np.nan)
     return pandas.DataFrame(
-        {"quantity": list(QUANTITIES), "a": a, "b": b,
+        {"quantity": list(QUANTITIES), "a": a, "a_low": empty, "a_high": empty,
+         "b": b, "b_low": empty, "b_high": empty,
          "difference": a - b, "difference_low": empty, "difference_high": empty,
          "ratio": _ratio(a, b), "ratio_low": empty, "ratio_high": empty}
     )  # fmt: skip
@@ -275,7 +276,7 @@ def _quantities(a: NDArray[np.float64], b: NDArray[np.float64]) -> pandas.DataFr
 def _intervals(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, list[float]]:
     """The ends of the intervals from (RESAMPLES, QUANTITIES) resampled values."""
     found: dict[str, list[float]] = {}
-    for name, made in (("difference", a - b), ("ratio", _ratio(a, b))):
+    for name, made in (("a", a), ("b", b), ("difference", a - b), ("ratio", _ratio(a, b))):
         ends = [interval(column) for column in made.T]
         found[f"{name}_low"], found[f"{name}_high"] = ([e[i] for e in ends] for i in (0, 1))
     return found

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP
@@ -26,6 +27,11 @@ CONTEXT, GAP, LONGEST = 60, 1_000, 300  # characters: around a token, between to
 CELL = (
     f"CAST(least(floor(entropy / {ENTROPY_STEP}), {ENTROPY_BINS - 1}) * {PROB_BINS} "
     f"+ least(floor(prob / {PROB_STEP}), {PROB_BINS - 1}) AS INTEGER)"
+)
+# A token of the views `tokens` and `examples` in its text: before, itself, after.
+IN_CONTEXT = (
+    f"substr(text, greatest(char_start - {CONTEXT}, 0) + 1, least(char_start, {CONTEXT})), "
+    f"token, substr(text, char_end + 1, {CONTEXT})"
 )
 
 
@@ -60,13 +66,11 @@ def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
             FROM cells
         ), sample AS (SELECT *, hash(example, position) AS mixed FROM rounds
             ORDER BY round, mixed LIMIT {most})
-        SELECT substr(text, greatest(char_start - {CONTEXT}, 0) + 1, least(char_start, {CONTEXT})),
-               token, substr(text, char_end + 1, {CONTEXT}),
-               prob, entropy, {_or_null(scan, "rank")}, {_or_null(scan, "top1")},
-               {_or_null(scan, "top1_prob")}, conflict, example, position, {CELL}
+        SELECT {IN_CONTEXT}, prob, entropy, {or_null(scan, "rank")}, {or_null(scan, "top1")},
+               {or_null(scan, "top1_prob")}, conflict, example, position, {CELL}
         FROM sample JOIN tokens USING (example, position) JOIN examples USING (example)
         ORDER BY round, mixed"""
-    return _named(names, rows(scan, query))
+    return named(names, rows(scan, query))
 
 
 # --- pairs and examples ---
@@ -84,7 +88,7 @@ def pairs(scan: Scan) -> dict[str, Any]:
         FROM conflicts JOIN pairs USING (token, top1) GROUP BY token, top1
         ORDER BY 3 DESC, token, top1"""
     names = ("token", "top1", "conflicts", "prob", "top1_prob", "places")
-    return {"rows": _named(names, rows(scan, query)), "of": of}
+    return {"rows": named(names, rows(scan, query)), "of": of}
 
 
 def examples(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _chosen(scan: Scan) -> dict[int, dict[str, Any]]:
     names = ("example", "key", "trained", "nll", "conflicts")
     return {
         row[0]: {
-            **dict(zip(names, map(_rounded, row), strict=False)),
+            **dict(zip(names, map(rounded, row), strict=False)),
             "kept": [short(v) for v in row[len(names) :]],
         }
         for row in rows(scan, query)
@@ -134,11 +138,11 @@ def _tokens(scan: Scan, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
         ), places AS (SELECT *,
             coalesce(min(nth) FILTER (conflict) OVER (PARTITION BY example), 1) AS first
             FROM numbered)
-        SELECT {", ".join(n if n == "nth" else _or_null(scan, n) for n in names)} FROM places
+        SELECT {", ".join(n if n == "nth" else or_null(scan, n) for n in names)} FROM places
         WHERE nth - greatest(least(first - 100, n - {MOST_EXAMPLE_TOKENS} + 1), 1)
               BETWEEN 0 AND {MOST_EXAMPLE_TOKENS - 1}
         ORDER BY example, position"""
-    found = groupby(_named(names, rows(scan, query)), itemgetter("example"))
+    found = groupby(named(names, rows(scan, query)), itemgetter("example"))
     return {example: list(group) for example, group in found}
 
 
@@ -219,7 +223,7 @@ def rows(scan: Scan, query: str) -> list[tuple[Any, ...]]:
     return found
 
 
-def _or_null(scan: Scan, name: str) -> str:
+def or_null(scan: Scan, name: str) -> str:
     return name if name == "conflict" or name in scan.columns else f"NULL AS {name}"
 
 
@@ -231,11 +235,11 @@ def _quoted(name: str) -> str:
     return name.replace('"', '""')
 
 
-def _named(names: Sequence[str], found: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [dict(zip(names, map(_rounded, row), strict=True)) for row in found]
+def named(names: Sequence[str], found: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(names, map(rounded, row), strict=True)) for row in found]
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Four digits are what a reader can use, and half the bytes; no NaN in JSON."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
@@ -251,3 +255,8 @@ def short(value: Any) -> str:
     else:
         text = f"{value:,}" if isinstance(value, int) else str(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def last_part(source: str) -> str:
+    """The last part of an absolute path; a title needs no more, and provenance has it all."""
+    return Path(source).name if Path(source).is_absolute() else source

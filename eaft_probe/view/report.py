@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,21 @@ from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn, one_line
 from eaft_probe.files import written_aside
-from eaft_probe.view.chosen import CELL, columns, examples, listed, pairs, rows, short
-from eaft_probe.view.page import library_versions, page
+from eaft_probe.view.against import against as compared
+from eaft_probe.view.chosen import CELL, columns, examples, last_part, listed, pairs, rows, short
+from eaft_probe.view.page import Figure, library_versions, page
 
 READS = ("example", "position", "token", "char_start", "char_end", "logprob", "prob", "entropy")
 
 
-def report(scan: Scan, out: str | Path) -> Path:
+def report(
+    scan: Scan, out: str | Path, against: Scan | str | Path | None = None, **settings: Any
+) -> Path:
     """Writes the report, aside and renamed, and returns its path: at most 8 MB for any scan.
 
+    `against`: another scan, which the page compares with this one as `compare` does, in at most
+    1 MB more; `settings` are those of `compare`, whose errors are raised before anything is
+    written.
     Raises `BadInput` where the scan holds no tokens or `out` cannot be written, `MissingColumn`
     where the scan lacks a column that the report is about.
     """
@@ -37,7 +43,9 @@ def report(scan: Scan, out: str | Path) -> Path:
         raise BadInput(f"cannot write {path}: it is a folder; name a file with --out")
     with _writing(path), TemporaryFile(dir=path.parent):
         pass  # said now rather than after minutes of reading
-    text = page(collect(scan))
+    # First, as it is the part that may refuse.
+    more = {} if against is None else {"against": compared(scan, against, **settings)}
+    text = page({**collect(scan), **more})
     with _writing(path), written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
     return path
@@ -61,8 +69,8 @@ def collect(scan: Scan) -> dict[str, Any]:
         raise BadInput(f"{scan.path} holds no scored tokens: nothing to report")
     summary = summarize(scan)
     return {
-        "data": _name(summary["data"]),
-        "model": _name(summary["model"]),
+        "data": last_part(summary["data"]),
+        "model": last_part(summary["model"]),
         "rule": summary["rule"],
         "headline": [f._asdict() for f in headline(summary, _agreeing(scan))],
         "notices": _notices(summary),
@@ -77,14 +85,6 @@ def collect(scan: Scan) -> dict[str, Any]:
 
 
 # --- in words ---
-
-
-class Figure(NamedTuple):
-    """A number in words: the figure, what it counts, and how to read it."""
-
-    figure: str
-    label: str
-    detail: str
 
 
 def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
@@ -170,11 +170,6 @@ def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
         (title, [(str(k), short(v)) for k, v in values.items() if v not in (None, [], {})])
         for title, values in sections.items()
     ]
-
-
-def _name(source: str) -> str:
-    """The last part of an absolute path; a title needs no more, and provenance has it all."""
-    return Path(source).name if Path(source).is_absolute() else source
 
 
 # --- the landscape ---

@@ -407,6 +407,10 @@ def test_intervals_are_those_of_a_loop_over_resamples(
     table = compare(*others).table.set_index("quantity")
     draws = list(zip(resampled(tokens, 0), resampled(theirs, 1), strict=True))
     for name in table.index:
+        for side, column in enumerate("ab"):
+            low, high = middle([pair[side][name] for pair in draws])
+            assert table.loc[name, f"{column}_low"] == pytest.approx(low, rel=1e-9)
+            assert table.loc[name, f"{column}_high"] == pytest.approx(high, rel=1e-9)
         low, high = middle([a[name] - b[name] for a, b in draws])
         assert table.loc[name, "difference_low"] == pytest.approx(low, abs=1e-9)
         assert table.loc[name, "difference_high"] == pytest.approx(high, abs=1e-9)

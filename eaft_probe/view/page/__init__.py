@@ -14,17 +14,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import vl_convert
 
 from eaft_probe.view.printable import printable
 
-SCRIPTS = ("report.js", "landscape.js", "chart.js", "examples.js")
+SCRIPTS = ("report.js", "landscape.js", "chart.js", "examples.js", "against.js")
 WRAPPED = '"use strict";\n(() => {{\n{}}})();\n'  # its names stay out of the window's
 LIBRARY = "Object.assign(window, { vegaEmbed });"
 # What would end the script element or, in JavaScript's older grammar, the line.
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+class Figure(NamedTuple):
+    """A number in words: the figure, what it counts, and how to read it."""
+
+    figure: str
+    label: str
+    detail: str
 
 
 def page(payload: Mapping[str, Any]) -> str:
@@ -33,7 +41,7 @@ def page(payload: Mapping[str, Any]) -> str:
     library = vl_convert.javascript_bundle(LIBRARY)
     assert "</script" not in library.lower()
     parts = {
-        "policy": _policy([library, script], style),
+        "policy": _policy([library, script], style, pictures="against" in payload),
         "title": "eaft-probe report",
         "style": style,
         "payload": encode(payload),
@@ -74,11 +82,13 @@ def _shown(value: Any) -> Any:
     return [_shown(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _policy(scripts: list[str], style: str) -> str:
+def _policy(scripts: list[str], style: str, pictures: bool) -> str:
+    """`pictures`: images from data: addresses, which load nothing."""
     hashes = " ".join(map(_hash, scripts))
     return (
         f"default-src 'none'; script-src {hashes}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+        + ("img-src data:; " if pictures else "")
+        + "base-uri 'none'; form-action 'none'"
     )
 
 

@@ -100,7 +100,10 @@ function table(names, rows, caption) {
     element("thead", {}, head), element("tbody", {}, ...body));
 }
 
-const isNumber = (value) => typeof value === "string" && /^[-\d.,]+(%|e.\d+)?$/.test(value);
+// "12", "-3%", "+1.0e-4", "12 (3%)", "1 to ∞", and what stands where there is no number.
+const NUMBER = "[-+]?[\\d.,∞]+(?:%|e.\\d+)?";
+const NUMERIC = new RegExp(`^(?:${NUMBER}(?: \\(${NUMBER}\\)| to ${NUMBER})?|–)$`);
+const isNumber = (value) => typeof value === "string" && NUMERIC.test(value);
 
 function cell(value) {
   if (value instanceof Node) return element("td", {}, value);
@@ -114,12 +117,14 @@ function showHeadline() {
   document.title = `${report.data} under ${report.model} · eaft-probe report`;
   byId("rule").textContent = `A conflict: ${report.rule.text}`;
   byId("notices").append(...report.notices.map((n) => element("p", { class: "notice" }, n)));
-  byId("headline").append(...report.headline.map((h) =>
-    element("li", {},
-      element("strong", {}, h.figure), " ",
-      element("span", {}, h.label), " ",
-      element("small", {}, h.detail))));
+  byId("headline").append(...report.headline.map(headlined));
 }
+
+const headlined = ({ figure, label, detail }) =>
+  element("li", {},
+    element("strong", {}, figure), " ",
+    element("span", {}, label), " ",
+    element("small", {}, detail));
 
 function showPairs() {
   const { rows, of } = report.pairs;
@@ -167,6 +172,7 @@ function showProvenance() {
 
 function start() {
   showHeadline();
+  if (report.against) showAgainst(report.against);
   showPairs();
   showGroups();
   showProvenance();

@@ -1,0 +1,354 @@
+"""A report of one scan against another: the numbers of `compare`, words, escapes, refusals."""
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import scans_made
+import yaml
+from hostile import ATTACKS
+from PIL import Image
+from test_plot_compare import nudged
+from test_report import payload, without
+
+from eaft_probe import Scan
+from eaft_probe.cli import _run
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.planes import ENTROPY_BINS, PROB_BINS, Plane
+from eaft_probe.errors import BadInput, MissingColumn, ScanError
+from eaft_probe.settings import ReportSettings, make_settings
+from eaft_probe.verbs.compare import compare
+from eaft_probe.view import movers as movers_module
+from eaft_probe.view.against import against, apart_cards, moved_cards
+from eaft_probe.view.movers import MOST, movers
+from eaft_probe.view.page import encode
+from eaft_probe.view.report import report
+
+Frame = pandas.DataFrame
+RULE = ConflictRule(0.8, 0.25)
+LAYOUTS = [(3, None, 3, None), (1, None, 4, 7), (5, 60, 2, 13)]  # parts and row groups of A, of B
+THEIRS = [f"B{attack}" for attack in ATTACKS]
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Frame:
+    return scans_made.measured(scans_made.places(1500))
+
+
+@pytest.fixture(scope="module")
+def a(tmp_path_factory: pytest.TempPathFactory, tokens: Frame) -> Scan:
+    folder = tmp_path_factory.mktemp("against") / "a"
+    return scans_made.write(folder, tokens, rule=RULE, words=ATTACKS, source=ATTACKS[0])
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, tokens: Frame) -> Scan:
+    """The same labels, under a model with other words of its own."""
+    folder = tmp_path_factory.mktemp("against") / "b"
+    return scans_made.write(folder, nudged(tokens), 4, RULE, 70, model=ATTACKS[2], words=THEIRS,
+                            source=ATTACKS[0])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    frame = scans_made.measured(scans_made.places(700, 3), 4)
+    folder = tmp_path_factory.mktemp("against") / "c"
+    return scans_made.write(folder, frame, rule=RULE, words=THEIRS, source=ATTACKS[1])
+
+
+@pytest.fixture(scope="module")
+def moved_page(a: Scan, tuned: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(a, tmp_path_factory.mktemp("page") / "moved.html", tuned)
+
+
+@pytest.fixture(scope="module")
+def apart_page(a: Scan, other: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(a, tmp_path_factory.mktemp("page") / "apart.html", other.path)
+
+
+@pytest.fixture(params=["moved_page", "apart_page"])
+def file(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+# --- numbers ---
+
+
+@pytest.mark.parametrize("name", ["tuned", "other"])
+def test_the_numbers_are_those_of_compare(
+    a: Scan, name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: Any
+) -> None:
+    b, out = str(request.getfixturevalue(name).path), tmp_path / "r.html"
+    for flags in ([], ["--delta", "1.5", "--seed", "3"]):
+        assert _run(["compare", str(a.path), b, "--json", *flags]) == 0
+        wanted = json.loads(capsys.readouterr().out)
+        assert _run(["report", str(a.path), "--against", b, "--out", str(out), *flags]) == 0
+        assert capsys.readouterr().out == f"{out}\n"
+        numbers = payload(out.read_text("utf-8"))["against"]["summary"]
+        assert dict(figures(numbers)) == dict(figures(wanted))
+        assert numbers["by"] == wanted["by"]
+
+
+def figures(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no text, by its place."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from figures(inner, f"{at}.{key}")
+    elif not isinstance(value, str | list):
+        yield at, value
+
+
+def test_the_rest_of_the_page_is_that_of_the_scan_alone(
+    a: Scan, moved_page: Path, tmp_path: Path
+) -> None:
+    alone = payload(report(a, tmp_path / "r.html").read_text("utf-8"))
+    beside = payload(moved_page.read_text("utf-8"))
+    del beside["against"]
+    assert beside == alone
+
+
+def test_same_scans_same_bytes(a: Scan, tuned: Scan, moved_page: Path, tmp_path: Path) -> None:
+    again = report(Scan.open(a.path), tmp_path / "r.html", str(tuned.path))
+    assert again.read_bytes() == moved_page.read_bytes()
+
+
+def test_headline_of_a_comparison(a: Scan, tuned: Scan) -> None:
+    found = compare(a, tuned).summary()
+    cards = moved_cards(found)
+    assert cards[0].figure == f"{100 * found['learned_share']:.3g}%"
+    assert f"{found['learned']:,} of 1,500" in cards[0].detail
+    assert f"{found['unchanged']:,} of 1,500 are unchanged" in cards[1].detail
+    assert cards[2].figure == f"{found['conflicts_resolved']:,} of {found['conflicts_a']:,}"
+    assert f"{found['conflicts_new']:,} new" in cards[2].detail
+    assert cards[3].figure == f"{found['nll_change']:+.3f} nats"
+    assert moved_cards({**found, "conflicts_a": 0})[2].figure == "None"
+
+
+def test_headline_of_distributions(a: Scan, other: Scan, tmp_path: Path) -> None:
+    found = compare(a, other).summary()
+    conflicts = found["quantities"]["conflict_share"]
+    cards = apart_cards(found)
+    assert cards[0].figure == f"{conflicts['ratio']:.3g} times"
+    assert f"95%: {conflicts['ratio_low']:.3g} to {conflicts['ratio_high']:.3g}" in cards[0].detail
+    for share, said in ((0.1, "∞ times"), (0, "None")):
+        row = {**conflicts, "a": share, "b": 0, "ratio": None}
+        made = {**found, "quantities": {**found["quantities"], "conflict_share": row}}
+        assert apart_cards(made)[0].figure == said
+
+
+def test_too_few_examples_for_an_interval_is_said(a: Scan, tokens: Frame, tmp_path: Path) -> None:
+    few = tokens[tokens["example"] < 5]
+    b = scans_made.write(tmp_path / "b", few, rule=RULE, source="few")
+    found = against(a, b)
+    assert any("no intervals: they take at least 10 examples" in n
+               for n in found["summary"]["notes"])  # fmt: skip
+    assert found["cards"][0]["detail"].endswith("No interval.")
+    assert "Too few for intervals" in found["cards"][2]["detail"]
+
+
+def test_the_figure_is_the_plots(a: Scan, tuned: Scan, moved_page: Path) -> None:
+    figure = payload(moved_page.read_text("utf-8"))["against"]["figure"]
+    image = Image.open(BytesIO(base64.b64decode(figure["png"])))
+    assert image.size == (figure["width"], figure["height"])
+    assert image.getpixel((0, 0))[3] == 0  # no ground of its own: it suits either theme
+    pixels = np.asarray(image)
+    assert len(np.unique(pixels[pixels[..., 3] == 255], axis=0)) > 50
+    assert "more than 0.693 nats" in figure["caption"]
+    assert not set("\u202e\0") & set(figure["caption"])
+
+
+def test_the_section_takes_a_megabyte_at_most(
+    a: Scan, other: Scan, tuned: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The densest picture there can be, of noise in every cell, beside all the rest."""
+    drawing, random = import_module("eaft_probe.view.plots.landscape"), np.random.default_rng(0)
+    noise = Plane(random.integers(1, 10 ** random.integers(1, 8, (ENTROPY_BINS, PROB_BINS))))
+    monkeypatch.setattr(drawing, "plane", lambda _: noise)
+    monkeypatch.setattr(drawing, "step", lambda _: 1)
+    dense = len(against(a, other)["figure"]["png"])
+    assert 300_000 < dense < 900_000
+    assert len(encode({**against(a, tuned), "figure": None}).encode()) < 100_000
+
+
+# --- tokens in context ---
+
+
+def changes(tokens: Frame, tuned: Frame) -> Frame:
+    change = tuned["logprob"].astype(np.float64) - tokens["logprob"]
+    return tokens.assign(change=change)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_furthest_tokens_are_those_of_a_frame(
+    tokens: Frame, tmp_path: Path, layout: tuple[Any, ...]
+) -> None:
+    b_tokens = nudged(tokens)
+    a = scans_made.write(tmp_path / "a", tokens, layout[0], RULE, layout[1])
+    b = scans_made.write(tmp_path / "b", b_tokens, layout[2], RULE, layout[3])
+    made, frame = movers(compare(a, b)), changes(tokens, b_tokens)
+    for kind, rising in (("forgotten", True), ("learned", False)):
+        order = ["change", "example", "position"]
+        wanted = frame.sort_values(order, ascending=[rising, True, True])[:MOST]
+        found = Frame(made[kind])
+        np.testing.assert_array_equal(found[["example", "position"]],
+                                      wanted[["example", "position"]])  # fmt: skip
+        np.testing.assert_allclose(found["change"], wanted["change"], rtol=1e-3)
+        np.testing.assert_allclose(found["prob_a"], wanted["prob"], rtol=1e-3)
+        np.testing.assert_allclose(found["prob_b"], b_tokens.loc[wanted.index, "prob"], rtol=1e-3)
+        assert list(found["conflict_a"]) == list(RULE(wanted))
+        assert list(found["conflict_b"]) == list(RULE(b_tokens.loc[wanted.index]))
+
+
+def test_tokens_stand_in_their_text(tokens: Frame, tmp_path: Path) -> None:
+    pair = [scans_made.write(tmp_path / n, t) for n, t in (("a", tokens), ("b", nudged(tokens)))]
+    texts = pair[0].examples().set_index("example")["text"]
+    there = pair[0].tokens().set_index(["example", "position"])
+    for row in movers(compare(*pair))["forgotten"]:
+        place = there.loc[(row["example"], row["position"])]
+        text, start, end = texts[row["example"]], place.char_start, place.char_end
+        assert row["token"] == text[start:end] == place.token
+        assert row["before"] == text[max(0, start - 60) : start]
+        assert row["after"] == text[end : end + 60]
+        assert row["top1_a"] == place.top1
+
+
+def test_what_is_held_does_not_grow(
+    tokens: Frame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = [scans_made.write(tmp_path / n, t, 1, group=50)
+            for n, t in (("a", tokens), ("b", nudged(tokens)))]  # fmt: skip
+    seen: list[int] = []
+    furthest = movers_module._furthest
+
+    def spy(frame: Frame, sign: int) -> Frame:
+        seen.append(len(frame))
+        return furthest(frame, sign)
+
+    monkeypatch.setattr(movers_module, "_furthest", spy)
+    movers(compare(*pair))
+    assert len(seen) >= 2 * 1500 / 50
+    assert max(seen) <= MOST + 50
+
+
+def test_only_what_is_learned_or_forgotten_is_listed(tokens: Frame, tmp_path: Path) -> None:
+    few = tokens[:4].assign(logprob=np.float32([-2, -2, -2, -2]))
+    moved = few.assign(logprob=np.float32([-1.9, -9, -1, -2]))
+    a, b = (scans_made.write(tmp_path / n, t, 1) for n, t in (("a", few), ("b", moved)))
+    made = movers(compare(a, b))
+    assert [r["change"] for r in made["forgotten"]] == [-7]
+    assert [r["change"] for r in made["learned"]] == [1]
+    assert movers(compare(a, a)) == {"forgotten": [], "learned": []}
+
+
+def test_ties_go_by_place(tokens: Frame, tmp_path: Path) -> None:
+    alike = tokens.assign(logprob=np.float32(-1))
+    pair = [scans_made.write(tmp_path / n, t, 3, group=17)
+            for n, t in (("a", alike), ("b", alike.assign(logprob=np.float32(-4))))]  # fmt: skip
+    found = [(r["example"], r["position"]) for r in movers(compare(*pair))["forgotten"]]
+    assert found == list(tokens[["example", "position"]].itertuples(index=False, name=None))[:MOST]
+
+
+def test_scans_without_the_models_choice(a: Scan, tuned: Scan, tmp_path: Path) -> None:
+    lacking = [without(s, tmp_path / s.path.name, ("top1", "top1_prob")) for s in (a, tuned)]
+    for pair in (lacking, (a, lacking[1])):
+        rows = movers(compare(*pair))["learned"]
+        assert {r["top1_b"] for r in rows} == {None}
+        assert len({r["top1_prob_a"] for r in rows}) == (1 if pair is lacking else MOST)
+
+
+# --- untrusted text ---
+
+
+def test_text_of_either_scan_is_text(file: Path) -> None:
+    html = file.read_text("utf-8")
+    inside = html.split('type="application/json">', 1)[1].split("</script>", 1)[0]
+    assert not set("<>&") & set(inside)
+    assert not any(ord(c) < 32 or c in "\u202e\u2028\x7f\U000e0041" for c in inside)
+    assert html.count("<script") == 3
+    assert json.dumps(THEIRS[0])[2:-1] in inside.replace("\\u003c", "<").replace(
+        "\\u003e", ">"
+    ) or (
+        file.name == "apart.html"  # where no token of B is shown, its data's name is
+        and ATTACKS[1] in payload(html)["against"]["summary"]["b"]["data"]
+    )
+
+
+def test_pictures_are_allowed_where_there_is_one(a: Scan, moved_page: Path, tmp_path: Path) -> None:
+    assert "; img-src data:; " in moved_page.read_text("utf-8")
+    assert "img-src" not in report(a, tmp_path / "r.html").read_text("utf-8").split("<title>")[0]
+
+
+# --- refusals ---
+
+
+def refused(arguments: list[str], folder: Path, capsys: Any) -> str:
+    """The one line on standard error; nothing is written."""
+    assert _run(["report", *arguments, "--out", str(folder / "r.html")]) == 2
+    assert not list(folder.glob("*r.html*"))
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return str(line)
+
+
+def test_scans_that_do_not_match_are_refused_as_compare_does(
+    a: Scan, tokens: Frame, tmp_path: Path, capsys: Any
+) -> None:
+    ids = tokens["token_id"].copy()
+    ids.iloc[700] += 1
+    b = scans_made.write(tmp_path / "b", tokens.assign(token_id=ids), source=ATTACKS[0])
+    assert _run(["compare", str(a.path), str(b.path)]) == 2
+    said = capsys.readouterr().err
+    assert "is no scan of the same tokens" in said
+    assert refused([str(a.path), "--against", str(b.path)], tmp_path, capsys) == said
+    asked = [str(a.path), "--against", str(b.path), "--by", "distributions"]
+    assert _run(["report", *asked, "--out", str(tmp_path / "asked.html")]) == 0
+    assert payload((tmp_path / "asked.html").read_text("utf-8"))["against"]["summary"]["by"] == (
+        "distributions"
+    )
+
+
+def test_no_scan_and_an_unfinished_one_are_refused(
+    a: Scan, tuned: Scan, tmp_path: Path, capsys: Any
+) -> None:
+    there = [str(a.path), "--against"]
+    assert "no such folder" in refused([*there, str(tmp_path / "no")], tmp_path, capsys)
+    shutil.copytree(tuned.path, tmp_path / "b")
+    (tmp_path / "b" / "manifest.json").rename(tmp_path / "b" / "plan.json")
+    assert "an unfinished scan" in refused([*there, str(tmp_path / "b")], tmp_path, capsys)
+    with pytest.raises(ScanError, match="no such folder"):
+        report(a, tmp_path / "r.html", tmp_path / "no")
+
+
+def test_a_scan_without_a_column_is_refused(a: Scan, tuned: Scan, tmp_path: Path) -> None:
+    lacking = without(a, tmp_path / "a", ("rank",))
+    with pytest.raises(MissingColumn, match="'rank'"):
+        report(lacking, tmp_path / "r.html", tuned)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_how_to_compare_needs_a_scan_to_compare_with(a: Scan, tmp_path: Path, capsys: Any) -> None:
+    assert "give --against B too" in refused([str(a.path), "--delta", "1"], tmp_path, capsys)
+    with pytest.raises(BadInput, match="--delta"):
+        make_settings(ReportSettings, {"against": "b", "delta": 0})
+
+
+def test_a_config_file_names_the_other_scan(
+    a: Scan, other: Scan, tmp_path: Path, capsys: Any
+) -> None:
+    config, out = tmp_path / "c.yaml", tmp_path / "made.html"
+    config.write_text(yaml.safe_dump({"against": str(other.path), "seed": 2, "out": str(out)}))
+    assert _run(["report", str(a.path), "--config", str(config)]) == 0
+    made = payload(out.read_text("utf-8"))["against"]["summary"]
+    assert dict(figures(made)) == dict(figures(compare(a, other, seed=2).summary()))
+    config.write_text("againts: x")
+    assert "did you mean 'against'" in refused([str(a.path), "--config", str(config)], tmp_path,
+                                               capsys)  # fmt: skip

@@ -1,0 +1,120 @@
+# Fixtures of the other tests of the page are imported and then asked for by name.
+# ruff: noqa: F811, F401
+"""A report of one scan against another in a real browser. Skips where there is none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import ATTACKS
+from test_report_against import a, apart_page, file, moved_page, other, tokens, tuned
+from test_report_browser import CONTRAST, By, WebDriverWait, browser, by_id, load, requests
+
+from eaft_probe import Scan
+from eaft_probe.verbs.compare import compare
+from eaft_probe.view.movers import MOST
+from eaft_probe.view.report import report
+
+
+def test_it_loads_in_silence_and_is_read_in_both_themes(browser: Any, file: Path) -> None:
+    page = load(browser, file)
+    assert page.get_log("browser") == []
+    assert [u for u in requests(page) if u.startswith("file:")] == [file.as_uri()]
+    assert by_id(page, "against-link").is_displayed()
+    picture = by_id(page, "against-picture")
+    assert picture.get_property("naturalWidth") > 1000
+    assert picture.get_attribute("alt")
+    for system, turned in (("light", False), ("dark", True)):
+        media = [{"name": "prefers-color-scheme", "value": system}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        worst, where = page.execute_script(CONTRAST)
+        assert worst >= 4.5, where
+        assert ("invert" in picture.value_of_css_property("filter")) == turned
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": media})
+    printed = picture.value_of_css_property("filter")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    assert printed == "none"
+
+
+def test_markup_of_either_scan_is_text(browser: Any, file: Path) -> None:
+    page = load(browser, file)
+    inside = "#against script, #against img:not(#against-picture), #against svg, #against [onerror]"
+    assert page.find_elements(By.CSS_SELECTOR, inside) == []
+    assert page.execute_script("return window.hacked") is None
+    assert ATTACKS[2 if file.name == "moved.html" else 1].split()[0] in by_id(page, "against").text
+
+
+def test_the_page_shows_the_numbers_of_a_comparison(
+    browser: Any, a: Scan, tuned: Scan, moved_page: Path
+) -> None:
+    page, found = load(browser, moved_page), compare(a, tuned).summary()
+    assert "compared token by token" in by_id(page, "against-said").text
+    counts, means, conflicts = cells(page)
+    for row, mean, (name, group) in zip(counts, means, found["groups"].items(), strict=True):
+        assert row[0].startswith(name)
+        assert row[1] == f"{group['tokens']:,}"
+        for shown, kind in zip(row[2:], ("learned", "unchanged", "forgotten"), strict=True):
+            assert shown.split(" ")[0] == f"{group[kind]:,}"
+            share = float(shown.split("(")[1].rstrip("%)"))
+            assert share == pytest.approx(100 * group[f"{kind}_share"], rel=0.01)
+        wanted = [group[n.format(q)] for q in ("nll", "entropy", "prob")
+                  for n in ("mean_{}_a", "mean_{}_b", "{}_change")]  # fmt: skip
+        wanted.append(group["kl_reference"])
+        assert [float(v) for v in mean[1:]] == pytest.approx(wanted, rel=0.01)
+    names = ("a", "resolved", "remaining", "new", "b")
+    assert conflicts == [[f"{found[f'conflicts_{n}']:,}" for n in names]]
+    assert len(page.find_elements(By.CSS_SELECTOR, "#against-movers li")) == 2 * MOST
+
+
+def test_the_page_shows_the_numbers_of_distributions(
+    browser: Any, a: Scan, other: Scan, apart_page: Path
+) -> None:
+    page, found = load(browser, apart_page), compare(a, other).summary()
+    assert "compared as distributions" in by_id(page, "against-said").text
+    assert page.find_elements(By.CSS_SELECTOR, "#against-movers li") == []
+    (rows,) = cells(page)
+    for row, (name, wanted) in zip(rows, found["quantities"].items(), strict=True):
+        assert row[0].startswith(name.replace("_", " "))
+        scale = 100 if name.endswith("_share") else 1
+        for i, (key, by) in enumerate(
+            (("a", scale), ("b", scale), ("difference", scale), ("ratio", 1))
+        ):
+            assert float(row[2 * i + 1].rstrip("%")) == pytest.approx(by * wanted[key], rel=0.01)
+            ends = [float(v.rstrip("%")) for v in row[2 * i + 2].split(" to ")]
+            both = [by * wanted[f"{key}_{end}"] for end in ("low", "high")]
+            assert ends == pytest.approx(both, rel=0.01)
+
+
+def cells(page: Any) -> list[list[list[str]]]:
+    """The text of every cell of the comparison's tables."""
+    script = """return [...document.querySelectorAll("#against-tables table")].map((t) =>
+        [...t.tBodies[0].rows].map((r) => [...r.cells].map((c) => c.textContent)))"""
+    found: list[list[list[str]]] = page.execute_script(script)
+    return found
+
+
+@pytest.mark.parametrize("width", [1360, 380])
+def test_nothing_is_wider_than_the_window(browser: Any, file: Path, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page = load(browser, file)
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        WebDriverWait(page, 5).until(lambda _: page.execute_script(wide) <= 0)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_token_opens_in_its_example(browser: Any, moved_page: Path) -> None:
+    page = load(browser, moved_page)
+    link = page.find_element(By.CSS_SELECTOR, "#against-movers button")
+    page.execute_script("arguments[0].click()", link)
+    focused = page.switch_to.active_element
+    assert focused.get_attribute("data-i") is not None
+
+
+def test_a_report_of_one_scan_has_no_such_section(browser: Any, a: Scan, tmp_path: Path) -> None:
+    page = load(browser, report(a, tmp_path / "r.html"))
+    assert not by_id(page, "against").is_displayed()
+    assert not by_id(page, "against-link").is_displayed()
+    assert page.get_log("browser") == []
