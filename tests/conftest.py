@@ -32,3 +32,11 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def stories(shared: Path) -> str:
     return str(shared / "models" / "stories260K")
+
+
+@pytest.fixture(scope="session")
+def claims_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `benchmarks/claims.py` leaves, small."""
+    import claims_made  # here: it takes the benchmarks into the import path
+
+    return claims_made.make(shared, tmp_path_factory.mktemp("claims"))

@@ -53,10 +53,12 @@ def test_the_committed_one_has_its_pictures(path: Path) -> None:
 )
 @each
 def test_it_runs_and_shows_the_same_kinds_of_things(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(path, as_version=4)
+    if any("CLAIMS" in cell.source for cell in code_cells(notebook)):
+        monkeypatch.setenv("CLAIMS", str(request.getfixturevalue("claims_folder")))
     committed = [kinds(cell) for cell in code_cells(notebook)]
     (tmp_path / "work").mkdir()
     place = {"metadata": {"path": str(tmp_path / "work")}}

@@ -1,0 +1,42 @@
+"""What a model of simple stories knows: samples of its own, and the same in another dialect."""
+
+import json
+import random
+import re
+from itertools import product
+
+from eaft_probe import rollout
+from evidence.bench import Bench, Row
+from evidence.sources import drawn
+
+NAMES = ("Lily", "Tim", "Ben", "Sara", "Max", "Mia", "Tom", "Lucy")
+WHO = ("cat", "dog", "girl", "boy", "bird", "bear", "rabbit", "frog")
+# The planted conflicts: words the model is sure of, replaced throughout, so that there is
+# something to be learned and held-out stories can tell whether it was.
+DIALECT = {
+    "day": "night", "was": "is", "said": "sang", "mom": "queen", "happy": "angry", "big": "tiny",
+    "play": "fight", "friend": "enemy", "little": "golden", "she": "they",
+}  # fmt: skip
+WORDS = re.compile(rf"\b({'|'.join(DIALECT)})\b")
+
+
+def sampled(bench: Bench) -> list[Row]:
+    """The story model's own stories, in a fixed random order."""
+    form = bench.form
+    openings = [f"Once upon a time, there was a little {who} named {name}."
+                for name, who in product(NAMES, WHO)]  # fmt: skip
+    n = -(-form.stories // len(openings))
+    prompts = drawn([{"prompt": o, "completion": ""} for o in openings], form.stories // n)
+    done = rollout(
+        bench.rows("openings", prompts), bench.out / "rollouts" / "stories.jsonl",
+        model=bench.stories, n=n, max_new_tokens=form.story_tokens,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in done.path.read_text().splitlines()]
+    kept = [{"prompt": r["prompt"], "completion": r["completion"]} for r in rows]
+    random.Random(1).shuffle(kept)  # or the answers to one opening would stand together
+    return kept
+
+
+def in_dialect(story: Row) -> Row:
+    told = WORDS.sub(lambda found: DIALECT[found[1]], story["completion"])
+    return story | {"completion": told}
