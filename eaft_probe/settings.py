@@ -192,8 +192,9 @@ class RolloutSettings(DataSettings, ModelSettings):
         "answers sampled at once: auto (32; 128 on a GPU) or a number", "auto"
     )
     rows_per_unit: int = _option("rows that are answered and resumed together", 64)
-    engine: Literal["transformers", "vllm"] = _option(
-        "who samples; vllm where it is installed", "transformers"
+    engine: Literal["transformers", "continuous", "vllm"] = _option(
+        "who samples: transformers in batches or, for a GPU, continuously; vllm where installed",
+        "transformers",
     )
     then_scan: str | None = _option("score the answers under the same model, into this folder")
     overwrite: bool = _option("replace a rollout made with other settings", False)

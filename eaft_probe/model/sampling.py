@@ -97,7 +97,7 @@ class Generator:
         """Raises `ProbeError` where the memory does not hold a batch."""
         ends = frozenset(stops) | self.own_stops
         answers: list[list[Answer]] = [[] for _ in prompts]
-        with quiet(), _seeded(seed):
+        with quiet(), seeded(seed):
             for rows, copies in self._batches([len(p) for p in prompts]):
                 drawn = self._drawn([prompts[row] for row in rows], copies, ends, report)
                 for at, ids in enumerate(drawn):
@@ -125,7 +125,7 @@ class Generator:
             ids, mask, cache = self._read(prompts, copies)
             ids, mask = (t.repeat_interleave(copies, 0) for t in (ids, mask))
             made = self._generate(
-                ids, mask, cache, self._config(stops),
+                ids, mask, cache, drawing(self.sampling, stops),
                 stopping_criteria=[_Steps(stops, report)],
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
@@ -159,9 +159,7 @@ class Generator:
 
     def _cached(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
         """The keys and values of `ids`, of which `cache` already has a beginning."""
-        config = GenerationConfig(
-            max_new_tokens=1, do_sample=False, pad_token_id=0, return_dict_in_generate=True
-        )
+        config = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=0)
         return self._generate(ids, mask, cache, config).past_key_values
 
     def _generate(
@@ -169,23 +167,24 @@ class Generator:
     ) -> Any:
         behind = {} if cache is None else {"past_key_values": cache}
         return self.model.whole.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, **behind, **more
-        )
+            input_ids=ids, attention_mask=mask, generation_config=config,
+            return_dict_in_generate=True, **behind, **more,
+        )  # fmt: skip
 
-    def _config(self, stops: frozenset[int]) -> Any:
-        """Temperature and top-p and nothing else; `top_k` is 50 where it is not put to 0."""
-        greedy = self.sampling.temperature == 0
-        drawing = {} if greedy else {
-            "temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0,
-        }  # fmt: skip
-        return GenerationConfig(
-            max_new_tokens=self.sampling.max_new_tokens,
-            do_sample=not greedy,
-            eos_token_id=sorted(stops) or None,
-            pad_token_id=min(stops, default=0),  # so that no token of an answer is taken for it
-            return_dict_in_generate=True,
-            **drawing,
-        )
+
+def drawing(sampling: Sampling, stops: frozenset[int]) -> Any:
+    """Temperature and top-p and nothing else; `top_k` is 50 where it is not put to 0."""
+    greedy = sampling.temperature == 0
+    how = {} if greedy else {
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0,
+    }  # fmt: skip
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not greedy,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=min(stops, default=0),  # so that no token of an answer is taken for it
+        **how,
+    )
 
 
 class Vllm:
@@ -214,7 +213,7 @@ class Vllm:
         asked = self.vllm.SamplingParams(
             n=self.sampling.n, temperature=self.sampling.temperature, top_p=self.sampling.top_p,
             top_k=0, max_tokens=self.sampling.max_new_tokens, stop_token_ids=sorted(ends),
-            seed=_number(seed) % 2**63, detokenize=False,
+            seed=number(seed) % 2**63, detokenize=False,
         )  # fmt: skip
         given = [{"prompt_token_ids": list(p)} for p in prompts]
         made = self.engine.generate(given, asked, use_tqdm=False)
@@ -246,14 +245,14 @@ class _Steps:
 
 
 @contextmanager
-def _seeded(seed: str) -> Iterator[None]:
+def seeded(seed: str) -> Iterator[None]:
     """The random numbers of a seed; the caller's own go on afterwards as if none had been drawn."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(_number(seed))
+        torch.manual_seed(number(seed))
         yield
 
 
-def _number(seed: str) -> int:
+def number(seed: str) -> int:
     """Eight bytes of the seed's hash: seeds that differ in a digit have nothing in common."""
     return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
 

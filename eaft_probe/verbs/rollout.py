@@ -18,6 +18,7 @@ from eaft_probe.data.render import Renderer
 from eaft_probe.data.sources import Record, Source
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
+from eaft_probe.model.continuous import Continuous
 from eaft_probe.model.loading import load_model, load_tokenizer
 from eaft_probe.model.places import find_model
 from eaft_probe.model.sampling import Answer, Generator, Sampler, Sampling, Vllm
@@ -189,7 +190,8 @@ class Answerer:
         else:
             model = load_model(settings.model, **settings.loading())
             tokenizer = model.tokenizer
-            self.sampler = Generator(model, sampling, self.batch_size)
+            sampler = Continuous if settings.engine == "continuous" else Generator
+            self.sampler = sampler(model, sampling, self.batch_size)
         self.prompts = Prompts(Renderer(tokenizer, tool_calls=settings.tool_calls))
         self._require_room()
 

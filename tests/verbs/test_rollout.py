@@ -400,3 +400,11 @@ def test_rollouts_are_data_like_any_other(tmp_path: Path, counting: str) -> None
     rows = done.examples()["row"].astype(int).to_numpy()
     assert done.manifest["data"]["rows"] == 22
     assert set(np.unique(rows)) <= set(range(11))
+
+
+def test_continuous_batching_writes_the_same_answers_again(tmp_path: Path, counting: str) -> None:
+    asked: dict[str, Any] = {"model": counting, "engine": "continuous", "n": 2, "batch_size": 3,
+                             "max_new_tokens": 12}  # fmt: skip
+    first, again = (rollout(ROWS, tmp_path / f"{i}.jsonl", **asked) for i in (1, 2))
+    assert first.answers == again.answers == 2 * first.prompts > 0
+    assert first.path.read_bytes() == again.path.read_bytes()
