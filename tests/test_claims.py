@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def test_exact_and_closed_shares_are_shares(made: dict[str, Any]) -> None:
     assert eaft["value"] < sft["value"]  # a gate that grows with entropy turns conflicts down
 
 
+def test_the_end_of_a_story_that_was_cut_is_not_learned(claims_folder: Path) -> None:
+    for name in ("trained-0", "trained-1", "audit-stories"):
+        lines = (claims_folder / "data" / f"{name}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        cut = [n for n, row in enumerate(rows) if row["finish"] == "length"]
+        tokens = pandas.read_parquet(claims_folder / "scans" / name / "tokens")
+        assert cut
+        assert not (tokens["example"].isin(cut) & (tokens["token"] == "</s>")).any()
+
+
 def test_the_runs_say_what_the_log_says(claims_folder: Path, made: dict[str, Any]) -> None:
     form = claims_made.FORM
     assert len(made["runs"]) == 3 * form.seeds * len(form.learning_rates)
@@ -103,6 +114,22 @@ def test_quick_samples_little_and_has_three_seeds() -> None:
     assert all(form.seeds >= 3 for form in FORMS.values())
     form = FORMS["quick"]
     assert form.trained + form.held_out + form.retained <= form.stories
+
+
+def test_the_form_for_a_gpu_splits_mathematics_and_retains_general_text(
+    shared: Path, tmp_path: Path
+) -> None:
+    bench = replace(claims_made.bench(shared, tmp_path), form=FORMS["gpu"])
+    sets = [runs._mathematics(bench, seed) for seed in range(3)]
+    form = bench.form
+    sizes = [form.trained, form.held_out, form.retained]
+    assert all([len(s) for s in split] == sizes for split in sets)
+    questions = [row["key"] for split in sets for part in split[:2] for row in part]
+    assert len(set(questions)) == len(questions)
+    texts = [row["text"] for split in sets for row in split[2]]
+    assert len(set(texts)) > 0.99 * len(texts)
+    assert any("\nAnswer: " in t for t in texts)  # MMLU
+    assert any(t.startswith("Write") for t in texts)  # IFEval
 
 
 def test_every_variant_is_an_objective() -> None:

@@ -94,8 +94,7 @@ def _numbers(bench: Bench) -> Audited:
 
 def _names(bench: Bench) -> Audited:
     """The story model's own stories with a name in every other one exchanged for another."""
-    rows = [{"prompt": r["prompt"], "completion": r["completion"]} for r in sampled(bench)
-            if NAME.search(r["completion"])]  # fmt: skip
+    rows = [row for row in sampled(bench) if NAME.search(row["completion"])]
     rows = rows[: bench.form.seeds * bench.form.audited]
     for at, row in enumerate(rows):
         _tamper(row, row, NAME, _other_name, at)

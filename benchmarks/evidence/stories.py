@@ -32,7 +32,8 @@ def sampled(bench: Bench) -> list[Row]:
         model=bench.stories, n=n, max_new_tokens=form.story_tokens,
     )  # fmt: skip
     rows = [json.loads(line) for line in done.path.read_text().splitlines()]
-    kept = [{"prompt": r["prompt"], "completion": r["completion"]} for r in rows]
+    # With `finish`: the end of a story that was cut is not its end, and is not to be learned.
+    kept = [{n: r[n] for n in ("prompt", "completion", "finish")} for r in rows]
     random.Random(1).shuffle(kept)  # or the answers to one opening would stand together
     return kept
 
