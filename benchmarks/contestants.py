@@ -24,7 +24,6 @@ from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.batches import TokenBatch, Window, batches
 from eaft_probe.data.sources import open_source
 from eaft_probe.data.units import UnitPlan
-from eaft_probe.engines import local
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Silent
 from eaft_probe.settings import ScanSettings
@@ -114,7 +113,9 @@ class Work:
 def scan(work: Work) -> float:
     """The whole scan: read, render, tokenize, batch, forward, every column, parquet."""
     folder = work.new_folder()
-    local.run(work.units.units(), work.scorer(folder).score)
+    scorer = work.scorer(folder)
+    for unit in work.units.units():
+        scorer.score(unit)
     logprob = pq.read_table(folder / "tokens", columns=["logprob"])["logprob"]
     return float(logprob.to_numpy().mean(dtype="float64"))
 

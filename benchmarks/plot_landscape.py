@@ -129,13 +129,17 @@ def hexbin(args: argparse.Namespace) -> None:
 # --- the synthetic scan ---
 
 
+MODEL = {"name": "synthetic", "adapter": None, "revision": None, "dtype": "float32",
+         "max_length": 1024, "identity": "synthetic", "adapter_identity": None}  # fmt: skip
+
+
 def make(args: argparse.Namespace) -> None:
     """A finished scan, the same on every call, with every column that a scan writes by default."""
     import numpy as np
 
     from eaft_probe.columns.conflicts import ConflictRule
     from eaft_probe.columns.statistics import chosen_statistics
-    from eaft_probe.columns.table import part_name, tokens_schema, write_manifest, write_part
+    from eaft_probe.columns.table import part_facts, tokens_schema, write_manifest, write_part
     from eaft_probe.settings import ScanSettings
 
     for kind in ("tokens", "examples"):
@@ -148,13 +152,14 @@ def make(args: argparse.Namespace) -> None:
         tables = tokens_table(index, first, end, schema), examples_table(first, end)
         counts = {"trained_tokens": end - first}
         write_part(args.folder, index, *tables, {"counts": counts, "rejected": []})
-        parts.append({"file": part_name(index), "rows": end - first})
+        parts.append(part_facts(args.folder, index, end - first))
     counts = {"rows": examples, "examples": examples, "rejected": 0, "cut_examples": 0}
     manifest = {
         "command": "scan",
         "config": asdict(ScanSettings()),
-        "model": {"name": "synthetic", "vocab_size": VOCAB},
-        "data": {"source": "synthetic", "format": "messages"},
+        "model": {**MODEL, "vocab_size": VOCAB},
+        "data": {"source": "synthetic", "fingerprint": "synthetic", "format": "messages"},
+        "chat_template": None,
         "columns": schema.names,
         "parts": parts,
         "counts": {**counts, "tokens": args.tokens, "trained_tokens": args.tokens},

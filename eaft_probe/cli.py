@@ -19,10 +19,12 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 from rich.console import Console
 
-from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.errors import LONGEST, BadInput, ProbeError, one_line
 from eaft_probe.settings import (
     CompareSettings,
+    EstimateSettings,
     GradientSettings,
+    MergeSettings,
     PlotSettings,
     ReportSettings,
     RolloutSettings,
@@ -150,7 +152,7 @@ def _root(
 
 
 @app.command()
-@_flags(ScanSettings)
+@_flags(EstimateSettings)
 def scan(
     given: dict[str, Any],
     data: Data = None,
@@ -164,11 +166,26 @@ def scan(
     settings = _settled(given, config)
     if data is None:
         settings.setdefault("keep", ["topic", "planted", "planted_text"])
+    if settings.get("dry_run"):
+        _dry_run(data, settings, as_json, gate)
+        return
+    for name in EstimateSettings.only():
+        if settings.pop(name, False) and name != "dry_run":
+            raise BadInput(f"--{name.replace('_', '-')} says what to estimate by: give --dry-run")
     from eaft_probe.verbs.scan import scan as verb
 
     with _progress(f"the same command goes on from what {out} has") as progress:
         finished = verb(data, out, progress=progress, **settings)
-    _show(finished, as_json, gate, worst=1)
+    if os.environ.get("RANK", "0") == "0":  # once, however many processes were launched
+        _show(finished, as_json, gate, worst=1)
+
+
+def _dry_run(data: str | None, settings: Mapping[str, Any], as_json: bool, gate: Any) -> None:
+    from eaft_probe.verbs.estimate import estimate
+
+    with _progress("nothing was written") as progress:
+        found = estimate(data, progress=progress, **settings)
+    _tell(found.summary(), as_json, gate, lambda _: _out().print(str(found), markup=False))
 
 
 @app.command()
@@ -239,7 +256,7 @@ def show(
     from eaft_probe.columns.table import Scan
     from eaft_probe.view.terminal import legend, show_example
 
-    opened = Scan.open(folder)
+    opened = Scan.open(folder, verify=wanted.verify)
     if wanted.export is not None:
         from eaft_probe.verbs.export import export as verb
 
@@ -339,6 +356,23 @@ def compare(
 
     found = verb(first, second, **_settled(given, config)).summary()
     _tell(found, as_json, gate, lambda summary: show_comparison(_out(), summary))
+
+
+@app.command()
+@_flags(MergeSettings)
+def merge(
+    given: dict[str, Any],
+    folders: Annotated[list[str], typer.Argument(metavar="A B...", help="finished scans")],
+    out: Annotated[str, typer.Option(help="the folder of the whole")] = "eaft-merged",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Join finished scans of disjoint data into one, without the model."""
+    from eaft_probe.verbs.merge import merge as verb
+
+    with _progress(f"the same command goes on from what {out} has") as progress:
+        merged = verb(folders, out, progress=progress, **_settled(given, config))
+    _show(merged, as_json, None, worst=0)
 
 
 @app.command()
@@ -466,5 +500,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def _complain(error: object, status: int) -> int:
-    print(f"eaft-probe: {one_line(Exception(str(error)), 1000)}", file=sys.stderr)
+    """One line, however many processes of a launch have the same complaint."""
+    from eaft_probe.verbs.said import first_to_say
+
+    line = f"eaft-probe: {one_line(Exception(error), LONGEST)}"
+    if first_to_say(line):
+        print(line, file=sys.stderr)
     return status

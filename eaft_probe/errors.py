@@ -2,10 +2,22 @@
 
 `ProbeError` and its children are for users: the command line prints their message as one line
 and exits with `exit_status`. `RowError` never leaves the data room: it rejects one row.
+A message often quotes somebody else's file, so each of them is one printable line by itself.
 """
 
+from eaft_probe.printable import printable
 
-class ProbeError(Exception):
+LONGEST = 1000  # characters of a message
+
+
+class _Said(Exception):
+    """Its message is one printable line."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_line(str(message), LONGEST))
+
+
+class ProbeError(_Said):
     """Something failed while working. Exit status 1."""
 
     exit_status = 1
@@ -45,15 +57,19 @@ class NonFinite(ProbeError):
     """The model produced NaN, or gives a label no probability at all."""
 
 
-class RowError(Exception):
+class RowError(_Said):
     """One row that cannot be scored; its message is the reason in `rejected.jsonl`."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of any exception as one printable line of at most `limit` characters.
 
-    >>> one_line(ValueError("first\\n  second"))
-    'first second'
+    >>> one_line(ValueError("first\\n  second\\x1b[2J"))
+    'first second\\\\x1b[2J'
     """
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return _line(str(error), limit) or type(error).__name__
+
+
+def _line(text: str, limit: int) -> str:
+    said = printable(" ".join(text[: 10 * limit].split()))
+    return said if len(said) <= limit else said[: limit - 1] + "…"

@@ -1,21 +1,66 @@
-"""How every file is written: aside, and moved into its place when it is whole."""
+"""How every file is written, aside and moved into its place when it is whole, and what is read."""
 
 import os
+import secrets
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+
+from eaft_probe.errors import ScanError, one_line
+
+STALE = 3600  # seconds after which a file aside has no writer: one that was killed left it
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to. It takes the place of `path` in one step, or goes.
+def written_aside(path: Path, within: Path | None = None) -> Iterator[Path]:
+    """A file beside `path` to write to, or in the folder `within` on the same file system. It takes
+    the place of `path` in one step, or goes.
 
-    A reader sees the old file or the whole new one. Raises `OSError`.
+    A reader sees the old file or the whole new one, and of two writers the last. Nobody else knows
+    the file's name: a link that stood there would lead what is written out of the folder.
+    Raises `OSError`.
     """
-    aside = path.parent / f".{path.name}.part"
+    folder = within or path.parent
+    aside = folder / f".{path.name}.{secrets.token_hex(4)}.part"
+    if len(os.fsencode(aside.name)) > 255:  # the system would name the file aside, not this one
+        aside = folder / f".{secrets.token_hex(16)}.part"
     try:
+        _sweep(folder.absolute())
         yield aside
         os.replace(aside, path)
     finally:
         with suppress(OSError):  # a name too long to be there
             aside.unlink(missing_ok=True)
+
+
+@cache  # once a process: a scan writes thousands of parts into the same folder
+def _sweep(folder: Path) -> None:
+    """Removes what writers that were killed left there."""
+    before = time.time() - STALE
+    for left in folder.glob(".*.part"):
+        with suppress(OSError):
+            if left.lstat().st_mtime < before:
+                left.unlink()
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """A file of a folder that somebody else may have made, to be read.
+
+    Raises `ScanError` where it is not there, is no plain file (opening a pipe would wait for ever)
+    or is a link that leads out of the folder.
+    """
+    path = folder / name
+    try:
+        kind = path.lstat().st_mode
+        if stat.S_ISLNK(kind):
+            kind = path.stat().st_mode
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ScanError(f"{path} is a link that leads out of {folder}; copy the file")
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
+        raise ScanError(f"{path} cannot be read: {one_line(error)}") from error
+    if not stat.S_ISREG(kind):
+        raise ScanError(f"{path} is no plain file")
+    return path

@@ -88,14 +88,31 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
     tokens_per_batch: Literal["auto"] | int = _option(
         "tokens of a batch, padding counted; auto or a number", "auto"
     )
-    engine: Literal["local"] = _option("who runs the units", "local")
+    engine: str = _option("who runs the units: local, or ray on a cluster", "local")
+    workers: int | None = _option(
+        "processes that score, each with the model; default: one a GPU, on a CPU this one"
+    )
+    threads: int | None = _option(
+        "CPU threads of each of them; the last digits depend on it. default: all, shared; ray: 1"
+    )
+    address: str | None = _option("of a running Ray cluster, host:port or auto; default: its own")
+    tp: bool = _option("spread the model over the processes of torchrun (tensor parallel)", False)
     overwrite: bool = _option("replace a scan made with other settings", False)
 
     def __post_init__(self) -> None:
         RuleSettings.__post_init__(self)
+        if self.tp and (self.device_map, self.adapter) != (None, None):
+            raise BadInput("--tp spreads a model by its own plan: leave out --device-map, and "
+                           "merge an --adapter into the model before")  # fmt: skip
         if len(set(self.keep)) < len(self.keep):
             raise BadInput("--keep names a column twice")
-        for name in ("rows_per_unit", "max_length", "limit", "sample", "tokens_per_batch"):
+        if self.tp and (self.workers not in (None, 1) or self.engine != "local"):
+            raise BadInput("--tp works with the processes of torchrun: leave out --workers and "
+                           "--engine")  # fmt: skip
+        if self.address is not None and self.engine != "ray":
+            raise BadInput("--address is that of a Ray cluster: give --engine ray too")
+        for name in ("rows_per_unit", "max_length", "limit", "sample", "tokens_per_batch",
+                     "workers", "threads"):  # fmt: skip
             value, least = getattr(self, name), 2 if name == "max_length" else 1
             if value not in (None, "auto") and value < least:
                 raise BadInput(f"{_flag(name)} is a whole number from {least}, found {value}")
@@ -105,8 +122,42 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
 
         Not the rule, which flags a finished scan, nor how the work is run or stopped.
         """
-        free = {f.name for f in fields(RuleSettings)} | {"engine", "overwrite", "strict"}
+        free = {f.name for f in fields(RuleSettings)} | {
+            "engine", "workers", "threads", "address", "overwrite", "strict", "tp"
+        }  # fmt: skip
         return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateSettings(ScanSettings):
+    """A scan, and what is known of the machines that would run it."""
+
+    dry_run: bool = _option("say what the scan would take, and write nothing", False)
+    estimate_rows: int = _option("--dry-run: rows tokenized to estimate by, drawn at random", 1000)
+    tokens_per_second: float | None = _option("--dry-run: scored tokens/s that a device reaches")
+    device_flops: float | None = _option("--dry-run: or FLOP/s that a device reaches in a scan")
+    devices: int = _option("--dry-run: devices that share the work", 1)
+    price_per_hour: float | None = _option("--dry-run: price of a device's hour")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens_per_second is not None and self.device_flops is not None:
+            raise BadInput("give --tokens-per-second or --device-flops, not both")
+        least = {"estimate_rows": 30, "devices": 1}  # rows: fewer have no normal interval
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise BadInput(f"{_flag(name)} is a whole number from {lowest}, found "
+                               f"{getattr(self, name)}")  # fmt: skip
+        for name in ("tokens_per_second", "device_flops", "price_per_hour"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise BadInput(f"{_flag(name)} is a finite number above 0, found {value}")
+
+    @classmethod
+    def only(cls) -> list[str]:
+        """The settings that a scan does not have."""
+        own = {f.name for f in fields(ScanSettings)}
+        return [f.name for f in fields(cls) if f.name not in own]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +278,18 @@ class ShowSettings:
     example: int | None = _option("one example, coloured")
     worst: int = _option("how many of the worst examples", 3)
     export: str | None = _option("write the rows with their loss to F.jsonl")
+    verify: bool = _option("read every part and compare its sha256, however large the scan", False)
 
     def __post_init__(self) -> None:
         if self.worst < 0:
             raise BadInput(f"--worst is a whole number from 0, found {self.worst}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """How finished scans are joined."""
+
+    overwrite: bool = _option("replace a scan made from others", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,11 +396,20 @@ def make_settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
         raise BadInput(f"{name}: {first['msg']}, found {first['input']!r}") from error
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML without `*aliases`, of which thirty lines can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("a setting is written out; *aliases are not read")
+        return super().compose_node(parent, index)
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML file. Raises `BadInput`."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        loaded = yaml.load(Path(path).read_text(), _Plain)
+    except Exception as error:  # `!!bool x` is a KeyError, deep nesting a RecursionError, …
         raise BadInput(f"cannot read --config {path}: {one_line(error)}") from error
     if not isinstance(loaded, dict):
         raise BadInput(f"--config {path} should hold a mapping of settings")

@@ -1,6 +1,5 @@
 """Finished scans written by hand: real distributions over a small vocabulary, in plain float64."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.columns.table import (
     Scan,
     examples_schema,
+    part_facts,
     part_name,
     tokens_schema,
     write_manifest,
@@ -136,12 +136,11 @@ def write(
         file = folder / "tokens" / part_name(index)
         if group is not None:
             pq.write_table(table, file, row_group_size=group)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        listed.append({"file": part_name(index), "rows": len(mine), "sha256": digest})
+        listed.append(part_facts(folder, index, len(mine)))
     manifest = {
         "command": "scan",
         "config": {"keep": []},
-        "model": {"name": model, "vocab_size": VOCAB},
+        "model": model_facts(model, VOCAB),
         "chat_template": "made",
         "data": {"source": source, "fingerprint": fingerprint or source, "format": "messages"},
         "columns": schema.names,
@@ -152,6 +151,21 @@ def write(
         "special_tokens": [],
     }  # fmt: skip
     return write_manifest(folder, manifest).flag(rule or ConflictRule())
+
+
+def model_facts(name: str, vocab_size: int) -> dict[str, Any]:
+    """What a manifest says of a model that never was."""
+    return {"name": name, "adapter": None, "revision": None, "dtype": "float32",
+            "vocab_size": vocab_size, "max_length": 1024, "identity": name,
+            "adapter_identity": None}  # fmt: skip
+
+
+def resealed(scan: Scan, **changes: Any) -> Scan:
+    """The scan opened again, its manifest saying what its parts now are, and the `changes`."""
+    sizes = [pq.read_metadata(f).num_rows for f in scan.part_files("tokens")]
+    parts = [part_facts(scan.path, i, rows) for i, rows in enumerate(sizes)]
+    counts = {**scan.manifest["counts"], "trained_tokens": sum(sizes)}
+    return write_manifest(scan.path, {**scan.manifest, "parts": parts, "counts": counts, **changes})
 
 
 def _examples(tokens: pandas.DataFrame) -> pa.Table:

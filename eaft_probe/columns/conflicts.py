@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.files import written_aside
+from eaft_probe.columns.manifest import read_json
+from eaft_probe.errors import BadInput, ScanError, one_line
+from eaft_probe.files import own_file, written_aside
 
 # 0.17 of the largest entropy over 20 tokens, the centre of the sigmoid gate in arXiv 2601.02151.
 ENTROPY_BELOW = 0.17 * math.log(20)  # 0.509 nats
 # Entropy is at least the binary entropy of p, so below 0.509 nats p is under 0.207 or over 0.793.
 PROB_BELOW = 0.2
 RULE_FILE = "rule.json"
+MOST_BYTES = 10_000  # of its file
+FLOAT_MAX = 3.4028234663852886e38  # thresholds are compared as float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,8 @@ class ConflictRule:
     def __post_init__(self) -> None:
         for name in ("entropy_below", "prob_below"):  # a NumPy float would compare in float64
             object.__setattr__(self, name, float(getattr(self, name)))
-        if not (math.isfinite(self.entropy_below) and math.isfinite(self.prob_below)):
-            raise BadInput("the thresholds of a conflict rule are finite numbers")
+        if not all(abs(t) <= FLOAT_MAX for t in (self.entropy_below, self.prob_below)):
+            raise BadInput("the thresholds of a conflict rule are finite numbers of float32")
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise BadInput(f"--quantile lies between 0 and 1, found {self.quantile}")
 
@@ -64,6 +67,11 @@ class ConflictRule:
         origin = "" if self.quantile is None else f" (the lowest {self.quantile:g} of both)"
         return f"entropy < {self.entropy_below:.3g} nats and prob < {self.prob_below:.3g}{origin}"
 
+    @property
+    def said(self) -> str:
+        """Its thresholds, to the last digit."""
+        return json.dumps([self.entropy_below, self.prob_below])
+
     def save(self, folder: Path) -> None:
         write_json(folder / RULE_FILE, asdict(self))
 
@@ -71,12 +79,15 @@ class ConflictRule:
     def load(cls, folder: Path) -> "ConflictRule":
         """The rule a scan is flagged with; the default where none was stored."""
         path = folder / RULE_FILE
+        if not path.exists():
+            return cls()
         try:
-            return cls(**json.loads(path.read_text())) if path.exists() else cls()
-        except (ValueError, TypeError) as error:
-            raise ScanError(f"{path} is damaged; `eaft-probe flag` writes it anew") from error
+            return cls(**read_json(own_file(folder, RULE_FILE), MOST_BYTES))
+        except (ValueError, TypeError, OverflowError, BadInput) as error:
+            why = "" if isinstance(error, ScanError) else f"{path} is damaged: "
+            raise ScanError(f"{why}{one_line(error)}; `eaft-probe flag` writes it anew") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    with written_aside(path) as aside:
+def write_json(path: Path, value: Any, within: Path | None = None) -> None:
+    with written_aside(path, within) as aside:
         aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

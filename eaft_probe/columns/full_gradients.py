@@ -11,13 +11,16 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from eaft_probe.columns.agreement import CLOSED, EXACT, WEIGHT, agreement
+from eaft_probe.columns.parts import footer, reading
 from eaft_probe.columns.planes import ENTROPY_STEP, PROB_STEP
 from eaft_probe.columns.sample import ACROSS, BY, coarse_cell
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.columns.table import GRADIENTS, PLACES, Scan, write_parquet
-from eaft_probe.errors import ScanError
+from eaft_probe.errors import ScanError, one_line
+from eaft_probe.files import own_file
 
 MADE_KEY = b"eaft_probe.gradients"  # how the file was made, as JSON
 OWN = (
@@ -48,6 +51,28 @@ class Made:
         return [n for n in named if getattr(self, n) != getattr(other, n)]
 
 
+_MADE = TypeAdapter(Made)
+# What every such file has; the closed forms beside are as the scan has them.
+_TYPES = {"example": pa.int64(), "position": pa.int32(), "prob": pa.float32(),
+          "entropy": pa.float32(), **{n: kind for n, kind, *_ in OWN}}  # fmt: skip
+
+
+def _shape(schema: pa.Schema) -> str | None:
+    """What is wrong with the columns, if anything is."""
+    for name in (*_TYPES, *(n for n in CLOSED if n in schema.names)):
+        wanted = _TYPES.get(name, pa.float32())
+        if schema.names.count(name) != 1 or schema.field(name).type != wanted:
+            return f"it has no column {name} of {wanted}"
+    return None
+
+
+def _require_numbers(table: pa.Table) -> None:
+    for name in table.column_names:
+        column = table[name]
+        if column.null_count or not np.isfinite(column.to_numpy()).all():
+            raise ValueError(f"{name} is no finite number somewhere")
+
+
 def scan_identity(scan: Scan) -> str:
     """A hash of the parts that the manifest lists."""
     return hashlib.sha256(json.dumps(scan.manifest["parts"]).encode()).hexdigest()
@@ -68,11 +93,14 @@ class FullGradients:
         if not path.exists():
             raise ScanError(f"{path} is not there; `eaft-probe gradients {scan.path}` makes it")
         try:
-            table = pq.read_table(path, partitioning=None)
-            made = Made(**json.loads((table.schema.metadata or {})[MADE_KEY]))
-        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-            raise ScanError(f"{path} is damaged; `eaft-probe gradients --overwrite` makes it "
-                            f"anew") from error  # fmt: skip
+            footer(own_file(scan.path, GRADIENTS), _shape)
+            with reading(path):
+                table = pq.read_table(path, partitioning=None)
+            made = _MADE.validate_json((table.schema.metadata or {})[MADE_KEY], strict=True)
+            _require_numbers(table)
+        except (ScanError, KeyError, ValueError, RecursionError) as error:
+            raise ScanError(f"{path} is damaged ({one_line(error, 200)}); `eaft-probe gradients "
+                            f"--overwrite` makes it anew") from error  # fmt: skip
         if made.scan != scan_identity(scan):
             raise ScanError(f"{path} is of another scan; `eaft-probe gradients --overwrite` makes "
                             f"it anew")  # fmt: skip

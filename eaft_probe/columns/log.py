@@ -7,8 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eaft_probe.columns.parts import footer, reading
 from eaft_probe.columns.table import write_parquet
-from eaft_probe.errors import MissingColumn, ScanError, one_line
+from eaft_probe.errors import MissingColumn, ScanError
+from eaft_probe.files import own_file
 
 LOG = "log.parquet"
 # all, then the groups of the base model; `other` is a token of none of them.
@@ -44,12 +46,30 @@ def read_log(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Tab
     if not path.exists():
         raise ScanError(f"{path.parent} holds no {LOG}; `eaft-probe train` writes one")
     try:
-        missing = [c for c in columns if c not in pq.read_schema(path).names]
+        names = footer(own_file(path.parent, path.name), _shape).schema.names
+        missing = [c for c in columns if c not in names]
         if not missing:
-            return pq.read_table(path, columns=list(columns), partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise ScanError(f"{path} is no readable log: {one_line(error)}") from error
+            with reading(path):
+                return pq.read_table(path, columns=list(columns), partitioning=None)
+    except ScanError as error:
+        raise ScanError(f"{path} is no readable log: {error}") from error
     raise MissingColumn(f"{path} has no column {missing[0]!r}")
+
+
+def _shape(schema: pa.Schema) -> str | None:
+    """What is wrong with the types of the columns that are there."""
+    for field in schema:
+        known = SCHEMA.field(field.name).type if field.name in SCHEMA.names else field.type
+        if _kind(field.type) != _kind(known) or schema.names.count(field.name) > 1:
+            return f"its column {field.name!r} is {str(field.type)[:80]}, not {known}"
+    return None
+
+
+def _kind(type_: pa.DataType) -> str:
+    """Of whatever width: other tools write other ones."""
+    kinds = {"text": (pa.types.is_string, pa.types.is_large_string),
+             "number": (pa.types.is_integer, pa.types.is_floating, pa.types.is_null)}  # fmt: skip
+    return next((k for k, tests in kinds.items() if any(t(type_) for t in tests)), "other")
 
 
 def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

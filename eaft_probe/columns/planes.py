@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.columns.table import CACHE, Scan
-from eaft_probe.files import written_aside
+from eaft_probe.files import own_file, written_aside
 
 # Cells of 1/256 in probability and 1/32 nat in entropy, up to 16 nats (the uniform distribution
 # over 9 million tokens). Powers of two: a float32 times the step is exact, so is its cell, and
@@ -48,8 +49,8 @@ def coarse(values: NDArray[Any], by: int) -> NDArray[Any]:
 
 def cell(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     """(N,) index of each token's cell in a flattened plane."""
-    across = np.minimum((columns["prob"] * PROB_BINS).astype(np.int64), PROB_BINS - 1)
-    up = np.minimum((columns["entropy"] / ENTROPY_STEP).astype(np.int64), ENTROPY_BINS - 1)
+    across = (columns["prob"] * PROB_BINS).astype(np.int64).clip(0, PROB_BINS - 1)
+    up = (columns["entropy"] / ENTROPY_STEP).astype(np.int64).clip(0, ENTROPY_BINS - 1)
     index: NDArray[np.int64] = up * PROB_BINS + across
     return index
 
@@ -63,24 +64,50 @@ def plane(scan: Scan) -> Plane:
             counts += np.bincount(cell(part), minlength=CELLS)
         return {"counts": counts.reshape(ENTROPY_BINS, PROB_BINS)}
 
-    return Plane(cached(scan, "plane", "", count)["counts"])
+    shapes = {"counts": (ENTROPY_BINS, PROB_BINS)}
+    return Plane(cached(scan, "plane", "", count, shapes)["counts"])
 
 
-def cached(scan: Scan, name: str, key: str, make: Callable[[], Arrays]) -> Arrays:
+def cached(
+    scan: Scan,
+    name: str,
+    key: str,
+    make: Callable[[], Arrays],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Arrays:
     """`make()`, or what it gave before for this very scan and `key`; kept in the scan's `cache/`.
 
-    A cache that cannot be read is made anew; one that cannot be written is done without.
+    A cache that cannot be read, that has other arrays than `shapes` says, or `counts` that are not
+    the scan's tokens, is made anew; one that cannot be written is done without.
     """
     said = json.dumps([FORMAT, name, key, scan.manifest], sort_keys=True)
     digest = hashlib.sha256(said.encode()).hexdigest()[:16]
     path = scan.path / CACHE / f"{name}-{digest}.npz"
+    if path.parent.is_symlink():  # a folder somewhere else is nothing to read from or write to
+        return make()
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
+        return _stored(scan, path, shapes)
     except Exception:  # not there, or damaged: zlib, zip, npy and tokenizer errors of all kinds
         made = make()
     _store(path, made)
     return made
+
+
+def _stored(scan: Scan, path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Arrays:
+    """Raises for what is no cache of this scan's tokens."""
+    with zipfile.ZipFile(own_file(path.parent, path.name)) as archive:
+        sizes = [entry.file_size for entry in archive.infolist()]
+        if len(sizes) > 8 or max(sizes) > 16 * CELLS:  # before it is unpacked; a plane has 8
+            raise ValueError("larger than any cache")
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    tokens = sum(part["rows"] for part in scan.manifest["parts"])
+    counts = arrays.get("counts", np.array(tokens))
+    sound = all(a.dtype.kind in "if" and np.isfinite(a).all() for a in arrays.values())
+    alike = shapes is None or {n: a.shape for n, a in arrays.items()} == shapes
+    if not (sound and alike and counts.min() >= 0 and counts.sum() == tokens):
+        raise ValueError("not this scan's tokens")
+    return arrays
 
 
 def _store(path: Path, arrays: Arrays) -> None:

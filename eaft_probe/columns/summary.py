@@ -1,12 +1,14 @@
 """A scan in numbers: counts and groups by DuckDB over the parts, quantiles exactly."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eaft_probe.columns.table import Scan
+from eaft_probe.columns.table import CONFLICTS, Scan
+from eaft_probe.errors import BadInput, ScanError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_PAIRS, MOST_VALUES = 15, 10
@@ -22,7 +24,12 @@ def summarize(scan: Scan) -> dict[str, Any]:
         "SELECT count(*), count(*) FILTER (conflict), avg(-CAST(logprob AS DOUBLE)), "
         "avg(CAST(entropy AS DOUBLE)) FROM tokens",
     )
-    flagged = _row(scan, "SELECT count(DISTINCT example) FROM conflicts")[0]
+    if not total:
+        raise BadInput(f"{scan.path} holds no scored tokens")
+    flagged, listed = _row(scan, "SELECT count(DISTINCT example), count(*) FROM conflicts")
+    if listed != conflicts or not (math.isfinite(nll) and math.isfinite(entropy)):
+        raise ScanError(f"{scan.path} is damaged: {conflicts:,} of its tokens are conflicts, "
+                        f"{listed:,} in {CONFLICTS}; mean nll {nll:g}")  # fmt: skip
     counts = scan.manifest["counts"]
     return {
         "path": str(scan.path),
@@ -50,13 +57,12 @@ def summarize(scan: Scan) -> dict[str, Any]:
 
 
 def _row(scan: Scan, query: str) -> tuple[Any, ...]:
-    # fetchall, here and elsewhere: fetchone leaves the connection in use for whoever comes next.
-    (found,) = scan.sql.execute(query).fetchall()
-    return tuple(found)
+    (found,) = scan.rows(query)
+    return found
 
 
 def _dicts(scan: Scan, query: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    return [dict(zip(names, row, strict=True)) for row in scan.sql.execute(query).fetchall()]
+    return [dict(zip(names, row, strict=True)) for row in scan.rows(query)]
 
 
 def _quantiles(scan: Scan, column: str) -> dict[str, float]:
@@ -102,11 +108,11 @@ def _classes(scan: Scan) -> list[dict[str, Any]]:
     """Trained tokens and conflicts by class of the label: grouped by text first, at most V rows."""
     special = frozenset(scan.manifest["special_tokens"])
     totals, conflicts = Counter[str](), Counter[str]()
-    rows = scan.sql.execute(
+    rows = scan.rows(
         "SELECT CAST(token AS VARCHAR), count(*), count(*) FILTER (conflict) FROM tokens GROUP BY 1"
-    ).fetchall()
+    )
     for token, total, flagged in rows:
-        kind = token_class(token, special)
+        kind = token_class(token or "", special)
         totals[kind] += total
         conflicts[kind] += flagged
     return [
@@ -144,4 +150,4 @@ def worst_examples(scan: Scan, most: int) -> list[int]:
         SELECT example FROM examples JOIN
           (SELECT example, count(*) AS n FROM conflicts GROUP BY example) USING (example)
         ORDER BY n DESC, n / trained_tokens DESC, example LIMIT ?"""
-    return [row[0] for row in scan.sql.execute(query, [most]).fetchall()]
+    return [row[0] for row in scan.rows(query, [most])]

@@ -1,5 +1,6 @@
 """The files of a scan: parquet parts, the manifest that makes them a scan, and how to read both."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +16,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule, write_json
+from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
+from eaft_probe.columns.parts import FIELDS, check_parts, footer, reading
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS, Statistic
-from eaft_probe.errors import MissingColumn, ScanError
-from eaft_probe.files import written_aside
+from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
+from eaft_probe.files import own_file, written_aside
 
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA_VERSION = 1
-MANIFEST, PLAN = "manifest.json", "plan.json"
+PLAN = "plan.json"
 REJECTED, CONFLICTS = "rejected.jsonl", "conflicts.parquet"
 GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where somebody took them
 CACHE = "cache"  # histograms that figures made; may be removed at any time
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
+RULE_KEY = b"eaft_probe.rule"  # by which conflicts.parquet was flagged: `flag` writes two files
 CONTEXT = 80  # characters of text on each side of a conflict
 TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -82,16 +85,24 @@ def part_name(index: int) -> str:
 
 
 def write_part(
-    folder: Path, index: int, tokens: pa.Table, examples: pa.Table, report: Mapping[str, Any]
+    folder: Path,
+    index: int,
+    tokens: pa.Table,
+    examples: pa.Table,
+    report: Mapping[str, Any],
+    within: Path | None = None,
 ) -> None:
-    """One unit's two files. The examples part is renamed last: where it stands, both do."""
+    """One unit's two files. The examples part is renamed last: where it stands, both do.
+
+    `within`: the folder in which they are written before; see `written_aside`.
+    """
     examples = examples.replace_schema_metadata({REPORT_KEY: json.dumps(report)})
     for kind, table in (("tokens", tokens), ("examples", examples)):
-        write_parquet(folder / kind / part_name(index), table)
+        write_parquet(folder / kind / part_name(index), table, within)
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    with written_aside(path) as aside:
+def write_parquet(path: Path, table: pa.Table, within: Path | None = None) -> None:
+    with written_aside(path, within) as aside:
         pq.write_table(table, aside, **_encoding(table.schema))
 
 
@@ -131,8 +142,12 @@ class Scan:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Scan":
-        """Raises `ScanError` where there is no finished scan of this schema version."""
+    def open(cls, folder: str | Path, verify: bool = False) -> "Scan":
+        """A scan that anybody may have made: checked against its manifest, in every footer.
+
+        `verify`: every part is read and its sha256 compared; without it up to 64 MB of each kind.
+        Raises `ScanError` where there is no finished scan of this schema version, or a damaged one.
+        """
         path = Path(folder)
         if not (path / MANIFEST).exists():
             why = (
@@ -141,14 +156,8 @@ class Scan:
                 else "no scan"
             )
             raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            version = manifest["schema_version"]
-            _ = (manifest["parts"], manifest["columns"], manifest["counts"], manifest["config"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ScanError(f"{path / MANIFEST} is damaged") from error
-        if version != SCHEMA_VERSION:
-            raise ScanError(f"{folder} has schema version {version}, this reads {SCHEMA_VERSION}")
+        manifest = read_manifest(path)
+        check_parts(path, manifest, _shapes(manifest), verify)
         return cls(path, manifest)
 
     @property
@@ -163,11 +172,7 @@ class Scan:
 
     def part_files(self, kind: str) -> list[Path]:
         """The parts of "tokens" or "examples", in the order of the data."""
-        files = [self.path / kind / part["file"] for part in self.manifest["parts"]]
-        missing = next((f for f in files if not f.exists()), None)
-        if missing:
-            raise ScanError(f"{missing} is missing, though the manifest lists it")
-        return files
+        return [self.path / kind / part["file"] for part in self.manifest["parts"]]
 
     def tokens(self, columns: Sequence[str] | None = None) -> "pandas.DataFrame":
         """The tokens as a pandas frame; see `tokens_table`."""
@@ -194,11 +199,11 @@ class Scan:
             raise MissingColumn(f"{self.path} has no column {missing!r}{hint}")
         read = {c for c in columns if c != "conflict"}
         read |= {"entropy", "prob"} if "conflict" in columns else set()
-        rule = self.rule
+        rule = self.rule if "conflict" in columns else None
         files = self.part_files("tokens")
         for file in files if only is None else files[only : only + 1]:
             for table in _row_groups(file, sorted(read)):
-                if "conflict" in columns:
+                if rule is not None:
                     flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
                     table = table.append_column("conflict", pa.array(flags, pa.bool_()))
                 yield table.select(list(columns))
@@ -212,12 +217,35 @@ class Scan:
 
     def examples(self) -> "pandas.DataFrame":
         """The examples as a pandas frame, one row a scored example."""
-        files = self.part_files("examples")
-        return pa.concat_tables(pq.read_table(f, partitioning=None) for f in files).to_pandas()
+        parts = range(len(self.manifest["parts"]))
+        return pa.concat_tables(self.example_part(part) for part in parts).to_pandas()
+
+    def example_part(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The examples of one part. Raises `ScanError` where the file is damaged."""
+        file = self.part_files("examples")[part]
+        with reading(file):
+            return pq.read_table(file, columns=columns, partitioning=None)
 
     def conflicts(self) -> "pandas.DataFrame":
         """The flagged tokens with 80 characters of text on each side."""
-        return pq.read_table(self.path / CONFLICTS, partitioning=None).to_pandas()
+        file = self._conflicts_file()
+        with reading(file):
+            return pq.read_table(file, partitioning=None).to_pandas()
+
+    def _conflicts_file(self) -> Path:
+        """Raises `ScanError` where what is flagged is not there, damaged or of another rule."""
+        again = f"; `eaft-probe flag {self.path}` writes it anew"
+        try:
+            file = own_file(self.path, CONFLICTS)
+            found = footer(file, _conflicts_shape)
+        except ScanError as error:
+            raise ScanError(f"{error}{again}") from error
+        if found.rows > self.manifest["counts"]["trained_tokens"]:
+            raise ScanError(f"{file} has more rows than the scan has tokens{again}")
+        by = (found.schema.metadata or {}).get(RULE_KEY, self.rule.said.encode())
+        if by != self.rule.said.encode():
+            raise ScanError(f"{file} was flagged by another rule than rule.json has{again}")
+        return file
 
     def quantiles(self, column: str, at: Sequence[float]) -> list[float]:
         """Exact quantiles of a float column over the whole scan, in constant memory."""
@@ -235,26 +263,48 @@ class Scan:
         `conflict` follows the rule at the time of the first use.
         """
         connection = duckdb.connect()
-        for kind in ("tokens", "examples"):
-            files = [str(f) for f in self.part_files(kind)]
-            more = f", {self.rule.sql} AS conflict" if kind == "tokens" else ""
-            source = f"read_parquet({_sql_list(files)}, hive_partitioning = false)"
-            connection.execute(f"CREATE VIEW {kind} AS SELECT *{more} FROM {source}")
-        file = _sql_list([str(self.path / CONFLICTS)])
-        connection.execute(f"CREATE VIEW conflicts AS SELECT * FROM read_parquet({file})")
+        files = {kind: self.part_files(kind) for kind in ("tokens", "examples")}
+        with reading(self.path):
+            for kind, listed in {**files, "conflicts": [self._conflicts_file()]}.items():
+                more = f", {self.rule.sql} AS conflict" if kind == "tokens" else ""
+                source = f"read_parquet({_sql_list(listed)}, hive_partitioning = false)"
+                connection.execute(f"CREATE VIEW {kind} AS SELECT *{more} FROM {source}")
         return connection
 
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What `sql` gives for a query. Raises `ScanError` where a file is damaged."""
+        with reading(self.path):
+            # fetchall: fetchone would leave the connection in use for whoever comes next.
+            found: list[tuple[Any, ...]] = self.sql.execute(query, list(values)).fetchall()
+            return found
+
+    def frame(self, query: str, values: Sequence[Any] = ()) -> "pandas.DataFrame":
+        """The same as a pandas frame."""
+        with reading(self.path):
+            return self.sql.execute(query, list(values)).df()
+
     def flag(self, rule: ConflictRule) -> "Scan":
-        """Writes `rule.json` and `conflicts.parquet`, part by part; the scan under the new rule."""
+        """Writes `rule.json` and `conflicts.parquet`, part by part; the scan under the new rule.
+
+        Raises `ScanError` for a damaged part and `ProbeError` where it cannot write.
+        """
         rule = self._resolved(rule)
+        try:
+            self._write_conflicts(rule)
+            rule.save(self.path)
+        except OSError as error:
+            why = error.strerror or one_line(error)
+            raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
+        return Scan(self.path, self.manifest)
+
+    def _write_conflicts(self, rule: ConflictRule) -> None:
+        schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.said})
         with (
             written_aside(self.path / CONFLICTS) as aside,
-            pq.ParquetWriter(aside, CONFLICT_SCHEMA, compression="zstd") as writer,
+            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
         ):
             for index in range(len(self.manifest["parts"])):
                 writer.write_table(self._part_conflicts(index, rule))
-        rule.save(self.path)
-        return Scan(self.path, self.manifest)
 
     def _resolved(self, rule: ConflictRule) -> ConflictRule:
         """A rule by quantile gets the absolute thresholds that the scan has there."""
@@ -264,23 +314,37 @@ class Scan:
         return ConflictRule(entropy, prob, rule.quantile)
 
     def _part_conflicts(self, index: int, rule: ConflictRule) -> pa.Table:
-        tokens, examples = (self.part_files(k)[index] for k in ("tokens", "examples"))
         names = [n for n in CONFLICT_SCHEMA.names if n not in ("before", "after")]
-        table = pq.read_table(tokens, columns=[*names, "char_start", "char_end"], partitioning=None)
-        flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
-        table = table.filter(pa.array(flags, pa.bool_()))
-        text = pq.read_table(examples, columns=["example", "text"], partitioning=None)
-        texts = dict(zip(text["example"].to_pylist(), text["text"].to_pylist(), strict=True))
-        places = zip(
-            *(table[c].to_pylist() for c in ("example", "char_start", "char_end")), strict=True
-        )
-        around = [
-            (texts[e][max(0, start - CONTEXT) : start], texts[e][end : end + CONTEXT])
-            for e, start, end in places
-        ]
-        columns = [pc.cast(table[n], CONFLICT_SCHEMA.field(n).type) for n in names]
+        columns = [*names, "char_start", "char_end"]
+        tables = [self._flagged(t, rule) for t in self.token_parts(columns, index)]
+        table = pa.concat_tables(tables).combine_chunks()
+        around = _around(table, self.example_part(index, ["example", "text"]), self.path)
+        made = [pc.cast(table[n], CONFLICT_SCHEMA.field(n).type) for n in names]
         sides = [pa.array([a[i] for a in around], pa.string()) for i in (0, 1)]
-        return pa.table([*columns, *sides], schema=CONFLICT_SCHEMA)
+        return pa.table([*made, *sides], schema=CONFLICT_SCHEMA)
+
+    def _flagged(self, table: pa.Table, rule: ConflictRule) -> pa.Table:
+        flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
+        found = table.filter(pa.array(flags, pa.bool_()))
+        texts = [n for n in ("token", "top1") if pa.types.is_dictionary(found[n].type)]
+        for name in texts:  # row groups have dictionaries of their own
+            at = found.schema.get_field_index(name)
+            found = found.set_column(at, name, pc.cast(found[name], pa.string()))
+        return found
+
+
+def _around(table: pa.Table, examples: pa.Table, path: Path) -> list[tuple[str, str]]:
+    """The text before and after each token. Raises `ScanError` where it does not stand in it."""
+    texts = dict(zip(examples["example"].to_pylist(), examples["text"].to_pylist(), strict=True))
+    found = []
+    columns = (table[c].to_pylist() for c in ("example", "char_start", "char_end"))
+    for example, start, end in zip(*columns, strict=True):
+        text = texts.get(example)
+        if text is None or start is None or end is None or not 0 <= start <= end <= len(text):
+            raise ScanError(f"{path} is damaged: a token at characters {start} to {end} of example "
+                            f"{example}, which has no such text")  # fmt: skip
+        found.append((text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]))
+    return found
 
 
 CONFLICT_SCHEMA = pa.schema(
@@ -300,21 +364,107 @@ CONFLICT_SCHEMA = pa.schema(
 )
 
 
+# --- what the columns of a file may be ---
+
+Types = Mapping[str, pa.DataType]
+
+
+def _shapes(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """For each kind of part what is wrong with its schema, if anything is."""
+    statistics = {s.name: getattr(pa, s.dtype)() for s in STATISTICS.values()}
+    tokens = {**{p[0]: p[1] for p in PLACES}, **statistics, TOP1[0]: TOP1[1]}
+    examples = {e[0]: e[1] for e in EXAMPLES}
+    kept = dict.fromkeys(manifest["config"]["keep"], pa.string())
+
+    def of_tokens(schema: pa.Schema) -> str | None:
+        if schema.names != manifest["columns"]:
+            return "it has other columns than the manifest says"
+        return _wrong(schema, [p[0] for p in PLACES], tokens)
+
+    def of_examples(schema: pa.Schema) -> str | None:
+        return _wrong(schema, [*examples, *kept], {**kept, **examples})
+
+    return {"tokens": of_tokens, "examples": of_examples}
+
+
+def _conflicts_shape(schema: pa.Schema) -> str | None:
+    return _wrong(schema, CONFLICT_SCHEMA.names, {f.name: f.type for f in CONFLICT_SCHEMA})
+
+
+def _wrong(schema: pa.Schema, needed: Sequence[str], known: Types) -> str | None:
+    """A column that is missing, there twice, or of another type; unknown ones must be flat."""
+    names = schema.names
+    if len(set(names)) < len(names):
+        return "it has a column twice"
+    missing = next((n for n in needed if n not in names), None)
+    if missing is not None:
+        return f"it has no column {missing!r}"
+    for field in schema:
+        wanted = known.get(field.name)
+        if wanted in (TEXT, pa.string()) and _is_text(field.type):
+            continue
+        if pa.types.is_nested(field.type) or field.type != (wanted or field.type):
+            return f"its column {field.name!r} is {str(field.type)[:80]}, not {wanted or 'flat'}"
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Other tools write texts of 64-bit lengths, or without the dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _row_groups(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     """A part in its row groups of 500,000 tokens; an empty part is one empty table."""
-    with pq.ParquetFile(file) as part:
+    with reading(file), pq.ParquetFile(file) as part:
         for index in range(part.num_row_groups):
-            yield part.read_row_group(index, columns=list(columns))
+            yield _finite(part.read_row_group(index, columns=list(columns)), file)
         if not part.num_row_groups:
             yield part.read(columns=list(columns))
 
 
-def _sql_list(paths: Sequence[str]) -> str:
-    quoted = ", ".join("'" + p.replace("'", "''") + "'" for p in paths)
+# By the first part of a name. ln of the largest vocabulary is under 22 nats.
+RANGES = {"prob": (-1e-3, 1.001), "top1": (-1e-3, 1.001), "entropy": (-1e-3, 100.0),
+          "logprob": (-np.inf, 1e-3), "grad": (0.0, np.inf)}  # fmt: skip
+
+
+def _finite(table: pa.Table, file: Path) -> pa.Table:
+    """A scan refuses to write numbers that are none. Raises `ScanError` for them."""
+    for name in table.column_names:
+        column = table[name]
+        if column.null_count:
+            raise ScanError(f"{file} is damaged: {name} has no value at some token")
+        if pa.types.is_floating(column.type) and not _in_range(name, column.to_numpy()):
+            raise ScanError(f"{file} is damaged: {name} is not what it can be at some token")
+    return table
+
+
+def _in_range(name: str, values: NDArray[Any]) -> bool:
+    """Finite; and no probability or entropy further from what is possible than rounding goes."""
+    if not len(values):
+        return True
+    least, most = float(values.min()), float(values.max())  # NaN, if there is one
+    low, high = RANGES.get(name.split("_")[0], (-np.inf, np.inf))
+    return bool(np.isfinite([least, most]).all() and low <= least and most <= high)
+
+
+def _sql_list(paths: Sequence[Path]) -> str:
+    """DuckDB would take *, ? and [ in a folder's name as a pattern."""
+    literal = ("".join(f"[{c}]" if c in "*?[" else c for c in str(p)) for p in paths)
+    quoted = ", ".join("'" + p.replace("'", "''") + "'" for p in literal)
     return f"[{quoted}]"
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Scan:
+def part_facts(folder: Path, index: int, rows: int) -> dict[str, Any]:
+    """What the manifest says of a part."""
+    facts: dict[str, Any] = {"file": part_name(index), "rows": rows}
+    for kind, name in FIELDS.items():
+        with (folder / kind / part_name(index)).open("rb") as file:
+            facts[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return facts
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], within: Path | None = None) -> Scan:
     """The last file of a scan: once it stands, the scan is complete."""
-    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **manifest})
+    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **manifest}, within)
     return Scan.open(folder)

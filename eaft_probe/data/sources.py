@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from eaft_probe.errors import DataError, RowError, one_line
 
 DEMO = Path(__file__).with_name("demo.jsonl")
+LONGEST_LINE = 256_000_000  # bytes of a row
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -83,12 +84,20 @@ class Files:
                 row += 1
 
     def fingerprint(self) -> str:
-        """sha256 over the content of every file; names and places do not matter."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        """sha256 over the content of every file; names and places do not matter.
+
+        Of several files: over the fingerprints that each has alone, which is what scans of each,
+        merged, have.
+        """
+        alone = [_fingerprint(path) for path in self.paths]
+        together = hashlib.sha256("".join(alone).encode()).hexdigest()
+        return alone[0] if len(alone) == 1 else together
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").digest()
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -131,9 +140,15 @@ def open_source(
     name = str(data)
     if name == "-":
         return Files("-", (_spool(sys.stdin.buffer),))
-    path = Path(name).expanduser()
-    if len(path.name.encode()) > 255:
-        raise DataError(f"no such file or folder: {name[:60]}…")
+    if not name.strip():  # Path("") is the folder that one happens to stand in
+        raise DataError("DATA is an empty name; `.` is this folder")
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        pass  # a hub id or a pattern
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~nobody
+        raise DataError(f"cannot read {name[:60]}: {one_line(error)}") from error
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         return Rows(name, _from_disk(path, split))
     if path.is_dir():
@@ -239,9 +254,23 @@ def _seekable(file: Any) -> Any:
     return copy
 
 
+def _lines(file: Any) -> Iterator[tuple[int, Any]]:
+    """Lines from 1; one that is too long is an error of its own: a few bytes of an archive may
+    unpack to a line larger than any memory."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) <= LONGEST_LINE:
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
+        yield number, RowError(f"a line of more than {LONGEST_LINE:,} bytes")
+
+
 def _jsonl(file: Any) -> Read:
-    for number, line in enumerate(file, 1):
-        if line.strip():
+    for number, line in _lines(file):
+        if isinstance(line, RowError) or line.strip():
             yield number, line
 
 
@@ -269,7 +298,21 @@ def _csv(file: Any) -> Read:
 
 def _parquet(file: Any) -> Read:
     for batch in pq.ParquetFile(_seekable(file)).iter_batches(batch_size=256):
-        yield from ((None, row) for row in batch.to_pylist())
+        yield from ((None, row) for row in _rows(batch))
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[Any]:
+    """The rows in Python's types; one that none of them holds (the year 300,000) is an error of
+    its own and no other's."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except Exception as error:  # OverflowError, ValueError, pytz's KeyError
+        if len(batch) == 1:
+            yield RowError(f"a value that cannot be read: {one_line(error)}")
+            return
+    for at in range(len(batch)):
+        yield from _rows(batch.slice(at, 1))
 
 
 def _arrow(file: Any) -> Read:
@@ -282,14 +325,17 @@ def _arrow(file: Any) -> Read:
         opened = pa.ipc.open_file(file)
         reader = (opened.get_batch(i) for i in range(opened.num_record_batches))
     for batch in reader:
-        yield from ((None, row) for row in batch.to_pylist())
+        batch.validate(full=True)  # Arrow trusts what it maps, and would read beyond its end
+        yield from ((None, row) for row in _rows(batch))
 
 
 def _txt(file: Any) -> Read:
     """Blank-line paragraphs, numbered by their first line."""
     first, lines = 0, list[bytes]()
-    for number, line in enumerate(file, 1):
-        if line.strip():
+    for number, line in _lines(file):
+        if isinstance(line, RowError):
+            yield number, line
+        elif line.strip():
             first = first if lines else number
             lines.append(line)
         elif lines:

@@ -15,13 +15,16 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from eaft_probe.data.formats import Message
-from eaft_probe.errors import RowError, one_line
+from eaft_probe.data.timeout import TookTooLong, at_most
+from eaft_probe.errors import ModelError, RowError, one_line
 
 Span = tuple[int, int]  # first character, one past the last
 
 # Private-use characters: no template trims, splits or escapes them.
 SENTINEL = "\ue0f0{}\ue0f1"
 SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
+# A template renders a row in a millisecond; loops in loops would never end.
+SECONDS, MOST_LATE = 10.0, 3
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -33,6 +36,7 @@ class ChatTemplate:
     special_tokens: dict[str, Any]
     added: tuple[str, ...]
     closer: re.Pattern[str] | None = field(init=False)
+    late: list[float] = field(init=False, default_factory=list, compare=False)  # ran too long
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "closer", self._find_closer())
@@ -52,13 +56,21 @@ class ChatTemplate:
     ) -> tuple[str, list[Span]]:
         conversation = [m.as_dict() for m in messages]
         try:
-            texts, marks = render_jinja_template(  # type: ignore[misc]
-                conversations=[conversation],
-                tools=list(tools) if tools else None,
-                chat_template=self.source,
-                **flags,
-                **self.special_tokens,
-            )
+            with at_most(SECONDS):
+                texts, marks = render_jinja_template(  # type: ignore[misc]
+                    conversations=[conversation],
+                    tools=list(tools) if tools else None,
+                    chat_template=self.source,
+                    **flags,
+                    **self.special_tokens,
+                )
+            texts[0].encode()  # '\\ud800' in a template is half a character: no token has it
+        except TookTooLong as error:
+            self.late.append(SECONDS)
+            if len(self.late) >= MOST_LATE:  # else every row of a million would take as long
+                raise ModelError(f"the chat template ran longer than {SECONDS:g} s, "
+                                 f"{MOST_LATE} times") from error  # fmt: skip
+            raise RowError(f"the chat template ran longer than {SECONDS:g} s") from error
         except Exception as error:  # a template is a program of somebody else's
             raise RowError(f"the chat template refuses this row: {one_line(error)}") from error
         return texts[0], [tuple(m) for m in marks[0]] if marks else []

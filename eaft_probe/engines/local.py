@@ -1,11 +1,190 @@
-"""The local engine: every unit in this process, in order."""
+"""The local engine: this process alone, or one worker process a GPU, or as many as are asked for.
 
-from collections.abc import Callable, Iterable
+This process plans and shows the one progress bar; workers load the model and take one unit after
+the other. A worker that dies is replaced and its unit given to another. Under a launcher the other
+ranks are workers too.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
 
 from eaft_probe.data.units import Unit
+from eaft_probe.engines.job import DEATHS, Job, Waiting, said
+from eaft_probe.errors import ProbeError
 
 
-def run(units: Iterable[Unit], score: Callable[[Unit], None]) -> None:
-    """Calls `score` on every unit. An exception ends the run; finished units stay."""
-    for unit in units:
-        score(unit)
+def run(job: Job) -> None:
+    """Scores every unit. An exception ends the run; finished units stay.
+
+    Raises what a worker raises, or `ProbeError` where workers die over the same unit.
+    """
+    count = 1 if job.ranks else min(job.workers or _gpus(job.device), job.units)
+    if count > 1 or job.ranks:
+        Crew(job, count).run()
+        return
+    threads = torch.get_num_threads()
+    try:
+        scorer = job.load(job.progress)
+        for unit in job.begin(scorer.facts):
+            scorer.score(unit)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _gpus(device: str | None) -> int:
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
+@dataclass
+class Worker:
+    """A worker process as the planning process sees it."""
+
+    connection: "Connection[Any, Any]"
+    name: str
+    process: subprocess.Popen[bytes] | None = None  # None: a rank, which its launcher started
+    loaded: bool = False
+    unit: Unit | None = None
+    rows: int = 0  # of the unit, as far as the bar knows
+    tokens: int = 0
+
+    @classmethod
+    def started(cls, number: int, device: str) -> "Worker":
+        """A new process. It gets no key press of the terminal: who plans is interrupted alone."""
+        ours, theirs = Pipe()
+        # Nothing but our own search path: a torch.py in the current folder is none of it.
+        path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "eaft_probe.engines.worker", str(theirs.fileno()), device],
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
+            env=os.environ | path,
+        )  # fmt: skip
+        theirs.close()
+        return cls(ours, f"worker {number}", process)
+
+    def give(self, name: str, value: Any) -> None:
+        with suppress(OSError):  # it has died; the next look at its connection shows it
+            self.connection.send((name, value))
+
+    def end(self) -> str:
+        """Ends the process, if it has not ended itself; how it ended, for people."""
+        self.connection.close()
+        if self.process is None:
+            return "left"
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        status = self.process.wait()
+        return f"ended with status {status}" if status >= 0 else f"was killed by {_signal(-status)}"
+
+
+def _signal(number: int) -> str:
+    name = signal.Signals(number).name
+    return f"{name}, as the system does when memory runs out" if name == "SIGKILL" else name
+
+
+class Crew:
+    """The workers of one run."""
+
+    def __init__(self, job: Job, count: int) -> None:
+        self.job, self.count, self.hired, self.unloaded = job, count, 0, 0
+        self.workers: list[Worker] = []
+        self.waiting: Waiting | None = None  # until a model stands
+
+    def run(self) -> None:
+        try:
+            for connection in job_ranks(self.job):
+                self._add(Worker(connection, f"rank {len(self.workers) + 1}"))
+            for _ in range(self.count):
+                self._hire()
+            while not self._finished():
+                heard = wait([w.connection for w in self.workers])
+                for worker in [w for w in self.workers if w.connection in heard]:
+                    self._hear(worker)
+        finally:
+            for worker in self.workers:
+                if worker.process is not None:  # ranks are told by their owner how it ended
+                    worker.end()
+
+    def _finished(self) -> bool:
+        if not self.workers:
+            raise ProbeError("all workers ended while they loaded the model; fewer --workers need "
+                             "less memory")  # fmt: skip
+        busy = any(w.unit for w in self.workers)
+        return self.waiting is not None and not busy and self.waiting.over()
+
+    def _deal(self) -> None:
+        """Gives units to idle workers."""
+        assert self.waiting is not None
+        for worker in self.workers:
+            if worker.loaded and worker.unit is None and (unit := self.waiting.next()):
+                worker.unit, worker.rows, worker.tokens = unit, 0, 0
+                worker.give("unit", unit)
+
+    def _hire(self) -> None:
+        job, number = self.job, self.hired
+        self.hired += 1
+        device = job.device
+        if device == "cuda":
+            device = f"cuda:{job.ranks.local if job.ranks else number % _gpus(device)}"
+        self._add(Worker.started(number + 1, device or ""))
+
+    def _add(self, worker: Worker) -> None:
+        self.workers.append(worker)
+        worker.give("load", self.job.load)
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            name, value = worker.connection.recv()
+        except (EOFError, OSError):
+            self._lose(worker)
+            return
+        if name == "failed":
+            raise value
+        getattr(self, f"_{name}")(worker, value)
+
+    # --- what a worker tells ---
+
+    def _ready(self, worker: Worker, facts: Any) -> None:
+        worker.loaded = True
+        self.waiting = self.waiting or Waiting(self.job.begin(facts))
+        self._deal()
+
+    def _advance(self, worker: Worker, done: tuple[int, int]) -> None:
+        worker.rows, worker.tokens = worker.rows + done[0], worker.tokens + done[1]
+        self.job.progress.advance(*done)
+
+    def _note(self, worker: Worker, text: str) -> None:
+        self.job.progress.note(text)
+
+    def _done(self, worker: Worker, _: None) -> None:
+        worker.unit = None
+        self._deal()
+
+    def _lose(self, worker: Worker) -> None:
+        """Its unit goes to another worker, and a new one takes its place."""
+        self.workers.remove(worker)
+        why, unit = worker.end(), worker.unit
+        if unit is not None:
+            assert self.waiting is not None
+            self.job.progress.advance(-worker.rows, -worker.tokens)
+            self.waiting.give_back(unit, why)
+        task = f"{said(unit)} are scored again" if unit else "it had no unit"
+        self.job.progress.note(f"{worker.name} {why}; {task}")
+        self.unloaded += not worker.loaded
+        if worker.process is not None and self.unloaded < DEATHS:
+            self._hire()
+        if self.waiting is not None:
+            self._deal()
+
+
+def job_ranks(job: Job) -> Iterator["Connection[Any, Any]"]:
+    yield from job.ranks.connections if job.ranks else ()

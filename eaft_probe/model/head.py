@@ -77,15 +77,27 @@ def head_of(model: Any) -> Head:
         module.base_layer.weight = torch.nn.Parameter(module.base_layer.weight.detach().clone())
         module.merge()
         module = module.base_layer
-    if module.weight.is_meta:
-        raise ModelError("the head's weights are offloaded; give --device-map a device for them")
     config = model.config.get_text_config()
     return Head(
-        module.weight.detach(),
-        None if getattr(module, "bias", None) is None else module.bias.detach(),
+        _present(module, "weight"),
+        None if getattr(module, "bias", None) is None else _present(module, "bias"),
         _scale(config),
         getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _present(module: Any, name: str) -> torch.Tensor:
+    """A parameter of the head, for good on the device that it would be brought to each time where
+    `accelerate` offloads it: every chunk of positions needs it."""
+    weight: torch.Tensor = getattr(module, name).detach()
+    if not weight.is_meta:
+        return weight
+    hook = module._hf_hook
+    try:
+        return hook.weights_map[name].to(hook.execution_device, weight.dtype)  # type: ignore[no-any-return]
+    except KeyError as error:
+        raise ModelError("the head is tied to embeddings that --device-map offloads, and cannot "
+                         "be found; keep them on a device") from error  # fmt: skip
 
 
 def _scale(config: Any) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import ModelError, one_line
@@ -25,6 +26,7 @@ PROOF_TOKENS = 12
 # Largest difference between the model's own logits and ours, relative to the logits' size:
 # rounding of one dot product. A wrong scale, cap or norm is off by percents.
 PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+PREFIX_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError)
 LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError),
     *(SafetensorError, UserWarning),
@@ -46,7 +48,9 @@ class CausalLM:
 
     @property
     def device(self) -> torch.device:
-        return next(self.body.parameters()).device  # type: ignore[no-any-return]
+        """Where the body's input goes."""
+        first: torch.device = next(self.body.parameters()).device
+        return first if first.type != "meta" else _main_device(self.whole)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,9 +59,7 @@ class CausalLM:
     @property
     def max_length(self) -> int:
         """The longest input, in tokens."""
-        own = next((getattr(self.config, k) for k in CONTEXT_KEYS if hasattr(self.config, k)), None)
-        limit = min(int(own or 10**9), int(getattr(self.tokenizer, "model_max_length", 10**9)))
-        return limit if limit < 10**9 else 4096
+        return longest_input(self.config, self.tokenizer)
 
     @torch.inference_mode()
     def hidden(self, input_ids: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,7 +106,7 @@ class CausalLM:
             if empty_prefix(self.config) is None:
                 return False
             whole, split = self.hidden(ids)[:, 5:], self.hidden(ids[:, 5:], ids[0, :5])
-        except (TypeError, ValueError, AttributeError, RuntimeError):
+        except PREFIX_ERRORS:
             return False  # a model without this kind of cache is read whole; nothing changes
         return _differ(whole, split) <= self._tolerance
 
@@ -112,12 +114,16 @@ class CausalLM:
     def _tolerance(self) -> float:
         return PROOF_TOLERANCE[self.dtype]
 
+    def own_logits(self, model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) ids → (B, T, V) logits of the `transformers` model itself."""
+        return model(input_ids=input_ids.to(self.device), use_cache=False).logits  # type: ignore[no-any-return]
+
     @torch.inference_mode()
     def prove(self, model: Any) -> None:
         """Checks `head(body(x)) == model(x).logits` on a short input. Raises `ModelError`."""
-        ids = _proof_ids(self.head.vocab_size).to(self.device)
-        theirs = model(input_ids=ids, use_cache=False).logits[0].float()
-        states = self._last(input_ids=ids, use_cache=False)[0]
+        ids = _proof_ids(self.head.vocab_size)
+        theirs = self.own_logits(model, ids)[0].float()
+        states = self.hidden(ids)[0]
         ours = self.head.logits(states.to(self.head.weight.device)).to(theirs.device)
         if theirs.shape != ours.shape or not _differ(theirs, ours) <= self._tolerance:
             raise ModelError(
@@ -125,6 +131,13 @@ class CausalLM:
                 f"its last hidden states ({_mismatch(theirs, ours)}), so its numbers would be "
                 f"wrong; this architecture is not supported, or its weights hold NaN"
             )
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """Tokens that a model reads at most; 4,096 where neither it nor its tokenizer says."""
+    own = next((getattr(config, k) for k in CONTEXT_KEYS if hasattr(config, k)), None)
+    limit = min(int(own or 10**9), int(getattr(tokenizer, "model_max_length", 10**9)))
+    return limit if limit < 10**9 else 4096
 
 
 def _proof_ids(vocab_size: int) -> torch.Tensor:
@@ -149,24 +162,26 @@ def load_model(
     adapter: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    device_map: str | None = None,
+    device_map: str | dict[str, str] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     merge_adapter: bool = False,
     load_in_4bit: bool = False,
+    tp: bool = False,
 ) -> CausalLM:
     """Loads and proves a model. Raises `ModelError`.
 
     `dtype` "auto": the checkpoint's on a GPU, float32 on a CPU, where half precision is slower.
     `merge_adapter`: added to the weights, for who trains on from it. `load_in_4bit`: linear layers
-    but the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes.
+    but the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes. `tp`: this rank's shards
+    of the weights, to be put together and proven by `tensor_parallel.py`.
     """
     place = find_model(name, revision)
     device = resolve_device(device)
     folder = _converted(place) if place.gguf else place.folder
-    with quiet(), _as_model_error(name):
+    with quiet(), as_model_error(name):
         model = _whole_model(
             folder,
             dtype=_dtype(dtype, device),
@@ -175,10 +190,11 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
             quantization_config=_four_bits(device) if load_in_4bit else None,
+            distributed_config=DistributedConfig(tp_plan="auto") if tp else None,
         )
         if load_in_4bit:
             _keep_trainable(model)
-        elif device_map is None:
+        elif device_map is None and not tp:
             model.to(device)
         model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
         model.eval()
@@ -186,7 +202,9 @@ def load_model(
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
     loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config, parameters, model)
-    loaded.prove(model)
+    if not tp:
+        with as_model_error(name):
+            loaded.prove(model)
     return loaded
 
 
@@ -196,7 +214,7 @@ def load_tokenizer(
     """The tokenizer alone, with its chat template. Raises `ModelError`."""
     place = find_model(name, revision)
     folder = _converted(place) if place.gguf else place.folder
-    with quiet(), _as_model_error(name):
+    with quiet(), as_model_error(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     tokenizer.name_or_path = name
     return tokenizer
@@ -211,6 +229,12 @@ def resolve_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"--device {device} is not usable here: {one_line(error, 120)}") from error
     return device
+
+
+def _main_device(model: Any) -> torch.device:
+    """Where `accelerate` runs what it keeps in the CPU's memory or on disk."""
+    used = [place for place in model.hf_device_map.values() if str(place) not in ("cpu", "disk")]
+    return torch.device(used[0] if used else "cpu")
 
 
 def _dtype(dtype: str, device: str) -> Any:
@@ -279,7 +303,7 @@ def _converted(place: Place) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
         unpacked = Path(temporary) / "model"
-        with quiet(), _as_model_error(place.name):
+        with quiet(), as_model_error(place.name):
             model = _whole_model(
                 place.folder,
                 gguf_file=place.gguf,
@@ -296,7 +320,8 @@ def _converted(place: Place) -> Path:
 
 
 @contextlib.contextmanager
-def _as_model_error(name: str) -> Iterator[None]:
+def as_model_error(name: str) -> Iterator[None]:
+    """What the loaders raise over a model as a `ModelError`."""
     try:
         yield
     except LOADING_ERRORS as error:

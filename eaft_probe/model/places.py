@@ -60,8 +60,11 @@ def _digest_file(path: Path, digest: "hashlib._Hash") -> None:
                 return
 
 
-def find_model(name: str, revision: str | None = None) -> Place:
-    """The place of `name`: `smollm2`, a folder, a `.gguf` file or a hub id. Raises `ModelError`."""
+def find_model(name: str, revision: str | None = None, weights: bool = True) -> Place:
+    """The place of `name`: `smollm2`, a folder, a `.gguf` file or a hub id. Raises `ModelError`.
+
+    Without `weights` only the small files of a hub id are downloaded.
+    """
     if name == BUNDLED:
         return _bundled()
     path = Path(name).expanduser()
@@ -76,7 +79,7 @@ def find_model(name: str, revision: str | None = None) -> Place:
             f"no model at {name}; --model takes a folder, a .gguf file, a hub id (org/name) "
             f"or {BUNDLED}"
         )
-    return Place(name, _from_hub(name, revision), None, revision)
+    return Place(name, _from_hub(name, revision, weights), None, revision)
 
 
 def _bundled() -> Place:
@@ -90,10 +93,11 @@ def _bundled() -> Place:
         raise ModelError(f"the bundled model is not installed; {INSTALL_BUNDLED}") from error
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "*.py"]
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+    patterns += ["*.safetensors"] if weights else []
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises some twenty kinds

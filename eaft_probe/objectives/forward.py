@@ -157,6 +157,8 @@ def live_head(model: Any) -> Head:
     if hasattr(module, "base_layer"):
         raise ModelError("an adapter on the head cannot be trained by a gated loss; leave the "
                          "head out of the adapter's target modules, or train it whole")  # fmt: skip
+    if module.weight.is_meta:
+        raise ModelError("a head that --device-map offloads cannot be trained; leave it out")
     return replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eaft_probe.columns.quantiles import quantiles
@@ -68,8 +67,7 @@ def _joined(
 
 def _mean_nll(scan: Scan, index: int, example: NDArray[np.int64]) -> NDArray[np.float32]:
     """Each token's example's mean nll."""
-    file = scan.part_files("examples")[index]
-    table = pq.read_table(file, columns=["example", "mean_nll"], partitioning=None)
+    table = scan.example_part(index, ["example", "mean_nll"])
     means: NDArray[np.float32] = table["mean_nll"].to_numpy()
     return means[np.searchsorted(table["example"].to_numpy(), example)]
 
@@ -110,9 +108,8 @@ class ScanStep:
     def _examples(self) -> Iterator[Columns]:
         base = self.base or self.scan
         _same_units(self.scan, base)
-        files = zip(self.scan.part_files("examples"), base.part_files("examples"), strict=True)
-        for pair in files:
-            means = [pq.read_table(f, columns=["mean_nll"], partitioning=None)[0] for f in pair]
+        for index in range(len(self.scan.manifest["parts"])):
+            means = [s.example_part(index, ["mean_nll"])[0] for s in (self.scan, base)]
             yield {"mean_nll": means[0].to_numpy(), "base_mean_nll": means[1].to_numpy()}
 
 

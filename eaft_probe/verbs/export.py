@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from eaft_probe.columns.table import Scan
-from eaft_probe.errors import ProbeError, one_line
+from eaft_probe.errors import ProbeError, ScanError, one_line
 from eaft_probe.files import written_aside
 
 
@@ -19,22 +19,29 @@ def export(scan: Scan, path: str | Path) -> int:
     """
     path, written = Path(path), 0
     counts = "SELECT example, count(*) FROM conflicts GROUP BY example"
-    conflicts = dict(scan.sql.execute(counts).fetchall())
+    conflicts = dict(scan.rows(counts))
     try:
         with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
-            for part in scan.part_files("examples"):
-                for batch in pq.ParquetFile(part).iter_batches(batch_size=256):
-                    for row in batch.to_pylist():
-                        line = _row(row, scan, conflicts.get(row["example"], 0))
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                        written += 1
-    except (OSError, ValueError) as error:
+            for part in range(len(scan.manifest["parts"])):
+                for row in scan.example_part(part).to_pylist():
+                    line = _row(row, scan, conflicts.get(row["example"], 0))
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    written += 1
+    except OSError as error:
         raise ProbeError(f"cannot write {path}: {one_line(error)}") from error
     return written
 
 
+_MESSAGES = TypeAdapter(list[dict[str, Any]])
+
+
 def _row(row: dict[str, Any], scan: Scan, conflicts: int) -> dict[str, Any]:
-    body = _body(json.loads(row.pop("messages")), row.pop("text"), scan.manifest["data"]["format"])
+    try:
+        messages = _MESSAGES.validate_json(row.pop("messages") or "")
+        body = _body(messages, row.pop("text"), scan.manifest["data"]["format"])
+    except (ValueError, KeyError, IndexError) as error:
+        raise ScanError(f"{scan.path} is damaged: the messages of example {row['example']} are "
+                        f"none") from error  # fmt: skip
     place = {"example": row.pop("example"), "key": row.pop("key")}
     return {**place, **body, **row, "conflicts": conflicts}
 

@@ -1,5 +1,6 @@
 """What a run tells the Trainer and its launcher, and what it refuses before the long work."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def training_arguments(data: Any, settings: TrainSettings, folder: Path) -> Trai
         made = _arguments(settings, folder)
     sharded = made.device.type != "cpu"  # or will be, if so launched
     require_as_launched(made.world_size, made.fsdp, lambda: sharded)
+    require_whole_models()
     if made.n_gpu > 1:
         raise BadInput(f"one process cannot train on {made.n_gpu} GPUs; launch it by `torchrun "
                        f"--nproc-per-node {made.n_gpu} -m eaft_probe train …`, or set "
@@ -64,6 +66,21 @@ def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         use_cpu=resolve_device(settings.device) == "cpu",
     )
+
+
+def require_whole_models() -> None:
+    """Of FSDP as accelerate's config asks for it. Raises `BadInput` where a process would measure
+    the base model without its weights, or the Trainer write no model at the end."""
+    given = {n: v.lower() for n, v in os.environ.items() if n.startswith(("FSDP_", "ACCELERATE_"))}
+    if given.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    if given.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true":
+        raise BadInput("every process measures the base model before it is sharded, so each must "
+                       "have it: set fsdp_cpu_ram_efficient_loading to false")  # fmt: skip
+    usual = "full_state_dict" if given.get("FSDP_VERSION", "1") == "1" else "sharded_state_dict"
+    if given.get("FSDP_STATE_DICT_TYPE", usual) != "full_state_dict":
+        raise BadInput("what train writes is a plain model folder: set fsdp_state_dict_type to "
+                       "FULL_STATE_DICT")  # fmt: skip
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -117,6 +134,15 @@ def on_main(arguments: TrainingArguments, work: Callable[[], None]) -> None:
             failed = [error]
     if error_of_main := broadcast_object_list(failed)[0]:
         raise error_of_main
+
+
+@contextmanager
+def main_first(arguments: TrainingArguments) -> Iterator[None]:
+    """Work that the first process of a machine does before the others. It goes on once all of them
+    have: where it failed soon after, it would remove what they are still reading."""
+    with arguments.main_process_first(local=True):
+        yield
+    PartialState().wait_for_everyone()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eaft_probe.columns.table import Scan
@@ -43,7 +42,7 @@ def _ids(
 ) -> dict[int, Ids]:
     """example → its ids, for those whose text gives exactly the tokens that were scored."""
     columns = ["example", "text", "tokens"]
-    table = pq.read_table(scan.part_files("examples")[part], columns=columns, partitioning=None)
+    table = scan.example_part(part, columns)
     among = pa.array(wanted, pa.int64())
     table = table.filter(pc.is_in(table["example"], value_set=among))
     pieces = [p.filter(pc.is_in(p["example"], value_set=among))

@@ -1,45 +1,36 @@
 """`scan`: every trained token of a data set under a model, into a folder of parquet parts.
 
-plan → check the folder → load → score unit after unit → manifest → flag. A unit that is already
-there is skipped, so a killed scan goes on where it stopped.
+plan → check the folder → own it → load → score unit after unit → manifest → flag. A unit that is
+already there is skipped, so a killed scan goes on where it stopped.
 """
 
-import hashlib
 import inspect
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.statistics import Statistic, chosen_statistics
-from eaft_probe.columns.table import (
-    CONFLICTS,
-    EXAMPLE_COLUMNS,
-    REJECTED,
-    Scan,
-    part_name,
-    unit_report,
-    write_manifest,
-)
+from eaft_probe.columns.statistics import chosen_statistics
+from eaft_probe.columns.table import CONFLICTS, EXAMPLE_COLUMNS, Scan, unit_report
 from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection, Unit, UnitPlan
-from eaft_probe.engines import local
+from eaft_probe.engines import ENGINES
+from eaft_probe.engines.job import Job
+from eaft_probe.engines.ranks import Ranks, launched
 from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
-from eaft_probe.files import written_aside
-from eaft_probe.model.loading import CausalLM, load_model
+from eaft_probe.model.loading import resolve_device
+from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ScanSettings, make_settings
-from eaft_probe.verbs.plan import is_finished, make_plan, prepare
-from eaft_probe.verbs.score import Scorer
+from eaft_probe.verbs.finishing import finish
+from eaft_probe.verbs.loading import Loading, with_absolute_paths
+from eaft_probe.verbs.ownership import Ownership, owned
+from eaft_probe.verbs.plan import is_finished, make_plan, prepare, threads
 
 FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
-PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def scan(
@@ -54,27 +45,50 @@ def scan(
     `data`: a path, folder, glob or hub id, "-" for standard input, a list of rows, a
     `datasets.Dataset`, or None for the bundled demo. Every other argument is a field of
     `ScanSettings` and a flag of `eaft-probe scan`. A finished scan with the same settings is
-    returned as it is; an interrupted one goes on.
+    returned as it is; an interrupted one goes on. Under a launcher every process calls this, and
+    all return the same scan.
 
-    Raises `BadInput` (data, model, flags, another scan in `out`) or `ProbeError`.
+    Raises `BadInput` (data, model, flags, another scan or run in `out`) or `ProbeError`.
     """
     chosen: ScanSettings = make_settings(ScanSettings, settings)
-    progress = progress or Silent()
-    folder = Path(out)
-    source = open_data(data, chosen)
-    row_format = data_format(source, chosen)
-    units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
-    statistics = chosen_statistics(chosen.statistics, chosen.reference is not None)
-    plan = make_plan(source, row_format, units, chosen)
-    if not is_finished(folder, plan, chosen.overwrite):
-        # The folder is touched only once the models stand: a typo must not cost an old scan.
-        scorer = _scorer(folder, row_format, statistics, plan, chosen, progress)
-        prepare(folder, plan, chosen.overwrite)
-        _score(folder, units, plan, chosen, scorer, progress)
-    finished = Scan.open(folder)
-    thresholds = (chosen.entropy_below, chosen.prob_below, chosen.quantile)
+    progress, folder = progress or Silent(), Path(out)
+    if chosen.tp:
+        join(chosen.device)  # from here on this is rank 0
+    if chosen.tp or not launched():
+        return _scan(data, folder, chosen, progress)
+    with Ranks(chosen.engine) as ranks:
+        if ranks.rank == 0:
+            return _scan(data, folder, chosen, progress, ranks)
+        ranks.serve(resolve_device(chosen.device))
+        return Scan.open(folder)
+
+
+def _scan(
+    data: Any,
+    folder: Path,
+    settings: ScanSettings,
+    progress: Progress,
+    ranks: Ranks | None = None,
+) -> Scan:
+    source = open_data(data, settings)
+    row_format = data_format(source, settings)
+    units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
+    chosen_statistics(settings.statistics, settings.reference is not None)
+    ENGINES[settings.engine]
+    plan = make_plan(source, row_format, units, settings)
+    plan["threads"] = threads(folder, settings, plan["device"])
+    if not is_finished(folder, plan, settings.overwrite):
+        with owned(folder, progress) as mine:
+            if not is_finished(folder, plan, settings.overwrite):  # by another run, by now
+                _score(mine, units, row_format, plan, settings, progress, ranks)
+    return _flagged(Scan.open(folder), settings)
+
+
+def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
+    """Flagged by the rule that the settings ask for, where it is another than there is."""
+    thresholds = (settings.entropy_below, settings.prob_below, settings.quantile)
     rule = ConflictRule.given(*thresholds)
-    flagged = (folder / CONFLICTS).exists()
+    flagged = (finished.path / CONFLICTS).exists()
     if not flagged or (any(t is not None for t in thresholds) and not _same(finished.rule, rule)):
         finished.flag(rule)
     return finished
@@ -143,144 +157,47 @@ def _same(stored: ConflictRule, asked: ConflictRule) -> bool:
 # --- scoring ---
 
 
-def _scorer(
-    folder: Path,
-    row_format: RowFormat,
-    statistics: Sequence[Statistic],
-    plan: dict[str, Any],
-    settings: ScanSettings,
-    progress: Progress,
-) -> Scorer:
-    """The loaded and proven models, with all that scoring a unit needs."""
-    progress.note(f"loading {settings.model}")
-    model = _load(settings.model, settings)
-    reference = None
-    if settings.reference is not None:
-        reference = _load(settings.reference, settings, adapter=None)
-        require_same_vocabulary(model, reference, settings.reference, settings.model)
-    return Scorer(folder, model, reference, row_format, statistics, settings,
-                    plan["tokens_per_batch"], progress)  # fmt: skip
-
-
 def _score(
-    folder: Path,
+    mine: Ownership,
     units: UnitPlan,
+    row_format: RowFormat,
     plan: dict[str, Any],
     settings: ScanSettings,
-    scorer: Scorer,
     progress: Progress,
+    ranks: Ranks | None,
 ) -> None:
-    done = _Done(folder)
-    progress.start("scan", units.rows)
+    folder, facts = mine.folder, dict[str, Any]()
+
+    def begin(told: Mapping[str, Any]) -> Iterator[Unit]:
+        """The folder is touched only once a model stands: a typo must not cost an old scan."""
+        facts.update(told)
+        prepare(folder, plan, settings.overwrite, mine.scratch)
+        progress.start("scan", units.rows)
+        for unit in units.units():
+            mine.require()
+            if unit_report(folder, unit.index) is None:
+                yield unit
+            else:  # an earlier run has finished it
+                progress.advance(len(unit.records), 0)
+
+    load = Loading(folder.absolute(), mine.scratch.absolute(), row_format,
+                   with_absolute_paths(settings), plan["tokens_per_batch"],
+                   plan["threads"])  # fmt: skip
+    progress.note(f"loading {settings.model}")
+    # A model that spreads itself over devices is loaded as the settings say.
+    spread = settings.tp or settings.device_map is not None
+    job = Job(load, begin, progress, units.count, None if spread else plan["device"],
+              1 if settings.tp else settings.workers, plan["threads"], settings.address,
+              ranks)  # fmt: skip
     try:
-        local.run((u for u in units.units() if not done.skips(u, progress)), scorer.score)
-        _finish(folder, units.count, plan, settings, scorer)
+        ENGINES[settings.engine](job)
+        finish(folder, plan, settings, facts, mine.scratch)
     except OSError as error:
+        mine.require()
         raise ProbeError(
             f"cannot write to {folder}: {error.strerror or one_line(error)}; what is finished "
             f"stays, the same command goes on from there"
         ) from error
-
-
-@dataclass(frozen=True)
-class _Done:
-    """The units that an earlier run finished."""
-
-    folder: Path
-
-    def skips(self, unit: Unit, progress: Progress) -> bool:
-        report = unit_report(self.folder, unit.index)
-        if report is not None:
-            progress.advance(len(unit.records), 0)
-        return report is not None
-
-
-def _load(name: str, settings: ScanSettings, **changed: Any) -> CausalLM:
-    return load_model(name, **settings.loading() | changed)
-
-
-def require_same_vocabulary(
-    model: CausalLM, reference: CausalLM, reference_name: str, name: str
-) -> None:
-    """Raises `BadInput` where the two models' distributions cannot be compared."""
-    same = model.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
-    if not same or model.head.vocab_size != reference.head.vocab_size:
-        raise BadInput(
-            f"--reference {reference_name} has another vocabulary than {name}; "
-            f"their distributions cannot be compared"
-        )
-
-
-def _finish(
-    folder: Path,
-    count: int,
-    plan: dict[str, Any],
-    settings: ScanSettings,
-    scorer: Scorer,
-) -> None:
-    """rejected.jsonl, then the manifest: from then on the scan is complete."""
-    totals: dict[str, int] = {}
-    parts = []
-    with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
-        for index in range(count):
-            report = unit_report(folder, index) or {}
-            file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
-            parts.append({"file": part_name(index), **_part_facts(folder, index, report)})
-            for name, value in report["counts"].items():
-                totals[name] = totals.get(name, 0) + value
-    if not totals["trained_tokens"]:
-        for kind in ("tokens", "examples"):  # nothing that a corrected command should respect
-            shutil.rmtree(folder / kind)
-        raise DataError(
-            f"nothing to score in {plan['data']['source']}: all {totals['rejected']} rows were "
-            f"rejected; {folder / REJECTED} says why"
-        )
-    write_manifest(
-        folder,
-        {
-            "command": "scan",
-            "config": asdict(settings),
-            "model": _model_facts(plan, settings, scorer.model),
-            "data": plan["data"],
-            "chat_template": plan["chat_template"],
-            "columns": scorer.column_names,
-            "parts": parts,
-            "counts": totals,
-            "special_tokens": sorted(scorer.special_tokens),
-            "versions": {name: _version(name) for name in PACKAGES},
-        },
-    )
-
-
-def _part_facts(folder: Path, index: int, report: Mapping[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"rows": report["counts"]["trained_tokens"]}
-    for kind in ("tokens", "examples"):
-        with (folder / kind / part_name(index)).open("rb") as file:
-            name = "sha256" if kind == "tokens" else "examples_sha256"
-            facts[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return facts
-
-
-def _model_facts(plan: dict[str, Any], settings: ScanSettings, model: CausalLM) -> dict[str, Any]:
-    return {
-        "name": settings.model,
-        "adapter": settings.adapter,
-        "revision": settings.revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": model.parameters,
-        "vocab_size": model.head.vocab_size,
-        "hidden_size": model.head.weight.shape[1],
-        "max_length": settings.max_length or model.max_length,
-        "identity": plan["model_identity"],
-        "adapter_identity": plan["adapter_identity"],
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ImportError:
-        return None
 
 
 # `help(scan)` shows every setting with its default, from the one place that defines them.

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from eaft_probe.data.render import Rendered, Renderer
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
+from eaft_probe.files import written_aside
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
 from eaft_probe.settings import ScanSettings
 
-HALVED = "halved.txt"  # the batches that were too large for the memory, one name a line
+HALVED = "halved"  # a file a unit: its batches that were too large for the memory, one a line
 
 
 class Scorer:
@@ -40,8 +40,11 @@ class Scorer:
         settings: ScanSettings,
         budget: int,
         progress: Progress,
+        scratch: Path | None = None,
     ) -> None:
         self.folder, self.model, self.reference = folder, model, reference
+        self.scratch = scratch  # files are written there before they take their place
+        self.halved: set[str] = set()  # batches of the unit at hand
         self.row_format, self.statistics, self.settings = row_format, statistics, settings
         self.budget, self.progress = budget, progress
         self.renderer = Renderer(model.tokenizer, settings.train_on, settings.tool_calls)
@@ -59,7 +62,7 @@ class Scorer:
 
     def score(self, unit: Unit) -> None:
         """Writes the unit's part, whole or not at all. Raises `NonFinite` and `OSError`."""
-        rows = UnitRows(self)
+        rows, self.halved = UnitRows(self), self._halved(unit.index)
         for record in unit.records:
             rows.read(record)
         left = len(unit.records)
@@ -70,13 +73,27 @@ class Scorer:
                 left -= fresh
                 self.progress.advance(fresh, int(piece.trained.sum()))
         tokens, examples = rows.tokens_table(), rows.examples_table()
-        write_part(self.folder, unit.index, tokens, examples, rows.report())
+        write_part(self.folder, unit.index, tokens, examples, rows.report(), self.scratch)
         self.progress.advance(left, 0)
 
-    @cached_property
-    def halved(self) -> set[str]:
-        """The batches halved so far; read with the first batch, when the folder is ready."""
-        record = self.folder / HALVED
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the model and of what it wrote."""
+        return {
+            "columns": self.column_names,
+            "special_tokens": sorted(self.special_tokens),
+            "model": {
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "parameters": self.model.parameters,
+                "vocab_size": self.model.head.vocab_size,
+                "hidden_size": self.model.head.weight.shape[1],
+                "max_length": self.max_length,
+            },
+        }
+
+    def _halved(self, unit: int) -> set[str]:
+        """The batches of a unit that were halved before, by this process or another."""
+        record = self.folder / HALVED / f"{unit:05d}.txt"
         return set(record.read_text().split()) if record.exists() else set()
 
     def _measured(
@@ -102,8 +119,10 @@ class Scorer:
             raise ProbeError("out of memory on a single example; lower --max-length")
         torch.cuda.empty_cache()
         self.halved.add(name)
-        with (self.folder / HALVED).open("a") as file:
-            file.write(name + "\n")
+        record = self.folder / HALVED / f"{int(name.split('/')[0]):05d}.txt"
+        record.parent.mkdir(exist_ok=True)
+        with written_aside(record, self.scratch) as aside:
+            aside.write_text("".join(f"{n}\n" for n in sorted(self.halved)))
 
 
 class UnitRows:

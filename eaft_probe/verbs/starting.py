@@ -11,7 +11,7 @@ from eaft_probe.objectives.forward import AdapterOff, ReferenceModel
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.settings import ScanSettings, TrainSettings
 from eaft_probe.verbs.held_out import HeldOut, read_held_out
-from eaft_probe.verbs.scan import require_same_vocabulary
+from eaft_probe.verbs.loading import require_same_vocabulary
 
 
 def load(

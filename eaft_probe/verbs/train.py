@@ -56,7 +56,7 @@ def train(
     progress.note(f"loading {chosen.model}")
     model = load(chosen.model, chosen, arguments)
     with launch.shared_folder() as cache:
-        with arguments.main_process_first(local=True):
+        with launch.main_first(arguments):
             rows = _rows(data, chosen, scans, model, cache)
         _notes(rows, wanted, chosen, progress)
         log = RunLog(folder, wanted, progress)

@@ -14,6 +14,7 @@ from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PRO
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.columns.summary import kept_columns
 from eaft_probe.columns.table import Scan
+from eaft_probe.errors import ScanError
 from eaft_probe.view.page import encode
 
 # 8 MB in all: the page takes 0.95, a landscape with millions of tokens and of conflicts in every
@@ -43,6 +44,8 @@ def listed(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
         for row in _sample(scan, conflict, most)
     ]
     kept = list(within(sample, TOKENS_BYTES))
+    if not kept:
+        raise ScanError(f"{scan.path} is damaged: its tokens are of no example")
     conflicts = sum(row["conflict"] for row in kept)
     return {
         "names": list(kept[0]),
@@ -123,6 +126,8 @@ def _filled(scan: Scan, chosen: Mapping[int, dict[str, Any]]) -> Iterator[dict[s
         tokens = _tokens(scan, batch)
         texts = dict(rows(scan, f"SELECT example, text FROM examples WHERE {_among(batch)}"))
         for example in batch:
+            if not tokens.get(example) or texts.get(example) is None:
+                raise ScanError(f"{scan.path} is damaged: example {example} has no token or text")
             yield _fitting(chosen[example], texts[example], tokens[example])
 
 
@@ -219,8 +224,7 @@ def columns(scan: Scan) -> list[dict[str, str]]:
 
 
 def rows(scan: Scan, query: str) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = scan.sql.execute(query).fetchall()
-    return found
+    return scan.rows(query)
 
 
 def or_null(scan: Scan, name: str) -> str:

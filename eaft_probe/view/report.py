@@ -65,7 +65,7 @@ def collect(scan: Scan) -> dict[str, Any]:
     missing = next((c for c in READS if c not in scan.columns), None)
     if missing is not None:
         raise MissingColumn(f"{scan.path} has no column {missing!r}, which a report reads")
-    if not scan.sql.execute("SELECT 1 FROM tokens LIMIT 1").fetchall():
+    if not scan.rows("SELECT 1 FROM tokens LIMIT 1"):
         raise BadInput(f"{scan.path} holds no scored tokens: nothing to report")
     summary = summarize(scan)
     return {

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from eaft_probe.columns.table import Scan
-from eaft_probe.view.printable import printable
+from eaft_probe.printable import printable
 
 if TYPE_CHECKING:
     import pandas
@@ -208,16 +208,20 @@ def _interval(
 
 def show_example(console: Console, scan: Scan, example: int) -> bool:
     """One example with its trained tokens coloured and its conflicts listed; False if not there."""
-    query = "SELECT text, key, mean_nll, trained_tokens FROM examples WHERE example = ?"
-    found = scan.sql.execute(query, [example]).fetchall()
+    found = scan.rows(
+        "SELECT coalesce(text, ''), coalesce(key, ''), coalesce(mean_nll, 'NaN'), trained_tokens "
+        "FROM examples WHERE example = ?",
+        [example],
+    )
     if not found:
         return False
     ((text, key, nll, trained),) = found
-    tokens = scan.sql.execute(
-        "SELECT char_start, char_end, prob, conflict, token, top1, top1_prob, entropy "
+    tokens = scan.rows(
+        "SELECT coalesce(char_start, 0), coalesce(char_end, 0), coalesce(prob, 'NaN'), "
+        "coalesce(conflict, false), token, top1, top1_prob, entropy "
         "FROM tokens WHERE example = ? ORDER BY position",
         [example],
-    ).fetchall()
+    )
     flagged = [t for t in tokens if t[3]]
     title = f"example {example} ({printable(key)}): {len(flagged)} conflicts in {trained} tokens"
     console.print(f"{title}, mean nll {nll:.3f} nats", style="bold", markup=False, highlight=False)
@@ -232,7 +236,7 @@ def show_example(console: Console, scan: Scan, example: int) -> bool:
 
 
 def _shade(prob: float) -> str:
-    return next(style for limit, style in SHADES if prob < limit)
+    return next((style for limit, style in SHADES if prob < limit), SHADES[-1][1])
 
 
 def coloured(text: str, spans: Iterable[tuple[int, int, str]]) -> Text:

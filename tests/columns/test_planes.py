@@ -144,8 +144,27 @@ def no_reading(*arguments: object, **named: object) -> None:
 def test_the_second_call_reads_the_file(scan: Scan) -> None:
     plane(scan)
     (file,) = stored(scan)
-    np.savez_compressed(file, counts=np.full((ENTROPY_BINS, PROB_BINS), 7))
-    assert (plane(Scan.open(scan.path)).counts == 7).all()
+    counts = plane(scan).counts[::-1]  # as many tokens, elsewhere
+    np.savez_compressed(file, counts=counts)
+    np.testing.assert_array_equal(plane(Scan.open(scan.path)).counts, counts)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [np.full((ENTROPY_BINS, PROB_BINS), 7), np.ones(3), np.full((ENTROPY_BINS, PROB_BINS), np.nan)],
+    ids=["others", "few", "NaN"],
+)
+def test_a_cache_of_other_tokens_is_made_anew(scan: Scan, counts: np.ndarray) -> None:
+    first = plane(scan).counts
+    np.savez_compressed(stored(scan)[0], counts=counts)
+    np.testing.assert_array_equal(plane(scan).counts, first)
+
+
+def test_a_cache_that_is_a_link_is_neither_read_nor_written(scan: Scan, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (scan.path / "cache").symlink_to(tmp_path / "elsewhere")
+    plane(scan)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_the_tokens_are_not_read_again(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:

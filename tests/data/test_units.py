@@ -1,10 +1,12 @@
 """How a source is cut into units, limited and sampled."""
 
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eaft_probe.data.sources import Rows
+from eaft_probe.data.sources import Rows, open_source
 from eaft_probe.data.units import UNIT_BYTES, Selection, Unit, UnitPlan
 from eaft_probe.errors import DataError
 
@@ -83,3 +85,21 @@ def test_no_rows_are_refused(selection: dict[str, int]) -> None:
 def test_rejected_rows_count() -> None:
     rows = Rows("rows", [{"text": "a"}, "no row", {"text": "b"}])
     assert rows_of(planned(rows)[1]) == [[0, 1, 2]]
+
+
+def test_planning_holds_one_unit_at_a_time(tmp_path: Path) -> None:
+    """A drawn sample is held, and nothing else that grows with the rows."""
+
+    def peak(count: int, **selection: int) -> int:
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text("".join(f'{{"text": "{n}"}}\n' for n in range(count)))
+        tracemalloc.start()
+        plan = UnitPlan.of(open_source(path), Selection(**selection), 100)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert plan.rows == selection.get("sample", count)
+        return found
+
+    few = peak(2_000)
+    assert peak(40_000) < few + 50_000  # bytes; the file has 700,000
+    assert peak(40_000, sample=500) < few + 150_000

@@ -165,7 +165,7 @@ def test_a_finished_scan_is_left_alone(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished scan loaded the model again")
 
-    monkeypatch.setattr("eaft_probe.verbs.scan.load_model", refuse)
+    monkeypatch.setattr("eaft_probe.verbs.loading.load_model", refuse)
     scan(ROWS, tmp_path / "s", model=model_folder)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*.*")}
 

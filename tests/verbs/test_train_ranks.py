@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,12 @@ def complaint(folder: Path, name: str) -> None:
     if rank == 0:
         shutil.copytree(folder / "two-eaft", folder / f"bad-{name}")
     torch.distributed.barrier()
-    status = None  # a traceback
-    with contextlib.redirect_stderr(said), contextlib.suppress(Exception):
-        status = _run(command(folder, f"bad-{name}", *BAD[name][0]))
+    status: int | str
+    with contextlib.redirect_stderr(said):
+        try:
+            status = _run(command(folder, f"bad-{name}", *BAD[name][0]))
+        except Exception:
+            status = traceback.format_exc()
     (folder / f"bad-{name}-{rank}.json").write_text(json.dumps([status, said.getvalue()]))
     torch.distributed.barrier()
 
@@ -227,12 +231,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_costs_nothing(name: str, ranks: Path) -> None:
-    for rank in (0, 1):
-        status, said = json.loads((ranks / f"bad-{name}-{rank}.json").read_text())
-        complaints = [line for line in said.splitlines() if line.startswith("eaft-probe: ")]
-        assert status == 2
-        assert len(complaints) == 1
-        assert BAD[name][1] in complaints[0]
+    told = [json.loads((ranks / f"bad-{name}-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [status for status, _ in told] == [2, 2]
+    said = "\n".join(lines for _, lines in told).splitlines()
+    complaints = [line for line in said if line.startswith("eaft-probe: ")]
+    assert len(complaints) == 1  # of the two processes together
+    assert BAD[name][1] in complaints[0]
     assert files(ranks / f"bad-{name}") == files(ranks / "two-eaft")
 
 
@@ -245,7 +249,9 @@ def test_fsdp_without_gpus_is_refused(ranks: Path) -> None:
     done = torchrun("-m", "eaft_probe", *command(ranks, "fsdp", "--overwrite"),
                     ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")  # fmt: skip
     assert done.returncode != 0
-    assert "eaft-probe: FSDP was asked for, but the model is not sharded" in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("eaft-probe: ")]
+    assert len(said) == 1  # of two processes
+    assert "FSDP was asked for, but the model is not sharded" in said[0]
     assert "nll" not in done.stdout + done.stderr  # the table's header
     assert files(ranks / "fsdp") == files(ranks / "two-eaft")
 
@@ -253,7 +259,8 @@ def test_fsdp_without_gpus_is_refused(ranks: Path) -> None:
 def test_accelerate_launches_it_and_one_process_speaks(ranks: Path) -> None:
     shutil.copytree(ranks / "two-eaft", ranks / "accelerate")
     given = command(ranks, "accelerate", "--overwrite", "--per-device-train-batch-size", "2")
-    done = launched("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+    config = str(HERE.parents[1] / "examples/accelerate_ddp.yaml")
+    done = launched("accelerate.commands.launch", "--config_file", config, "--num_processes", "2",
                     "--main_process_port", "0", "-m", "eaft_probe", *given)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the model and its log lie in") == 1
@@ -277,8 +284,12 @@ def test_processes_that_would_train_alone_are_refused(
 def test_another_process_failing_costs_no_old_run(
     ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = ["the data are read"]  # where all are still there
+
     def gone(state: Any) -> None:
-        raise RuntimeError("Connection closed by peer")
+        if not before:
+            raise RuntimeError("Connection closed by peer")
+        before.pop()
 
     shutil.copytree(ranks / "two-eaft", ranks / "peer")
     monkeypatch.setattr(launch.PartialState, "wait_for_everyone", gone)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scans_made
 
 from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
@@ -42,4 +43,4 @@ def spread(done: Scan) -> Scan:
             values = pa.array(values.astype(np.float32))
             table = table.set_column(at, table.schema.field(at), values)
         write_parquet(file, table)
-    return done.flag(ConflictRule(1.0, 0.3))
+    return scans_made.resealed(done).flag(ConflictRule(1.0, 0.3))

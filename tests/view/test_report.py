@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scans_made
 from hostile import ATTACKS, hostile_scan
 
 from eaft_probe import Scan, scan
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.errors import BadInput, MissingColumn
+from eaft_probe.errors import BadInput, MissingColumn, ScanError
 from eaft_probe.view import chosen, page
 from eaft_probe.view.chosen import GAP, pieces, within
 from eaft_probe.view.report import collect, headline, report, sparse
@@ -158,9 +159,8 @@ def without(done: Scan, folder: Path, columns: tuple[str, ...]) -> Scan:
     shutil.copytree(done.path, folder)
     for file in Scan.open(folder).part_files("tokens"):
         pq.write_table(pq.read_table(file).drop_columns(columns), file)
-    manifest = {**done.manifest, "columns": [c for c in done.columns if c not in columns]}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return Scan.open(folder)
+    copied = Scan(folder, done.manifest)
+    return scans_made.resealed(copied, columns=[c for c in done.columns if c not in columns])
 
 
 def test_missing_columns(done: Scan, tmp_path: Path) -> None:
@@ -176,8 +176,10 @@ def test_empty_scan_and_unwritable_target(done: Scan, tmp_path: Path, capsys: An
     shutil.copytree(done.path, folder)
     for file in Scan.open(folder).part_files("tokens"):
         pq.write_table(pq.read_table(file)[:0], file)
+    with pytest.raises(ScanError, match="has 0 rows, the manifest says"):
+        Scan.open(folder)
     with pytest.raises(BadInput, match="no scored tokens"):
-        report(Scan.open(folder), tmp_path / "r.html")
+        report(Scan(folder, done.manifest).flag(done.rule), tmp_path / "r.html")
     assert not list(tmp_path.glob("*r.html*"))
     assert _run(["report", str(done.path), "--out", str(tmp_path / "no" / "r.html")]) == 2
     assert _run(["report", str(done.path), "--out", str(tmp_path)]) == 2

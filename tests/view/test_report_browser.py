@@ -13,7 +13,7 @@ from test_report import without
 
 from eaft_probe import Scan
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.view.printable import printable
+from eaft_probe.printable import printable
 from eaft_probe.view.report import report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

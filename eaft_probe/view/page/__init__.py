@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import vl_convert
 
-from eaft_probe.view.printable import printable
+from eaft_probe.printable import printable
 
 SCRIPTS = ("report.js", "landscape.js", "chart.js", "examples.js", "against.js")
 WRAPPED = '"use strict";\n(() => {{\n{}}})();\n'  # its names stay out of the window's

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.files import written_aside
-from eaft_probe.view.printable import printable
+from eaft_probe.printable import printable
 
 COLUMN = 3.4  # inches: one column of a two-column paper
 FONT = "DejaVu Sans"  # ships with matplotlib: the same figure everywhere

@@ -83,7 +83,8 @@ def _sums(scan: Scan, wanted: Objective, base_scan: str | Path | None) -> dict[s
         return {"sums": sums, "histogram": histogram}
 
     against = base.manifest["parts"] if base else ""
-    return cached(scan, "gates", f"{wanted!r} {scan.rule!r} {against}", add_up)
+    shapes = {"sums": (len(GROUPS), len(SUMS)), "histogram": (len(GROUPS), BINS)}
+    return cached(scan, "gates", f"{wanted!r} {scan.rule!r} {against}", add_up, shapes)
 
 
 def _table(made: Mapping[str, NDArray[Any]], scan: str, title: str) -> pandas.DataFrame:

@@ -142,7 +142,9 @@ def _map(scan: Scan, wanted: Objective, norm: str, base_scan: str | Path | None)
         return {"counts": counts, "mass": mass, "conflict": np.array([conflict])}
 
     against = base.manifest["parts"] if base else ""
-    made = cached(scan, "gradients", f"{wanted!r} {norm} {scan.rule!r} {against}", add_up)
+    key = f"{wanted!r} {norm} {scan.rule!r} {against}"
+    shapes = {"counts": (CELLS,), "mass": (CELLS,), "conflict": (1,)}
+    made = cached(scan, "gradients", key, add_up, shapes)
     square = (ENTROPY_BINS, PROB_BINS)
     return Map(
         made["counts"].reshape(square), made["mass"].reshape(square), float(made["conflict"][0])

@@ -174,7 +174,7 @@ def outline(axes: Axes, scan: Scan, text: str) -> None:
 
 def conflict_share(scan: Scan) -> float:
     """Exactly, from the flagged tokens; the plane's cells do not end at the thresholds."""
-    ((found,),) = scan.sql.execute("SELECT count(*) FROM conflicts").fetchall()
+    ((found,),) = scan.rows("SELECT count(*) FROM conflicts")
     return float(found) / tokens(scan)
 
 
@@ -255,4 +255,4 @@ def sample(scan: Scan, most: int) -> pandas.DataFrame:
     """At most that many tokens, the same on every call, chosen by a hash of their place."""
     query = """SELECT example, position, prob, entropy, conflict FROM tokens
                ORDER BY hash(example, position), example, position LIMIT ?"""
-    return scan.sql.execute(query, [most]).df()
+    return scan.frame(query, [most])

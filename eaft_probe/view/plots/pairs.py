@@ -47,7 +47,7 @@ def _pairs(scan: Scan) -> pandas.DataFrame:
     query = """SELECT token, top1, count(*) AS conflicts, avg(prob) AS mean_prob,
                       avg(top1_prob) AS mean_top1_prob
                FROM conflicts GROUP BY token, top1 ORDER BY conflicts DESC, token, top1 LIMIT ?"""
-    return scan.sql.execute(query, [MOST]).df()
+    return scan.frame(query, [MOST])
 
 
 def _label(token: str, top1: str) -> str:

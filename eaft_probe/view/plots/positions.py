@@ -82,7 +82,9 @@ def _sums(scan: Scan) -> dict[str, NDArray[Any]]:
                 squares[:, i] += np.bincount(index, np.float64(value) ** 2, bins)
         return {"counts": counts, "sums": sums, "squares": squares}
 
-    return cached(scan, "positions", repr(scan.rule), add_up)
+    bins = len(EDGES) - 1
+    shapes = {"counts": (bins,), "sums": (bins, 3), "squares": (bins, 3)}
+    return cached(scan, "positions", repr(scan.rule), add_up, shapes)
 
 
 def placed(scan: Scan) -> Iterator[tuple[NDArray[np.int64], Mapping[str, NDArray[Any]]]]:

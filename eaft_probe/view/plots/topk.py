@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from eaft_probe.columns.planes import cached
-from eaft_probe.columns.statistics import TOP_K
+from eaft_probe.columns.statistics import STATISTICS, TOP_K
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn
 from eaft_probe.view.plots.chart import COLOURS, Chart, caption, new_chart, opened
@@ -30,7 +30,8 @@ def topk(*scans: Scan | str | Path) -> Chart:
         raise BadInput(f"plot topk shows one scan, found {len(scans)}")
     (scan,) = opened(scans)
     found = _available(scan)
-    made = cached(scan, "topk", repr(found), lambda: _sums(scan, found))
+    shapes = {"sums": (len(found), 6), "plane": (BINS, BINS)}
+    made = cached(scan, "topk", repr(found), lambda: _sums(scan, found), shapes)
     data = _table(scan, found, made["sums"])
     with new_chart(6.8, 2.8, data, caption([scan])) as chart:
         left, right = chart.subplots(1, 2)
@@ -42,7 +43,8 @@ def topk(*scans: Scan | str | Path) -> Chart:
 
 def _available(scan: Scan) -> list[int]:
     """The K with a column, rising."""
-    found = [c.removeprefix("entropy_top") for c in scan.columns if c.startswith("entropy_top")]
+    found = [c.removeprefix("entropy_top") for c in scan.columns
+             if c.startswith("entropy_top") and c in STATISTICS]  # fmt: skip
     if not set(found) - {str(PAPER_K)}:
         wanted = ",".join(f"entropy_top{k}" for k in TOP_K)
         raise MissingColumn(f"{scan.path} has no top-K entropy but K = {PAPER_K}; rescan with "
@@ -101,7 +103,7 @@ def _sums(scan: Scan, found: list[int]) -> dict[str, NDArray[np.float64]]:
         for i, k in enumerate(found):
             y = columns[f"entropy_top{k}"].astype(np.float64)
             sums[i] += (len(x), x.sum(), y.sum(), x @ x, y @ y, x @ y)
-        both = [np.minimum((columns[c] * (BINS / LARGEST)).astype(int), BINS - 1)
+        both = [(columns[c] * (BINS / LARGEST)).astype(int).clip(0, BINS - 1)
                 for c in (f"entropy_top{shown}", "entropy")]  # fmt: skip
         plane += np.bincount(both[0] * BINS + both[1], minlength=BINS * BINS).reshape(BINS, BINS)
     return {"sums": sums, "plane": plane}

@@ -1,0 +1,80 @@
+"""What an engine is given to run, and the units that wait to be run."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from eaft_probe.data.units import Unit
+from eaft_probe.errors import ProbeError
+from eaft_probe.progress import Progress
+
+DEATHS = 3  # a unit that has ended so many workers is not given to another
+
+
+class Scorer(Protocol):
+    """A loaded model that scores units."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the manifest says of the model."""
+
+    def score(self, unit: Unit) -> None:
+        """Writes the unit's part, whole or not at all."""
+
+
+class Load(Protocol):
+    """Makes a scorer, in whatever process that is. It travels there, the model does not."""
+
+    def __call__(self, progress: Progress, device: str | None = None) -> Scorer: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """The units of a scan, and all that scoring them needs.
+
+    `begin` is called once, when the first model stands: it makes the folder ready and gives the
+    units that are not done, in order.
+    """
+
+    load: Load
+    begin: Callable[[Mapping[str, Any]], Iterator[Unit]]
+    progress: Progress
+    units: int  # there are at most so many
+    device: str | None = "cpu"  # "cuda": any GPU; None: as the settings say, by themselves
+    workers: int | None = None  # None: as many as the engine finds right
+    threads: int | None = None  # of the CPU, that each of them takes
+    address: str | None = None
+    ranks: Any = None  # the other processes of a launcher, see `ranks.py`
+
+
+@dataclass
+class Waiting:
+    """The units to be given out; those that were given back come first."""
+
+    units: Iterator[Unit]
+    back: list[Unit] = field(default_factory=list)
+    deaths: dict[int, int] = field(default_factory=dict)
+
+    def next(self) -> Unit | None:
+        return self.back.pop(0) if self.back else next(self.units, None)
+
+    def over(self) -> bool:
+        """Whether no unit waits, even where nobody is there to take one."""
+        self.back = self.back or [*islice(self.units, 1)]
+        return not self.back
+
+    def give_back(self, unit: Unit, why: str) -> None:
+        """The unit's worker died. Raises `ProbeError` where it was not the first by far."""
+        self.deaths[unit.index] = self.deaths.get(unit.index, 0) + 1
+        if self.deaths[unit.index] >= DEATHS:
+            raise ProbeError(f"{said(unit)} ended {DEATHS} workers (the last {why}); what is "
+                             f"finished stays, --max-length or --tokens-per-batch lower the "
+                             f"memory that they take")  # fmt: skip
+        self.back.append(unit)
+
+
+def said(unit: Unit) -> str:
+    """The rows of a unit, for people."""
+    first, last = unit.records[0], unit.records[-1]
+    return f"unit {unit.index}, rows {first.row} to {last.row} of {first.file},"

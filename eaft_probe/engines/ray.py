@@ -1,0 +1,149 @@
+"""The Ray engine: units run on actors of a cluster, each of which loads the model once.
+
+Actors come up as the cluster has room for them, so machines may join and leave while a scan runs.
+A lost actor's unit goes to another, and a new actor waits for room. Actors end with this process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from eaft_probe.data.units import Unit
+from eaft_probe.engines.job import DEATHS, Job, Load, Scorer, Waiting, said
+from eaft_probe.errors import BadInput, ProbeError, one_line
+
+LOOK = 1.0  # seconds after which an interruption is seen
+ROOM = 60  # looks after which it is said that no actor has come up
+
+
+def run(job: Job) -> None:
+    """Scores every unit. An exception ends the run; finished units stay.
+
+    Raises what an actor raises, `BadInput` without Ray or its cluster, or `ProbeError` where actors
+    die over the same unit.
+    """
+    with _cluster(job) as ray:
+        Cluster(ray, job).run()
+
+
+@contextmanager
+def _cluster(job: Job) -> Iterator[Any]:
+    """The cluster at --address, or one that lives as long as this scan."""
+    try:
+        import ray
+    except ImportError as error:
+        raise BadInput("--engine ray needs Ray: pip install 'eaft-probe[ray]'") from error
+    joined = not ray.is_initialized()
+    try:
+        if joined:
+            ray.init(job.address or "local", log_to_driver=False, logging_level="ERROR",
+                     include_dashboard=False if job.address is None else None)  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"--address {job.address}: no Ray cluster there" if job.address else "no Ray here"
+        raise BadInput(f"{where}: {one_line(error)}") from error
+    try:
+        yield ray
+    finally:
+        if joined:
+            ray.shutdown()
+
+
+class Told:
+    """A `Progress` that counts what a unit has done; the driver is told with the unit's end."""
+
+    def __init__(self) -> None:
+        self.rows = self.tokens = 0
+
+    def start(self, what: str, rows: int) -> None: ...
+
+    def advance(self, rows: int, tokens: int) -> None:
+        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+
+    def note(self, text: str) -> None: ...
+
+
+class Actor:
+    """A loaded model on some machine of the cluster."""
+
+    def __init__(self, load: Load, device: str | None) -> None:
+        self.told = Told()
+        self.scorer: Scorer = load(self.told, device)
+
+    def facts(self) -> Any:
+        return dict(self.scorer.facts)
+
+    def score(self, unit: Unit) -> tuple[int, int]:
+        """(rows, tokens) of the unit, whose part is written."""
+        self.told.rows = self.told.tokens = 0
+        self.scorer.score(unit)
+        return self.told.rows, self.told.tokens
+
+
+class Cluster:
+    """The actors of one run, and what each of them is at: a unit, or loading (None)."""
+
+    def __init__(self, ray: Any, job: Job) -> None:
+        self.ray, self.job = ray, job
+        gpu = (job.device or "cuda").startswith("cuda")
+        self.needs = {"num_gpus": 1} if gpu else {"num_cpus": job.threads or 1}
+        self.kind = ray.remote(**self.needs, max_restarts=0)(Actor)
+        self.room = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
+        self.room //= next(iter(self.needs.values()))
+        self.busy: dict[Any, tuple[Any, Unit | None]] = {}  # what is to come → whose it is
+        self.idle: list[Any] = []
+        self.waiting: Waiting | None = None  # until a model stands
+        self.unloaded = 0  # actors that died before their model stood
+
+    def run(self) -> None:
+        for _ in range(min(self.job.workers or max(1, int(self.room)), self.job.units)):
+            self._hire()
+        looks = 0
+        while not self._finished():
+            looks += 1
+            if looks == ROOM and self.waiting is None:
+                self.job.progress.note(f"no actor works yet: the cluster has no room, or loading "
+                                       f"takes long; each needs {self.needs}")  # fmt: skip
+            ready, _ = self.ray.wait(list(self.busy), timeout=LOOK)
+            for coming in ready:
+                self._hear(coming, *self.busy.pop(coming))
+
+    def _hire(self) -> None:
+        """A new actor; it stays in the queue of the cluster until there is room."""
+        actor = self.kind.remote(self.job.load, self.job.device)
+        self.busy[actor.facts.remote()] = (actor, None)
+
+    def _finished(self) -> bool:
+        if self.waiting is None:
+            return False
+        while self.idle and (unit := self.waiting.next()):
+            actor = self.idle.pop()
+            self.busy[actor.score.remote(unit)] = (actor, unit)
+        return self.waiting.over() and not any(unit for _, unit in self.busy.values())
+
+    def _hear(self, coming: Any, actor: Any, unit: Unit | None) -> None:
+        errors = self.ray.exceptions
+        try:
+            found = self.ray.get(coming)
+        except errors.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except errors.RayError as error:  # the actor, its machine or the way to it is gone
+            self._lose(actor, unit, one_line(error, 200))
+            return
+        self.idle.append(actor)
+        if unit is None:
+            self.unloaded = 0
+            self.waiting = self.waiting or Waiting(self.job.begin(found))
+        else:
+            self.job.progress.advance(*found)
+
+    def _lose(self, actor: Any, unit: Unit | None, why: str) -> None:
+        """Its unit goes to another actor, and a new one waits for room."""
+        self.ray.kill(actor)
+        self.unloaded += unit is None
+        if self.unloaded >= DEATHS:
+            raise ProbeError(f"{DEATHS} actors ended while they loaded the model: {why}")
+        if unit is not None:
+            assert self.waiting is not None
+            self.waiting.give_back(unit, why)
+            self.job.progress.note(f"an actor is lost; {said(unit)} are scored again")
+        self._hire()

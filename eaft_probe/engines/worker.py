@@ -1,0 +1,102 @@
+"""A worker process: it loads the model once, scores the units it is sent, and tells how it goes.
+
+Messages are pickled (name, value) pairs over a connection to the process that plans.
+    to a worker: load, unit          from it: ready, advance, note, done, failed
+The last one to a worker begins with OVER instead, which no pickle does.
+"""
+
+import os
+import pickle
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+from eaft_probe.engines.job import Scorer
+from eaft_probe.errors import ProbeError, one_line
+
+OVER = b"over"
+
+
+class Told:
+    """A `Progress` that the planning process hears."""
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        self.connection = connection
+
+    def tell(self, name: str, value: Any = None) -> None:
+        try:
+            self.connection.send((name, value))
+        except OSError:
+            os._exit(1)  # nobody is there any more
+
+    def start(self, what: str, rows: int) -> None: ...
+
+    def advance(self, rows: int, tokens: int) -> None:
+        self.tell("advance", (rows, tokens))
+
+    def note(self, text: str) -> None:
+        self.tell("note", text)
+
+
+def serve(connection: "Connection[Any, Any]", device: str | None = None) -> None:
+    """Works until told that it is over. Raises what ended the work, where that was an error."""
+    inbox: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    told, scorer = Told(connection), None
+    while not (message := inbox.get()).startswith(OVER):
+        try:
+            name, value = pickle.loads(message)
+            scorer = _obey(name, value, told, scorer, device)
+        except Exception as error:
+            told.tell("failed", _portable(error))
+    ended = pickle.loads(message.removeprefix(OVER))
+    if ended is not None:
+        raise ended
+
+
+def tell_over(connection: "Connection[Any, Any]", error: ProbeError | None) -> None:
+    """Ends the `serve` at the other end, which raises `error` where there is one."""
+    with suppress(OSError):  # it is gone
+        connection.send_bytes(OVER + pickle.dumps(error))
+        connection.close()
+
+
+def _obey(name: str, value: Any, told: Told, scorer: Scorer | None, device: str | None) -> Scorer:
+    if name == "load":
+        scorer = value(told, device)
+        told.tell("ready", scorer.facts)
+        return scorer
+    assert scorer is not None
+    scorer.score(value)
+    told.tell("done")
+    return scorer
+
+
+def _listen(connection: "Connection[Any, Any]", inbox: "SimpleQueue[bytes]") -> None:
+    """Where the planning process is gone, this one goes at once, even in the middle of a unit: the
+    unit's part is renamed into place whole or not at all."""
+    try:
+        while not (message := connection.recv_bytes()).startswith(OVER):
+            inbox.put(message)
+        inbox.put(message)
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as another process can read it; one of ours is a line, any other has its place."""
+    if not isinstance(error, ProbeError | OSError):
+        error.add_note("in a worker:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return ProbeError(f"a worker failed: {type(error).__name__}: {one_line(error)}")
+    return error
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])), sys.argv[2] or None)

@@ -1,0 +1,54 @@
+"""The processes of a launcher share the units of a scan."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+from running import begun, command, hashes, left_over, ran, started
+
+from eaft_probe import Scan, scan
+from eaft_probe.errors import BadInput
+
+LAUNCH = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+
+
+def test_ranks_take_units(data: Path, model_folder: str, undisturbed: Path, tmp_path: Path) -> None:
+    status, out, errors = ran([*LAUNCH, *command(data, tmp_path / "s", model_folder)])
+    assert status == 0, errors
+    assert hashes(tmp_path / "s") == hashes(undisturbed)
+    assert Scan.open(tmp_path / "s").manifest["counts"]["examples"] == 47
+    assert out.count("trained tokens (") == 1
+    assert errors.count("loading ") == 1
+    assert not left_over(tmp_path / "s")
+
+
+def test_a_killed_rank_means_a_rerun(
+    data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = started([*LAUNCH, *command(data, tmp_path / "s", model_folder)])
+    begun(process, tmp_path / "s")
+    ranks = psutil.Process(process.pid).children()
+    next(r for r in ranks if r.environ().get("RANK") == "1").kill()
+    process.communicate(timeout=90)
+    psutil.wait_procs(ranks, timeout=10)
+    if not (tmp_path / "s/manifest.json").exists():  # rank 0 may have been quicker than its end
+        scan(data, tmp_path / "s", model=model_folder, rows_per_unit=4, threads=1)
+    assert hashes(tmp_path / "s") == hashes(undisturbed)
+    assert not left_over(tmp_path / "s")
+
+
+def test_bad_input_ends_all_ranks(data: Path, model_folder: str, tmp_path: Path) -> None:
+    given = command(data, tmp_path / "s", model_folder, "--keep", "nothing")
+    status, _, errors = ran([*LAUNCH, *given])
+    assert status != 0
+    assert "eaft-probe: --keep nothing: no such column" in errors
+    assert not (tmp_path / "s").exists()
+
+
+def test_other_engines_start_their_own_workers(
+    data: Path, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="leave out the launcher"):
+        scan(data, tmp_path / "s", model=model_folder, engine="ray")

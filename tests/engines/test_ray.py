@@ -1,0 +1,99 @@
+"""Actors on a cluster of several nodes, of which some are lost."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from running import SETTINGS, Bar, begun, command, hashes, kill, left_over, started
+
+from eaft_probe import scan
+from eaft_probe.errors import BadInput
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
+
+
+def actors() -> list[psutil.Process]:
+    """Of every node of the cluster: all of them are processes of this machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = process.info["cmdline"] or [""]
+        if line[0].startswith("ray::Actor") and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without a processor, and two nodes with one each."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'eaft-probe[ray]'")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        for _ in range(2):
+            made.add_node(num_cpus=1)
+        yield made
+        made.shutdown()
+
+
+def test_without_ray_it_is_named(
+    data: Path, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BadInput, match=r"pip install 'eaft-probe\[ray\]'"):
+        scan(data, tmp_path / "s", model=model_folder, engine="ray")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_lost_actor_and_a_lost_node(
+    cluster: Any, data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """One actor is killed, then a node removed; another one joins and gets its actor."""
+    done = []
+
+    def then(bar: Bar) -> None:
+        if not done and bar.rows >= 4:
+            done.append("actor")
+            kill(actors()[0])
+        elif len(done) == 1 and bar.rows >= 12:
+            done.append("node")
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+
+    bar = Bar(then)
+    made = scan(data, tmp_path / "s", model=model_folder, engine="ray", workers=2, progress=bar,
+                address=cluster.address, **SETTINGS)  # fmt: skip
+    assert done == ["actor", "node"]
+    assert hashes(tmp_path / "s") == hashes(undisturbed)
+    counts = made.manifest["counts"]
+    assert (bar.starts, bar.rows, bar.tokens) == (1, counts["rows"], counts["trained_tokens"])
+    assert not left_over(tmp_path / "s")
+
+
+def test_a_lost_driver_means_a_rerun(
+    cluster: Any, data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    given = command(data, tmp_path / "s", model_folder, "--engine", "ray", "--workers", "2",
+                    "--address", cluster.address)  # fmt: skip
+    process = started(given)
+    begun(process, tmp_path / "s")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
+    assert hashes(tmp_path / "s") == hashes(undisturbed)
+    assert not left_over(tmp_path / "s")
+
+
+def test_an_actors_error_is_said(
+    cluster: Any, data: Path, model_folder: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=r"row 47 .*malformed JSON"):
+        scan(data, tmp_path / "s", model=model_folder, engine="ray", workers=1, strict=True,
+             address=cluster.address, **SETTINGS)  # fmt: skip

@@ -1,0 +1,135 @@
+"""The configurations in `examples/`, killed and resumed: the weights and the log of one process.
+
+accelerate makes FSDP of GPUs only. Here it is told that two processes on the CPU are some; its
+wrapping, our training and torch's sharding are the real ones, over gloo.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+from test_train_ranks import HERE, require_equal, torchrun, write_rows
+
+import eaft_probe
+from eaft_probe.cli import _run
+from eaft_probe.verbs import launch
+from eaft_probe.verbs import train as verb
+from eaft_probe.verbs.run_log import RunLog
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+import test_accelerate
+test_accelerate.on_a_rank(sys.argv[1:])
+"""
+SETTINGS = {"objective": "talr", "max_steps": 8, "per_device_train_batch_size": 2,
+            "logging_steps": 2, "save_steps": 3, "learning_rate": 1e-3,
+            "device": "cpu"}  # fmt: skip
+KILLED_IN = 5  # the step, behind the checkpoint of step 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Path:
+    """Data, a script for the launcher, and the run on one process, undisturbed."""
+    folder = tmp_path_factory.mktemp("accelerate")
+    write_rows(folder / "rows.jsonl", 21, words=5)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"model": model_folder}))
+    paths = [str(HERE), str(HERE.parent)]
+    (folder / "rank.py").write_text(SCRIPT.format(paths=paths))
+    eaft_probe.train(str(folder / "rows.jsonl"), folder / "one", model=model_folder,
+                     gradient_accumulation_steps=2, **SETTINGS)  # fmt: skip
+    return folder
+
+
+def train(folder: Path, config: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return torchrun(str(folder / "rank.py"), "train", str(folder / "rows.jsonl"), "--config",
+                    str(folder / "settings.yaml"), "--out", str(folder / config), "--resume",
+                    **environment(config), **more)  # fmt: skip
+
+
+def environment(config: str) -> dict[str, str]:
+    """What `accelerate launch` tells its processes by this file, before it calls torchrun."""
+    asked = ["--config_file", str(EXAMPLES / config), "--num_processes", "2", "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(asked))
+    found: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return found
+
+
+# --- on each of the ranks ---
+
+
+class Killed(RunLog):
+    """Of a process that is gone in the middle of a run."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == KILLED_IN and args.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def on_a_rank(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        as_if_on_gpus()
+    if "KILLED" in os.environ:
+        verb.RunLog = Killed
+    sys.exit(_run(arguments))
+
+
+def as_if_on_gpus() -> None:
+    joined, required = PartialState.__init__, launch.require_as_launched
+
+    def join(self: Any, *args: Any, **options: Any) -> None:
+        joined(self, *args, **options)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU  # which it takes for FSDP then
+
+    PartialState.__init__ = join
+    launch.require_as_launched = lambda *of: required(*of[:2], lambda: True)
+
+
+# --- what came of it ---
+
+
+@pytest.mark.parametrize("config", ["accelerate_ddp.yaml", "accelerate_fsdp2.yaml"])
+def test_killed_and_resumed_equals_undisturbed(config: str, folder: Path) -> None:
+    out = folder / config
+    killed = train(folder, config, KILLED="yes")
+    assert killed.returncode != 0
+    assert "exitcode  : -9" in killed.stderr
+    assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-3"]
+    done = train(folder, config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the model and its log lie in") == 1
+    for once in ("loading ", "1 rows left out", "going on from checkpoint-3", "  step "):
+        assert done.stderr.count(once) == 1
+    assert (out / "checkpoint-8/pytorch_model_fsdp.bin").exists() == ("fsdp" in config)
+    require_equal(out, folder / "one")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("fsdp_cpu_ram_efficient_loading", "true", "set fsdp_cpu_ram_efficient_loading to false"),
+        ("fsdp_state_dict_type", "SHARDED_STATE_DICT", "fsdp_state_dict_type to FULL_STATE_DICT"),
+    ],
+)
+def test_what_would_lose_the_model_is_refused(
+    name: str, value: str, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = yaml.safe_load((EXAMPLES / "accelerate_fsdp2.yaml").read_text())["fsdp_config"]
+    for key, of_example in (asked | {name: value}).items():
+        monkeypatch.setenv(key.upper(), str(of_example))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(eaft_probe.errors.BadInput, match=said):
+        launch.require_whole_models()

@@ -1,0 +1,227 @@
+"""`scan --dry-run`: exact where all rows are looked at, honest where not, and nothing written."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from eaft_probe import scan
+from eaft_probe.cli import _run
+from eaft_probe.errors import BadInput, DataError
+from eaft_probe.model.loading import load_model
+from eaft_probe.model.shape import load_shape
+from eaft_probe.verbs.estimate import estimate, total
+
+WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
+RATE = {"device_flops": 1e9}
+
+
+def row(number: int) -> dict[str, Any]:
+    answer = " ".join(WORDS[(number * 5 + i * i) % len(WORDS)] for i in range(1 + number**2 % 40))
+    return {"question": WORDS[number % 17], "answer": "" if number % 11 == 3 else answer}
+
+
+ROWS = [row(n) for n in range(120)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"limit": 50}, {"sample": 40, "seed": 3}, {"max_length": 60}, {"train_on": "all"}],
+    ids=str,
+)
+def test_all_rows_looked_at_give_the_counts_of_the_scan(
+    tmp_path: Path, model_folder: str, settings: dict[str, Any]
+) -> None:
+    given = {"model": model_folder, "rows_per_unit": 16, **settings}
+    said = estimate(ROWS, **given, **RATE)
+    counts = scan(ROWS, tmp_path / "s", **given).manifest["counts"]
+    assert said.rows == said.sampled_rows == counts["rows"]
+    assert said.units == -(-counts["rows"] // 16)
+    assert {*said.trained_tokens} == {counts["trained_tokens"]}
+    assert {*said.read_tokens} == {counts["tokens"]}
+    assert said.rejected_share == counts["rejected"] / counts["rows"]
+    assert counts["cut_examples"] > 0 or "max_length" not in settings
+
+
+def test_a_sample_tells_its_uncertainty(model_folder: str) -> None:
+    whole = estimate(ROWS, model=model_folder, **RATE)
+    inside = 0
+    for seed in range(40):
+        said = estimate(ROWS, model=model_folder, estimate_rows=40, seed=seed, **RATE)
+        assert said.sampled_rows == 40
+        low, high = said.trained_tokens.low, said.trained_tokens.high
+        inside += low <= whole.trained_tokens.value <= high
+        assert said.trained_tokens != whole.trained_tokens
+    assert inside >= 34  # of 38 expected; fewer by chance once in 70 times, and the seeds are fixed
+
+
+def test_intervals_hold_95_of_100_times() -> None:
+    random = np.random.default_rng(0)
+    population = random.lognormal(4, 1, 3000)
+    draws = [total(random.choice(population, 300, replace=False), 3000) for _ in range(2000)]
+    truth = population.sum()
+    share = np.mean([d.low <= truth <= d.high for d in draws])
+    assert 0.92 < share < 0.97
+    assert np.mean([d.value for d in draws]) == pytest.approx(truth, rel=0.005)
+    exact = total(population, 3000)
+    assert exact.low == pytest.approx(truth)
+    assert exact.high == pytest.approx(truth)
+
+
+# --- the model ---
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3", "cohere"])
+def test_the_shape_is_that_of_the_loaded_model(tmp_path: Path, name: str) -> None:
+    folder = str(tiny.save(tmp_path, tiny.build(name)))
+    _, shape = load_shape(folder)
+    model = load_model(folder)
+    assert (shape.linear, shape.attention) == model.cost
+    assert shape.parameters == model.parameters
+    assert shape.head == model.head.weight.numel()
+    assert shape.max_length == model.max_length
+    assert shape.shares_prefixes
+
+
+def test_a_model_that_keeps_no_prefix_is_known_by_its_configuration(tmp_path: Path) -> None:
+    folder = str(tiny.save(tmp_path, tiny.build("gemma2")))
+    assert load_model(folder).cost is None
+    assert not load_shape(folder)[1].shares_prefixes
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "qwen3-moe", "mixtral"])
+def test_the_work_is_what_torch_counts(tmp_path: Path, name: str) -> None:
+    """Its counter takes all pairs of positions for causal attention, of which half are needed."""
+    length = 48
+    folder = tiny.save(tmp_path, tiny.build(name))
+    _, shape = load_shape(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=tiny.token_ids(1, length))
+    wanted = 2 * (shape.linear * length + shape.attention * length**2 + shape.head * length)
+    assert wanted == pytest.approx(counter.get_total_flops(), rel=0.03)  # norms and biases
+
+
+def test_no_weights_are_read_and_nothing_is_written(
+    tmp_path: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    light = tmp_path / "light"
+    shutil.copytree(model_folder, light, ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = estimate(ROWS, model=str(light), **RATE)
+    assert said.parameters == load_model(model_folder).parameters
+    assert said == estimate(ROWS, model=model_folder, **RATE) or said.model != model_folder
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, ROWS)))
+    assert _run(["scan", str(data), "--model", str(light), "--dry-run"]) == 0
+    assert not list((tmp_path / "here").iterdir())
+
+
+# --- time and money ---
+
+
+def test_hours_and_price(model_folder: str) -> None:
+    tokens = estimate(ROWS, model=model_folder, tokens_per_second=10, price_per_hour=3, devices=4)
+    hours = tokens.trained_tokens.value / 10 / 3600
+    assert tokens.hours is not None
+    assert tokens.price is not None
+    assert tokens.hours.value == pytest.approx(hours / 4)
+    assert tokens.price.value == pytest.approx(3 * hours)
+    work = estimate(ROWS, model=model_folder, device_flops=1e6)
+    assert work.hours is not None
+    assert work.hours.value == pytest.approx(work.flops.value / 1e6 / 3600)
+    here = estimate(ROWS, model=model_folder, device="cpu")
+    assert here.hours is not None
+    assert here.hours.value > here.flops.value / (here.device_flops or 0) / 3600  # and the host
+
+
+def test_work_adds_up(model_folder: str) -> None:
+    """One conversation by hand; a reference reads it too; a shared prompt is read once."""
+    rows = [{"question": "tell me", "answer": "the cat sat"}]
+    said, (_, shape) = estimate(rows, model=model_folder, **RATE), load_shape(model_folder)
+    read, trained = said.read_tokens.value, said.trained_tokens.value
+    body = shape.linear * read + shape.attention * read**2 / 2
+    assert said.flops.value == pytest.approx(2 * (body + shape.head * trained))
+    both = estimate(rows, model=model_folder, reference=model_folder, **RATE)
+    assert both.flops.value == pytest.approx(2 * said.flops.value)
+    assert both.disk_bytes.value > said.disk_bytes.value
+    system = {"role": "system", "content": "You answer " + "very " * 60 + "briefly."}
+    chats = [{"messages": [system, {"role": "user", "content": w},
+                           {"role": "assistant", "content": w}]} for w in WORDS]  # fmt: skip
+    assert estimate(chats, model=model_folder, **RATE).shared_prefix_share > 0.7
+    assert said.shared_prefix_share == 0
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return str(path)
+
+
+def test_the_command_prints_words_or_json(
+    data: str, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "200")
+    given = ["scan", data, "--model", model_folder, "--dry-run", "--out", str(tmp_path / "s")]
+    more = ["--estimate-rows", "30", "--device-flops", "1e9", "--price-per-hour", "2"]
+    assert _run([*given, *more, "--devices", "8"]) == 0
+    printed = capsys.readouterr().out
+    for said in ("120 rows in 1 units; 30 drawn at random", "(95 %:", "on 8 devices", "price"):
+        assert said in printed
+    (tmp_path / "c.yaml").write_text("dry-run: true\ndevice_flops: 1.0e9\n")
+    config = ["scan", data, "--model", model_folder, "--config", str(tmp_path / "c.yaml")]
+    assert _run([*config, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 120
+    assert found["trained_tokens"]["low"] == found["trained_tokens"]["value"] > 0
+    assert _run([*given, "--device-flops", "1", "--fail-if", "hours.high>0.1", "--json"]) == 3
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--price-per-hour", "2"], "--price-per-hour says what to estimate by: give --dry-run"),
+        (["--dry-run", "--device-flops", "1", "--tokens-per-second", "1"], "not both"),
+        (["--dry-run", "--device-flops", "0"], "--device-flops"),
+        (["--dry-run", "--estimate-rows", "3"], "--estimate-rows is a whole number from 30"),
+        (["--dry-run", "--devices", "0"], "--devices"),
+        (["--dry-run", "--max-length", "5000"], "--max-length 5000"),
+        (["--dry-run", "--model", "./nowhere"], "./nowhere"),
+        (["--dry-run", "--statistics", "entrpy"], "entrpy"),
+        (["--dry-run", "--limit", "0"], "--limit"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_one_line(
+    data: str, model_folder: str, given: list[str], said: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = [] if "--model" in given else ["--model", model_folder]
+    assert _run(["scan", data, *model, *given, "--out", str(tmp_path / "s")]) == 2
+    error = [text for text in capsys.readouterr().err.splitlines() if "counting" not in text]
+    assert len(error) == 1
+    assert said in error[0]
+    assert not (tmp_path / "s").exists()
+
+
+def test_data_without_a_token_to_score_is_refused(model_folder: str) -> None:
+    with pytest.raises(DataError, match="none of the 3 rows"):
+        estimate([{"question": "a", "answer": ""}] * 3, model=model_folder, **RATE)
+    with pytest.raises(BadInput):
+        estimate([], model=model_folder, **RATE)
