@@ -1,6 +1,5 @@
 """The end of a scan: rejected.jsonl, then the manifest, from which on the scan is complete."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.table import REJECTED, part_name, unit_report, write_manifest
+from eaft_probe.columns.table import REJECTED, part_facts, unit_report, write_manifest
 from eaft_probe.errors import DataError
 from eaft_probe.files import written_aside
 from eaft_probe.settings import ScanSettings
@@ -31,7 +30,7 @@ def finish(
         for index in range(plan["data"]["units"]):
             report = unit_report(folder, index) or {}
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
-            parts.append({"file": part_name(index), **_part_facts(folder, index, report)})
+            parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
             for name, value in report["counts"].items():
                 totals[name] = totals.get(name, 0) + value
     if not totals["trained_tokens"]:
@@ -57,15 +56,6 @@ def finish(
         },
         scratch,
     )
-
-
-def _part_facts(folder: Path, index: int, report: Mapping[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"rows": report["counts"]["trained_tokens"]}
-    for kind in ("tokens", "examples"):
-        with (folder / kind / part_name(index)).open("rb") as file:
-            name = "sha256" if kind == "tokens" else "examples_sha256"
-            facts[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return facts
 
 
 def _model_facts(

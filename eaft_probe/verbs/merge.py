@@ -23,12 +23,13 @@ from eaft_probe.columns.table import (
     REJECTED,
     Scan,
     examples_schema,
+    part_facts,
     part_name,
     unit_report,
     write_manifest,
     write_part,
 )
-from eaft_probe.errors import ProbeError, ScanError, one_line
+from eaft_probe.errors import ScanError
 from eaft_probe.files import written_aside
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import MergeSettings, make_settings
@@ -129,18 +130,12 @@ def _join(
     progress.start("merge", len(parts))
     kept = list(dict.fromkeys(name for shard in shards for name in shard.kept.values()))
     listed = []
-    try:
+    with mine.writing():
         for number, (shard, index) in enumerate(parts):
             listed.append(_join_part(folder, aside, number, shard, index, kept))
             progress.advance(1, listed[-1]["rows"])
         _join_rejected(folder, aside, shards)
         write_manifest(folder, _manifest(shards, plan, listed, kept), aside)
-    except OSError as error:
-        mine.require()
-        raise ProbeError(
-            f"cannot write to {folder}: {error.strerror or one_line(error)}; what is finished "
-            f"stays, the same command goes on from there"
-        ) from error
 
 
 def _join_rejected(folder: Path, aside: Path, shards: Sequence[Shard]) -> None:
@@ -160,7 +155,7 @@ def _join_part(
         tables = _moved(tokens, shard), _named(examples, shard, kept)
         write_part(folder, number, *tables, {"counts": counts}, aside)
     rows = pq.read_metadata(folder / "tokens" / part_name(number)).num_rows
-    return {"file": part_name(number), "rows": rows, **_hashes(folder, part_name(number))}
+    return part_facts(folder, number, rows)
 
 
 def _read(shard: Shard, index: int) -> tuple[pa.Table, pa.Table]:
@@ -169,20 +164,11 @@ def _read(shard: Shard, index: int) -> tuple[pa.Table, pa.Table]:
     scan, facts = shard.scan, shard.scan.manifest["parts"][index]
     files = [scan.part_files(kind)[index] for kind in ("tokens", "examples")]
     with reading(files[0]):
-        hashes = _hashes(scan.path, facts["file"])
+        found = part_facts(scan.path, index, facts["rows"])
         tokens, examples = (pq.read_table(f, partitioning=None) for f in files)
-    if len(tokens) != facts["rows"] or any(facts[name] != hashes[name] for name in hashes):
+    if found != facts or len(tokens) != facts["rows"]:
         raise ScanError(f"{files[0]} or its examples are damaged: not what the manifest says")
     return tokens, examples
-
-
-def _hashes(folder: Path, name: str) -> dict[str, str]:
-    """sha256 of a part's two files, as the manifest calls them."""
-    found = {}
-    for kind, key in (("tokens", "sha256"), ("examples", "examples_sha256")):
-        with (folder / kind / name).open("rb") as file:
-            found[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def _moved(table: pa.Table, shard: Shard) -> pa.Table:

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from eaft_probe.errors import BadInput, ScanError, one_line
+from eaft_probe.errors import BadInput, ProbeError, ScanError, one_line
 from eaft_probe.progress import Progress
 
 RUNNING, OWNER = "running", "owner.json"
@@ -49,6 +49,18 @@ class Ownership:
         if not self.scratch.is_dir():
             raise ScanError(f"another run has taken over {self.folder}, this one was silent for "
                             f"too long; nothing is lost")  # fmt: skip
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raises `ScanError` where a write failed since another run has taken over, `ProbeError`
+        where it failed otherwise."""
+        try:
+            yield
+        except OSError as error:
+            self.require()
+            raise ProbeError(f"cannot write to {self.folder}: {error.strerror or one_line(error)}; "
+                             f"what is finished stays, the same command goes on from "
+                             f"there") from error  # fmt: skip
 
     def claim(self) -> None:
         """Makes `running/`. Raises `FileExistsError` where there is one."""

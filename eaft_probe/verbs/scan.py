@@ -20,7 +20,7 @@ from eaft_probe.data.units import Selection, Unit, UnitPlan
 from eaft_probe.engines import ENGINES
 from eaft_probe.engines.job import Job
 from eaft_probe.engines.ranks import Ranks, launched
-from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
+from eaft_probe.errors import BadInput, DataError, RowError
 from eaft_probe.model.loading import resolve_device
 from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
@@ -189,15 +189,9 @@ def _score(
     job = Job(load, begin, progress, units.count, None if spread else plan["device"],
               1 if settings.tp else settings.workers, plan["threads"], settings.address,
               ranks)  # fmt: skip
-    try:
+    with mine.writing():
         ENGINES[settings.engine](job)
         finish(folder, plan, settings, facts, mine.scratch)
-    except OSError as error:
-        mine.require()
-        raise ProbeError(
-            f"cannot write to {folder}: {error.strerror or one_line(error)}; what is finished "
-            f"stays, the same command goes on from there"
-        ) from error
 
 
 # `help(scan)` shows every setting with its default, from the one place that defines them.
