@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	@echo "  $(BIN)/eaft-probe show demo/scan --worst 5"
 	@echo "  open demo/report.html in a browser"
 
-# two processes with a thread each: 18 minutes become 10 on 2 cores
+# two processes with a thread each: 18 minutes become 11 on 2 cores
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
