@@ -84,6 +84,9 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
     reference: str | None = _option("a model whose KL to the model is written: kl_reference")
     statistics: list[str] = _option("extra columns, see `list statistics`", [])
     keep: list[str] = _option("columns of the data passed through to the examples", [])
+    keep_tokens: str = _option(
+        "tokens kept row by row: all, flagged or sample:F, a random part F; sums are of all", "all"
+    )
     rows_per_unit: int = _option("rows that are scored and resumed together", 256)
     tokens_per_batch: Literal["auto"] | int = _option(
         "tokens of a batch, padding counted; auto or a number", "auto"
@@ -106,6 +109,7 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
                            "merge an --adapter into the model before")  # fmt: skip
         if len(set(self.keep)) < len(self.keep):
             raise BadInput("--keep names a column twice")
+        self._require_kept()
         if self.tp and (self.workers not in (None, 1) or self.engine != "local"):
             raise BadInput("--tp works with the processes of torchrun: leave out --workers and "
                            "--engine")  # fmt: skip
@@ -120,12 +124,32 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers of a scan may depend on: what a rerun must repeat.
 
-        Not the rule, which flags a finished scan, nor how the work is run or stopped.
+        Not how the work is run or stopped, nor the rule, which flags a finished scan; where not
+        all tokens are kept it says which, or what is counted.
         """
-        free = {f.name for f in fields(RuleSettings)} | {
-            "engine", "workers", "threads", "address", "overwrite", "strict", "tp"
-        }  # fmt: skip
+        free = {"engine", "workers", "threads", "address", "overwrite", "strict", "tp"}
+        if self.keep_tokens == "all":
+            free |= {f.name for f in fields(RuleSettings)} | {"keep_tokens"}
         return {k: v for k, v in asdict(self).items() if k not in free}
+
+    def _require_kept(self) -> None:
+        share = kept_share(self.keep_tokens)
+        if share is None and self.keep_tokens not in ("all", "flagged"):
+            raise BadInput(f"--keep-tokens is all, flagged or sample:F with F between 0 and 1, "
+                           f"found {self.keep_tokens!r}")  # fmt: skip
+        if self.keep_tokens != "all" and self.quantile is not None:
+            raise BadInput("--quantile needs every token of the finished scan, and --keep-tokens "
+                           "drops them before; give --entropy-below and --prob-below")  # fmt: skip
+
+
+def kept_share(keep_tokens: str) -> float | None:
+    """The F of sample:F, as long as it lies between 0 and 1."""
+    kind, _, number = keep_tokens.partition(":")
+    try:
+        share = float(number) if kind == "sample" else 0.0
+    except ValueError:
+        return None
+    return share if 0 < share < 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ class FullGradients:
         try:
             footer(own_file(scan.path, GRADIENTS), _shape)
             with reading(path):
-                table = pq.read_table(path, partitioning=None)
+                table = pq.read_table(path.absolute(), partitioning=None)
             made = _MADE.validate_json((table.schema.metadata or {})[MADE_KEY], strict=True)
             _require_numbers(table)
         except (ScanError, KeyError, ValueError, RecursionError) as error:

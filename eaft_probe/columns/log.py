@@ -50,7 +50,7 @@ def read_log(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Tab
         missing = [c for c in columns if c not in names]
         if not missing:
             with reading(path):
-                return pq.read_table(path, columns=list(columns), partitioning=None)
+                return pq.read_table(path.absolute(), columns=list(columns), partitioning=None)
     except ScanError as error:
         raise ScanError(f"{path} is no readable log: {error}") from error
     raise MissingColumn(f"{path} has no column {missing[0]!r}")

@@ -133,7 +133,7 @@ def _files(folder: Path, kind: str, parts: list[dict[str, Any]]) -> list[Path]:
     inside = folder / kind
     if inside.is_symlink() or not inside.is_dir():
         raise ScanError(f"{inside} is missing, or a link: it should be a folder")
-    return [own_file(inside, part["file"]) for part in parts]
+    return [own_file(inside, part["file"]).absolute() for part in parts]
 
 
 def _require_totals(

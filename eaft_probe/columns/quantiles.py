@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Chunks = Callable[[], Iterable[NDArray[np.float32]]]
+UPPER = 1 << 16  # values of the upper bits: sign, exponent and 7 bits of the mantissa
+TOO_LOW = 2**-7  # of itself, what a quantile by upper bits alone is nearer to 0 at most
 
 
 def quantiles(chunks: Chunks, at: Sequence[float]) -> list[float]:
@@ -21,16 +23,49 @@ def quantiles(chunks: Chunks, at: Sequence[float]) -> list[float]:
     >>> quantiles(lambda: [np.float32([3, 1]), np.float32([2])], [0, 0.25, 1])
     [1.0, 1.5, 3.0]
     """
-    upper = np.zeros(1 << 16, np.int64)
+    upper = np.zeros(UPPER, np.int64)
     for chunk in chunks():
-        upper += np.bincount(_sortable(chunk) >> 16, minlength=1 << 16)
-    total = int(upper.sum())
+        upper += upper_bits(chunk)
+    return _quantiles(int(upper.sum()), at, lambda ranks: _order_statistics(chunks, upper, ranks))
+
+
+def upper_bits(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(UPPER,) how many of the values have which upper 16 bits. They add up: a sketch of any number
+    of values, from which `quantiles_within` has quantiles."""
+    counts: NDArray[np.int64] = np.bincount(_sortable(values) >> 16, minlength=UPPER)
+    return counts
+
+
+def quantiles_within(upper: NDArray[np.int64], at: Sequence[float]) -> list[float]:
+    """Quantiles from the sums of `upper_bits`, nearer to 0 than the exact ones by less than 2⁻⁷ of
+    themselves; 0, 1 and every power of two are exact.
+
+    >>> quantiles_within(upper_bits(np.float32([0, 1, 3.01])), [0, 0.5, 1])
+    [0.0, 1.0, 3.0]
+    """
+    ends = np.cumsum(upper)
+
+    def values(ranks: Sequence[int]) -> list[float]:
+        return [_floor(int(b)) for b in np.searchsorted(ends, ranks, side="right")]
+
+    return _quantiles(int(ends[-1]), at, values)
+
+
+def _quantiles(
+    total: int, at: Sequence[float], values: Callable[[Sequence[int]], list[float]]
+) -> list[float]:
+    """`values` gives those at some ranks, from 0."""
     if not total:
         return [float("nan")] * len(at)
     places = [q * (total - 1) for q in at]
     ranks = sorted({r for p in places for r in (math.floor(p), math.ceil(p))})
-    found = dict(zip(ranks, _order_statistics(chunks, upper, ranks), strict=True))
+    found = dict(zip(ranks, values(ranks), strict=True))
     return [_between(found, p) for p in places]
+
+
+def _floor(upper: int) -> float:
+    """The number of those upper bits that is nearest to 0."""
+    return _value(upper, 0 if upper >> 15 else 0xFFFF)
 
 
 def _between(found: dict[int, float], place: float) -> float:

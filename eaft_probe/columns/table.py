@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 REJECTED, CONFLICTS = "rejected.jsonl", "conflicts.parquet"
+TOTALS = "totals.parquet"  # of a scan that does not keep all of its tokens
+UNITS = "units"  # its parts and their totals, until they are joined
 GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where somebody took them
 CACHE = "cache"  # histograms that figures made; may be removed at any time
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
@@ -84,6 +86,16 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+def part_file(folder: Path, kind: str, index: int) -> Path:
+    """Of "tokens", "examples" or "totals". Absolute: a relative `a:b/…` would be read as a URL."""
+    return folder.absolute() / kind / part_name(index)
+
+
+def part_folder(folder: Path, keep_tokens: str) -> Path:
+    """Where a unit's part is written: into its place, or aside to be joined with others."""
+    return folder if keep_tokens == "all" else folder / UNITS
+
+
 def write_part(
     folder: Path,
     index: int,
@@ -91,19 +103,23 @@ def write_part(
     examples: pa.Table,
     report: Mapping[str, Any],
     within: Path | None = None,
+    totals: pa.Table | None = None,
 ) -> None:
-    """One unit's two files. The examples part is renamed last: where it stands, both do.
+    """One unit's files. The examples part is renamed last: where it stands, all do.
 
     `within`: the folder in which they are written before; see `written_aside`.
     """
+    if totals is not None:
+        write_parquet(part_file(folder, "totals", index), totals, within)
+        report = {**report, "kept_tokens": len(tokens)}
     examples = examples.replace_schema_metadata({REPORT_KEY: json.dumps(report)})
     for kind, table in (("tokens", tokens), ("examples", examples)):
-        write_parquet(folder / kind / part_name(index), table, within)
+        write_parquet(part_file(folder, kind, index), table, within)
 
 
 def write_parquet(path: Path, table: pa.Table, within: Path | None = None) -> None:
     with written_aside(path, within) as aside:
-        pq.write_table(table, aside, **_encoding(table.schema))
+        pq.write_table(table, aside.absolute(), **_encoding(table.schema))
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
@@ -126,12 +142,13 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
 def unit_report(folder: Path, index: int) -> dict[str, Any] | None:
     """What a finished unit reported; None where it is not finished."""
     try:
-        metadata = pq.read_schema(folder / "examples" / part_name(index)).metadata or {}
+        metadata = pq.read_schema(part_file(folder, "examples", index)).metadata or {}
         report = json.loads(metadata[REPORT_KEY])
-        rows = pq.read_metadata(folder / "tokens" / part_name(index)).num_rows
+        rows = pq.read_metadata(part_file(folder, "tokens", index)).num_rows
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return None  # not there, or damaged by a crash: scored again
-    return report if rows == report["counts"]["trained_tokens"] else None
+    wanted = report.get("kept_tokens", report["counts"]["trained_tokens"])
+    return report if rows == wanted else None
 
 
 @dataclass(frozen=True)
@@ -158,12 +175,44 @@ class Scan:
             raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
         manifest = read_manifest(path)
         check_parts(path, manifest, _shapes(manifest), verify)
-        return cls(path, manifest)
+        scan = cls(path, manifest)
+        if not scan.keeps_all:
+            _ = scan.totals
+        return scan
 
     @property
     def rule(self) -> ConflictRule:
         """The conflict rule the scan is flagged with."""
         return ConflictRule.load(self.path)
+
+    @property
+    def keep_tokens(self) -> str:
+        """Which of its tokens it has, row by row: "all", "flagged" or "sample:F"."""
+        return self.manifest["config"].get("keep_tokens") or "all"
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.keep_tokens == "all"
+
+    def require_all(self, what: str) -> None:
+        """Raises `ScanError` where the scan has not kept all of its tokens, which `what` reads."""
+        if not self.keeps_all:
+            raise ScanError(f"{what} reads every token, and {self.path} kept --keep-tokens "
+                            f"{self.keep_tokens}; rescan with --keep-tokens all")  # fmt: skip
+
+    @cached_property
+    def totals(self) -> pa.Table:
+        """What a scan that does not keep all of its tokens adds up to; see `totals.py`.
+
+        Raises `ScanError` where it is not what the manifest says.
+        """
+        file = own_file(self.path, TOTALS).absolute()
+        footer(file, lambda schema: None if schema.equals(TOTALS_SCHEMA) else "other columns")
+        with reading(file):
+            if sha256(file) != self.manifest.get("totals"):
+                raise ScanError(f"{file} is not the one that the manifest describes: another "
+                                f"sha256")  # fmt: skip
+            return pq.read_table(file, partitioning=None)
 
     @property
     def columns(self) -> list[str]:
@@ -172,7 +221,7 @@ class Scan:
 
     def part_files(self, kind: str) -> list[Path]:
         """The parts of "tokens" or "examples", in the order of the data."""
-        return [self.path / kind / part["file"] for part in self.manifest["parts"]]
+        return [self.path.absolute() / kind / part["file"] for part in self.manifest["parts"]]
 
     def tokens(self, columns: Sequence[str] | None = None) -> "pandas.DataFrame":
         """The tokens as a pandas frame; see `tokens_table`."""
@@ -236,7 +285,7 @@ class Scan:
         """Raises `ScanError` where what is flagged is not there, damaged or of another rule."""
         again = f"; `eaft-probe flag {self.path}` writes it anew"
         try:
-            file = own_file(self.path, CONFLICTS)
+            file = own_file(self.path, CONFLICTS).absolute()
             found = footer(file, _conflicts_shape)
         except ScanError as error:
             raise ScanError(f"{error}{again}") from error
@@ -286,8 +335,12 @@ class Scan:
     def flag(self, rule: ConflictRule) -> "Scan":
         """Writes `rule.json` and `conflicts.parquet`, part by part; the scan under the new rule.
 
-        Raises `ScanError` for a damaged part and `ProbeError` where it cannot write.
+        Raises `ScanError` for a damaged part, or where the scan has not kept all of its tokens and
+        was counted by another rule, and `ProbeError` where it cannot write.
         """
+        if not self.keeps_all and rule != self._counted_by:
+            raise ScanError(f"{self.path} kept --keep-tokens {self.keep_tokens} and counted its "
+                            f"conflicts by its own rule; rescan for another")  # fmt: skip
         rule = self._resolved(rule)
         try:
             self._write_conflicts(rule)
@@ -297,11 +350,17 @@ class Scan:
             raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
         return Scan(self.path, self.manifest)
 
+    @property
+    def _counted_by(self) -> ConflictRule:
+        """The rule that the totals know, which chose the tokens that were kept."""
+        config = self.manifest["config"]
+        return ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
+
     def _write_conflicts(self, rule: ConflictRule) -> None:
         schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.said})
         with (
             written_aside(self.path / CONFLICTS) as aside,
-            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
+            pq.ParquetWriter(aside.absolute(), schema, compression="zstd") as writer,
         ):
             for index in range(len(self.manifest["parts"])):
                 writer.write_table(self._part_conflicts(index, rule))
@@ -347,6 +406,9 @@ def _around(table: pa.Table, examples: pa.Table, path: Path) -> list[tuple[str, 
     return found
 
 
+TOTALS_SCHEMA = pa.schema(
+    [("table", pa.string()), ("key", pa.string()), ("values", pa.list_(pa.float64()))]
+)
 CONFLICT_SCHEMA = pa.schema(
     [
         ("example", pa.int64()),
@@ -459,9 +521,13 @@ def part_facts(folder: Path, index: int, rows: int) -> dict[str, Any]:
     """What the manifest says of a part."""
     facts: dict[str, Any] = {"file": part_name(index), "rows": rows}
     for kind, name in FIELDS.items():
-        with (folder / kind / part_name(index)).open("rb") as file:
-            facts[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        facts[name] = sha256(part_file(folder, kind, index))
     return facts
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], within: Path | None = None) -> Scan:

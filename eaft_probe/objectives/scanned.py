@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_probe.columns.counted import OfTotals
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError
@@ -18,15 +19,41 @@ from eaft_probe.objectives.objective import Columns, Objective
 # base: it was made under the model that would be trained.
 OF_BASE = {"base_prob": "prob", "base_conflict": "conflict", "base_mean_nll": "example",
            "reference_logprob": "logprob"}  # fmt: skip
+OF_CELLS = {"base_prob": "prob", "base_conflict": "conflict"}  # what the means of a cell say
 PLACE = ("example", "position", "token_id")
 
 
 def token_columns(
     scan: Scan, names: Sequence[str], base: Scan | None = None
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The columns `names`, in constant memory. Raises `MissingColumn`, `ScanError`, `BadInput`."""
+    """The columns `names` and `weight`, how many tokens a row stands for, in constant memory.
+
+    That is one; of a scan that has not kept all of its tokens the rows are the cells of its plane,
+    with the means of their columns. Raises `MissingColumn`, `ScanError`, `BadInput`.
+    """
     theirs = [n for n in names if n in OF_BASE]
     own = [n for n in names if n not in OF_BASE]
+    if not scan.keeps_all:
+        yield _cells(scan, own, theirs, base)
+        return
+    for columns in _tokens(scan, own, theirs, base):
+        yield {**columns, "weight": np.ones(len(next(iter(columns.values()))))}
+
+
+def _cells(
+    scan: Scan, own: Sequence[str], theirs: Sequence[str], base: Scan | None
+) -> dict[str, NDArray[Any]]:
+    """The scan as its own base; another one's numbers cannot be told of a cell."""
+    if base is not None:
+        scan.require_all("an objective with --base-scan")
+    names = {n: OF_CELLS.get(n, n) for n in (*own, *theirs)}
+    found = OfTotals(scan).arrays([*names.values(), "weight"])
+    return {n: found[name] for n, name in names.items()} | {"weight": found["weight"]}
+
+
+def _tokens(
+    scan: Scan, own: Sequence[str], theirs: Sequence[str], base: Scan | None
+) -> Iterator[dict[str, NDArray[Any]]]:
     if "reference_logprob" in theirs and base is None:
         raise BadInput("this objective compares with a reference model; give --base-scan DIR, "
                        "a scan of the same data under it")  # fmt: skip
@@ -79,10 +106,11 @@ class Chunked:
     chunks: Callable[[], Iterator[Columns]]
 
     def mean(self, of: Callable[[Columns], Any]) -> float:
-        total, count = 0.0, 0
+        total = count = 0.0
         for columns in self.chunks():
-            values = of(columns)
-            total, count = total + float(values.sum(dtype=np.float64)), count + len(values)
+            values = of(columns).astype(np.float64)
+            total += float(values @ columns["weight"])
+            count += float(columns["weight"].sum())
         return total / max(count, 1)
 
     def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
@@ -107,10 +135,12 @@ class ScanStep:
 
     def _examples(self) -> Iterator[Columns]:
         base = self.base or self.scan
+        self.scan.require_all("an objective that looks at whole examples")
         _same_units(self.scan, base)
         for index in range(len(self.scan.manifest["parts"])):
             means = [s.example_part(index, ["mean_nll"])[0] for s in (self.scan, base)]
-            yield {"mean_nll": means[0].to_numpy(), "base_mean_nll": means[1].to_numpy()}
+            mine, theirs = (m.to_numpy() for m in means)
+            yield {"mean_nll": mine, "base_mean_nll": theirs, "weight": np.ones(len(mine))}
 
 
 def resolved(objective: Objective, scan: Scan, base: Scan | None) -> Objective:
@@ -120,4 +150,8 @@ def resolved(objective: Objective, scan: Scan, base: Scan | None) -> Objective:
 
 
 def open_base(folder: str | Path | None) -> Scan | None:
-    return None if folder is None else Scan.open(folder)
+    if folder is None:
+        return None
+    base = Scan.open(folder)
+    base.require_all("--base-scan")
+    return base

@@ -193,4 +193,8 @@ def require_same_model(scan: Scan, settings: TrainSettings) -> None:
 
 
 def opened(folder: str | None) -> Scan | None:
-    return None if folder is None else Scan.open(Path(folder))
+    if folder is None:
+        return None
+    scan = Scan.open(Path(folder))
+    scan.require_all("training")
+    return scan

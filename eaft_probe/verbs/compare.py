@@ -99,6 +99,9 @@ def compare(a: Scan | str | Path, b: Scan | str | Path, **settings: Any) -> Comp
     """
     wanted: CompareSettings = make_settings(CompareSettings, settings)
     a, b = (s if isinstance(s, Scan) else Scan.open(s) for s in (a, b))
+    for scan in (a, b):
+        if scan.keep_tokens == "flagged":  # a sample stands for the whole, its conflicts do not
+            scan.require_all("compare")
     by, said = how(a, b, wanted.by)
     if by == "tokens":
         return _by_tokens(a, b, said, wanted.delta)
@@ -120,7 +123,8 @@ def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
 
 
 def tokens(scan: Scan) -> int:
-    return int(scan.manifest["counts"]["trained_tokens"])
+    """Those that it has row by row."""
+    return sum(part["rows"] for part in scan.manifest["parts"])
 
 
 # --- token by token ---
@@ -216,11 +220,19 @@ def _token_notes(a: Scan, b: Scan, totals: Mapping[str, Any]) -> Iterator[str]:
     only = [f"{totals[f'tokens_only_{s}']:,} only in {s.upper()}" for s in ("a", "b")]
     if totals["tokens_only_a"] or totals["tokens_only_b"]:
         yield f"{totals['tokens']:,} tokens are in both scans and are compared; " + ", ".join(only)
+    yield from _sample_notes(a, b)
     yield from _rule_notes(a, b)
     longest = [s.manifest["model"].get("max_length") for s in (a, b)]
     if longest[0] != longest[1] and a.manifest["data"]["format"] == "text":
         yield (f"texts were split into windows of {longest[0]} and of {longest[1]} tokens: what "
                f"comes after the shorter window was scored in another context")  # fmt: skip
+
+
+def _sample_notes(a: Scan, b: Scan) -> Iterator[str]:
+    for side, scan in (("A", a), ("B", b)):
+        if not scan.keeps_all:
+            yield (f"{side} kept {tokens(scan):,} of {scan.manifest['counts']['trained_tokens']:,} "
+                   f"tokens ({scan.keep_tokens}); what is compared is of those")  # fmt: skip
 
 
 def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
@@ -289,6 +301,7 @@ def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, Any]) -> Iterator
     ):
         yield (f"the models differ too ({models[0]['name']} and {models[1]['name']}): a difference "
                f"may be the model's or the data's")  # fmt: skip
+    yield from _sample_notes(a, b)
     yield from _rule_notes(a, b)
     if not totals["intervals"]:
         few = [f"{totals[f'examples_{s}']:,} in {s.upper()}" for s in ("a", "b")]

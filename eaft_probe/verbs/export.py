@@ -17,6 +17,7 @@ def export(scan: Scan, path: str | Path) -> int:
     Each has `example`, `key`, `messages` (or `text`), `mean_nll`, `mean_entropy`, `conflicts`,
     `trained_tokens` and the pass-through columns. Raises `ProbeError` where it cannot write.
     """
+    scan.require_all("--export")
     path, written = Path(path), 0
     counts = "SELECT example, count(*) FROM conflicts GROUP BY example"
     conflicts = dict(scan.rows(counts))

@@ -1,16 +1,25 @@
 """The end of a scan: rejected.jsonl, then the manifest, from which on the scan is complete."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.table import REJECTED, part_facts, unit_report, write_manifest
+from eaft_probe.columns.table import (
+    REJECTED,
+    UNITS,
+    part_facts,
+    part_folder,
+    unit_report,
+    write_manifest,
+)
 from eaft_probe.errors import DataError
 from eaft_probe.files import written_aside
 from eaft_probe.settings import ScanSettings
+from eaft_probe.verbs.join import join_units
 from eaft_probe.verbs.plan import remove_results
 
 PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
@@ -24,22 +33,23 @@ def finish(
     scratch: Path,
 ) -> None:
     """`facts`: what a scorer says of its model. Raises `DataError` where no row was scored."""
-    totals: dict[str, int] = {}
-    parts = []
+    units, count = part_folder(folder, settings.keep_tokens), plan["data"]["units"]
+    counts, parts = Counter[str](), []
     with written_aside(folder / REJECTED, scratch) as aside, aside.open("w") as file:
-        for index in range(plan["data"]["units"]):
-            report = unit_report(folder, index) or {}
+        for index in range(count):
+            report = unit_report(units, index) or {}
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
-            parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
-            for name, value in report["counts"].items():
-                totals[name] = totals.get(name, 0) + value
-    if not totals["trained_tokens"]:
+            counts.update(report["counts"])
+            if units == folder:
+                parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
+    if not counts["trained_tokens"]:
         # Nothing that a corrected command should respect.
-        remove_results(folder, scratch, ("tokens", "examples"))
+        remove_results(folder, scratch, ("tokens", "examples", UNITS))
         raise DataError(
-            f"nothing to score in {plan['data']['source']}: all {totals['rejected']} rows were "
+            f"nothing to score in {plan['data']['source']}: all {counts['rejected']} rows were "
             f"rejected; {folder / REJECTED} says why"
         )
+    kept = {} if units == folder else join_units(folder, count, scratch)
     write_manifest(
         folder,
         {
@@ -50,12 +60,14 @@ def finish(
             "chat_template": plan["chat_template"],
             "columns": facts["columns"],
             "parts": parts,
-            "counts": totals,
+            "counts": dict(counts),
             "special_tokens": facts["special_tokens"],
             "versions": {name: _version(name) for name in PACKAGES},
+            **kept,
         },
         scratch,
     )
+    remove_results(folder, scratch, (UNITS,))
 
 
 def _model_facts(

@@ -49,6 +49,7 @@ def gradients(
     """
     chosen: GradientSettings = make_settings(GradientSettings, settings)
     scan = Scan.open(folder)
+    scan.require_all("gradients")
     chosen = _of_scan(scan, chosen)
     made = _made(scan, chosen)
     before = None if chosen.overwrite else _before(scan, made)

@@ -12,23 +12,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.counted import counted
 from eaft_probe.columns.parts import reading
 from eaft_probe.columns.table import (
     CONFLICTS,
     REJECTED,
+    TOTALS,
     Scan,
     examples_schema,
     part_facts,
-    part_name,
+    part_file,
+    sha256,
     unit_report,
     write_manifest,
+    write_parquet,
     write_part,
 )
+from eaft_probe.columns.totals import MANY, added_up, columns_of, sums_of, table_of
 from eaft_probe.errors import ScanError
 from eaft_probe.files import written_aside
 from eaft_probe.progress import Progress, Silent
@@ -135,7 +141,8 @@ def _join(
             listed.append(_join_part(folder, aside, number, shard, index, kept))
             progress.advance(1, listed[-1]["rows"])
         _join_rejected(folder, aside, shards)
-        write_manifest(folder, _manifest(shards, plan, listed, kept), aside)
+        totals = _join_totals(folder, aside, shards, kept)
+        write_manifest(folder, _manifest(shards, plan, listed, kept) | totals, aside)
 
 
 def _join_rejected(folder: Path, aside: Path, shards: Sequence[Shard]) -> None:
@@ -143,6 +150,31 @@ def _join_rejected(folder: Path, aside: Path, shards: Sequence[Shard]) -> None:
         for shard in shards:
             for row in rejected(shard.scan):
                 file.write(json.dumps(shard.number(row), ensure_ascii=False) + "\n")
+
+
+def _join_totals(
+    folder: Path, aside: Path, shards: Sequence[Shard], kept: Sequence[str]
+) -> dict[str, str]:
+    """What the manifest says of the totals, where the scans have some."""
+    if shards[0].scan.keeps_all:
+        return {}
+    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards), aside)
+    return {"totals": sha256(folder / TOTALS)}
+
+
+def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
+    """Those of a scan, with the groups of every pass-through column of the whole and of `source`.
+
+    All examples of a scan without such a column have no value there."""
+    sums, scan = sums_of(shard.scan.totals), shard.scan
+    examples = [scan.manifest["counts"]["examples"], counted(scan).examples_with_conflicts()]
+    none = [json.dumps(None)], np.array([examples], np.float64)
+    theirs = {new: sums.pop(f"kept:{old}", none) for old, new in shard.kept.items()}
+    for name in kept:
+        sums[f"kept:{name}"] = theirs.get(name, none)
+    before, values = sums.pop(f"kept:{SOURCE}", none)
+    named = [MANY if k == MANY else json.dumps(shard.name(json.loads(k))) for k in before]
+    return table_of({**sums, f"kept:{SOURCE}": (named, values)}, columns_of(scan.totals))
 
 
 def _join_part(
@@ -154,7 +186,7 @@ def _join_part(
         counts = {"trained_tokens": len(tokens), "examples": len(examples)}
         tables = _moved(tokens, shard), _named(examples, shard, kept)
         write_part(folder, number, *tables, {"counts": counts}, aside)
-    rows = pq.read_metadata(folder / "tokens" / part_name(number)).num_rows
+    rows = pq.read_metadata(part_file(folder, "tokens", number)).num_rows
     return part_facts(folder, number, rows)
 
 

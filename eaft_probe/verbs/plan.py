@@ -12,7 +12,16 @@ import torch
 
 from eaft_probe.columns.conflicts import RULE_FILE, write_json
 from eaft_probe.columns.manifest import MANIFEST
-from eaft_probe.columns.table import CACHE, CONFLICTS, GRADIENTS, PLAN, REJECTED
+from eaft_probe.columns.table import (
+    CACHE,
+    CONFLICTS,
+    GRADIENTS,
+    PLAN,
+    REJECTED,
+    TOTALS,
+    UNITS,
+    part_folder,
+)
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
@@ -26,7 +35,8 @@ from eaft_probe.verbs.score import HALVED
 # Tokens of a batch where --tokens-per-batch is auto. On 2 CPU cores 800 to 3,200 tokens a batch
 # were equally fast and 8,000 slower by a tenth; a GPU wants more.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
-RESULTS = (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, GRADIENTS, "tokens", "examples", HALVED, CACHE)
+RESULTS = (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, GRADIENTS, TOTALS, "tokens", "examples",
+           UNITS, HALVED, CACHE)  # fmt: skip
 SCAN_FILES = (*RESULTS, PLAN, RUNNING)
 
 
@@ -96,7 +106,7 @@ def threads(folder: Path, settings: ScanSettings, device: str) -> int | None:
     if settings.threads is None and not settings.overwrite:
         with suppress(OSError, ValueError, AttributeError):
             stored = json.loads((folder / PLAN).read_text())
-            if any(folder.glob("examples/part-*")):
+            if has_parts(folder):
                 return cast(int | None, stored.get("threads"))
     here = max(1, torch.get_num_threads() // (settings.workers or 1))
     return settings.threads or (here if settings.engine == "local" else 1)
@@ -111,7 +121,7 @@ def is_finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
         return False
     if overwrite:
         return False
-    if (folder / MANIFEST).exists() or any(folder.glob("examples/part-*")):
+    if (folder / MANIFEST).exists() or has_parts(folder):
         _require_same(folder, plan)
     return (folder / MANIFEST).exists()
 
@@ -123,6 +133,11 @@ def _only_scan_files(folder: Path) -> bool:
     )
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether any unit of a scan is finished there."""
+    return any(any((f / "examples").glob("part-*")) for f in (folder, folder / UNITS))
+
+
 def prepare(folder: Path, plan: dict[str, Any], overwrite: bool, scratch: Path) -> None:
     """Makes the folder ready for this plan: what another left there without a part counts for
     nothing, what --overwrite gives up goes, the manifest first and the plan last.
@@ -130,11 +145,15 @@ def prepare(folder: Path, plan: dict[str, Any], overwrite: bool, scratch: Path) 
     `scratch`: the folder of this run inside `folder`, see `ownership.py`.
     """
     try:
-        if overwrite or not any(folder.glob("examples/part-*")):
+        if overwrite or not has_parts(folder):
             remove_results(folder, scratch)
         write_json(folder / PLAN, plan, scratch)
-        for kind in ("tokens", "examples"):
-            (folder / kind).mkdir(exist_ok=True)
+        units = part_folder(folder, plan.get("settings", {}).get("keep_tokens", "all"))
+        for made in (folder, units):
+            for kind in ("tokens", "examples"):
+                (made / kind).mkdir(parents=True, exist_ok=True)
+        if units != folder:
+            (units / "totals").mkdir(exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
 

@@ -13,7 +13,13 @@ from typing import Any
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.columns.table import CONFLICTS, EXAMPLE_COLUMNS, Scan, unit_report
+from eaft_probe.columns.table import (
+    CONFLICTS,
+    EXAMPLE_COLUMNS,
+    Scan,
+    part_folder,
+    unit_report,
+)
 from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection, Unit, UnitPlan
@@ -167,6 +173,7 @@ def _score(
     ranks: Ranks | None,
 ) -> None:
     folder, facts = mine.folder, dict[str, Any]()
+    parts = part_folder(folder, settings.keep_tokens)
 
     def begin(told: Mapping[str, Any]) -> Iterator[Unit]:
         """The folder is touched only once a model stands: a typo must not cost an old scan."""
@@ -175,7 +182,7 @@ def _score(
         progress.start("scan", units.rows)
         for unit in units.units():
             mine.require()
-            if unit_report(folder, unit.index) is None:
+            if unit_report(parts, unit.index) is None:
                 yield unit
             else:  # an earlier run has finished it
                 progress.advance(len(unit.records), 0)

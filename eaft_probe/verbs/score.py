@@ -10,9 +10,18 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.kept import kept_tokens
 from eaft_probe.columns.measure import TokenColumns, measure
 from eaft_probe.columns.statistics import Statistic
-from eaft_probe.columns.table import TEXT, examples_schema, tokens_schema, write_part
+from eaft_probe.columns.table import (
+    TEXT,
+    examples_schema,
+    part_folder,
+    tokens_schema,
+    write_part,
+)
+from eaft_probe.columns.totals import unit_totals
 from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, windows
 from eaft_probe.data.formats import Message, RowFormat
 from eaft_probe.data.render import Rendered, Renderer
@@ -22,7 +31,7 @@ from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
 from eaft_probe.files import written_aside
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
-from eaft_probe.settings import ScanSettings
+from eaft_probe.settings import ScanSettings, kept_share
 
 HALVED = "halved"  # a file a unit: its batches that were too large for the memory, one a line
 
@@ -72,9 +81,18 @@ class Scorer:
                 fresh = min(left, len(piece.window))
                 left -= fresh
                 self.progress.advance(fresh, int(piece.trained.sum()))
-        tokens, examples = rows.tokens_table(), rows.examples_table()
-        write_part(self.folder, unit.index, tokens, examples, rows.report(), self.scratch)
+        self._write(unit.index, rows)
         self.progress.advance(left, 0)
+
+    def _write(self, index: int, rows: "UnitRows") -> None:
+        tokens, examples, settings = rows.tokens_table(), rows.examples_table(), self.settings
+        folder, totals = part_folder(self.folder, settings.keep_tokens), None
+        if settings.keep_tokens != "all":
+            rule = ConflictRule.given(settings.entropy_below, settings.prob_below, None)
+            totals = unit_totals(tokens, examples, settings.keep, rule, self.special_tokens)
+            share = kept_share(settings.keep_tokens)
+            tokens, examples = kept_tokens(tokens, examples, rule, share)
+        write_part(folder, index, tokens, examples, rows.report(), self.scratch, totals)
 
     @property
     def facts(self) -> dict[str, Any]:

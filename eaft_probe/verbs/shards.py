@@ -173,6 +173,8 @@ def _alike(scan: Scan) -> dict[str, Any]:
         "--tool-calls": config.get("tool_calls"),
         "--reference": plan.get("reference_identity"),
         "columns": list(manifest["columns"]),
+        "--keep-tokens": scan.keep_tokens,
+        "the conflict rule": "" if scan.keeps_all else scan.rule.said,
         # Plain text beside conversations could not be told apart again.
         "format": plain if plain in WITHOUT_TEMPLATE else "conversations",
     }

@@ -10,9 +10,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP
+from eaft_probe.columns.counted import CELL, counted
 from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.columns.summary import kept_columns
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import ScanError
 from eaft_probe.view.page import encode
@@ -23,12 +22,8 @@ TOKENS_BYTES, EXAMPLES_BYTES = 1_200_000, 2_500_000
 EXAMPLE_BYTES = 400_000  # one example's share: a longer one is shown in part
 MOST_CONFLICTS, MOST_OTHERS = 1_500, 2_500  # tokens that can be listed from the landscape
 MOST_EXAMPLES, MOST_EXAMPLE_TOKENS, MOST_PAIRS = 300, 2_000, 40
+PAIR = ("token", "top1", "conflicts", "prob", "top1_prob")
 CONTEXT, GAP, LONGEST = 60, 1_000, 300  # characters: around a token, between tokens, of a name
-# A token's cell in the landscape, from its exact columns: the page has them rounded.
-CELL = (
-    f"CAST(least(floor(entropy / {ENTROPY_STEP}), {ENTROPY_BINS - 1}) * {PROB_BINS} "
-    f"+ least(floor(prob / {PROB_STEP}), {PROB_BINS - 1}) AS INTEGER)"
-)
 # A token of the views `tokens` and `examples` in its text: before, itself, after.
 IN_CONTEXT = (
     f"substr(text, greatest(char_start - {CONTEXT}, 0) + 1, least(char_start, {CONTEXT})), "
@@ -81,28 +76,29 @@ def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
 
 def pairs(scan: Scan) -> dict[str, Any]:
     """The commonest (label, model's choice) among the conflicts, each with three places."""
-    of = rows(scan, "SELECT count(DISTINCT (token, top1)) FROM conflicts")[0][0]
+    whole = counted(scan)
+    listed = [dict(zip(PAIR, map(rounded, row), strict=True)) for row in whole.pairs(MOST_PAIRS)]
     place = "{'before': before, 'after': after, 'example': example, 'position': position}"
     query = f"""
-        WITH pairs AS (SELECT token, top1, count(*) AS n FROM conflicts GROUP BY token, top1
-            ORDER BY n DESC, token, top1 LIMIT {MOST_PAIRS})
-        SELECT token, top1, any_value(n), avg(prob), avg(top1_prob),
-               min_by({place}, hash(example, position), 3)
-        FROM conflicts JOIN pairs USING (token, top1) GROUP BY token, top1
-        ORDER BY 3 DESC, token, top1"""
-    names = ("token", "top1", "conflicts", "prob", "top1_prob", "places")
-    return {"rows": named(names, rows(scan, query)), "of": of}
+        WITH wanted AS (SELECT unnest(?) AS token, unnest(?) AS top1)
+        SELECT token, top1, min_by({place}, hash(example, position), 3)
+        FROM conflicts JOIN wanted USING (token, top1) GROUP BY token, top1"""
+    among = [[row[name] for row in listed] for name in ("token", "top1")]
+    places = {(a, b): found for a, b, found in scan.rows(query, among)}
+    for row in listed:
+        row["places"] = places.get((row["token"], row["top1"]), [])
+    return {"rows": listed, "of": whole.pair_kinds()}
 
 
 def examples(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Whole examples, the largest share of conflicts first, while the bytes last."""
     shown = list(within(_filled(scan, _chosen(scan)), EXAMPLES_BYTES))
-    return {"rows": shown, "of": summary["examples"], "kept": kept_columns(scan)}
+    return {"rows": shown, "of": summary["examples"], "kept": counted(scan).kept_columns()}
 
 
 def _chosen(scan: Scan) -> dict[int, dict[str, Any]]:
     """Example → what is known of it without its text, in the order of the page."""
-    kept = "".join(f', "{_quoted(name)}"' for name in kept_columns(scan))
+    kept = "".join(f', "{_quoted(name)}"' for name in counted(scan).kept_columns())
     query = f"""
         SELECT example, key[:{LONGEST}], trained_tokens, mean_nll, coalesce(n, 0) AS conflicts{kept}
         FROM examples LEFT JOIN (SELECT example, count(*) AS n FROM conflicts GROUP BY example)

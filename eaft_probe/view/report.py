@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP, plane
+from eaft_probe.columns.counted import counted
+from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn, one_line
 from eaft_probe.files import written_aside
 from eaft_probe.view.against import against as compared
-from eaft_probe.view.chosen import CELL, columns, examples, last_part, listed, pairs, rows, short
+from eaft_probe.view.chosen import columns, examples, last_part, listed, pairs, short
 from eaft_probe.view.page import Figure, library_versions, page
 
 READS = ("example", "position", "token", "char_start", "char_end", "logprob", "prob", "entropy")
@@ -124,9 +125,10 @@ def _conflict_figure(conflicts: int, total: int) -> Figure:
 
 
 def _agreeing(scan: Scan) -> int | None:
-    if "rank" not in scan.columns:
+    try:
+        return counted(scan).agreeing()
+    except MissingColumn:
         return None
-    return int(rows(scan, "SELECT count(*) FILTER (rank = 0) FROM tokens")[0][0])
 
 
 def _notices(summary: Mapping[str, Any]) -> list[str]:
@@ -134,7 +136,14 @@ def _notices(summary: Mapping[str, Any]) -> list[str]:
         "rejected": "rows could not be scored: rejected.jsonl says why, no number here counts them",
         "cut_examples": "examples were cut at the model's context",
     }
-    return [f"{summary[k]:,} of {summary['rows']:,} {v}." for k, v in lost.items() if summary[k]]
+    said = [f"{summary[k]:,} of {summary['rows']:,} {v}." for k, v in lost.items() if summary[k]]
+    if kept := summary.get("kept_tokens"):
+        said.append(
+            f"{kept['tokens']:,} of {summary['trained_tokens']:,} tokens were kept one by one "
+            f"(--keep-tokens {kept['keep']}): examples and tokens in context are of those, all "
+            f"counts, groups and the landscape of every token."
+        )
+    return said
 
 
 def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -177,16 +186,14 @@ def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _landscape(scan: Scan) -> dict[str, Any]:
     """The counts of all tokens and of the conflicts by cell, sparse."""
-    conflicts = np.zeros(ENTROPY_BINS * PROB_BINS, np.int64)
-    for cell, count in rows(scan, f"SELECT {CELL}, count(*) FROM conflicts GROUP BY 1"):
-        conflicts[cell] = count
+    whole = counted(scan)
     return {
         "prob_cells": round(1 / PROB_STEP),
         "entropy_cells": round(1 / ENTROPY_STEP),
         "rows": ENTROPY_BINS,
         "columns": PROB_BINS,
-        "counts": sparse(plane(scan).counts),
-        "conflicts": sparse(conflicts),
+        "counts": sparse(whole.plane().counts),
+        "conflicts": sparse(whole.conflict_plane().counts),
         "vocab_size": scan.manifest["model"].get("vocab_size"),
     }
 

@@ -50,12 +50,21 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     lost = [f"{summary[k]:,} {v}" for k, v in LOST.items() if summary[k]]
     if lost:
         console.print("; ".join(lost), style="yellow", highlight=False)
+    if "kept_tokens" in summary:
+        console.print(_kept_tokens(summary["kept_tokens"]), style="yellow", highlight=False)
     console.print(f"mean nll {summary['mean_nll']:.3f} nats, mean entropy "
                   f"{summary['mean_entropy']:.3f} nats", highlight=False)  # fmt: skip
     console.print(_distribution(summary))
     for title, rows in _groups(summary):
         if rows:
             console.print(_table(title, rows))
+
+
+def _kept_tokens(kept: Mapping[str, Any]) -> str:
+    said = (f"{kept['tokens']:,} tokens kept ({kept['keep']}); counts are of all, quantiles up to "
+            f"{kept['quantiles_too_low']:.2%} low")  # fmt: skip
+    pairs = kept["pairs_too_low"]
+    return said + (f", pairs up to {pairs:,} conflicts" if pairs else "")
 
 
 LOST = {
@@ -223,7 +232,8 @@ def show_example(console: Console, scan: Scan, example: int) -> bool:
         [example],
     )
     flagged = [t for t in tokens if t[3]]
-    title = f"example {example} ({printable(key)}): {len(flagged)} conflicts in {trained} tokens"
+    of = "in" if scan.keeps_all else f"among {len(tokens)} kept of"
+    title = f"example {example} ({printable(key)}): {len(flagged)} conflicts {of} {trained} tokens"
     console.print(f"{title}, mean nll {nll:.3f} nats", style="bold", markup=False, highlight=False)
     styles = [(t[0], t[1], CONFLICT if t[3] else _shade(t[2])) for t in tokens]
     console.print(coloured(text, styles))

@@ -81,7 +81,7 @@ def test_base_columns_stand_beside_their_own_tokens(
 
 def test_columns_come_alone_and_in_order(pair: tuple[Scan, Scan]) -> None:
     for names in (["prob"], ["base_prob"], ["logprob", "reference_logprob"], ["conflict", "prob"]):
-        assert list(read(pair[0], names, pair[1])) == names
+        assert list(read(pair[0], names, pair[1])) == [*names, "weight"]
 
 
 def test_without_a_base_the_scan_is_its_own(scan: Scan, own: pandas.DataFrame) -> None:
@@ -193,7 +193,7 @@ def test_examples_count_once_however_long(
 
 
 def test_a_sum_of_float32_does_not_lose_its_tail() -> None:
-    piece = {"x": np.full(1 << 20, 0.1, np.float32)}
+    piece = {"x": np.full(1 << 20, 0.1, np.float32), "weight": np.ones(1 << 20)}
     many = Chunked(lambda: iter([piece] * 20))
     assert many.mean(lambda c: c["x"]) == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 

@@ -167,10 +167,14 @@ def caption(scans: Sequence[Scan]) -> str:
     """Model, data, tokens and rule of each scan."""
     said = [
         f"{s.manifest['data']['source']} under {s.manifest['model']['name']}, "
-        f"{tokens(s):,} trained tokens; conflict: {s.rule}"
+        f"{tokens(s):,} trained tokens{_kept(s)}; conflict: {s.rule}"
         for s in scans
     ]
     return ". ".join(dict.fromkeys(said)) + "."
+
+
+def _kept(scan: Scan) -> str:
+    return "" if scan.keeps_all else f" (kept: {scan.keep_tokens}; drawn from the sums of all)"
 
 
 def shown(text: str) -> str:

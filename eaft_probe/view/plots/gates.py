@@ -75,11 +75,12 @@ def _sums(scan: Scan, wanted: Objective, base_scan: str | Path | None) -> dict[s
         for columns in token_columns(scan, reads, base):
             gate = frozen(columns).astype(np.float64)
             nll, gradient = -columns["logprob"], columns["grad_logits"]
-            values = np.stack([gate**0, nll, gate * nll, gradient, gate * gradient, gate])
+            weight = columns["weight"]
+            values = weight * np.stack([gate**0, nll, gate * nll, gradient, gate * gradient, gate])
             places = np.minimum((gate * (BINS / LARGEST)).astype(int), BINS - 1)
             for i, mask in enumerate(groups(columns, rule).values()):
                 sums[i] += values[:, mask].sum(1)
-                histogram[i] += np.bincount(places[mask], minlength=BINS)
+                histogram[i] += np.bincount(places[mask], weight[mask], BINS)
         return {"sums": sums, "histogram": histogram}
 
     against = base.manifest["parts"] if base else ""

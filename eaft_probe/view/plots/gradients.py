@@ -134,11 +134,11 @@ def _map(scan: Scan, wanted: Objective, norm: str, base_scan: str | Path | None)
         conflict = 0.0
         reads = sorted({*wanted.reads, norm, "prob", "entropy"})
         for columns in token_columns(scan, reads, base):
-            weight = (frozen(columns) * columns[norm]).astype(np.float64)
+            norms = frozen(columns) * columns[norm] * columns["weight"]
             index = cell(columns)
-            counts += np.bincount(index, minlength=CELLS)
-            mass += np.bincount(index, weight, CELLS)
-            conflict += float(weight[rule(columns)].sum())
+            counts += np.bincount(index, columns["weight"], CELLS).astype(np.int64)
+            mass += np.bincount(index, norms, CELLS)
+            conflict += float(norms[rule(columns)].sum())
         return {"counts": counts, "mass": mass, "conflict": np.array([conflict])}
 
     against = base.manifest["parts"] if base else ""

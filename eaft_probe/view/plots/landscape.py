@@ -11,13 +11,13 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from eaft_probe.columns.counted import counted
 from eaft_probe.columns.planes import (
     ENTROPY_BINS,
     ENTROPY_STEP,
     PROB_STEP,
     greatest_entropy,
     least_entropy,
-    plane,
 )
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput
@@ -73,7 +73,7 @@ def landscape(
 
 def _density(scans: Sequence[Scan]) -> Chart:
     by = step(max(map(tokens, scans)))
-    planes = [plane(s).coarse(by) for s in scans]
+    planes = [counted(s).plane().coarse(by) for s in scans]
     densities = [p / tokens(s) / area(by) for p, s in zip(planes, scans, strict=True)]
     data = pandas.concat(
         [cells({"tokens": p, "density": d}, p, by).assign(scan=name)
@@ -173,9 +173,8 @@ def outline(axes: Axes, scan: Scan, text: str) -> None:
 
 
 def conflict_share(scan: Scan) -> float:
-    """Exactly, from the flagged tokens; the plane's cells do not end at the thresholds."""
-    ((found,),) = scan.rows("SELECT count(*) FROM conflicts")
-    return float(found) / tokens(scan)
+    """Exactly; the plane's cells do not end at the thresholds."""
+    return counted(scan).conflicts() / tokens(scan)
 
 
 def marginals(across: Axes, up: Axes, counts: NDArray[Any], by: int) -> None:
@@ -203,7 +202,7 @@ def marginals(across: Axes, up: Axes, counts: NDArray[Any], by: int) -> None:
 def _difference(scans: Sequence[Scan]) -> Chart:
     """log₂ of the densities' ratio, half a token added to each cell."""
     by = step(min(map(tokens, scans)))
-    one, other = (plane(s).coarse(by) for s in scans)
+    one, other = (counted(s).plane().coarse(by) for s in scans)
     shares = [(p + 0.5) / tokens(s) for p, s in zip((one, other), scans, strict=True)]
     ratio = np.where(one + other >= FEW, np.log2(shares[0] / shares[1]), np.nan)
     first, second = names(scans)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas
 
+from eaft_probe.columns.counted import counted
 from eaft_probe.columns.table import Scan
 from eaft_probe.view.plots.chart import (
     COLUMN,
@@ -44,10 +45,8 @@ def tokens(*scans: Scan | str | Path) -> Chart:
 
 
 def _pairs(scan: Scan) -> pandas.DataFrame:
-    query = """SELECT token, top1, count(*) AS conflicts, avg(prob) AS mean_prob,
-                      avg(top1_prob) AS mean_top1_prob
-               FROM conflicts GROUP BY token, top1 ORDER BY conflicts DESC, token, top1 LIMIT ?"""
-    return scan.frame(query, [MOST])
+    columns = ["token", "top1", "conflicts", "mean_prob", "mean_top1_prob"]
+    return pandas.DataFrame(counted(scan).pairs(MOST), columns=columns)
 
 
 def _label(token: str, top1: str) -> str:

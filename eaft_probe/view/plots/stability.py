@@ -11,7 +11,8 @@ from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.planes import ENTROPY_STEP, PROB_STEP, plane
+from eaft_probe.columns.counted import counted
+from eaft_probe.columns.planes import ENTROPY_STEP, PROB_STEP
 from eaft_probe.columns.table import Scan
 from eaft_probe.view.plots.chart import (
     COLUMN,
@@ -83,7 +84,7 @@ def _mark(axes: Axes, rule: ConflictRule) -> None:
 
 def flagged(scan: Scan) -> NDArray[np.float64]:
     """(ENTROPY_CELLS, PROB_CELLS) share of tokens below the upper edges of each cell."""
-    below = plane(scan).counts.cumsum(0).cumsum(1)[:ENTROPY_CELLS, :PROB_CELLS]
+    below = counted(scan).plane().counts.cumsum(0).cumsum(1)[:ENTROPY_CELLS, :PROB_CELLS]
     share: NDArray[np.float64] = below / tokens(scan)
     return share
 

@@ -29,6 +29,8 @@ def topk(*scans: Scan | str | Path) -> Chart:
     if len(scans) != 1:
         raise BadInput(f"plot topk shows one scan, found {len(scans)}")
     (scan,) = opened(scans)
+    if scan.keep_tokens == "flagged":
+        scan.require_all("plot topk")
     found = _available(scan)
     shapes = {"sums": (len(found), 6), "plane": (BINS, BINS)}
     made = cached(scan, "topk", repr(found), lambda: _sums(scan, found), shapes)

@@ -1,0 +1,436 @@
+"""Scans that keep some of their tokens: every number as if all were there, or a refusal."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scans_made
+import tiny
+from pandas.testing import assert_frame_equal
+
+from eaft_probe import Scan, compare, plots, scan
+from eaft_probe.columns import totals as totals_module
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.counted import OfTokens, OfTotals
+from eaft_probe.columns.quantiles import TOO_LOW, quantiles, quantiles_within, upper_bits
+from eaft_probe.columns.summary import summarize
+from eaft_probe.columns.table import TOTALS, sha256, write_manifest
+from eaft_probe.columns.totals import added, added_up, sums_of, table_of
+from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.objectives.gates import OBJECTIVES
+from eaft_probe.verbs import finishing
+from eaft_probe.verbs.export import export
+from eaft_probe.verbs.gradients import gradients
+from eaft_probe.verbs.merge import merge
+from eaft_probe.verbs.score import Scorer
+from eaft_probe.view.report import collect, report
+
+RULE = {"entropy_below": 4.6, "prob_below": 0.002}  # a random model is sure of little
+WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
+WHOLE = ("kept_tokens", "path", "entropy_quantiles", "prob_quantiles")  # what may differ
+
+
+def line(number: int) -> str:
+    """A row of one or two turns; some cannot be scored."""
+    if number % 9 == 4:
+        return "{not json"
+    messages = []
+    for turn in range(1 + number % 2):
+        said = [WORDS[(number * 5 + i * i + turn) % len(WORDS)] for i in range(4 + number % 9)]
+        messages += [{"role": "user", "content": WORDS[number % 17]},
+                     {"role": "assistant", "content": " ".join(said)}]  # fmt: skip
+    many = f"value {number}"
+    return json.dumps({"messages": messages, "tag": "ab"[number % 2], "many": many, "none": None})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "data").mkdir()
+    for name, rows in (("a", range(30)), ("b", range(30, 48))):
+        text = "\n".join(line(n) for n in rows) + "\n"
+        (folder / f"data/{name}.jsonl").write_text(text)
+    return folder
+
+
+def scanned(data: Path, out: Path, model: str, keep_tokens: str, **settings: Any) -> Scan:
+    given: dict[str, Any] = {"rows_per_unit": 5, "keep": ["tag", "many", "none"], "threads": 1}
+    return scan(str(data), out, model=model, keep_tokens=keep_tokens, **given | RULE | settings)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, model_folder: str) -> Scan:
+    return scanned(folder / "data", folder / "all", model_folder, "all")
+
+
+@pytest.fixture(scope="module", params=["sample:0.3", "flagged"])
+def kept(request: pytest.FixtureRequest, folder: Path, model_folder: str) -> Scan:
+    out = folder / request.param.replace(":", "-")
+    return scanned(folder / "data", out, model_folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def sampled(folder: Path, model_folder: str) -> Scan:
+    return scanned(folder / "data", folder / "sample-0.3", model_folder, "sample:0.3")
+
+
+# --- what is kept ---
+
+
+def test_what_is_kept_are_rows_of_the_whole(whole: Scan, kept: Scan) -> None:
+    tokens = whole.tokens().set_index(["example", "position"])
+    mine = kept.tokens().set_index(["example", "position"])
+    texts = ["token", "top1"]
+    rows = tokens.loc[mine.index].astype(dict.fromkeys(texts, str))
+    assert_frame_equal(mine.astype(dict.fromkeys(texts, str)), rows)
+    if kept.keep_tokens == "flagged":
+        assert len(mine) == tokens["conflict"].sum() > 10
+        assert mine["conflict"].all()
+    else:
+        assert 0.2 * len(tokens) < len(mine) < 0.4 * len(tokens)
+        assert 0 < mine["conflict"].sum() < tokens["conflict"].sum()
+
+
+def test_examples_without_a_kept_token_go(whole: Scan, kept: Scan) -> None:
+    mine, theirs = kept.examples().set_index("example"), whole.examples().set_index("example")
+    assert set(mine.index) == set(kept.tokens()["example"])
+    assert_frame_equal(mine, theirs.loc[mine.index])
+
+
+def test_few_parts_of_many_units(whole: Scan, kept: Scan) -> None:
+    assert len(whole.manifest["parts"]) == 10
+    assert len(kept.manifest["parts"]) == 1
+    assert not (kept.path / "units").exists()
+    assert (kept.path / "rejected.jsonl").read_bytes() == (
+        whole.path / "rejected.jsonl"
+    ).read_bytes()
+
+
+def test_two_models_keep_the_same_tokens(
+    folder: Path, sampled: Scan, tmp_path: Path, model_folder: str
+) -> None:
+    other = tmp_path / "other"
+    tiny.build("llama", seed=5, max_position_embeddings=1024).save_pretrained(other)
+    tokenizer = tiny.tokenizer()
+    tokenizer.model_max_length = 1024
+    tokenizer.save_pretrained(other)
+    second = scanned(folder / "data", tmp_path / "scan", str(other), "sample:0.3")
+    place = ["example", "position", "token_id"]
+    assert_frame_equal(second.tokens()[place], sampled.tokens()[place])
+    found = compare(sampled, second)
+    assert found.totals["tokens"] == len(sampled.tokens())
+    assert sum("what is compared is of those" in note for note in found.notes) == 2
+
+
+# --- the whole from its totals ---
+
+
+def test_the_summary_is_that_of_all_tokens(whole: Scan, kept: Scan) -> None:
+    mine, theirs = summarize(kept), summarize(whole)
+    for name in ("mean_nll", "mean_entropy"):
+        assert mine.pop(name) == pytest.approx(theirs.pop(name), rel=1e-12)
+    assert {k: v for k, v in mine.items() if k not in WHOLE} == {
+        k: v for k, v in theirs.items() if k not in WHOLE
+    }
+    assert theirs["kept"].keys() == {"tag"}  # `many` has too many values, `none` none
+    assert theirs["conflicts"] > 10
+    assert len(theirs["classes"]) > 1
+
+
+def test_quantiles_are_as_near_as_it_says(whole: Scan, kept: Scan) -> None:
+    at = np.linspace(0, 1, 41).tolist()
+    stated = summarize(kept)["kept_tokens"]["quantiles_too_low"]
+    for column in ("entropy", "prob", "logprob", "grad_head"):
+        exact = np.array(OfTokens(whole).quantiles(column, at))
+        found = np.array(OfTotals(kept).quantiles(column, at))
+        assert (np.abs(found) <= np.abs(exact)).all()
+        assert (np.abs(exact - found) <= stated * np.abs(exact)).all()
+
+
+def test_planes_and_places_are_exact(whole: Scan, kept: Scan) -> None:
+    mine, theirs = OfTotals(kept), OfTokens(whole)
+    assert (mine.plane().counts == theirs.plane().counts).all()
+    assert (mine.conflict_plane().counts == theirs.conflict_plane().counts).all()
+    assert mine.agreeing() == theirs.agreeing()
+    assert mine.pair_kinds() == theirs.pair_kinds()
+    for name, values in theirs.along().items():
+        np.testing.assert_allclose(mine.along()[name], values, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["landscape", "stability", "positions", "tokens"])
+def test_figures_are_of_all_tokens(kind: str, whole: Scan, kept: Scan) -> None:
+    mine, theirs = (plots.PLOTS[kind](s).data.drop(columns="scan") for s in (kept, whole))
+    assert_frame_equal(mine, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted({*OBJECTIVES} - {"talr", "flow", "rho"}))
+def test_gates_from_cells(name: str, whole: Scan, kept: Scan) -> None:
+    """Groups and sums are exact; a gate is that of its cell's means."""
+    mine, theirs = (plots.gates(s, objective=[name]).data for s in (kept, whole))
+    assert (mine["tokens"] == theirs["tokens"]).all()
+    for column in ("mean_gate", "loss_removed", "gradient_removed"):
+        np.testing.assert_allclose(mine[column], theirs[column], atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["talr", "flow"])
+def test_what_needs_examples_is_refused(name: str, kept: Scan) -> None:
+    with pytest.raises(ScanError, match=r"reads every token.*rescan with --keep-tokens all"):
+        plots.gates(kept, objective=[name])
+
+
+def test_gradient_maps(whole: Scan, kept: Scan) -> None:
+    mine, theirs = (plots.gradients(s, objective=["sft"]).data for s in (kept, whole))
+    np.testing.assert_array_equal(mine["tokens"], theirs["tokens"])
+    np.testing.assert_allclose(mine["mean_grad_logits"], theirs["mean_grad_logits"], rtol=1e-5)
+
+
+def test_the_report_says_what_it_is_of(whole: Scan, kept: Scan, tmp_path: Path) -> None:
+    mine, theirs = collect(kept), collect(whole)
+    assert mine["headline"] == theirs["headline"]
+    for name in ("counts", "conflicts"):
+        assert mine["landscape"][name] == theirs["landscape"][name]
+    strip = [[{k: v for k, v in row.items() if k != "places"} for row in page["pairs"]["rows"]]
+             for page in (mine, theirs)]  # fmt: skip
+    assert strip[0] == strip[1]
+    assert mine["groups"] == theirs["groups"]
+    assert any(f"--keep-tokens {kept.keep_tokens}" in said for said in mine["notices"])
+    assert report(kept, tmp_path / "r.html").stat().st_size > 50_000
+
+
+# --- what it refuses ---
+
+
+@pytest.mark.parametrize("value", ["some", "sample", "sample:0", "sample:1", "sample:nan", "all:1"])
+def test_a_bad_value_is_refused(value: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--keep-tokens is all, flagged or sample:F"):
+        scan(str(folder / "data"), tmp_path / "s", keep_tokens=value)
+
+
+def test_a_quantile_rule_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--quantile needs every token"):
+        scan(str(folder / "data"), tmp_path / "s", keep_tokens="flagged", quantile=0.1)
+
+
+def test_another_rule_is_refused_and_the_same_is_not(kept: Scan) -> None:
+    with pytest.raises(ScanError, match="by its own rule; rescan"):
+        kept.flag(ConflictRule())
+    assert kept.flag(ConflictRule(4.6, 0.002)).rule == kept.rule
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda s, out: gradients(s.path, sample=4),
+        lambda s, out: export(s, out),
+        lambda s, out: plots.gates(s, objective=["stm"], base_scan=s.path),
+    ],
+    ids=["gradients", "export", "base scan"],
+)
+def test_what_needs_every_token_says_so(
+    verb: Callable[[Scan, Path], Any], kept: Scan, tmp_path: Path
+) -> None:
+    with pytest.raises(ScanError, match="reads every token"):
+        verb(kept, tmp_path / "out")
+
+
+def test_conflicts_alone_are_not_compared(folder: Path, model_folder: str, whole: Scan) -> None:
+    flagged = scanned(folder / "data", folder / "flagged", model_folder, "flagged")
+    with pytest.raises(ScanError, match="compare reads every token"):
+        compare(whole, flagged)
+
+
+def test_another_rule_is_another_scan(folder: Path, model_folder: str, kept: Scan) -> None:
+    with pytest.raises(ScanError, match="prob_below"):
+        scanned(folder / "data", kept.path, model_folder, kept.keep_tokens, prob_below=0.1)
+
+
+# --- interrupted, merged, damaged ---
+
+
+def files(scan: Scan) -> dict[str, str]:
+    names = ["tokens", "examples"]
+    found = [p for n in names for p in sorted((scan.path / n).iterdir())]
+    return {str(p.relative_to(scan.path)): sha256(p) for p in (*found, scan.path / TOTALS)}
+
+
+@pytest.mark.parametrize("at", ["a unit", "the end"])
+def test_an_interrupted_scan_goes_on(
+    at: str, folder: Path, model_folder: str, kept: Scan, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    score, scored = Scorer.score, list[int]()
+
+    def stopping(self: Scorer, unit: Any) -> None:
+        if at == "a unit" and len(scored) == 4:
+            raise KeyboardInterrupt
+        scored.append(unit.index)
+        score(self, unit)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", stopping)
+        if at == "the end":
+            patch.setattr(finishing, "write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
+    before, scored = scored, []
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", stopping) if at == "the end" else None
+        again = scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
+    assert files(again) == files(kept)
+    assert len(before) == (4 if at == "a unit" else 10)
+    assert not scored
+
+
+def test_two_workers_write_the_same(
+    folder: Path, model_folder: str, kept: Scan, tmp_path: Path
+) -> None:
+    again = scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens, workers=2)
+    assert files(again) == files(kept)
+
+
+def test_merged_as_if_scanned_at_once(
+    folder: Path, model_folder: str, whole: Scan, kept: Scan, tmp_path: Path
+) -> None:
+    halves = [scanned(folder / f"data/{n}.jsonl", tmp_path / n, model_folder, kept.keep_tokens)
+              for n in "ab"]  # fmt: skip
+    full = [scanned(folder / f"data/{n}.jsonl", tmp_path / f"full-{n}", model_folder, "all")
+            for n in "ab"]  # fmt: skip
+    mine = summarize(merge(halves, tmp_path / "merged"))
+    theirs = summarize(merge(full, tmp_path / "full"))
+    for name in ("mean_nll", "mean_entropy"):
+        assert mine.pop(name) == pytest.approx(theirs.pop(name), rel=1e-12)
+    assert {k: v for k, v in mine.items() if k not in WHOLE} == {
+        k: v for k, v in theirs.items() if k not in WHOLE
+    }
+    assert [row["examples"] for row in mine["kept"]["source"]] == [27, 16]
+    assert mine["conflicts"] == summarize(whole)["conflicts"]
+    with pytest.raises(BadInput, match="differ in --keep-tokens"):
+        merge([halves[0], full[1]], tmp_path / "no")
+
+
+def damaged(scan: Scan, folder: Path, change: Callable[[pa.Table], pa.Table]) -> Scan:
+    """The scan with other totals, its manifest saying that they are the right ones."""
+    import shutil
+
+    shutil.copytree(scan.path, folder)
+    table = pq.read_table(folder / TOTALS)
+    pq.write_table(change(table), folder / TOTALS)
+    manifest = {**scan.manifest, "totals": sha256(folder / TOTALS)}
+    return write_manifest(folder, manifest)
+
+
+def with_sums(change: Callable[[Any], None]) -> Callable[[pa.Table], pa.Table]:
+    def changed(table: pa.Table) -> pa.Table:
+        sums = {name: (keys, values.copy()) for name, (keys, values) in sums_of(table).items()}
+        change(sums)
+        return table_of(sums, totals_module.columns_of(table))
+
+    return changed
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "a cell far out": lambda s: s["cell"][0].__setitem__(0, str(2**40)),
+    "a cell that is none": lambda s: s["cell"][0].__setitem__(0, "x"),
+    "a token less": lambda s: s["cell"][1].__setitem__((0, 0), s["cell"][1][0, 0] - 1),
+    "a cell twice": lambda s: s["cell"][0].__setitem__(0, s["cell"][0][1]),
+    "a number that is none": lambda s: s["cell"][1].__setitem__((0, 1), np.nan),
+    "no cells": lambda s: s.pop("cell"),
+    "a role of other tokens": lambda s: s["role"][1].__setitem__((0, 0), 3),
+    "bits beyond": lambda s: s["bits:prob"][0].__setitem__(0, "65536"),
+    "a place before the first": lambda s: s["position"][0].__setitem__(0, "-1"),
+    "a pair of numbers": lambda s: s["pair"][0].__setitem__(0, "[1, 2]"),
+    "an unknown table": lambda s: s.__setitem__("more", (["a"], np.ones((1, 1)))),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_totals_of_other_tokens_are_refused(what: str, sampled: Scan, tmp_path: Path) -> None:
+    poisoned = damaged(sampled, tmp_path / "scan", with_sums(CHANGES[what]))
+    with pytest.raises(ScanError, match=r"totals\.parquet is damaged"):
+        summarize(poisoned)
+
+
+def test_totals_that_the_manifest_does_not_know(sampled: Scan, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(sampled.path, tmp_path / "scan")
+    table = pq.read_table(tmp_path / "scan" / TOTALS)
+    pq.write_table(table.slice(1), tmp_path / "scan" / TOTALS)
+    with pytest.raises(ScanError, match="another sha256"):
+        Scan.open(tmp_path / "scan")
+    (tmp_path / "scan" / TOTALS).unlink()
+    with pytest.raises(ScanError, match=r"totals\.parquet cannot be read"):
+        Scan.open(tmp_path / "scan")
+
+
+# --- adding up ---
+
+
+def some_totals(seed: int) -> pa.Table:
+    """Of tokens that never were, some pairs of their few words commoner than others."""
+    words = [" a", " b", " a", " c", " a", " d", " e", " b", " f", " g", " h"]
+    frame = scans_made.measured(scans_made.places(300, seed), seed, follow=False)
+    frame = scans_made.with_text(frame, words)
+    examples = pa.table({
+        "example": frame["example"].unique(),
+        "messages": [json.dumps([{"role": "assistant"}] * 6)] * frame["example"].nunique(),
+        "tag": [f"t{seed % 3}"] * frame["example"].nunique(),
+    })  # fmt: skip
+    tokens = pa.Table.from_pandas(frame, preserve_index=False)
+    return totals_module.unit_totals(tokens, examples, ["tag"], ConflictRule(), set())
+
+
+def assert_same(a: pa.Table, b: pa.Table) -> None:
+    mine, theirs = sums_of(a), sums_of(b)
+    assert mine.keys() == theirs.keys()
+    for name, (keys, values) in mine.items():
+        assert keys == theirs[name][0], name
+        np.testing.assert_allclose(values, theirs[name][1], rtol=1e-12)
+
+
+def test_the_order_and_the_grouping_of_a_sum_do_not_matter() -> None:
+    units = [some_totals(seed) for seed in range(9)]
+    one = added(units)
+    assert_same(added_up(iter(units), at_once=3), one)
+    assert_same(added([added(units[5:]), added(units[:5])]), one)
+    assert_same(added_up(iter(units[::-1]), at_once=2), one)
+    assert added_up(iter(units), at_once=3).equals(added_up(iter(units), at_once=3))
+    tokens = sums_of(one)["cell"][1][:, 0].sum()
+    assert tokens == 9 * 300
+
+
+def test_commonest_pairs_are_never_too_high_and_no_lower_than_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    units = [some_totals(seed) for seed in range(12)]
+    exact = sums_of(added(units))["pair"]
+    true = dict(zip(exact[0], exact[1][:, 0], strict=True))
+    assert len(true) > 40
+    monkeypatch.setattr(totals_module, "MOST_PAIRS", 20)
+    found = sums_of(added_up(iter(units), at_once=3))
+    low = dict(zip(*map(list, (found["scan"][0], found["scan"][1][:, 0])), strict=True))
+    assert 0 < low["pairs_too_low"] <= sum(true.values()) / 20
+    assert len(found["pair"][0]) <= 20
+    counts = dict(zip(found["pair"][0], found["pair"][1][:, 0], strict=True))
+    for pair, n in true.items():
+        assert n - low["pairs_too_low"] <= counts.get(pair, 0) <= n
+
+
+def test_the_sketch_of_quantiles_adds_up() -> None:
+    random = np.random.default_rng(0)
+    values = np.float32(random.lognormal(0, 4, 10_001) * random.choice([-1, 1], 10_001))
+    at = np.linspace(0, 1, 101).tolist()
+    halves = upper_bits(values[:5000]) + upper_bits(values[5000:])
+    found, exact = np.array(quantiles_within(halves, at)), np.array(quantiles(lambda: [values], at))
+    assert (np.abs(found) <= np.abs(exact)).all()
+    assert (np.abs(exact - found) <= TOO_LOW * np.abs(exact)).all()
+    assert all(a <= b for a, b in pairwise(found))
