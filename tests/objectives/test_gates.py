@@ -14,12 +14,12 @@ import scans_made
 import torch
 from numpy.typing import NDArray
 
+from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, UnknownName
 from eaft_probe.objectives.gates import (
     OBJECTIVES,
     Anchor,
     Columns,
-    ConflictRule,
     Objective,
     objective,
     settable,

@@ -1,0 +1,82 @@
+"""Gates that see a finished scan, under the base model or another."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from eaft_probe.objectives.gates.entry import entry, frozen, ones, require
+from eaft_probe.objectives.objective import Columns, Objective, Step
+
+
+@entry
+@dataclass(frozen=True)
+class Stm(Objective):
+    """arXiv 2501.14315; the threshold is a perplexity of 2.5."""
+
+    name, formula = "stm", "1 where base p ≥ threshold"
+    threshold: float = 0.4
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return ("base_prob",)
+
+    def __call__(self, columns: Columns) -> Any:
+        return (columns["base_prob"] >= self.threshold) * ones(columns["base_prob"])
+
+
+@entry
+@dataclass(frozen=True)
+class Flow(Objective):
+    """exp(−f / τ), f the base model's mean nll of the example, τ the median of all examples of the
+    scan. arXiv 2502.02797."""
+
+    name, formula, of_scan = "flow", "exp(−base mean nll / median)", True
+    normalize: Literal["none", "mean1"] = "none"
+    _tau: float = field(default=math.nan, repr=False)
+    _mean: float = field(default=1.0, repr=False)
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return ("base_mean_nll",)
+
+    def resolve(self, step: Step) -> "Flow":
+        middle = step.examples.quantile(lambda columns: columns["base_mean_nll"], 0.5)
+        frozen = replace(self, _tau=max(middle, 1e-6))
+        if self.normalize == "none":
+            return frozen
+        return replace(frozen, _mean=step.examples.mean(frozen))
+
+    def __call__(self, columns: Columns) -> Any:
+        return math.e ** (-columns["base_mean_nll"] / frozen(self._tau)) / self._mean
+
+
+@entry
+@dataclass(frozen=True)
+class Rho(Objective):
+    """1 for the share `keep` of tokens with the largest nll − reference nll, ties kept.
+
+    arXiv 2404.07965.
+    """
+
+    name, formula, of_step = "rho", "1 for the largest nll − reference nll", True
+    keep: float = 0.6
+    _threshold: float = field(default=math.nan, repr=False)
+
+    def __post_init__(self) -> None:
+        require(0 < self.keep <= 1, f"rho: keep is above 0 and at most 1, found {self.keep:g}")
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return ("logprob", "reference_logprob")
+
+    @staticmethod
+    def _excess(columns: Columns) -> Any:
+        return columns["reference_logprob"] - columns["logprob"]
+
+    def resolve(self, step: Step) -> "Rho":
+        return replace(self, _threshold=step.tokens.quantile(self._excess, 1 - self.keep))
+
+    def __call__(self, columns: Columns) -> Any:
+        excess = self._excess(columns)
+        return (excess >= frozen(self._threshold)) * ones(excess)

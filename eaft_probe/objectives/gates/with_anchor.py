@@ -1,0 +1,41 @@
+"""Gates with a pull towards a reference model beside them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eaft_probe.objectives.gates.entry import entry, ones
+from eaft_probe.objectives.objective import Anchor, Columns, Objective
+
+
+@entry
+@dataclass(frozen=True)
+class SftKl(Objective):
+    """Plain cross-entropy + β · KL to the reference."""
+
+    name, formula = "sft-kl", "1, with anchor β · KL"
+    beta: float = 0.5
+    direction: Literal["forward", "reverse"] = "forward"
+
+    @property
+    def anchor(self) -> Anchor:
+        return Anchor(self.beta, self.direction)
+
+    def __call__(self, columns: Columns) -> Any:
+        return ones(columns["prob"])
+
+
+@entry
+@dataclass(frozen=True)
+class Asft(Objective):
+    """arXiv 2509.23753."""
+
+    name, formula = "asft", "p, with anchor β · KL"
+    beta: float = 0.05
+    direction: Literal["forward", "reverse"] = "forward"
+
+    @property
+    def anchor(self) -> Anchor:
+        return Anchor(self.beta, self.direction)
+
+    def __call__(self, columns: Columns) -> Any:
+        return columns["prob"]
