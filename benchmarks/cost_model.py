@@ -13,7 +13,8 @@ from typing import Any
 
 from contestants import CONTESTANTS, Work, arguments, prepared, print_table
 
-from eaft_probe.verbs.estimate import HOST_SECONDS, REACHED, estimate, product_flops
+from eaft_probe.verbs.costs import HOST_SECONDS, REACHED, product_flops
+from eaft_probe.verbs.estimate import estimate
 
 HEAD = ("", "rows", "read tokens", "FLOP", "product FLOP/s", "predicted s", "measured s",
         "predicted / measured", "reached", "host µs")  # fmt: skip

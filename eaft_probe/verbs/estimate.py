@@ -5,52 +5,22 @@ model's configuration → time at a rate of FLOP/s. Nothing is written, no weigh
 README has the model of costs, and what it was checked against.
 """
 
-import random
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
-from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.columns.table import tokens_schema
-from eaft_probe.data.batches import Cost, Window, shared_prefixes, windows
-from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.render import Renderer
-from eaft_probe.data.sources import Record, Source
 from eaft_probe.data.units import UnitPlan
-from eaft_probe.errors import BadInput, DataError, RowError
-from eaft_probe.model.loading import resolve_device
+from eaft_probe.errors import BadInput, DataError
 from eaft_probe.model.shape import Shape, load_shape
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import EstimateSettings, make_settings
+from eaft_probe.verbs.costs import HOST_SECONDS, device_rate, example_bytes, token_bytes
+from eaft_probe.verbs.row_sample import Interval, RowSample, drawn_rows, total
 from eaft_probe.verbs.scan import data_format, open_data, selection
-
-# Bytes of tokens/ a scored token: 31 under a vocabulary of 512, 35 under one of 49,152
-# (benchmarks/scan_memory.py); each further number column takes some 3.5 of its 4.
-TOKEN_BYTES, COLUMN_BYTES, COLUMNS = 35.0, 3.5, 18
-# What a scan reaches of the rate of one large product, and what rendering, tokenizing and writing
-# take a token that is read (benchmarks/cost_model.py). The README's runs under SmolLM2 on 2 cores
-# (GSM8K 200 and 16 rows, tau-bench 16 and 2) reached 0.91, 0.76, 0.83 and 0.77 of 1.86e11 FLOP/s;
-# stories260K, which hardly computes, took 20 µs a token. A GPU's have not been measured.
-REACHED = {"cpu": 0.83}
-HOST_SECONDS = 20e-6
-PROBE = (2048, 1024, 4096)  # rows, inner and columns of that product: 0.2 s on 2 CPU cores
-
-
-class Interval(NamedTuple):
-    """An estimate with the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def times(self, factor: float) -> "Interval":
-        return Interval(self.value * factor, self.low * factor, self.high * factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +69,13 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     tokenizer, shape = _loaded(chosen.model, chosen)
     shapes = [shape, *([_loaded(chosen.reference, chosen)[1]] if chosen.reference else [])]
     renderer = Renderer(tokenizer, chosen.train_on, chosen.tool_calls)
-    sample = _Sample(renderer, row_format, _longest(chosen, shape))
-    for record in _drawn(source, units, chosen):
+    sample = RowSample(renderer, row_format, _longest(chosen, shape))
+    for record in drawn_rows(source, units, chosen):
         sample.read(record)
     if not sum(sample.trained):
         raise DataError(f"none of the {len(sample.trained):,} rows looked at in {source.name} can "
                         f"be scored; `eaft-probe render` says why")  # fmt: skip
     return _estimated(sample, units, shapes, chosen)
-
-
-# --- the sample ---
 
 
 def _loaded(name: str, settings: EstimateSettings) -> tuple[Any, Shape]:
@@ -125,156 +92,43 @@ def _longest(settings: EstimateSettings, shape: Shape) -> int:
     return longest
 
 
-def _drawn(source: Source, units: UnitPlan, settings: EstimateSettings) -> Iterator[Record]:
-    """`estimate_rows` of the rows to be scanned, at random."""
-    among = range(units.rows) if units.drawn is None else sorted(units.drawn)
-    most = min(settings.estimate_rows, units.rows)
-    drawn = frozenset(random.Random(settings.seed).sample(among, most))
-    left = most
-    for record in units.selection.records(source, drawn):
-        yield record
-        left -= 1
-        if not left:
-            return
-
-
-@dataclass
-class _Sample:
-    """Rows as they would be read, one entry a row in each list; zeros for one that cannot be."""
-
-    renderer: Renderer
-    row_format: RowFormat
-    longest: int  # tokens
-    trained: list[int] = field(default_factory=list)
-    windows: list[list[Window]] = field(default_factory=list)
-    texts: list[bytes] = field(default_factory=list)
-    rejected: int = 0
-
-    def read(self, record: Record) -> None:
-        try:
-            rendered = self.renderer(self.row_format(record.parse()))
-        except RowError:
-            self._add([], b"")
-            return
-        made, _ = windows(len(self.trained), rendered, self.longest)
-        said = [rendered.text, *(m.content for m in rendered.messages)]
-        self._add(made, "".join(said).encode(errors="replace"))
-
-    def _add(self, made: list[Window], text: bytes) -> None:
-        self.rejected += not made
-        self.trained.append(sum(int(w.trained.sum()) for w in made))
-        self.windows.append(made)
-        self.texts.append(text if made else b"")
-
-    @property
-    def read_tokens(self) -> NDArray[np.float64]:
-        """(n,) tokens of each row."""
-        return np.array([sum(len(w.ids) for w in made) for made in self.windows], np.float64)
-
-    def flops(self, shape: Shape, saved: float) -> NDArray[np.float64]:
-        """(n,) of a forward pass: 2 for each multiplication with its addition."""
-        cost, trained = Cost(shape.linear, shape.attention), np.array(self.trained, np.float64)
-        body = [sum(cost.whole(len(w.ids)) for w in made) for made in self.windows]
-        flops: NDArray[np.float64] = 2 * (np.array(body) * (1 - saved) + shape.head * trained)
-        return flops
-
-    def saved(self, shape: Shape, rows: int) -> float:
-        """The share of the body's work that shared prefixes save, were `rows` of them a unit."""
-        cost, whole, shared = Cost(shape.linear, shape.attention), 0.0, 0.0
-        for at in range(0, len(self.windows), rows):
-            unit = [w for made in self.windows[at : at + rows] for w in made]
-            whole += sum(cost.whole(len(w.ids)) for w in unit)
-            for prefix, members in shared_prefixes(unit, cost):
-                shared += cost.whole(prefix)
-                shared += sum(cost.behind(prefix, len(w.ids)) if prefix else cost.whole(len(w.ids))
-                              for w in members)  # fmt: skip
-        return 1 - shared / whole if whole else 0.0
-
-
-def total(values: NDArray[np.float64], rows: int) -> Interval:
-    """The sum over `rows` rows from the values (n,) of those drawn at random, without return.
-
-    The interval is the normal one, N · (mean ± 1.96 · s / √n · √(1 − n / N)), with no end below
-    what the sample itself has. All rows drawn: no uncertainty.
-    """
-    n, value = len(values), rows * float(values.mean())
-    spread = float(values.std(ddof=1)) if n > 1 else 0.0
-    half = 1.96 * rows * spread / n**0.5 * max(0.0, 1 - n / rows) ** 0.5
-    return Interval(value, max(value - half, float(values.sum())), value + half)
-
-
-# --- the estimate ---
-
-
 def _estimated(
-    sample: _Sample, units: UnitPlan, shapes: Sequence[Shape], settings: EstimateSettings
+    sample: RowSample, units: UnitPlan, shapes: Sequence[Shape], settings: EstimateSettings
 ) -> Estimate:
     trained, rows = np.array(sample.trained, np.float64), units.rows
     shares = all(s.shares_prefixes for s in shapes)
     saved = sample.saved(shapes[0], settings.rows_per_unit) if shares else 0.0
     flops = sum((sample.flops(s, saved) for s in shapes), np.zeros(len(trained)))
-    rate, device_flops = _rate(settings)
-    hours = None
-    if settings.tokens_per_second:
-        hours = total(trained, rows).times(1 / settings.tokens_per_second / 3600)
-    elif device_flops:
-        host = sample.read_tokens * HOST_SECONDS if settings.device_flops is None else 0.0
-        hours = total(flops / device_flops + host, rows).times(1 / 3600)
+    rate, device_flops = device_rate(settings)
+    hours = _hours(sample, flops, rows, device_flops, settings)
     price = hours and settings.price_per_hour and hours.times(settings.price_per_hour)
     return Estimate(
         data=units.source.name, model=settings.model, parameters=shapes[0].parameters,
         rows=rows, units=units.count, sampled_rows=len(trained),
         rejected_share=sample.rejected / len(trained),
         trained_tokens=total(trained, rows), read_tokens=total(sample.read_tokens, rows),
-        disk_bytes=total(trained * _token_bytes(settings) + _example_bytes(sample), rows),
+        disk_bytes=total(trained * token_bytes(settings) + example_bytes(sample.texts), rows),
         flops=total(flops, rows), shared_prefix_share=saved,
         rate=rate, device_flops=device_flops, devices=settings.devices,
         hours=hours and hours.times(1 / settings.devices), price=price or None,
     )  # fmt: skip
 
 
-def _token_bytes(settings: EstimateSettings) -> float:
-    statistics = chosen_statistics(settings.statistics, settings.reference is not None)
-    return TOKEN_BYTES + COLUMN_BYTES * (len(tokens_schema(statistics)) - COLUMNS)
-
-
-def _example_bytes(sample: _Sample) -> NDArray[np.float64]:
-    """(n,) bytes of examples/: texts and messages, compressed as all of the sample together is."""
-    lengths = np.array([len(text) for text in sample.texts], np.float64)
-    packed = len(pa.compress(b"".join(sample.texts), "zstd", asbytes=True))
-    made: NDArray[np.float64] = lengths * (packed / max(lengths.sum(), 1))
-    return made
-
-
-def _rate(settings: EstimateSettings) -> tuple[str, float | None]:
-    """What the time is computed from, and FLOP/s where it is that."""
+def _hours(
+    sample: RowSample,
+    flops: NDArray[np.float64],
+    rows: int,
+    device_flops: float | None,
+    settings: EstimateSettings,
+) -> Interval | None:
+    """Of one device that had it all to itself."""
     if settings.tokens_per_second:
-        return f"{settings.tokens_per_second:,.0f} scored tokens/s a device, as given", None
-    if settings.device_flops:
-        return f"{settings.device_flops:.3g} FLOP/s a device, as given", settings.device_flops
-    device = resolve_device(settings.device)
-    reached = REACHED.get(torch.device(device).type)
-    if reached is None:
-        said = f"no time: what a scan reaches on {device} has not been measured; give "
-        return said + "--tokens-per-second, which a short scan shows, or --device-flops", None
-    found = product_flops(device)
-    return (f"{reached * found:.3g} FLOP/s, {reached:g} of what a product reaches here on {device}",
-            reached * found)  # fmt: skip
-
-
-def product_flops(device: str, rounds: int = 3) -> float:
-    """FLOP/s of a large float32 product, the best of a few."""
-    rows, inner, columns = PROBE
-    a, b = (torch.ones(s, device=device) for s in ((rows, inner), (inner, columns)))
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * rows * inner * columns / best
-
-
-# --- in words ---
+        trained = np.array(sample.trained, np.float64)
+        return total(trained, rows).times(1 / settings.tokens_per_second / 3600)
+    if device_flops is None:
+        return None
+    host = sample.read_tokens * HOST_SECONDS if settings.device_flops is None else 0.0
+    return total(flops / device_flops + host, rows).times(1 / 3600)
 
 
 def _lines(e: Estimate) -> Iterator[str]:

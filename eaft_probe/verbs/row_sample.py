@@ -1,0 +1,107 @@
+"""What a large scan is estimated from: some of its rows, rendered as the scan would render them."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_probe.data.batches import Cost, Window, shared_prefixes, windows
+from eaft_probe.data.formats import RowFormat
+from eaft_probe.data.render import Renderer
+from eaft_probe.data.sources import Record, Source
+from eaft_probe.data.units import UnitPlan
+from eaft_probe.errors import RowError
+from eaft_probe.model.shape import Shape
+from eaft_probe.settings import EstimateSettings
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Interval":
+        return Interval(self.value * factor, self.low * factor, self.high * factor)
+
+
+def total(values: NDArray[np.float64], rows: int) -> Interval:
+    """The sum over `rows` rows from the values (n,) of those drawn at random, without return.
+
+    The interval is the normal one, N · (mean ± 1.96 · s / √n · √(1 − n / N)), with no end below
+    what the sample itself has. All rows drawn: no uncertainty.
+    """
+    n, value = len(values), rows * float(values.mean())
+    spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    half = 1.96 * rows * spread / n**0.5 * max(0.0, 1 - n / rows) ** 0.5
+    return Interval(value, max(value - half, float(values.sum())), value + half)
+
+
+def drawn_rows(source: Source, units: UnitPlan, settings: EstimateSettings) -> Iterator[Record]:
+    """`estimate_rows` of the rows to be scanned, at random."""
+    among = range(units.rows) if units.drawn is None else sorted(units.drawn)
+    most = min(settings.estimate_rows, units.rows)
+    drawn = frozenset(random.Random(settings.seed).sample(among, most))
+    left = most
+    for record in units.selection.records(source, drawn):
+        yield record
+        left -= 1
+        if not left:
+            return
+
+
+@dataclass
+class RowSample:
+    """Rows as they would be read, one entry a row in each list; zeros for one that cannot be."""
+
+    renderer: Renderer
+    row_format: RowFormat
+    longest: int  # tokens
+    trained: list[int] = field(default_factory=list)
+    windows: list[list[Window]] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)
+    rejected: int = 0
+
+    def read(self, record: Record) -> None:
+        try:
+            rendered = self.renderer(self.row_format(record.parse()))
+        except RowError:
+            self._add([], b"")
+            return
+        made, _ = windows(len(self.trained), rendered, self.longest)
+        said = [rendered.text, *(m.content for m in rendered.messages)]
+        self._add(made, "".join(said).encode(errors="replace"))
+
+    def _add(self, made: list[Window], text: bytes) -> None:
+        self.rejected += not made
+        self.trained.append(sum(int(w.trained.sum()) for w in made))
+        self.windows.append(made)
+        self.texts.append(text if made else b"")
+
+    @property
+    def read_tokens(self) -> NDArray[np.float64]:
+        """(n,) tokens of each row."""
+        return np.array([sum(len(w.ids) for w in made) for made in self.windows], np.float64)
+
+    def flops(self, shape: Shape, saved: float) -> NDArray[np.float64]:
+        """(n,) of a forward pass: 2 for each multiplication with its addition."""
+        cost, trained = Cost(shape.linear, shape.attention), np.array(self.trained, np.float64)
+        body = [sum(cost.whole(len(w.ids)) for w in made) for made in self.windows]
+        flops: NDArray[np.float64] = 2 * (np.array(body) * (1 - saved) + shape.head * trained)
+        return flops
+
+    def saved(self, shape: Shape, rows: int) -> float:
+        """The share of the body's work that shared prefixes save, were `rows` of them a unit."""
+        cost, whole, shared = Cost(shape.linear, shape.attention), 0.0, 0.0
+        for at in range(0, len(self.windows), rows):
+            unit = [w for made in self.windows[at : at + rows] for w in made]
+            whole += sum(cost.whole(len(w.ids)) for w in unit)
+            for prefix, members in shared_prefixes(unit, cost):
+                shared += cost.whole(prefix)
+                shared += sum(cost.behind(prefix, len(w.ids)) if prefix else cost.whole(len(w.ids))
+                              for w in members)  # fmt: skip
+        return 1 - shared / whole if whole else 0.0
