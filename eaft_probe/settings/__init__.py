@@ -1,0 +1,39 @@
+"""What a user can set: one field each, which is a flag, a key of `--config` and an argument.
+
+The fields' help texts are the documentation of all three. No torch here: `--help` must be quick.
+"""
+
+from eaft_probe.settings.common import DataSettings, ModelSettings
+from eaft_probe.settings.finished import (
+    CompareSettings,
+    GradientSettings,
+    MergeSettings,
+    PlotSettings,
+    ReportSettings,
+    ShowSettings,
+    require_delta,
+)
+from eaft_probe.settings.reading import make_settings, read_config
+from eaft_probe.settings.rollout import RolloutSettings
+from eaft_probe.settings.scan import EstimateSettings, RuleSettings, ScanSettings, kept_share
+from eaft_probe.settings.train import TrainSettings
+
+__all__ = [
+    "CompareSettings",
+    "DataSettings",
+    "EstimateSettings",
+    "GradientSettings",
+    "MergeSettings",
+    "ModelSettings",
+    "PlotSettings",
+    "ReportSettings",
+    "RolloutSettings",
+    "RuleSettings",
+    "ScanSettings",
+    "ShowSettings",
+    "TrainSettings",
+    "kept_share",
+    "make_settings",
+    "read_config",
+    "require_delta",
+]
