@@ -1,0 +1,141 @@
+"""The commands that load a model, or at least its tokenizer."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from eaft_probe.cli.app import app
+from eaft_probe.cli.flags import Config, Data, Dir, FailIf, Json, flags, settled
+from eaft_probe.cli.gate import parsed_gate
+from eaft_probe.cli.printing import console, reported, show_scan, tell_summary
+from eaft_probe.errors import BadInput
+from eaft_probe.settings import (
+    EstimateSettings,
+    GradientSettings,
+    RolloutSettings,
+    ScanSettings,
+    TrainSettings,
+)
+
+
+@app.command()
+@flags(EstimateSettings)
+def scan(
+    given: dict[str, Any],
+    data: Data = None,
+    out: Annotated[str, typer.Option(help="the scan's folder")] = "eaft-scan",
+    config: Config = None,
+    as_json: Json = False,
+    fail_if: FailIf = None,
+) -> None:
+    """Score every trained token of DATA under a model."""
+    gate = parsed_gate(fail_if)
+    settings = settled(given, config)
+    if data is None:
+        settings.setdefault("keep", ["topic", "planted", "planted_text"])
+    if settings.get("dry_run"):
+        _dry_run(data, settings, as_json, gate)
+        return
+    for name in EstimateSettings.only():
+        if settings.pop(name, False) and name != "dry_run":
+            raise BadInput(f"--{name.replace('_', '-')} says what to estimate by: give --dry-run")
+    from eaft_probe.verbs.scan import scan as verb
+
+    with reported(f"the same command goes on from what {out} has") as progress:
+        finished = verb(data, out, progress=progress, **settings)
+    if os.environ.get("RANK", "0") == "0":  # once, however many processes were launched
+        show_scan(finished, as_json, gate, worst=1)
+
+
+def _dry_run(data: str | None, settings: Mapping[str, Any], as_json: bool, gate: Any) -> None:
+    from eaft_probe.verbs.estimate import estimate
+
+    with reported("nothing was written") as progress:
+        found = estimate(data, progress=progress, **settings)
+    tell_summary(
+        found.summary(), as_json, gate, lambda _: console().print(str(found), markup=False)
+    )
+
+
+@app.command()
+@flags(RolloutSettings)
+def rollout(
+    given: dict[str, Any],
+    data: Data = None,
+    out: Annotated[str, typer.Option(help="the answers, F.jsonl")] = "rollout.jsonl",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Sample a model's own answers to the prompts of DATA, ready to scan."""
+    from eaft_probe.columns.summary import summarize
+    from eaft_probe.verbs.rollout import rollout as verb
+
+    with reported(f"the same command goes on from what {out}.parts has") as progress:
+        done = verb(data, out, progress=progress, **settled(given, config))
+    if as_json:
+        scanned = {"scan": summarize(done.scan)} if done.scan else {}
+        print(json.dumps(done.summary() | scanned, ensure_ascii=False))
+        return
+    print(done)
+    if done.scan:
+        show_scan(done.scan, False, None, worst=1)
+
+
+@app.command()
+@flags(TrainSettings)
+def train(
+    given: dict[str, Any],
+    data: Data = None,
+    out: Annotated[str, typer.Option(help="the run's folder")] = "eaft-run",
+    config: Config = None,
+) -> None:
+    """Fine-tune a model on DATA with a gated objective."""
+    from eaft_probe.verbs.train import train as verb
+
+    with reported(f"--resume goes on from the last checkpoint in {out}") as progress:
+        run = verb(data, out, progress=progress, **settled(given, config))
+    if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
+        print(f"{run}; the model and its log lie in {out}")
+
+
+@app.command()
+@flags(GradientSettings)
+def gradients(
+    given: dict[str, Any], folder: Dir, config: Config = None, as_json: Json = False
+) -> None:
+    """Exact whole-model gradient norms of sampled tokens, beside the closed forms."""
+    from eaft_probe.verbs.gradients import gradients as verb
+    from eaft_probe.view.terminal import show_frame
+
+    with reported(f"the same command goes on from what {folder} has") as progress:
+        found = verb(folder, progress=progress, **settled(given, config))
+    if as_json:
+        print(json.dumps(found.summary(), ensure_ascii=False))
+        return
+    console().print(str(found), markup=False)
+    show_frame(console(), found.agreement())
+
+
+@app.command()
+@flags(ScanSettings)
+def render(given: dict[str, Any], data: Data = None, config: Config = None) -> None:
+    """The first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass."""
+    from eaft_probe.verbs.render import render as verb
+    from eaft_probe.view.terminal import TRAINED, coloured
+
+    settings = settled(given, config)
+    if "sample" not in settings:
+        settings.setdefault("limit", 5)
+    out = console()
+    for row in verb(data, **settings):
+        if row.rendered is None:
+            out.print(f"row {row.row}: rejected: {row.reason}", style="yellow", markup=False)
+            continue
+        r = row.rendered
+        trained, total = int(r.trained.sum()), len(r.ids)
+        out.print(f"row {row.row}: {trained} of {total} tokens trained", style="bold")
+        spans = [(int(a), int(b), TRAINED) for a, b in r.chars[r.trained]]
+        out.print(coloured(r.text, spans))
