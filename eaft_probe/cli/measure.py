@@ -1,7 +1,6 @@
 """The commands that load a model, or at least its tokenizer."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from eaft_probe.cli.app import app
 from eaft_probe.cli.flags import Config, Data, Dir, FailIf, Json, flags, settled
 from eaft_probe.cli.gate import parsed_gate
-from eaft_probe.cli.printing import console, reported, show_scan, tell_summary
+from eaft_probe.cli.printing import console, reported, show_scan, speaks, tell_summary
 from eaft_probe.errors import BadInput
 from eaft_probe.settings import (
     EstimateSettings,
@@ -46,11 +45,13 @@ def scan(
 
     with reported(f"the same command goes on from what {out} has") as progress:
         finished = verb(data, out, progress=progress, **settings)
-    if os.environ.get("RANK", "0") == "0":  # once, however many processes were launched
+    if speaks():
         show_scan(finished, as_json, gate, worst=1)
 
 
 def _dry_run(data: str | None, settings: Mapping[str, Any], as_json: bool, gate: Any) -> None:
+    if not speaks():
+        return
     from eaft_probe.verbs.estimate import estimate
 
     with reported("nothing was written") as progress:
@@ -97,7 +98,7 @@ def train(
 
     with reported(f"--resume goes on from the last checkpoint in {out}") as progress:
         run = verb(data, out, progress=progress, **settled(given, config))
-    if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
+    if speaks():
         print(f"{run}; the model and its log lie in {out}")
 
 

@@ -1,6 +1,7 @@
 """What a command prints: progress on standard error, a summary as text or as JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,11 @@ import typer
 from rich.console import Console
 
 INTERRUPTED, GATE_TRIPPED = 130, 3
+
+
+def speaks() -> bool:
+    """Whether this process prints what comes out: one does, however many were launched."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def console() -> Console:

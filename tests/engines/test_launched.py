@@ -46,6 +46,17 @@ def test_bad_input_ends_all_ranks(data: Path, model_folder: str, tmp_path: Path)
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("more", [(), ("--tp",)], ids=str)
+def test_an_estimate_is_said_once(
+    more: tuple[str, ...], data: Path, model_folder: str, tmp_path: Path
+) -> None:
+    given = command(data, tmp_path / "s", model_folder, "--dry-run", "--device-flops=1e9", *more)
+    status, out, errors = ran([*LAUNCH, *given])
+    assert status == 0, errors
+    assert out.count("scored tokens") == errors.count("counting the rows of") == 1
+    assert not (tmp_path / "s").exists()
+
+
 def test_other_engines_start_their_own_workers(
     data: Path, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
