@@ -1,11 +1,15 @@
 """Worker processes: the same bytes, whoever dies."""
 
+import json
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import tiny
 import torch
 from running import SETTINGS, Bar, begun, command, hashes, kill, left_over, ran, started
 from running import workers as worker_processes
@@ -13,7 +17,7 @@ from running import workers as worker_processes
 from eaft_probe import Scan, scan
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
-from eaft_probe.engines.job import Waiting
+from eaft_probe.engines.job import DEATHS, Waiting
 from eaft_probe.errors import BadInput, ProbeError
 
 
@@ -51,6 +55,58 @@ def test_a_killed_workers_unit_goes_to_another(
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     counts = done.manifest["counts"]
     assert (bar.rows, bar.tokens) == (counts["rows"], counts["trained_tokens"])
+
+
+DEADLY = """
+import os
+import signal
+
+from transformers import LlamaForCausalLM
+
+
+def end(module, arguments, given):
+    if (given["input_ids"] == {token}).any():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Deadly(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.register_forward_pre_hook(end, with_kwargs=True)
+"""
+
+
+@pytest.fixture
+def deadly(model_folder: str, tmp_path: Path) -> str:
+    """A model with code of its own, which ends the process that shows it a tilde."""
+    folder = Path(shutil.copytree(model_folder, tmp_path / "deadly"))
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "deadly.Deadly"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (token,) = tiny.tokenizer().encode("~", add_special_tokens=False)
+    (folder / "deadly.py").write_text(DEADLY.format(token=token))
+    return str(folder)
+
+
+def test_a_unit_that_ends_every_worker_stops_the_scan(
+    data: Path, model_folder: str, deadly: str, tmp_path: Path
+) -> None:
+    """The other units' parts stay, byte for byte those of a scan that nothing ended."""
+    lines = data.read_text().splitlines()
+    poisoned = tmp_path / "poisoned.jsonl"
+    poisoned.write_text("\n".join([*lines[:21], lines[21].replace("jumps", "~"), *lines[22:]]))
+    given = command(poisoned, tmp_path / "s", deadly, "--workers=2", "--trust-remote-code")
+    status, _, errors = ran(given, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    (said,) = [line for line in errors.splitlines() if line.startswith("eaft-probe: ")]
+    assert (status, "Traceback" in errors) == (1, False)
+    assert f"unit 5, rows 20 to 23 of {poisoned}, ended {DEATHS} workers" in said
+    assert errors.count("are scored again") == DEATHS - 1
+    scan(poisoned, tmp_path / "whole", model=model_folder, **SETTINGS)
+    kept, whole = hashes(tmp_path / "s"), hashes(tmp_path / "whole")
+    assert len(kept) >= 2 * 5
+    assert kept.items() < whole.items()
+    assert not any("00005" in name for name in kept)
+    assert not left_over(tmp_path / "s")
 
 
 def test_a_unit_that_ends_its_workers_is_named() -> None:
@@ -162,3 +218,34 @@ def test_a_scan_goes_on_with_the_threads_that_it_began_with(
     finally:
         torch.set_num_threads(before)
     assert hashes(tmp_path / "s") == hashes(undisturbed)
+
+
+@pytest.fixture
+def disk(undisturbed: Path, tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for half of a scan, as far as this process may mount one."""
+    place, page = tmp_path / "disk", 4096
+    place.mkdir()
+    pages = sum(-(-f.stat().st_size // page) for f in undisturbed.rglob("part-*"))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={pages * page // 2}", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_costs_no_byte(
+    data: Path, model_folder: str, undisturbed: Path, disk: Path
+) -> None:
+    given = command(data, disk / "s", model_folder, "--workers", "2")
+    status, _, errors = ran(given)
+    assert status == 1
+    assert "Traceback" not in errors
+    assert "No space left on device; what is finished stays, the same command goes on" in errors
+    kept, whole = hashes(disk / "s"), hashes(undisturbed)
+    assert kept
+    assert kept.items() < whole.items()
+    subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+    status, _, errors = ran(given)
+    assert status == 0, errors
+    assert hashes(disk / "s") == whole
+    assert not left_over(disk / "s")

@@ -336,6 +336,8 @@ def test_a_full_disk_leaves_no_half_part(
     monkeypatch.undo()
     done = scan(ROWS, tmp_path / "s", model=model_folder, rows_per_unit=8)
     assert len(done.examples()) == len(ROWS)
+    scan(ROWS, tmp_path / "undisturbed", model=model_folder, rows_per_unit=8)
+    assert hashes(tmp_path / "s") == hashes(tmp_path / "undisturbed")
 
 
 def test_a_target_that_cannot_be_written(tmp_path: Path, model_folder: str) -> None:
