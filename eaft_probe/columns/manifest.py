@@ -58,12 +58,14 @@ class Source(_Strict):
     rows: Count
     first: Count  # what its row 0 is called
     selection: dict[Text, int | None] | None  # --limit, --sample, --seed
+    files: dict[Text, Hash] = {}
 
 
 class Data(_Strict):
     source: Text
     fingerprint: Text
     format: Text
+    files: dict[Text, Hash] = {}  # of several files those that rows come from, each by itself
     sources: Annotated[list[Source], FailFast()] = []
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +69,9 @@ class Source(Protocol):
 
     def fingerprint(self) -> str: ...
 
+    def files(self) -> dict[str, str]:
+        """File → its fingerprint alone, where there are files."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -89,9 +93,15 @@ class Files:
         Of several files: over the fingerprints that each has alone, which is what scans of each,
         merged, have.
         """
-        alone = [_fingerprint(path) for path in self.paths]
-        together = hashlib.sha256("".join(alone).encode()).hexdigest()
-        return alone[0] if len(alone) == 1 else together
+        together = hashlib.sha256("".join(self._alone).encode()).hexdigest()
+        return self._alone[0] if len(self.paths) == 1 else together
+
+    def files(self) -> dict[str, str]:
+        return dict(zip(map(str, self.paths), self._alone, strict=True))
+
+    @cached_property
+    def _alone(self) -> list[str]:
+        return [_fingerprint(path) for path in self.paths]
 
 
 def _fingerprint(path: Path) -> str:
@@ -119,6 +129,9 @@ class Rows:
         for value in self.rows:
             digest.update(json.dumps(value, default=str, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
+
+    def files(self) -> dict[str, str]:
+        return {}
 
 
 def open_source(

@@ -52,17 +52,19 @@ class UnitPlan:
     drawn: frozenset[int] | None
     rows: int
     count: int
+    files: frozenset[str] = frozenset()  # that rows come from
 
     @classmethod
     def of(cls, source: Source, selection: Selection, rows_per_unit: int) -> "UnitPlan":
         """Reads the source once to count it. Raises `DataError` where it has no rows."""
         draft = cls(source, selection, rows_per_unit, selection.rows(source), 0, 0)
-        rows = count = 0
+        rows, count, files = 0, 0, set[str]()
         for unit in draft.units():
             rows, count = rows + len(unit.records), count + 1
+            files |= {record.file for record in unit.records}
         if not rows:
             raise DataError(f"{source.name} has no rows")
-        return cls(source, selection, rows_per_unit, draft.drawn, rows, count)
+        return cls(source, selection, rows_per_unit, draft.drawn, rows, count, frozenset(files))
 
     def units(self) -> Iterator[Unit]:
         records, size, index = list[Record](), 0, 0

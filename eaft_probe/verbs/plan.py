@@ -62,6 +62,7 @@ def make_plan(
             "rows": units.rows,
             "units": units.count,
             "format": row_format.name,
+            **_files(source, units),
         },
         "model_identity": find_model(settings.model, settings.revision).identity(),
         "model_files": find_model(settings.model, settings.revision).small_files(),
@@ -70,6 +71,12 @@ def make_plan(
         and find_model(settings.reference, settings.revision).identity(),
         "chat_template": template_hash(tokenizer),
     }
+
+
+def _files(source: Source, units: UnitPlan) -> dict[str, dict[str, str]]:
+    """The fingerprints of several files, by which `merge` sees one of them in another scan."""
+    alone = source.files()
+    return {"files": {f: alone[f] for f in sorted(units.files)}} if len(alone) > 1 else {}
 
 
 def batch_tokens(settings: ScanSettings, device: str) -> int:
@@ -182,7 +189,8 @@ def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) 
     differing = [
         f"{name} {_short(was)} there, {_short(now)} now"
         for name, was, now in _differences(stored, json.loads(json.dumps(plan)))
-        if name != "data.source"  # the same data by another path
+        # The same data by another path, or in a plan that says less of them.
+        if name != "data.source" and not name.startswith("data.files")
     ]
     if differing:
         raise ScanError(f"{what} with other settings ({'; '.join(differing)}); choose another "

@@ -63,8 +63,9 @@ def sources(scan: Scan) -> list[dict[str, Any]]:
     count, limit = rows_of(scan), config.get("limit")
     part = config.get("sample") is not None or (isinstance(limit, int) and count >= limit)
     selection = {n: config.get(n) for n in ("limit", "sample", "seed")} if part else None
-    return [{SOURCE: data["source"], "fingerprint": data["fingerprint"], "rows": count,
-             "first": 0, "selection": selection}]  # fmt: skip
+    return [{SOURCE: data["source"], "fingerprint": data["fingerprint"], "rows": count, "first": 0,
+             "selection": selection,
+             **{n: data[n] for n in ("files",) if data.get(n)}}]  # fmt: skip
 
 
 def rows_of(scan: Scan) -> int:
@@ -127,13 +128,18 @@ def require_disjoint(scans: Sequence[Scan], out: Path) -> None:
     for scan in scans:
         if scan.path.resolve() == out.resolve():
             raise BadInput(f"--out {out} is one of the scans to merge; choose another folder")
-        for source in sources(scan):
-            before = seen.setdefault(source["fingerprint"], scan)
+        for name, fingerprint in _prints(scan):
+            before = seen.setdefault(fingerprint, scan)
             if before is not scan:
-                raise BadInput(
-                    f"{before.path} and {scan.path} are scans of the same data "
-                    f"({source[SOURCE]}); merge joins scans of disjoint data"
-                )
+                raise BadInput(f"{before.path} and {scan.path} both are of the data in {name}; "
+                               f"merge joins scans of disjoint data")  # fmt: skip
+
+
+def _prints(scan: Scan) -> Iterator[tuple[str, str]]:
+    """What a scan was made from, and the files of that which it names."""
+    for source in sources(scan):
+        yield source[SOURCE], source["fingerprint"]
+        yield from source.get("files", {}).items()
 
 
 def require_alike(scans: Sequence[Scan]) -> None:

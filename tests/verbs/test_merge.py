@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -393,14 +394,60 @@ def test_the_same_data_twice_is_refused(
     folder: Path, shards: list[Scan], tmp_path: Path, model_folder: str
 ) -> None:
     refused(shards[:1], tmp_path / "m", "at least two")
-    refused([shards[0], str(shards[0].path)], tmp_path / "m", "same data")
+    refused([shards[0], str(shards[0].path)], tmp_path / "m", "both are of the data")
     again = scanned(folder / "data/a.jsonl", folder / "a-again", model_folder, limit=5)
-    refused([shards[0], again], tmp_path / "m", r"same data \(.*a.jsonl\)")
+    refused([shards[0], again], tmp_path / "m", r"the data in .*a\.jsonl;")
     merged = merge(shards[:2], folder / "two")
-    refused([merged, again], tmp_path / "m", "same data")
-    refused([shards[2], shards[0], merged], tmp_path / "m", "same data")
+    refused([merged, again], tmp_path / "m", r"the data in .*a\.jsonl;")
+    refused([shards[2], shards[0], merged], tmp_path / "m", r"the data in .*a\.jsonl;")
     refused([shards[0], tmp_path / "none"], tmp_path / "m", "no such folder", ScanError)
     assert not (tmp_path / "m").exists()
+
+
+def test_a_folder_beside_one_of_its_files_is_refused(
+    folder: Path, shards: list[Scan], whole: Scan, tmp_path: Path, model_folder: str
+) -> None:
+    """By the content of the files, wherever they lie; also in a scan that was merged before."""
+    refused(
+        [shards[1], whole], tmp_path / "m", r"b and .*whole both are of the data in .*b\.jsonl;"
+    )
+    moved = tmp_path / "data"
+    moved.mkdir()
+    (moved / "x.jsonl").write_bytes((folder / "data/c.jsonl").read_bytes())
+    (moved / "y.jsonl").write_text("\n".join(line(n) for n in range(30, 36)))
+    (moved / "z.jsonl").write_text("")
+    other = scanned(moved, tmp_path / "other", model_folder)
+    refused([other, whole], tmp_path / "m", r"the data in .*c\.jsonl;")
+    merged = merge([shards[0], other], tmp_path / "merged")
+    refused([merged, shards[2]], tmp_path / "m", r"the data in .*c\.jsonl;")
+    refused([merged, whole], tmp_path / "m", r"the data in .*a\.jsonl;")
+
+
+def test_a_part_of_a_folder_may_stand_beside_a_file_that_it_has_nothing_of(
+    folder: Path, shards: list[Scan], tmp_path: Path, model_folder: str
+) -> None:
+    first = scanned(folder / "data", tmp_path / "first", model_folder, limit=8)
+    assert [*first.manifest["data"]["files"]] == [str(folder / "data/a.jsonl")]
+    refused([first, shards[0]], tmp_path / "m", r"the data in .*a\.jsonl;")
+    assert len(merge([first, shards[2]], tmp_path / "m").examples()) == 7 + 9
+
+
+def test_scans_that_name_no_files_are_read_and_finished_as_before(
+    folder: Path, whole: Scan, shards: list[Scan], tmp_path: Path, model_folder: str
+) -> None:
+    """As those of before `files` was recorded."""
+    old = Path(shutil.copytree(whole.path, tmp_path / "old"))
+    for name in ("manifest.json", "plan.json"):
+        said = json.loads((old / name).read_text())
+        del said["data"]["files"]
+        (old / name).write_text(json.dumps(said))
+    before = files(old)
+    scanned(folder / "data", old, model_folder)
+    assert files(old) == before
+    (old / "manifest.json").unlink()
+    (old / "tokens/part-00001.parquet").unlink()
+    again = scanned(folder / "data", old, model_folder)
+    assert again.manifest["parts"] == whole.manifest["parts"]
 
 
 def test_the_folder_is_no_scan_to_merge(shards: list[Scan], whole: Scan) -> None:
