@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,9 +146,31 @@ def write(scan: Scan, sample: Mapping[str, NDArray[Any]], norms: NDArray[Any], m
     _, code, taken = np.unique(held["stratum"], return_inverse=True, return_counts=True)
     held |= {"cell": coarse_cell(held), WEIGHT: held["stratum_tokens"] / taken[code],
              EXACT: norms[known]}  # fmt: skip
+    _write(scan, held, made)
+
+
+def join(scan: Scan, found: Sequence[FullGradients], first: Sequence[int], within: Path) -> None:
+    """Writes the samples of scans, whose row 0 is row `first` of `scan`, as one of `scan`.
+
+    A token stands for as many as before: what a stratum of the whole has is the sum over its scans.
+    Raises `ScanError` where the samples were not made alike, and `OSError`.
+    """
+    made = found[0].made
+    for other in found:
+        same = not other.made.differences(replace(made, scan=other.made.scan))
+        if not (same and other.made.sample == made.sample and other.made.finished):
+            raise ScanError("their models, dtypes, seeds or samples differ, or one is unfinished")
+    tables = [g.table.assign(example=g.table["example"] + f)
+              for g, f in zip(found, first, strict=True)]  # fmt: skip
+    held = {n: c.to_numpy() for n, c in pandas.concat(tables, join="inner").items()}
+    sums = {n: sum(getattr(g.made, n) for g in found) for n in ("sample", "left_out")}
+    _write(scan, held, replace(made, scan=scan_identity(scan), **sums), within)
+
+
+def _write(scan: Scan, held: Mapping[str, Any], made: Made, within: Path | None = None) -> None:
     schema = _schema(held).with_metadata({MADE_KEY: json.dumps(asdict(made))})
     arrays = [pa.array(held[f.name].astype(f.type.to_pandas_dtype())) for f in schema]
-    write_parquet(scan.path / GRADIENTS, pa.Table.from_arrays(arrays, schema=schema))
+    write_parquet(scan.path / GRADIENTS, pa.Table.from_arrays(arrays, schema=schema), within)
 
 
 def _schema(held: Mapping[str, Any]) -> pa.Schema:

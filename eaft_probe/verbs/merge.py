@@ -1,8 +1,8 @@
 """`merge`: finished scans of disjoint data as one scan, without the model.
 
-open → refuse what does not belong together → plan → part after part → rejected rows → manifest →
-flag. A part is read and written at a time, so memory does not grow with the scans; a killed merge
-goes on with the same command.
+open → refuse what does not belong together → plan → part after part → rejected rows → exact norms →
+manifest → flag. A part is read and written at a time, so memory does not grow with the scans; a
+killed merge goes on with the same command.
 """
 
 import hashlib
@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from eaft_probe.columns import full_gradients
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.counted import counted
+from eaft_probe.columns.full_gradients import FullGradients
 from eaft_probe.columns.parts import reading
 from eaft_probe.columns.table import (
     CONFLICTS,
+    GRADIENTS,
     REJECTED,
     TOTALS,
     Scan,
@@ -68,9 +71,10 @@ def merge(
     """Joins finished scans of disjoint data, in the order given, into the scan folder `out`.
 
     `example` is renumbered by the rows of the scans before, and the examples get a column
-    `source`. The rule is that of the scans where it is the same in all (a quantile is found again
-    over the whole), else the default. Every other argument is a field of `MergeSettings` and a
-    flag of `eaft-probe merge`.
+    `source`. Exact norms come along where all scans have them, of samples made alike. The rule is
+    that of the scans where it is the same in all (a quantile is found again over the whole), else
+    the default. Every other argument is a field of `MergeSettings` and a flag of `eaft-probe
+    merge`.
 
     Raises `BadInput` where the scans are of the same data, or were made under another model,
     dtype, template, mask or with other columns; `ScanError` for a damaged one.
@@ -142,7 +146,9 @@ def _join(
             progress.advance(1, listed[-1]["rows"])
         _join_rejected(folder, aside, shards)
         totals = _join_totals(folder, aside, shards, kept)
-        write_manifest(folder, _manifest(shards, plan, listed, kept) | totals, aside)
+        manifest = _manifest(shards, plan, listed, kept) | totals
+        _join_gradients(Scan(folder, manifest), aside, shards, progress)
+        write_manifest(folder, manifest, aside)
 
 
 def _join_rejected(folder: Path, aside: Path, shards: Sequence[Shard]) -> None:
@@ -175,6 +181,21 @@ def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
     before, values = sums.pop(f"kept:{SOURCE}", none)
     named = [MANY if k == MANY else json.dumps(shard.name(json.loads(k))) for k in before]
     return table_of({**sums, f"kept:{SOURCE}": (named, values)}, columns_of(scan.totals))
+
+
+def _join_gradients(merged: Scan, aside: Path, shards: Sequence[Shard], progress: Progress) -> None:
+    """The exact norms, where every scan has them and of samples made alike."""
+    missing = [s.scan.path for s in shards if not (s.scan.path / GRADIENTS).exists()]
+    if len(missing) == len(shards):
+        return
+    try:
+        if missing:
+            raise ScanError(f"{missing[0]} has none")
+        found = [FullGradients.open(s.scan) for s in shards]
+        full_gradients.join(merged, found, [s.first for s in shards], aside)
+    except ScanError as error:
+        progress.note(f"{GRADIENTS} is left out: {error}; `eaft-probe gradients {merged.path}` "
+                      f"makes one of the whole")  # fmt: skip
 
 
 def _join_part(

@@ -22,6 +22,7 @@ from pandas.testing import assert_frame_equal
 from eaft_probe import Scan, compare, scan
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.full_gradients import FullGradients
 from eaft_probe.columns.planes import plane
 from eaft_probe.columns.summary import summarize, worst_examples
 from eaft_probe.columns.table import write_part
@@ -30,6 +31,7 @@ from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.model.loading import load_model
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.beside import require_same_data
+from eaft_probe.verbs.gradients import gradients
 from eaft_probe.verbs.merge import merge
 
 RULE = ConflictRule(4.6, 0.002)  # a random model is sure of little
@@ -367,6 +369,62 @@ def test_a_finished_merge_is_left_alone_and_another_is_refused(
     with pytest.raises(ScanError, match="--overwrite"):
         merge(shards[1:], tmp_path / "m")
     assert len(merge(shards[1:], tmp_path / "m", overwrite=True).examples()) == 13
+
+
+# --- exact norms ---
+
+
+def with_norms(shards: Sequence[Scan], folder: Path, **settings: Any) -> list[Scan]:
+    """Copies of scans, with their exact norms."""
+    copies = [Scan.open(shutil.copytree(s.path, folder / s.path.name)) for s in shards]
+    for copy in copies:
+        gradients(copy.path, **settings)
+    return copies
+
+
+def test_exact_norms_come_along(shards: list[Scan], whole: Scan, tmp_path: Path) -> None:
+    """Of all tokens they are those of the whole."""
+    (one,) = with_norms([whole], tmp_path, sample=1000)
+    merged = merge(with_norms(shards, tmp_path, sample=1000), tmp_path / "m")
+    places = ["example", "position"]
+    found, wanted = (FullGradients.open(s).table.sort_values(places, ignore_index=True)
+                     for s in (merged, one))  # fmt: skip
+    assert len(found) == len(whole.tokens())
+    assert_frame_equal(found, wanted, rtol=1e-4, atol=1e-4)
+    path = merged.path / "gradients.parquet"
+    before = path.read_bytes()
+    assert gradients(merged.path, sample=2000).made.sample == 3000
+    assert path.read_bytes() == before
+
+
+def test_a_merged_sample_stands_for_the_tokens_of_all(shards: list[Scan], tmp_path: Path) -> None:
+    made = with_norms(shards[:2], tmp_path, sample=20, seed=3)
+    merged = merge(made, tmp_path / "m")
+    found = FullGradients.open(merged)
+    tables = [FullGradients.open(s).table for s in made]
+    tables[1]["example"] += 8  # the rows of the first
+    assert_frame_equal(found.table, pandas.concat(tables, ignore_index=True))
+    assert (found.made.sample, found.made.seed, len(found.table)) == (40, 3, 40)
+    assert found.covered == pytest.approx(1)  # each stratum of each scan has been drawn from
+
+
+def test_norms_that_do_not_belong_together_are_left_out(shards: list[Scan], tmp_path: Path) -> None:
+    made = with_norms(shards[:2], tmp_path, sample=5)
+    assert "c has none" in left_out([*made, shards[2]], tmp_path / "m")
+    gradients(made[1].path, sample=5, seed=1, overwrite=True)
+    assert "seeds or samples differ" in left_out(made, tmp_path / "n")
+    (made[1].path / "gradients.parquet").write_bytes(b"PAR1")
+    assert "is damaged" in left_out(made, tmp_path / "o")
+
+
+def left_out(scans: Sequence[Scan], out: Path) -> str:
+    """The note that a merge gives."""
+    notes = Notes()
+    merge(scans, out, progress=notes)
+    assert not (out / "gradients.parquet").exists()
+    (said,) = [s for s in notes.said if s.startswith("gradients.parquet is left out: ")]
+    assert said.endswith(f"`eaft-probe gradients {out}` makes one of the whole")
+    return said
 
 
 # --- what is refused ---
