@@ -77,6 +77,32 @@ def test_a_lost_actor_and_a_lost_node(
     assert not left_over(tmp_path / "s")
 
 
+def test_a_frozen_actors_unit_goes_to_another(
+    cluster: Any, data: Path, model_folder: str, undisturbed: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It is gone when the scan goes on, so nothing can come from it any more."""
+    monkeypatch.setattr("eaft_probe.engines.ray.LEAST", 5.0)
+    frozen = []
+
+    def then(bar: Bar) -> None:
+        if not frozen and bar.rows >= 8:
+            frozen.append(actors()[0])
+            kill(frozen[0], signal.SIGSTOP)
+
+    bar = Bar(then)
+    made = scan(data, tmp_path / "s", model=model_folder, engine="ray", workers=2, progress=bar,
+                address=cluster.address, **SETTINGS)  # fmt: skip
+    (said,) = [note for note in bar.notes if "silent" in note]
+    assert "an actor is lost (was silent for" in said
+    assert hashes(tmp_path / "s") == hashes(undisturbed)
+    counts = made.manifest["counts"]
+    assert (bar.rows, bar.tokens) == (counts["rows"], counts["trained_tokens"])
+    assert frozen
+    psutil.wait_procs(frozen, timeout=30)
+    assert not frozen[0].is_running()
+
+
 def test_a_lost_driver_means_a_rerun(
     cluster: Any, data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
