@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -160,7 +160,8 @@ def ray_pause(bench: Bench, out: Path) -> bool:
         actor.send_signal(signal.SIGSTOP)
     time.sleep(bench.args.pause if found else 0)
     for actor in found:
-        actor.send_signal(signal.SIGCONT)
+        with suppress(psutil.NoSuchProcess):  # given up by now, and another is in its place
+            actor.send_signal(signal.SIGCONT)
     require(process, 0)
     return bool(found)
 
@@ -261,7 +262,9 @@ def row(bench: Bench, name: str) -> tuple[str, ...]:
         same += hashes(out) == whole
         print(f"{name}: {number + 1}/{times}", file=sys.stderr)
     seconds = f"{time.monotonic() - began:.0f}"
-    return (name, str(times), str(struck), str(lost), str(twice), f"{same} of {times}", seconds)
+    made = (name, str(times), str(struck), str(lost), str(twice), f"{same} of {times}", seconds)
+    print(" | ".join(made), file=sys.stderr)  # the table comes when all have struck
+    return made
 
 
 def main() -> None:

@@ -99,9 +99,6 @@ def compare(a: Scan | str | Path, b: Scan | str | Path, **settings: Any) -> Comp
     """
     wanted: CompareSettings = make_settings(CompareSettings, settings)
     a, b = (s if isinstance(s, Scan) else Scan.open(s) for s in (a, b))
-    for scan in (a, b):
-        if scan.keep_tokens == "flagged":  # a sample stands for the whole, its conflicts do not
-            scan.require_all("compare")
     by, said = how(a, b, wanted.by)
     if by == "tokens":
         return _by_tokens(a, b, said, wanted.delta)
@@ -113,6 +110,8 @@ def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
     for scan in (a, b):
         if not tokens(scan):
             raise BadInput(f"{scan.path} has no scored token to compare")
+        if scan.keep_tokens == "flagged":  # a sample stands for the whole, its conflicts do not
+            scan.require_all("compare")
     prints = [str(s.manifest["data"]["fingerprint"]) for s in (a, b)]
     first, second = (p[:12] for p in prints)
     same = prints[0] == prints[1]

@@ -11,18 +11,27 @@ from numpy.typing import NDArray
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.columns.table import tokens_schema
 from eaft_probe.model.loading import resolve_device
-from eaft_probe.settings import EstimateSettings
+from eaft_probe.settings import EstimateSettings, kept_share
 
 # Bytes of tokens/ a scored token: 31 under a vocabulary of 512, 35 under one of 49,152
 # (benchmarks/scan_memory.py); each further number column takes some 3.5 of its 4.
 TOKEN_BYTES, COLUMN_BYTES, COLUMNS = 35.0, 3.5, 18
 # What a scan reaches of the rate of one large product, and what rendering, tokenizing and writing
-# take a token that is read (benchmarks/cost_model.py). The README's runs under SmolLM2 on 2 cores
-# (GSM8K 200 and 16 rows, tau-bench 16 and 2) reached 0.91, 0.76, 0.83 and 0.77 of 1.86e11 FLOP/s;
-# stories260K, which hardly computes, took 20 µs a token. A GPU's have not been measured.
+# take a token that is read (benchmarks/cost_model.py). Under SmolLM2 on 2 cores 16 and 64 rows of
+# GSM8K reached 0.75 and 0.85 of 1.7e11 FLOP/s; stories260K, which hardly computes, took 29 and
+# 18 µs a token with 100 and 400 rows. A GPU's have not been measured.
 REACHED = {"cpu": 0.83}
 HOST_SECONDS = 20e-6
 PROBE = (2048, 1024, 4096)  # rows, inner and columns of that product: 0.2 s on 2 CPU cores
+
+
+def disk_bytes(
+    trained: NDArray[np.float64], texts: Sequence[bytes], settings: EstimateSettings
+) -> NDArray[np.float64]:
+    """(n,) of the rows' tokens and examples. Of --keep-tokens flagged as if all were flagged."""
+    share = kept_share(settings.keep_tokens) or 1.0
+    kept: NDArray[np.float64] = 1 - (1 - share) ** trained  # that an example has a token left
+    return trained * share * token_bytes(settings) + example_bytes(texts) * kept
 
 
 def token_bytes(settings: EstimateSettings) -> float:

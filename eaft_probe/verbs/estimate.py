@@ -18,7 +18,7 @@ from eaft_probe.errors import BadInput, DataError
 from eaft_probe.model.shape import Shape, load_shape
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import EstimateSettings, make_settings
-from eaft_probe.verbs.costs import HOST_SECONDS, device_rate, example_bytes, token_bytes
+from eaft_probe.verbs.costs import HOST_SECONDS, device_rate, disk_bytes
 from eaft_probe.verbs.row_sample import Interval, RowSample, drawn_rows, total
 from eaft_probe.verbs.scan import data_format, open_data, selection
 
@@ -107,7 +107,7 @@ def _estimated(
         rows=rows, units=units.count, sampled_rows=len(trained),
         rejected_share=sample.rejected / len(trained),
         trained_tokens=total(trained, rows), read_tokens=total(sample.read_tokens, rows),
-        disk_bytes=total(trained * token_bytes(settings) + example_bytes(sample.texts), rows),
+        disk_bytes=total(disk_bytes(trained, sample.texts, settings), rows),
         flops=total(flops, rows), shared_prefix_share=saved,
         rate=rate, device_flops=device_flops, devices=settings.devices,
         hours=hours and hours.times(1 / settings.devices), price=price or None,

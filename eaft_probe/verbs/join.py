@@ -1,13 +1,16 @@
-"""The end of a scan that keeps some of its tokens: few parts of many units, and their totals."""
+"""What scans that keep some of their tokens end with: few parts of many units, and totals."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from eaft_probe.columns.counted import counted
 from eaft_probe.columns.table import (
     TOTALS,
     UNITS,
@@ -17,7 +20,8 @@ from eaft_probe.columns.table import (
     write_parquet,
     write_part,
 )
-from eaft_probe.columns.totals import added_up
+from eaft_probe.columns.totals import MANY, added_up, columns_of, sums_of, table_of
+from eaft_probe.verbs.shards import SOURCE, Shard
 
 # A part holds as many units as stay below both: a row group of tokens, and texts that one process
 # holds easily.
@@ -77,3 +81,31 @@ def _bytes(examples: pa.Table) -> int:
 def _joined(held: list[Tables]) -> Tables:
     tokens, examples = (pa.concat_tables(tables) for tables in zip(*held, strict=True))
     return tokens.unify_dictionaries().combine_chunks(), examples.replace_schema_metadata()
+
+
+# --- merge ---
+
+
+def join_totals(
+    folder: Path, aside: Path, shards: Sequence[Shard], kept: Sequence[str]
+) -> dict[str, str]:
+    """What the manifest says of the totals, where the scans have some."""
+    if shards[0].scan.keeps_all:
+        return {}
+    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards), aside)
+    return {"totals": sha256(folder / TOTALS)}
+
+
+def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
+    """Those of a scan, with the groups of every pass-through column of the whole and of `source`.
+
+    All examples of a scan without such a column have no value there."""
+    sums, scan = sums_of(shard.scan.totals), shard.scan
+    examples = [scan.manifest["counts"]["examples"], counted(scan).examples_with_conflicts()]
+    none = [json.dumps(None)], np.array([examples], np.float64)
+    theirs = {new: sums.pop(f"kept:{old}", none) for old, new in shard.kept.items()}
+    for name in kept:
+        sums[f"kept:{name}"] = theirs.get(name, none)
+    before, values = sums.pop(f"kept:{SOURCE}", none)
+    named = [MANY if k == MANY else json.dumps(shard.name(json.loads(k))) for k in before]
+    return table_of({**sums, f"kept:{SOURCE}": (named, values)}, columns_of(scan.totals))

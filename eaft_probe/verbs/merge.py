@@ -12,36 +12,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eaft_probe.columns import full_gradients
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.counted import counted
 from eaft_probe.columns.full_gradients import FullGradients
 from eaft_probe.columns.parts import reading
 from eaft_probe.columns.table import (
     CONFLICTS,
     GRADIENTS,
     REJECTED,
-    TOTALS,
     Scan,
     examples_schema,
     part_facts,
     part_file,
-    sha256,
     unit_report,
     write_manifest,
-    write_parquet,
     write_part,
 )
-from eaft_probe.columns.totals import MANY, added_up, columns_of, sums_of, table_of
 from eaft_probe.errors import ScanError
 from eaft_probe.files import written_aside
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import MergeSettings, make_settings
+from eaft_probe.verbs.join import join_totals
 from eaft_probe.verbs.ownership import Ownership, owned
 from eaft_probe.verbs.plan import is_finished, prepare
 from eaft_probe.verbs.shards import (
@@ -145,7 +140,7 @@ def _join(
             listed.append(_join_part(folder, aside, number, shard, index, kept))
             progress.advance(1, listed[-1]["rows"])
         _join_rejected(folder, aside, shards)
-        totals = _join_totals(folder, aside, shards, kept)
+        totals = join_totals(folder, aside, shards, kept)
         manifest = _manifest(shards, plan, listed, kept) | totals
         _join_gradients(Scan(folder, manifest), aside, shards, progress)
         write_manifest(folder, manifest, aside)
@@ -156,31 +151,6 @@ def _join_rejected(folder: Path, aside: Path, shards: Sequence[Shard]) -> None:
         for shard in shards:
             for row in rejected(shard.scan):
                 file.write(json.dumps(shard.number(row), ensure_ascii=False) + "\n")
-
-
-def _join_totals(
-    folder: Path, aside: Path, shards: Sequence[Shard], kept: Sequence[str]
-) -> dict[str, str]:
-    """What the manifest says of the totals, where the scans have some."""
-    if shards[0].scan.keeps_all:
-        return {}
-    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards), aside)
-    return {"totals": sha256(folder / TOTALS)}
-
-
-def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
-    """Those of a scan, with the groups of every pass-through column of the whole and of `source`.
-
-    All examples of a scan without such a column have no value there."""
-    sums, scan = sums_of(shard.scan.totals), shard.scan
-    examples = [scan.manifest["counts"]["examples"], counted(scan).examples_with_conflicts()]
-    none = [json.dumps(None)], np.array([examples], np.float64)
-    theirs = {new: sums.pop(f"kept:{old}", none) for old, new in shard.kept.items()}
-    for name in kept:
-        sums[f"kept:{name}"] = theirs.get(name, none)
-    before, values = sums.pop(f"kept:{SOURCE}", none)
-    named = [MANY if k == MANY else json.dumps(shard.name(json.loads(k))) for k in before]
-    return table_of({**sums, f"kept:{SOURCE}": (named, values)}, columns_of(scan.totals))
 
 
 def _join_gradients(merged: Scan, aside: Path, shards: Sequence[Shard], progress: Progress) -> None:

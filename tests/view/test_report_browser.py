@@ -11,7 +11,7 @@ import pytest
 from hostile import ATTACKS, hostile_scan
 from test_report import without
 
-from eaft_probe import Scan
+from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.printable import printable
 from eaft_probe.view.report import report
@@ -263,3 +263,18 @@ def test_a_bare_scan_loads_as_well(done: Scan, browser: Any, tmp_path: Path) -> 
     assert page.get_log("browser") == []
     assert "No token of this scan" in by_id(page, "pairs-note").text
     assert len(page.find_elements(By.CSS_SELECTOR, "#cards article")) == 10
+
+
+def test_a_scan_that_kept_a_sample(browser: Any, model_folder: str, tmp_path: Path) -> None:
+    """The whole page is there, although most pairs of conflicts have no place to show."""
+    rows = [
+        {"question": f"what is {i}", "answer": " ".join("abcdefgh"[i % 5 :])} for i in range(40)
+    ]
+    kept = scan(rows, tmp_path / "scan", model=model_folder, keep_tokens="sample:0.02",
+                entropy_below=9, prob_below=0.9)  # fmt: skip
+    page = load(browser, report(kept, tmp_path / "report.html"))
+    assert "--keep-tokens sample:0.02" in by_id(page, "notices").text
+    assert "none of them was kept" in by_id(page, "pairs").text
+    total = kept.manifest["counts"]["trained_tokens"]
+    assert f"{total:,} of {total:,} tokens" in by_id(page, "count").text
+    assert by_id(page, "sources").find_elements(By.TAG_NAME, "dt")

@@ -140,6 +140,7 @@ function showPairs() {
 }
 
 function places(pair) {
+  if (!pair.places.length) return "none of them was kept";
   const items = pair.places.map((place) =>
     element("li", {},
       context(place.before.slice(-60), pair.token, place.after.slice(0, 60), true), " ",
