@@ -7,7 +7,9 @@ connections whose address and key it puts into the launcher's store.
 import os
 import pickle
 import secrets
+import time
 from datetime import timedelta
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch.distributed.rendezvous import rendezvous
 from eaft_probe.engines.worker import serve, tell_over
 from eaft_probe.errors import BadInput, ProbeError, one_line
 
+PLACE = "eaft-probe"  # of rank 0's address in the store
 PATIENCE = timedelta(minutes=10)  # until all processes of a launch have started
+NOBODY = (OSError, EOFError, AuthenticationError)  # or somebody else
 
 
 def launched() -> bool:
@@ -44,20 +48,34 @@ class Ranks:
     def _welcome(self) -> None:
         host, key = os.environ["MASTER_ADDR"], secrets.token_bytes(32)
         with Listener((host, 0), authkey=key) as listener:
-            self.store.set("eaft-probe", pickle.dumps((listener.address, key)))
+            self.store.set(PLACE, pickle.dumps((listener.address, key)))
             self.connections = [listener.accept() for _ in range(self.size - 1)]
+        # The store outlives the processes: those that are started again must not find this.
+        self.store.delete_key(PLACE)
 
     def serve(self, device: str) -> None:
         """On the other ranks: scores what rank 0 sends, until it says that all is done.
 
         Raises what ended the run on rank 0.
         """
-        address, key = pickle.loads(self.store.get("eaft-probe"))
         own = f"cuda:{self.local}" if device == "cuda" else device
         try:
-            serve(Client(address, authkey=key), own)
-        except OSError as error:
+            serve(self._connected(), own)
+        except (*NOBODY, RuntimeError) as error:
             raise ProbeError(f"rank 0 is gone: {one_line(error)}") from error
+
+    def _connected(self) -> "Connection[Any, Any]":
+        """To rank 0. An address where nobody is may be that of one that was ended before all had
+        come, until another takes its place."""
+        until = time.monotonic() + PATIENCE.total_seconds()
+        while True:
+            address, key = pickle.loads(self.store.get(PLACE))
+            try:
+                return Client(address, authkey=key)
+            except NOBODY:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
 
     def __enter__(self) -> "Ranks":
         return self

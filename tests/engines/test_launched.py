@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import begun, command, hashes, left_over, ran, started
+from running import SECONDS, begun, command, hashes, left_over, ran, started
 
 from eaft_probe import Scan, scan
 from eaft_probe.errors import BadInput
@@ -34,6 +34,22 @@ def test_a_killed_rank_means_a_rerun(
     psutil.wait_procs(ranks, timeout=10)
     if not (tmp_path / "s/manifest.json").exists():  # rank 0 may have been quicker than its end
         scan(data, tmp_path / "s", model=model_folder, rows_per_unit=4, threads=1)
+    assert hashes(tmp_path / "s") == hashes(undisturbed)
+    assert not left_over(tmp_path / "s")
+
+
+def test_a_launcher_may_start_them_again(
+    data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The new ranks meet, though the launcher's store has seen others, and go on."""
+    launch = [*LAUNCH, "--max-restarts=1"]
+    process = started([*launch, *command(data, tmp_path / "s", model_folder)])
+    begun(process, tmp_path / "s")
+    ranks = psutil.Process(process.pid).children()
+    next(r for r in ranks if r.environ().get("RANK") == "1").kill()
+    out, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors
+    assert out.count("trained tokens (") == 1
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     assert not left_over(tmp_path / "s")
 
