@@ -64,3 +64,9 @@ def own_file(folder: Path, name: str) -> Path:
     if not stat.S_ISREG(kind):
         raise ScanError(f"{path} is no plain file")
     return path
+
+
+def cache_folder() -> Path:
+    """EAFT_PROBE_CACHE, or eaft-probe below the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("EAFT_PROBE_CACHE") or Path(root) / "eaft-probe")

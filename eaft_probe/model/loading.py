@@ -17,8 +17,9 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import ModelError, one_line
+from eaft_probe.files import cache_folder
 from eaft_probe.model.head import Head, head_of
-from eaft_probe.model.places import CONTEXT_KEYS, Place, cache_folder, find_model
+from eaft_probe.model.places import CONTEXT_KEYS, Place, find_model
 from eaft_probe.model.prefix import empty_prefix
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

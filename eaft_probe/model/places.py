@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,12 +101,6 @@ def _from_hub(name: str, revision: str | None, weights: bool = True) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises some twenty kinds
         raise ModelError(f"no model {name} here or on the hub: {one_line(error)}") from error
-
-
-def cache_folder() -> Path:
-    """EAFT_PROBE_CACHE, or eaft-probe below the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("EAFT_PROBE_CACHE") or Path(root) / "eaft-probe")
 
 
 def context_length(folder: Path) -> int | None:
