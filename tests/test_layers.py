@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "eaft_probe"
 FLOORS = {
-    "printable": -2, "errors": -1, "files": 0, "registry": 0, "progress": 0, "settings": 0,
+    "printable": -3, "errors": -2, "files": -1,
+    "registry": 0, "progress": 0, "settings": 0, "store": 0,
     "data": 1, "model": 1, "columns": 2, "engines": 3, "objectives": 3,
     "verbs": 4, "view": 5, "cli": 6, "__main__": 7, "__init__": 7,
 }  # fmt: skip
