@@ -171,6 +171,7 @@ def _write(scan: Scan, held: Mapping[str, Any], made: Made, within: Path | None 
     schema = _schema(held).with_metadata({MADE_KEY: json.dumps(asdict(made))})
     arrays = [pa.array(held[f.name].astype(f.type.to_pandas_dtype())) for f in schema]
     write_parquet(scan.path / GRADIENTS, pa.Table.from_arrays(arrays, schema=schema), within)
+    scan.give_back(GRADIENTS)
 
 
 def _schema(held: Mapping[str, Any]) -> pa.Schema:

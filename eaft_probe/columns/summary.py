@@ -21,7 +21,7 @@ def summarize(scan: Scan) -> dict[str, Any]:
     whole, counts = counted(scan), scan.manifest["counts"]
     overall = _sound(scan, whole.overall())
     return {
-        "path": str(scan.path),
+        "path": scan.place,
         "model": scan.manifest["model"]["name"],
         "data": scan.manifest["data"]["source"],
         "rule": {**asdict(scan.rule), "text": str(scan.rule)},

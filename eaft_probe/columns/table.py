@@ -15,13 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from eaft_probe.columns.conflicts import ConflictRule, write_json
+from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, write_json
 from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
+from eaft_probe.columns.mirror import mirrored
 from eaft_probe.columns.parts import FIELDS, check_parts, footer, reading
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS, Statistic
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
 from eaft_probe.files import own_file, written_aside
+from eaft_probe.store import Store, local
 
 if TYPE_CHECKING:
     import pandas
@@ -34,6 +36,7 @@ GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where some
 CACHE = "cache"  # histograms that figures made; may be removed at any time
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
 RULE_KEY = b"eaft_probe.rule"  # by which conflicts.parquet was flagged: `flag` writes two files
+WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED), (RULE_FILE, CONFLICTS, GRADIENTS)
 CONTEXT = 80  # characters of text on each side of a conflict
 TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -157,15 +160,18 @@ class Scan:
 
     path: Path
     manifest: dict[str, Any]
+    store: Store | None = None  # that `path` mirrors, see `mirror.py`
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> "Scan":
         """A scan that anybody may have made: checked against its manifest, in every footer.
 
+        `folder`: or the URL of a store, whose files are fetched first.
         `verify`: every part is read and its sha256 compared; without it up to 64 MB of each kind.
         Raises `ScanError` where there is no finished scan of this schema version, or a damaged one.
         """
-        path = Path(folder)
+        store = Store.of(folder)
+        path = mirrored(store, WRITTEN_ONCE, REWRITTEN) if store else local(folder)
         if not (path / MANIFEST).exists():
             why = (
                 "an unfinished scan: rerun the same scan command"
@@ -175,10 +181,15 @@ class Scan:
             raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
         manifest = read_manifest(path)
         check_parts(path, manifest, _shapes(manifest), verify)
-        scan = cls(path, manifest)
+        scan = cls(path, manifest, store)
         if not scan.keeps_all:
             _ = scan.totals
         return scan
+
+    @property
+    def place(self) -> str:
+        """The folder, or the URL that it mirrors, for people."""
+        return self.store.shown if self.store else str(self.path)
 
     @property
     def rule(self) -> ConflictRule:
@@ -197,7 +208,7 @@ class Scan:
     def require_all(self, what: str) -> None:
         """Raises `ScanError` where the scan has not kept all of its tokens, which `what` reads."""
         if not self.keeps_all:
-            raise ScanError(f"{what} reads every token, and {self.path} kept --keep-tokens "
+            raise ScanError(f"{what} reads every token, and {self.place} kept --keep-tokens "
                             f"{self.keep_tokens}; rescan with --keep-tokens all")  # fmt: skip
 
     @cached_property
@@ -213,6 +224,11 @@ class Scan:
                 raise ScanError(f"{file} is not the one that the manifest describes: another "
                                 f"sha256")  # fmt: skip
             return pq.read_table(file, partitioning=None)
+
+    @property
+    def is_flagged(self) -> bool:
+        """Whether both files that `flag` writes are there."""
+        return all((self.path / name).exists() for name in (CONFLICTS, RULE_FILE))
 
     @property
     def columns(self) -> list[str]:
@@ -348,7 +364,14 @@ class Scan:
         except OSError as error:
             why = error.strerror or one_line(error)
             raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
-        return Scan(self.path, self.manifest)
+        self.give_back(CONFLICTS, RULE_FILE)
+        return Scan(self.path, self.manifest, self.store)
+
+    def give_back(self, *names: str) -> None:
+        """Puts files that were written into `path` into the store, where it mirrors one."""
+        for name in names:
+            if self.store is not None:
+                self.store.put(name, (self.path / name).read_bytes())
 
     @property
     def _counted_by(self) -> ConflictRule:

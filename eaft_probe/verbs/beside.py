@@ -6,7 +6,6 @@ Rows and scan are read together, both in the order of the data, one example at a
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,6 +194,6 @@ def require_same_model(scan: Scan, settings: TrainSettings) -> None:
 def opened(folder: str | None) -> Scan | None:
     if folder is None:
         return None
-    scan = Scan.open(Path(folder))
+    scan = Scan.open(folder)
     scan.require_all("training")
     return scan

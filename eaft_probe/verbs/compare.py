@@ -71,7 +71,7 @@ class Comparison:
 
 def _origin(scan: Scan) -> dict[str, str]:
     data, model = scan.manifest["data"], scan.manifest["model"]
-    return {"path": str(scan.path), "data": data["source"], "model": model["name"]}
+    return {"path": scan.place, "data": data["source"], "model": model["name"]}
 
 
 def _finite(value: Any) -> Any:

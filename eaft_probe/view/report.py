@@ -173,7 +173,7 @@ def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
         "counts": manifest["counts"],
         "settings": manifest["config"],
         "versions": manifest.get("versions", {}),
-        "report": {"scan": str(scan.path), "drawn with": library_versions()},
+        "report": {"scan": scan.place, "drawn with": library_versions()},
     }
     return [
         (title, [(str(k), short(v)) for k, v in values.items() if v not in (None, [], {})])

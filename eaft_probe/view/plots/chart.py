@@ -143,7 +143,7 @@ def names(scans: Sequence[Scan]) -> list[str]:
     made = [f"{data}, {Path(model).name}" for data, model in pairs]
     made = [_cut(shown(m)) for m in made]
     if len(set(made)) < len(made):
-        made = [_cut(shown(str(s.path))[::-1])[::-1] for s in scans]  # folders differ at the end
+        made = [_cut(shown(s.place)[::-1])[::-1] for s in scans]  # folders differ at the end
     if len(set(made)) < len(made):
         made = [f"{i}: {m}" for i, m in enumerate(made, 1)]
     return made
