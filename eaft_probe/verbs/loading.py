@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.score import Scorer
+from eaft_probe.verbs.stored import KINDS, Deposit, Depositing
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,17 @@ class Loading:
     settings: ScanSettings
     tokens_per_batch: int
     threads: int | None = None  # of torch, which the last digits depend on; see `plan.py`
+    deposit: Deposit | None = None  # where the parts go besides
 
-    def __call__(self, progress: Progress, device: str | None = None) -> Scorer:
+    def __call__(self, progress: Progress, device: str | None = None) -> Scorer | Depositing:
         """On `device`, where it is given. Raises `ModelError`, or `BadInput` for a reference that
         does not fit."""
+        if self.deposit is not None:
+            return _depositing(self, self.deposit, progress, device)
+        return self.scorer(progress, device)
+
+    def scorer(self, progress: Progress, device: str | None) -> Scorer:
+        """One that writes into `folder` alone."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         settings = self.settings if device is None else replace(self.settings, device=device)
@@ -41,6 +50,21 @@ class Loading:
         statistics = chosen_statistics(settings.statistics, reference is not None)
         return Scorer(self.folder, model, reference, self.row_format, statistics, settings,
                       self.tokens_per_batch, progress, self.scratch)  # fmt: skip
+
+
+def _depositing(
+    load: Loading, deposit: Deposit, progress: Progress, device: str | None
+) -> Depositing:
+    """A part is made in the run's folder; on a machine without it in one of the worker's own."""
+    deposit.require_here()
+    if load.scratch.is_dir():
+        return Depositing(load.scorer(progress, device), deposit, load.folder)
+    own = TemporaryDirectory(prefix="eaft-probe-")
+    folder = Path(own.name)
+    for kind in KINDS:
+        (folder / kind).mkdir()
+    there = replace(load, folder=folder, scratch=folder)
+    return Depositing(there.scorer(progress, device), deposit, folder, own)
 
 
 def with_absolute_paths(settings: ScanSettings) -> ScanSettings:

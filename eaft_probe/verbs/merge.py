@@ -21,7 +21,6 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.full_gradients import FullGradients
 from eaft_probe.columns.parts import reading
 from eaft_probe.columns.table import (
-    CONFLICTS,
     GRADIENTS,
     REJECTED,
     Scan,
@@ -37,7 +36,7 @@ from eaft_probe.files import written_aside
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import MergeSettings, make_settings
 from eaft_probe.verbs.join import join_totals
-from eaft_probe.verbs.ownership import Ownership, owned
+from eaft_probe.verbs.ownership import Ownership
 from eaft_probe.verbs.plan import is_finished, prepare
 from eaft_probe.verbs.shards import (
     SOURCE,
@@ -51,6 +50,7 @@ from eaft_probe.verbs.shards import (
     shards_of,
     stored_plan,
 )
+from eaft_probe.verbs.stored import at_work, sight
 
 MEANING = {"unit": "", "meaning": "the data that the example came from"}
 FROM_PLAN = ("model_files", "reference_identity")
@@ -76,16 +76,22 @@ def merge(
     """
     chosen: MergeSettings = make_settings(MergeSettings, settings)
     opened = [s if isinstance(s, Scan) else Scan.open(s) for s in scans]
-    require_disjoint(opened, Path(out))
+    require_disjoint(opened, out)
     require_alike(opened)
-    shards, progress, folder = shards_of(opened), progress or Silent(), Path(out)
+    shards, progress = shards_of(opened), progress or Silent()
     plan = _plan(shards)
-    if not is_finished(folder, plan, chosen.overwrite):
-        with owned(folder, progress) as mine:
-            prepare(folder, plan, chosen.overwrite, mine.scratch)
+    with sight(out) as folder:
+        finished = is_finished(folder, plan, chosen.overwrite)
+    if not finished:
+        with at_work(out, plan, chosen.overwrite, progress) as (mine, deposit):
+            prepare(mine.folder, plan, chosen.overwrite, mine.scratch)
+            if deposit:
+                deposit.begin(mine, chosen.overwrite)
             _join(mine, shards, plan, progress)
-    merged = Scan.open(folder)
-    if not (folder / CONFLICTS).exists():
+            if deposit:
+                deposit.close(mine)
+    merged = Scan.open(out)
+    if not merged.is_flagged:
         merged.flag(_rule(opened, progress))
     return merged
 

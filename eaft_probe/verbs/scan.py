@@ -13,13 +13,7 @@ from typing import Any
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.columns.table import (
-    CONFLICTS,
-    EXAMPLE_COLUMNS,
-    Scan,
-    part_folder,
-    unit_report,
-)
+from eaft_probe.columns.table import EXAMPLE_COLUMNS, Scan, part_folder, unit_report
 from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection, Unit, UnitPlan
@@ -33,8 +27,9 @@ from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ScanSettings, make_settings
 from eaft_probe.verbs.finishing import finish
 from eaft_probe.verbs.loading import Loading, with_absolute_paths
-from eaft_probe.verbs.ownership import Ownership, owned
+from eaft_probe.verbs.ownership import Ownership
 from eaft_probe.verbs.plan import is_finished, make_plan, prepare, threads
+from eaft_probe.verbs.stored import Deposit, at_work, sight
 
 FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
 
@@ -46,7 +41,8 @@ def scan(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Scan:
-    """Scores every trained token of `data` under a model and writes the scan folder `out`.
+    """Scores every trained token of `data` under a model and writes the scan folder `out`,
+    or the URL of a store (s3://bucket/scan).
 
     `data`: a path, folder, glob or hub id, "-" for standard input, a list of rows, a
     `datasets.Dataset`, or None for the bundled demo. Every other argument is a field of
@@ -57,21 +53,21 @@ def scan(
     Raises `BadInput` (data, model, flags, another scan or run in `out`) or `ProbeError`.
     """
     chosen: ScanSettings = make_settings(ScanSettings, settings)
-    progress, folder = progress or Silent(), Path(out)
+    progress = progress or Silent()
     if chosen.tp:
         join(chosen.device)  # from here on this is rank 0
     if chosen.tp or not launched():
-        return _scan(data, folder, chosen, progress)
+        return _scan(data, out, chosen, progress)
     with Ranks(chosen.engine) as ranks:
         if ranks.rank == 0:
-            return _scan(data, folder, chosen, progress, ranks)
+            return _scan(data, out, chosen, progress, ranks)
         ranks.serve(resolve_device(chosen.device))
-        return Scan.open(folder)
+        return Scan.open(out)
 
 
 def _scan(
     data: Any,
-    folder: Path,
+    out: str | Path,
     settings: ScanSettings,
     progress: Progress,
     ranks: Ranks | None = None,
@@ -82,20 +78,23 @@ def _scan(
     chosen_statistics(settings.statistics, settings.reference is not None)
     ENGINES[settings.engine]
     plan = make_plan(source, row_format, units, settings)
-    plan["threads"] = threads(folder, settings, plan["device"])
-    if not is_finished(folder, plan, settings.overwrite):
-        with owned(folder, progress) as mine:
-            if not is_finished(folder, plan, settings.overwrite):  # by another run, by now
-                _score(mine, units, row_format, plan, settings, progress, ranks)
-    return _flagged(Scan.open(folder), settings)
+    with sight(out) as folder:
+        plan["threads"] = threads(folder, settings, plan["device"])
+        finished = is_finished(folder, plan, settings.overwrite)
+    if not finished:
+        with at_work(out, plan, settings.overwrite, progress) as (mine, deposit):
+            if not is_finished(mine.folder, plan, settings.overwrite):  # by another run, by now
+                _score(mine, deposit, units, row_format, plan, settings, progress, ranks)
+    return _flagged(Scan.open(out), settings)
 
 
 def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
     """Flagged by the rule that the settings ask for, where it is another than there is."""
     thresholds = (settings.entropy_below, settings.prob_below, settings.quantile)
     rule = ConflictRule.given(*thresholds)
-    flagged = (finished.path / CONFLICTS).exists()
-    if not flagged or (any(t is not None for t in thresholds) and not _same(finished.rule, rule)):
+    if not finished.is_flagged or (
+        any(t is not None for t in thresholds) and not _same(finished.rule, rule)
+    ):
         finished.flag(rule)
     return finished
 
@@ -165,6 +164,7 @@ def _same(stored: ConflictRule, asked: ConflictRule) -> bool:
 
 def _score(
     mine: Ownership,
+    deposit: Deposit | None,
     units: UnitPlan,
     row_format: RowFormat,
     plan: dict[str, Any],
@@ -179,6 +179,8 @@ def _score(
         """The folder is touched only once a model stands: a typo must not cost an old scan."""
         facts.update(told)
         prepare(folder, plan, settings.overwrite, mine.scratch)
+        if deposit:
+            deposit.begin(mine, settings.overwrite)
         progress.start("scan", units.rows)
         for unit in units.units():
             mine.require()
@@ -189,7 +191,7 @@ def _score(
 
     load = Loading(folder.absolute(), mine.scratch.absolute(), row_format,
                    with_absolute_paths(settings), plan["tokens_per_batch"],
-                   plan["threads"])  # fmt: skip
+                   plan["threads"], deposit)  # fmt: skip
     progress.note(f"loading {settings.model}")
     # A model that spreads itself over devices is loaded as the settings say.
     spread = settings.tp or settings.device_map is not None
@@ -198,7 +200,11 @@ def _score(
               ranks)  # fmt: skip
     with mine.writing():
         ENGINES[settings.engine](job)
+        if deposit:
+            deposit.gather(mine)
         finish(folder, plan, settings, facts, mine.scratch)
+        if deposit:
+            deposit.close(mine)
 
 
 # `help(scan)` shows every setting with its default, from the one place that defines them.

@@ -16,6 +16,7 @@ from eaft_probe.columns.manifest import read_json
 from eaft_probe.columns.table import PLAN, REJECTED, Scan
 from eaft_probe.errors import BadInput, ScanError, one_line
 from eaft_probe.files import own_file
+from eaft_probe.store import Store, local
 from eaft_probe.verbs.compare import WITHOUT_TEMPLATE
 
 SOURCE = "source"  # the column that is added to the examples
@@ -121,12 +122,12 @@ def rejected(scan: Scan) -> Iterator[dict[str, Any]]:
 # --- what is refused ---
 
 
-def require_disjoint(scans: Sequence[Scan], out: Path) -> None:
+def require_disjoint(scans: Sequence[Scan], out: str | Path) -> None:
     if len(scans) < 2:
         raise BadInput("merge joins at least two scans")
     seen: dict[str, Scan] = {}
     for scan in scans:
-        if scan.path.resolve() == out.resolve():
+        if _place(scan) == (Store.of(out) or local(out).resolve()):
             raise BadInput(f"--out {out} is one of the scans to merge; choose another folder")
         for name, fingerprint in _prints(scan):
             before = seen.setdefault(fingerprint, scan)
@@ -140,6 +141,10 @@ def _prints(scan: Scan) -> Iterator[tuple[str, str]]:
     for source in sources(scan):
         yield source[SOURCE], source["fingerprint"]
         yield from source.get("files", {}).items()
+
+
+def _place(scan: Scan) -> Store | Path:
+    return scan.store or scan.path.resolve()
 
 
 def require_alike(scans: Sequence[Scan]) -> None:

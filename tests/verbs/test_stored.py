@@ -1,0 +1,509 @@
+"""Scans into a store and out of it: the same bytes, whoever dies, whatever fails, however often."""
+
+import hashlib
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import scans_made
+from stores_made import Flaky
+
+from eaft_probe import Scan, compare, scan
+from eaft_probe import store as stores
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.summary import summarize
+from eaft_probe.columns.table import CONFLICTS, RULE_FILE
+from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
+from eaft_probe.store import Store
+from eaft_probe.verbs.loading import Loading
+from eaft_probe.verbs.merge import merge
+from eaft_probe.verbs.score import Scorer
+from eaft_probe.verbs.stored import Deposit
+from eaft_probe.view import plots
+from eaft_probe.view.report import report
+
+ROWS = [{"prompt": f"say {i}", "completion": f"the dog {i} and the fox {i * i}"} for i in range(20)]
+OTHER = [{"prompt": f"tell {i}", "completion": f"a lazy fox {i}"} for i in range(8)]
+UNITS = 5
+URL = "memory://stored/scan"
+PARTS = [f"{kind}/part-{i:05d}.parquet" for kind in ("tokens", "examples") for i in range(UNITS)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stores, "PAUSE", 0)
+    yield
+    Flaky.share, Flaky.late = 0.0, 0
+    for name in ("memory", "flaky"):
+        fs = fsspec.filesystem(name)
+        fs.store.clear()
+        fs.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def again(tmp_path: Path, model_folder: str) -> Callable[..., Scan]:
+    """The same scan, wherever it goes."""
+
+    def run(out: str | Path = URL, rows: Any = ROWS, **settings: Any) -> Scan:
+        return scan(rows, out, model=model_folder, **{"rows_per_unit": 4, **settings})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def truth(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> dict[str, bytes]:
+    """The files of the same scan in a folder."""
+    folder = tmp_path_factory.mktemp("truth") / "scan"
+    scan(ROWS, folder, model=model_folder, rows_per_unit=4)
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def held(url: str = URL) -> dict[str, bytes]:
+    """What the store has."""
+    store = Store(url)
+    return {n: store.get(n, 10**9) or b"" for n in store.names()}
+
+
+def parts(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {n: b for n, b in files.items() if n in PARTS}
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str = "elsewhere") -> None:
+    """From here on as on another machine, which has nothing yet."""
+    monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / name))
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The units that were scored, in order."""
+    units: list[int] = []
+    before = Scorer.score
+
+    def score(self: Scorer, unit: Any) -> None:
+        before(self, unit)
+        units.append(unit.index)
+
+    monkeypatch.setattr(Scorer, "score", score)
+    return units
+
+
+def at_unit(
+    monkeypatch: pytest.MonkeyPatch, index: int, do: Callable[[], Any], before: bool = True
+) -> None:
+    """Something happens once, before the unit is scored, or before it is put."""
+    kind, done = (Scorer, "score") if before else (Deposit, "put_part"), []
+    method = getattr(*kind)
+
+    def wrapped(self: Any, *given: Any) -> None:
+        at = given[0].index if before else int(given[1][5:10])
+        if at == index and not done:
+            done.append(True)
+            do()
+        method(self, *given)
+
+    monkeypatch.setattr(*kind, wrapped)
+
+
+def die() -> None:
+    raise KeyboardInterrupt
+
+
+# --- one run ---
+
+
+def test_the_store_has_what_a_folder_would(
+    again: Callable[..., Scan], truth: dict[str, bytes]
+) -> None:
+    done, there = again(), held()
+    assert set(there) == set(truth)
+    assert parts(there) == parts(truth)
+    assert there[CONFLICTS] == truth[CONFLICTS]
+    assert there["plan.json"] == truth["plan.json"]
+    assert done.manifest["parts"] == again().manifest["parts"]
+    assert len(done.tokens()) == done.manifest["counts"]["trained_tokens"]
+
+
+def test_a_finished_scan_is_neither_scored_nor_fetched_again(
+    again: Callable[..., Scan], scored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    before = Store._fetch
+
+    def fetch(self: Store, name: str, path: Path) -> None:
+        fetched.append(name)
+        before(self, name, path)
+
+    monkeypatch.setattr(Store, "_fetch", fetch)
+    again()
+    again()
+    assert scored == [*range(UNITS)]
+    assert not {*fetched} & {*PARTS}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["scored", "put"])
+@pytest.mark.parametrize("lost", [True, False], ids=["elsewhere", "here"])
+def test_a_killed_run_goes_on(
+    again: Callable[..., Scan], truth: dict[str, bytes], scored: list[int],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: bool, lost: bool,
+) -> None:  # fmt: skip
+    at_unit(monkeypatch, 2, die, before)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    assert "manifest.json" not in held()
+    with pytest.raises(ScanError, match="memory://stored/scan holds an unfinished scan"):
+        Scan.open(URL)
+    if lost:
+        elsewhere(monkeypatch, tmp_path)
+    again()
+    assert parts(held()) == parts(truth)
+    twice = [2] if lost and not before else []  # scored, and died with its machine
+    assert sorted(scored) == sorted([*range(UNITS), *twice])
+
+
+def test_half_of_a_part_is_no_part(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    at_unit(monkeypatch, 2, die)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    Store(URL).put("tokens/part-00002.parquet", b"of another kind of device")
+    elsewhere(monkeypatch, tmp_path)
+    again()
+    assert parts(held()) == parts(truth)
+
+
+def test_whatever_fails_at_whatever_request(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Every second run on a machine that has nothing yet."""
+    url, Flaky.dice = "flaky://stored/scan", random.Random(1)
+    failed = 0
+    for attempt in range(200):
+        Flaky.share = 0.6
+        elsewhere(monkeypatch, tmp_path, str(attempt // 2))
+        with suppress(ProbeError):
+            again(url)
+            break
+        failed += 1
+    else:
+        pytest.fail("it never came to an end")
+    Flaky.share = 0.0
+    assert failed > 5, failed
+    assert set(held(url)) == set(truth)
+    assert parts(held(url)) == parts(truth)
+    assert held(url)[CONFLICTS] == truth[CONFLICTS]
+
+
+def test_a_store_that_is_not_ours_is_said_before_the_model_is_loaded(
+    again: Callable[..., Scan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Loading, "__call__", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(BadInput, match="forbidden://scan does not let us in: not yours"):
+        again("forbidden://scan")
+
+
+# --- several ---
+
+
+def test_two_runs_at_once_on_two_machines(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    manifest: list[bytes] = []
+
+    def second() -> None:
+        elsewhere(monkeypatch, tmp_path)
+        again()
+        manifest.append(held()["manifest.json"])
+
+    at_unit(monkeypatch, 2, second, before=False)
+    again()
+    assert parts(held()) == parts(truth)
+    assert held()["manifest.json"] == manifest[0]
+
+
+def test_two_runs_at_once_on_one_machine(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(ScanError, match="is scanning into") as error:
+            again()
+        said.append(str(error.value))
+
+    monkeypatch.setattr("eaft_probe.verbs.ownership.HEARTBEAT", 0.1)
+    at_unit(monkeypatch, 2, second)
+    again()
+    assert said
+    assert parts(held()) == parts(truth)
+
+
+def test_other_bytes_are_refused(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kinds of devices give other last digits; what was there first stays."""
+    theirs = "examples/part-00002.parquet", b"of another kind of device"
+    at_unit(monkeypatch, 2, lambda: Store(URL).create(*theirs), before=False)
+    with pytest.raises(ScanError, match="another run has put other bytes"):
+        again()
+    assert held()[theirs[0]] == theirs[1]
+    assert "manifest.json" not in held()
+
+
+def test_a_run_whose_scan_was_replaced_stops(
+    again: Callable[..., Scan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there: dict[str, bytes] = {}
+
+    def replaced() -> None:
+        elsewhere(monkeypatch, tmp_path)
+        again(rows_per_unit=5, overwrite=True)
+        there.update(held())
+
+    at_unit(monkeypatch, 3, replaced, before=False)
+    with pytest.raises(ScanError, match="by now holds a scan with other settings"):
+        again()
+    assert held() == there
+
+
+def test_a_removed_scan_is_not_written_to(
+    again: Callable[..., Scan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_unit(monkeypatch, 3, lambda: Store(URL).remove(Store(URL).names()), before=False)
+    with pytest.raises(ScanError, match="another run has removed the scan"):
+        again()
+    assert held() == {}
+
+
+def test_other_settings_are_refused_until_overwrite(
+    again: Callable[..., Scan], truth: dict[str, bytes]
+) -> None:
+    again(rows_per_unit=5)
+    first = held()
+    with pytest.raises(ScanError, match=r"^memory://stored/scan holds a scan with other settings"):
+        again()
+    assert held() == first
+    again(overwrite=True)
+    assert set(held()) == set(truth)
+    assert parts(held()) == parts(truth)
+
+
+def test_an_overwriting_run_that_dies_goes_on(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again(rows_per_unit=3)
+    at_unit(monkeypatch, 2, die)
+    with pytest.raises(KeyboardInterrupt):
+        again(overwrite=True)
+    again()
+    assert set(held()) == set(truth)
+    assert parts(held()) == parts(truth)
+
+
+def test_files_of_others_are_left_alone(again: Callable[..., Scan]) -> None:
+    store = Store(URL)
+    store.put("precious.txt", b"1")
+    with pytest.raises(ScanError, match="memory://stored/scan is not empty and holds no scan"):
+        again(overwrite=True)
+    assert set(held()) == {"precious.txt"}
+    store.remove(["precious.txt"])
+    again(rows_per_unit=3)
+    store.put("deep/precious.txt", b"1")
+    again(overwrite=True)
+    assert held()["deep/precious.txt"] == b"1"
+
+
+def test_nothing_to_score(again: Callable[..., Scan]) -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 3}]
+    with pytest.raises(DataError, match=r"memory://stored/scan/rejected\.jsonl says why"):
+        again(rows=rows[1:], format="prompt-completion")
+    assert set(held()) == {"rejected.jsonl"}
+    again(rows=rows, format="prompt-completion")  # nothing that would be in the way
+    assert "manifest.json" in held()
+
+
+def test_a_worker_on_a_machine_without_the_folder(
+    again: Callable[..., Scan], truth: dict[str, bytes], model_folder: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its parts reach the run's folder through the store."""
+    before, folders = Loading.__call__, []
+
+    def far_away(self: Loading, *given: Any) -> Any:
+        monkeypatch.setattr(Path, "is_dir", lambda p: p != self.scratch and p.exists())
+        made = before(self, *given)
+        monkeypatch.undo()
+        monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / "cache"))
+        folders.append((made.folder, self.folder))
+        return made
+
+    monkeypatch.setattr(Loading, "__call__", far_away)
+    again()
+    assert parts(held()) == parts(truth)
+    assert folders[0][0] != folders[0][1]
+
+
+def test_memory_is_not_shared_with_workers(again: Callable[..., Scan]) -> None:
+    with pytest.raises(BadInput, match="is the memory of one process"):
+        again(workers=2)
+    assert held() == {}
+
+
+# --- to read ---
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Scan:
+    """A finished scan by hand, which lies in the store as well."""
+    tokens = scans_made.measured(scans_made.places(1500))
+    done = scans_made.write(tmp_path / "made", tokens)
+    upload(done.path, URL)
+    return done
+
+
+def upload(folder: Path, url: str) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            Store(url).put(str(file.relative_to(folder)), file.read_bytes())
+
+
+def test_every_reader_takes_the_url(made: Scan, tmp_path: Path) -> None:
+    there = Scan.open(URL, verify=True)
+    assert there.place == summarize(there)["path"] == URL
+    assert there.tokens().equals(made.tokens())
+    assert there.conflicts().equals(made.conflicts())
+    figure = plots.landscape(URL)
+    assert figure.data.equals(plots.landscape(made).data)
+    page = report(there, tmp_path / "report.html", against=URL)
+    assert page.stat().st_size > 10_000
+    assert compare(URL, made.path, by="tokens").summary()["tokens"] == len(made.tokens())
+
+
+def test_a_rule_is_put_back_for_other_machines(
+    made: Scan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = Scan.open(URL)
+    elsewhere(monkeypatch, tmp_path)
+    flagged = Scan.open(URL).flag(ConflictRule(1.0, 0.4))
+    assert flagged.store == Store(URL)
+    monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / "cache"))
+    seen = Scan.open(URL)
+    assert seen.path == here.path
+    assert seen.rule == ConflictRule(1.0, 0.4)
+    assert len(seen.conflicts()) == len(flagged.conflicts()) != len(made.conflicts())
+    Store(URL).remove([CONFLICTS, RULE_FILE])
+    assert Scan.open(URL).rule == ConflictRule()
+
+
+def test_conflicts_are_put_before_their_rule(made: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[str] = []
+    before = Store.put
+    monkeypatch.setattr(Store, "put", lambda s, n, d: (put.append(n), before(s, n, d))[1])
+    Scan.open(URL).flag(ConflictRule(1.0, 0.4))
+    assert put == [CONFLICTS, RULE_FILE]
+
+
+def test_a_rule_that_did_not_come_through_is_put_again(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Store.put
+
+    def put(self: Store, name: str, data: bytes) -> None:
+        if name == RULE_FILE:
+            raise ProbeError("the network is gone")
+        before(self, name, data)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "put", put)
+        with pytest.raises(ProbeError):
+            again()
+    assert RULE_FILE not in held()
+    again()
+    assert held()[RULE_FILE] == truth[RULE_FILE]
+
+
+def test_a_swapped_part_is_seen(made: Scan) -> None:
+    first, second = "tokens/part-00000.parquet", "tokens/part-00001.parquet"
+    Store(URL).put(second, held()[first])
+    with pytest.raises(ScanError, match=r"memory://stored/scan/tokens/part-00001\.parquet is not"):
+        Scan.open(URL)
+    Store(URL).remove([second])
+    with pytest.raises(ScanError, match=r"part-00001\.parquet is missing"):
+        Scan.open(URL)
+
+
+def test_no_part_leads_out_of_the_mirror(made: Scan) -> None:
+    manifest = held()["manifest.json"].replace(b"part-00000.parquet", b"../../../../out.parquet")
+    Store(URL).put("manifest.json", manifest)
+    with pytest.raises(ScanError, match=r"manifest\.json is damaged"):
+        Scan.open(URL)
+
+
+def test_another_scan_at_the_same_url(made: Scan, tmp_path: Path) -> None:
+    first = Scan.open(URL)
+    other = scans_made.write(tmp_path / "other", scans_made.measured(scans_made.places(300)))
+    upload(other.path, URL)
+    second = Scan.open(URL)
+    assert len(second.tokens()) == 300
+    assert second.path != first.path
+    assert not first.path.exists()
+
+
+def test_what_is_no_scan() -> None:
+    with pytest.raises(ScanError, match="memory://stored/none holds no scan"):
+        Scan.open("memory://stored/none")
+
+
+def test_a_cache_that_cannot_be_written(
+    made: Scan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, again: Callable[..., Scan]
+) -> None:
+    (tmp_path / "file").touch()
+    elsewhere(monkeypatch, tmp_path, "file")
+    with pytest.raises(ProbeError, match="cannot write"):
+        Scan.open(URL)
+    with pytest.raises(BadInput, match="cannot write"):
+        again("memory://stored/other")
+
+
+# --- merge ---
+
+
+def test_merged_scans_of_stores(
+    again: Callable[..., Scan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, whole = (f"memory://stored/{n}" for n in ("first", "second", "whole"))
+    a, b = again(first), again(second, OTHER)
+    folder = merge([a, b.path], tmp_path / "whole")
+    merged = merge([first, second], whole)
+    assert merged.tokens().equals(folder.tokens())
+    there = {n: hashlib.sha256(d).digest() for n, d in held(whole).items()}
+    shutil.rmtree(tmp_path / "cache")
+    assert merge([first, second], whole).tokens().equals(folder.tokens())
+    assert {n: hashlib.sha256(d).digest() for n, d in held(whole).items()} == there
+    with pytest.raises(BadInput, match="is one of the scans to merge"):
+        merge([first, second], second, overwrite=True)
+    with pytest.raises(ScanError, match="memory://stored/whole holds a scan with other settings"):
+        merge([second, first], whole)
+
+
+# --- the command line ---
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "eaft_probe", "show", "nosuch://bucket/scan"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "eaft-probe: nosuch://bucket/scan cannot be opened: Protocol not known: nosuch\n"
+    )
