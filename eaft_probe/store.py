@@ -83,7 +83,7 @@ class Store:
         return self._listed(look)
 
     def has(self, name: str) -> bool:
-        return self._ask(lambda fs, root: bool(fs.exists(f"{root}/{name}")))
+        return self._ask(lambda fs, root: _exists(fs, f"{root}/{name}"))
 
     def _listed(self, look: Callable[[Any, str], Infos]) -> Infos:
         def ask(fs: Any, root: str) -> Infos:
@@ -279,6 +279,15 @@ def _there(fs: Any, path: str) -> bytes:
         raise OSError(f"{path} has gone at this moment") from error  # so it is asked again
 
 
+def _exists(fs: Any, path: str) -> bool:
+    """fsspec's own `exists` says no where the store does not answer."""
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _remove(fs: Any, path: str) -> None:
     with suppress(FileNotFoundError):
         fs.rm_file(path)
@@ -287,7 +296,7 @@ def _remove(fs: Any, path: str) -> None:
 def _put_aside(fs: Any, path: str, data: bytes, replace: bool) -> None:
     folder, name = posixpath.split(path)
     aside = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
-    if not replace and fs.exists(path):
+    if not replace and _exists(fs, path):
         raise FileExistsError(path)
     fs.makedirs(folder, exist_ok=True)
     try:

@@ -9,6 +9,7 @@ next run fetches what the store has.
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,9 +27,10 @@ from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
 from eaft_probe.progress import Progress
 from eaft_probe.store import Infos, Store, local, same, written_here
 from eaft_probe.verbs.ownership import Ownership, owned
-from eaft_probe.verbs.plan import RESULTS, remove_results, require_same
+from eaft_probe.verbs.plan import RESULTS, SCAN_FILES, remove_results, require_same
 from eaft_probe.verbs.shards import PLAN_BYTES
 
+PART = re.compile(r"(tokens|examples)/part-[0-9]{5,9}\.parquet")
 KINDS = ("tokens", "examples")  # in the order in which they are put: examples/ makes a part whole
 
 
@@ -50,8 +52,8 @@ def sight(out: str | Path) -> Iterator[Path]:
 def _sketch(store: Store, folder: Path) -> None:
     there = store.names()
     for name in {n.split("/")[0] for n in there} - {*KINDS}:
-        (folder / name).touch()
-    if part := next((n for n in there if _is_part(n, "examples")), None):
+        (folder / (name if name in SCAN_FILES else "something-else")).touch()
+    if part := next((n for n in there if n.startswith("examples/") and PART.fullmatch(n)), None):
         (folder / part).parent.mkdir()
         (folder / part).touch()
     if plan := store.get(PLAN, PLAN_BYTES):
@@ -102,7 +104,7 @@ class Deposit:
     def pull(self, mine: Ownership, progress: Progress) -> None:
         """The folder as the store has the scan. Parts that the store lacks stay; those of another
         plan than the store's go."""
-        folder, there = mine.folder, self.store.names()
+        folder, there = mine.folder, self._files()
         plan = folder / PLAN
         if plan.exists() and plan.read_bytes() != self.store.get(PLAN, PLAN_BYTES):
             remove_results(folder, mine.scratch)
@@ -124,7 +126,7 @@ class Deposit:
             there = {}
         theirs = self.store.create(PLAN, (mine.folder / PLAN).read_bytes())
         if theirs is not None:
-            require_same(json.loads(theirs), self.plan, f"{self.store.shown} holds a scan")
+            require_same(self._parsed(PLAN, theirs), self.plan, f"{self.store.shown} holds a scan")
             _write(mine, PLAN, theirs)
         self._put_lacking(mine.folder, there)
 
@@ -143,13 +145,13 @@ class Deposit:
 
     def gather(self, mine: Ownership) -> None:
         """The parts that workers on other machines have put."""
-        self._fetch([n for n in self.store.names() if not (mine.folder / n).exists()], mine)
+        self._fetch([n for n in self._files() if not (mine.folder / n).exists()], mine)
 
     def close(self, mine: Ownership) -> None:
         """The manifest, once every part is there. Another run's may stand already."""
-        folder, there = mine.folder, self.store.names()
+        folder, there = mine.folder, self._files()
         self._put_lacking(folder, there)
-        for name in (n for n in there if any(_is_part(n, k) for k in KINDS)):
+        for name in (n for n in there if PART.fullmatch(n)):
             if (folder / name).exists() and same(there[name], folder / name) is False:
                 raise ScanError(f"{self.store.shown}/{name} was written by somebody else; "
                                 f"--overwrite starts anew")  # fmt: skip
@@ -183,22 +185,35 @@ class Deposit:
                 self.put_part(folder, file.name)
 
     def _fetch(self, names: Iterable[str], mine: Ownership) -> None:
-        """The files of a scan among them. A part's examples last, as they make it whole."""
+        """A part's examples last, as they make it whole."""
         names = list(names)
-        first = [n for n in names if n == PLAN or _is_part(n, "tokens")]
-        last = [n for n in names if n in (REJECTED, MANIFEST) or _is_part(n, "examples")]
-        for some in (first, last):
+        last = [n for n in names if n.startswith("examples/")]
+        for some in ([n for n in names if n not in {*last}], last):
             self.store.fetch({n: mine.folder / n for n in some}, within=mine.scratch)
+
+    def _files(self) -> Infos:
+        """What a run reads of a scan; whatever else is there has a name that leads who knows
+        where."""
+        own = (PLAN, REJECTED, MANIFEST)
+        return {n: i for n, i in self.store.names().items() if n in own or PART.fullmatch(n)}
 
     def _require_plan(self) -> None:
         theirs = self.store.get(PLAN, PLAN_BYTES)
         if theirs is None:
             raise ScanError(f"another run has removed the scan from {self.store.shown}")
-        require_same(json.loads(theirs), self.plan, f"{self.store.shown} by now holds a scan")
+        said = f"{self.store.shown} by now holds a scan"
+        require_same(self._parsed(PLAN, theirs), self.plan, said)
+
+    def _parsed(self, name: str, data: bytes) -> dict[str, Any]:
+        try:
+            return {**json.loads(data)}
+        except (ValueError, TypeError) as error:
+            raise ScanError(f"{self.store.shown}/{name} is damaged; --overwrite starts "
+                            f"anew") from error  # fmt: skip
 
     def _require_alike(self, name: str, theirs: bytes, ours: bytes) -> None:
         if name == MANIFEST:
-            a, b = json.loads(theirs), json.loads(ours)
+            a, b = (self._parsed(MANIFEST, data) for data in (theirs, ours))
             if any(a.get(what) != b[what] for what in ("parts", "counts", "columns")):
                 raise ScanError(f"{self.store.shown} was finished by another run with other parts; "
                                 f"--overwrite starts anew")  # fmt: skip
@@ -222,10 +237,6 @@ class Depositing:
         if self.own is not None:
             for kind in KINDS:
                 (self.folder / kind / name).unlink()
-
-
-def _is_part(name: str, kind: str) -> bool:
-    return name.startswith(f"{kind}/part-") and name.endswith(".parquet") and name.count("/") == 1
 
 
 def _write(mine: Ownership, name: str, data: bytes) -> None:

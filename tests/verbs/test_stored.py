@@ -360,6 +360,32 @@ def test_memory_is_not_shared_with_workers(again: Callable[..., Scan]) -> None:
     assert held() == {}
 
 
+@pytest.mark.parametrize("plan", [b"{", b"3", b""])
+def test_a_damaged_plan(again: Callable[..., Scan], plan: bytes) -> None:
+    Store(URL).put("plan.json", plan)
+    with pytest.raises(ScanError, match=r"plan\.json is damaged|other settings"):
+        again()
+    again(overwrite=True)
+    assert "manifest.json" in held()
+
+
+@pytest.mark.parametrize("name", ["tokens/../../../out.parquet", "tokens/part-\0.parquet",
+                                  "examples/part-../../out.parquet", "../../out.parquet", "\0",
+                                  f"tokens/{'a' * 300}"])  # fmt: skip
+def test_names_that_lead_astray(
+    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
+    name: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    at_unit(monkeypatch, 2, die)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    Store(URL).put(name, b"evil")
+    elsewhere(monkeypatch, tmp_path)
+    again()
+    assert parts(held()) == parts(truth)
+    assert not [*tmp_path.rglob("*out.parquet")]
+
+
 # --- to read ---
 
 
