@@ -36,7 +36,7 @@ GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where some
 CACHE = "cache"  # histograms that figures made; may be removed at any time
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
 RULE_KEY = b"eaft_probe.rule"  # by which conflicts.parquet was flagged: `flag` writes two files
-WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED), (RULE_FILE, CONFLICTS, GRADIENTS)
+WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED, TOTALS), (RULE_FILE, CONFLICTS, GRADIENTS)
 CONTEXT = 80  # characters of text on each side of a conflict
 TEXT = pa.dictionary(pa.int32(), pa.string())
 

@@ -15,7 +15,7 @@ from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.score import Scorer
-from eaft_probe.verbs.stored import KINDS, Deposit, Depositing
+from eaft_probe.verbs.stored import Deposit, Depositing
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def _depositing(
         return Depositing(load.scorer(progress, device), deposit, load.folder)
     own = TemporaryDirectory(prefix="eaft-probe-")
     folder = Path(own.name)
-    for kind in KINDS:
-        (folder / kind).mkdir()
+    for kind in deposit.units:
+        (folder / kind).mkdir(parents=True)
     there = replace(load, folder=folder, scratch=folder)
     return Depositing(there.scorer(progress, device), deposit, folder, own)
 

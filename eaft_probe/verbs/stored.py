@@ -2,6 +2,9 @@
 
     plan.json → of each unit tokens/ and examples/ → rejected.jsonl → manifest.json
 
+Of a scan that does not keep all of its tokens a unit's files stand in units/ until the manifest
+does, and totals.parquet comes before it.
+
 Nobody owns a store, so several runs may write the same scan: a name is put once, a second put of
 the same bytes is no error, and one of other bytes is refused. The folder is lost without harm: the
 next run fetches what the store has.
@@ -12,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any
 
 from eaft_probe.columns.manifest import MANIFEST
 from eaft_probe.columns.mirror import WORK, place
-from eaft_probe.columns.table import PLAN, REJECTED, part_name
+from eaft_probe.columns.table import PLAN, REJECTED, TOTALS, UNITS, part_name
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.job import Scorer
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
@@ -30,7 +33,7 @@ from eaft_probe.verbs.ownership import Ownership, owned
 from eaft_probe.verbs.plan import RESULTS, SCAN_FILES, remove_results, require_same
 from eaft_probe.verbs.shards import PLAN_BYTES
 
-PART = re.compile(r"(tokens|examples)/part-[0-9]{5,9}\.parquet")
+PART = re.compile(rf"(tokens|examples|{UNITS}/(tokens|examples|totals))/part-[0-9]{{5,9}}\.parquet")
 KINDS = ("tokens", "examples")  # in the order in which they are put: examples/ makes a part whole
 
 
@@ -51,10 +54,10 @@ def sight(out: str | Path) -> Iterator[Path]:
 
 def _sketch(store: Store, folder: Path) -> None:
     there = store.names()
-    for name in {n.split("/")[0] for n in there} - {*KINDS}:
+    for name in {n.split("/")[0] for n in there} - {*KINDS, UNITS}:
         (folder / (name if name in SCAN_FILES else "something-else")).touch()
-    if part := next((n for n in there if n.startswith("examples/") and PART.fullmatch(n)), None):
-        (folder / part).parent.mkdir()
+    if part := next((n for n in there if "examples/" in n and PART.fullmatch(n)), None):
+        (folder / part).parent.mkdir(parents=True)
         (folder / part).touch()
     if plan := store.get(PLAN, PLAN_BYTES):
         (folder / PLAN).write_bytes(plan)
@@ -101,6 +104,12 @@ class Deposit:
     plan: Mapping[str, Any]
     process: int = field(default_factory=os.getpid)
 
+    @property
+    def units(self) -> list[str]:
+        """The folders of a unit's files, in the order in which they are put."""
+        keeps_all = self.plan.get("settings", {}).get("keep_tokens", "all") == "all"
+        return [*KINDS] if keeps_all else [f"{UNITS}/{kind}" for kind in ("totals", *KINDS)]
+
     def pull(self, mine: Ownership, progress: Progress) -> None:
         """The folder as the store has the scan. Parts that the store lacks stay; those of another
         plan than the store's go."""
@@ -109,7 +118,7 @@ class Deposit:
         if plan.exists() and plan.read_bytes() != self.store.get(PLAN, PLAN_BYTES):
             remove_results(folder, mine.scratch)
             plan.unlink()
-        for name in (MANIFEST, REJECTED):
+        for name in (MANIFEST, REJECTED, TOTALS):
             if name not in there:
                 (folder / name).unlink(missing_ok=True)
         wanted = [n for n in there if not same(there[n], folder / n)]
@@ -128,16 +137,17 @@ class Deposit:
         if theirs is not None:
             require_same(self._parsed(PLAN, theirs), self.plan, f"{self.store.shown} holds a scan")
             _write(mine, PLAN, theirs)
-        self._put_lacking(mine.folder, there)
+        self._put_lacking(mine.folder, there, self.units)
 
-    def put_part(self, folder: Path, name: str) -> None:
+    def put_part(self, folder: Path, name: str, kinds: Sequence[str] | None = None) -> None:
         """Raises `ScanError` where the store has another plan by now, or other bytes."""
         self._require_plan()
-        for kind in KINDS:
+        kinds = kinds or self.units
+        for kind in kinds:
             data, path = (folder / kind / name).read_bytes(), f"{kind}/{name}"
             if self.store.create(path, data) in (None, data):
                 continue
-            if kind != "tokens" or self.store.has(f"examples/{name}"):
+            if kind == kinds[-1] or self.store.has(f"{kinds[-1]}/{name}"):
                 raise ScanError(f"another run has put other bytes as {self.store.shown}/{path}: "
                                 f"it has another kind of device; let one of them finish, the same "
                                 f"command goes on from there")  # fmt: skip
@@ -150,17 +160,20 @@ class Deposit:
     def close(self, mine: Ownership) -> None:
         """The manifest, once every part is there. Another run's may stand already."""
         folder, there = mine.folder, self._files()
-        self._put_lacking(folder, there)
+        self._put_lacking(folder, there, KINDS)
         for name in (n for n in there if PART.fullmatch(n)):
             if (folder / name).exists() and same(there[name], folder / name) is False:
                 raise ScanError(f"{self.store.shown}/{name} was written by somebody else; "
                                 f"--overwrite starts anew")  # fmt: skip
         self._require_plan()
-        for name in (REJECTED, MANIFEST):
+        for name in (TOTALS, REJECTED, MANIFEST):
+            if not (folder / name).exists():
+                continue
             theirs = self.store.create(name, (folder / name).read_bytes())
             if theirs is not None:  # it may name the same data by another path
                 self._require_alike(name, theirs, (folder / name).read_bytes())
                 _write(mine, name, theirs)
+        self.store.remove(n for n in there if n.startswith(f"{UNITS}/"))
 
     def give_up(self, folder: Path) -> None:
         """Nothing was scored: only why stays."""
@@ -179,22 +192,23 @@ class Deposit:
             raise BadInput(f"{self.store.shown} is the memory of one process: scan into it with "
                            f"one worker and --engine local")  # fmt: skip
 
-    def _put_lacking(self, folder: Path, there: Infos) -> None:
-        for file in sorted((folder / "examples").glob("part-*.parquet")):
-            if f"examples/{file.name}" not in there and (folder / "tokens" / file.name).exists():
-                self.put_part(folder, file.name)
+    def _put_lacking(self, folder: Path, there: Infos, kinds: Sequence[str]) -> None:
+        for file in sorted((folder / kinds[-1]).glob("part-*.parquet")):
+            here = all((folder / kind / file.name).exists() for kind in kinds)
+            if here and f"{kinds[-1]}/{file.name}" not in there:
+                self.put_part(folder, file.name, kinds)
 
     def _fetch(self, names: Iterable[str], mine: Ownership) -> None:
         """A part's examples last, as they make it whole."""
         names = list(names)
-        last = [n for n in names if n.startswith("examples/")]
+        last = [n for n in names if "examples/" in n]
         for some in ([n for n in names if n not in {*last}], last):
             self.store.fetch({n: mine.folder / n for n in some}, within=mine.scratch)
 
     def _files(self) -> Infos:
         """What a run reads of a scan; whatever else is there has a name that leads who knows
         where."""
-        own = (PLAN, REJECTED, MANIFEST)
+        own = (PLAN, REJECTED, TOTALS, MANIFEST)
         return {n: i for n, i in self.store.names().items() if n in own or PART.fullmatch(n)}
 
     def _require_plan(self) -> None:
@@ -214,7 +228,8 @@ class Deposit:
     def _require_alike(self, name: str, theirs: bytes, ours: bytes) -> None:
         if name == MANIFEST:
             a, b = (self._parsed(MANIFEST, data) for data in (theirs, ours))
-            if any(a.get(what) != b[what] for what in ("parts", "counts", "columns")):
+            made = ("parts", "counts", "columns", "totals")
+            if any(a.get(what) != b.get(what) for what in made):
                 raise ScanError(f"{self.store.shown} was finished by another run with other parts; "
                                 f"--overwrite starts anew")  # fmt: skip
 
@@ -235,7 +250,7 @@ class Depositing:
         name = part_name(unit.index)
         self.deposit.put_part(self.folder, name)
         if self.own is not None:
-            for kind in KINDS:
+            for kind in self.deposit.units:
                 (self.folder / kind / name).unlink()
 
 

@@ -168,6 +168,33 @@ def test_a_killed_run_goes_on(
     assert sorted(scored) == sorted([*range(UNITS), *twice])
 
 
+@pytest.mark.parametrize("lost", [True, False], ids=["elsewhere", "here"])
+def test_a_scan_that_keeps_a_sample(
+    again: Callable[..., Scan], scored: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    lost: bool,
+) -> None:  # fmt: skip
+    """Units wait in the store for the others, then come few parts and the totals."""
+    kept = again(tmp_path / "here", keep_tokens="sample:0.3")
+    scored.clear()
+    at_unit(monkeypatch, 2, die)
+    with pytest.raises(KeyboardInterrupt):
+        again(keep_tokens="sample:0.3")
+    assert sum(n.startswith("units/") for n in held()) == 3 * 2
+    if lost:
+        elsewhere(monkeypatch, tmp_path)
+    done = again(keep_tokens="sample:0.3")
+    assert sorted(scored) == [*range(UNITS)]
+    wanted = {str(f.relative_to(kept.path)): f.read_bytes()
+              for f in kept.path.rglob("*") if f.is_file()}  # fmt: skip
+    there = held()
+    assert set(there) == set(wanted)
+    same = [n for n in wanted if n.endswith(".parquet")]
+    assert len(same) == 4
+    assert all(there[n] == wanted[n] for n in same)
+    mine, theirs = ({**summarize(s), "path": ""} for s in (done, kept))
+    assert mine == theirs
+
+
 def test_half_of_a_part_is_no_part(
     again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
