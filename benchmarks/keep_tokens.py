@@ -24,8 +24,9 @@ from contestants import print_table
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.kept import kept_tokens
+from eaft_probe.columns.part_files import write_parquet
+from eaft_probe.columns.schemas import tokens_schema
 from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.columns.table import tokens_schema, write_parquet
 from eaft_probe.columns.totals import added, sums_of, unit_totals
 
 VOCAB, LENGTH = 50_000, 500  # tokens of an example

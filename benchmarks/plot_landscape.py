@@ -138,8 +138,10 @@ def make(args: argparse.Namespace) -> None:
     import numpy as np
 
     from eaft_probe.columns.conflicts import ConflictRule
+    from eaft_probe.columns.part_files import part_facts, write_part
+    from eaft_probe.columns.schemas import tokens_schema
     from eaft_probe.columns.statistics import chosen_statistics
-    from eaft_probe.columns.table import part_facts, tokens_schema, write_manifest, write_part
+    from eaft_probe.columns.table import write_manifest
     from eaft_probe.settings import ScanSettings
 
     for kind in ("tokens", "examples"):
@@ -237,7 +239,7 @@ def examples_table(first: int, end: int) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from eaft_probe.columns.table import examples_schema
+    from eaft_probe.columns.schemas import examples_schema
 
     example = np.arange(first // EXAMPLE, -(-end // EXAMPLE))
     n = len(example)

@@ -12,16 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.part_files import part_facts, part_name, write_part
+from eaft_probe.columns.schemas import examples_schema, tokens_schema
 from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.columns.table import (
-    Scan,
-    examples_schema,
-    part_facts,
-    part_name,
-    tokens_schema,
-    write_manifest,
-    write_part,
-)
+from eaft_probe.columns.table import Scan, write_manifest
 
 VOCAB, WIDTH = 64, 8
 TOP_K = (5, 10, 20, 50)

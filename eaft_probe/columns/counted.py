@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns import planes
 from eaft_probe.columns.counts import MOST_VALUES, Counts
+from eaft_probe.columns.part_files import TOTALS
 from eaft_probe.columns.planes import (
     CELLS,
     ENTROPY_BINS,
@@ -26,7 +27,7 @@ from eaft_probe.columns.planes import (
 )
 from eaft_probe.columns.positions import BINS, READS, SHAPES, along
 from eaft_probe.columns.quantiles import UPPER, quantiles_within
-from eaft_probe.columns.table import TOTALS, Scan
+from eaft_probe.columns.table import Scan
 from eaft_probe.columns.totals import MANY, SIDES, columns_of, require_sound, spread, sums_of
 from eaft_probe.errors import MissingColumn, ScanError, one_line
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from eaft_probe.columns.agreement import CLOSED, EXACT, WEIGHT, agreement
+from eaft_probe.columns.part_files import GRADIENTS, write_parquet
 from eaft_probe.columns.parts import footer, reading
 from eaft_probe.columns.planes import ENTROPY_STEP, PROB_STEP
 from eaft_probe.columns.sample import ACROSS, BY, coarse_cell
+from eaft_probe.columns.schemas import PLACES
 from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.columns.table import GRADIENTS, PLACES, Scan, write_parquet
+from eaft_probe.columns.table import Scan
 from eaft_probe.errors import ScanError, one_line
 from eaft_probe.files import own_file
 

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eaft_probe.columns.part_files import write_parquet
 from eaft_probe.columns.parts import footer, reading
-from eaft_probe.columns.table import write_parquet
 from eaft_probe.errors import MissingColumn, ScanError
 from eaft_probe.files import own_file
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_probe.columns.table import CACHE, Scan
+from eaft_probe.columns.part_files import CACHE
+from eaft_probe.columns.table import Scan
 from eaft_probe.files import own_file, written_aside
 
 # Cells of 1/256 in probability and 1/32 nat in entropy, up to 16 nats (the uniform distribution

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from eaft_probe.columns.counted import Counted, OfTotals, Overall, counted
+from eaft_probe.columns.part_files import CONFLICTS
 from eaft_probe.columns.quantiles import TOO_LOW
-from eaft_probe.columns.table import CONFLICTS, Scan
+from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -1,7 +1,5 @@
-"""The files of a scan: parquet parts, the manifest that makes them a scan, and how to read both."""
+"""A finished scan: opened, read piece by piece, queried and flagged."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +16,19 @@ from numpy.typing import NDArray
 from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, write_json
 from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
 from eaft_probe.columns.mirror import mirrored
-from eaft_probe.columns.parts import FIELDS, check_parts, footer, reading
+from eaft_probe.columns.part_files import (
+    CONFLICTS,
+    GRADIENTS,
+    PLAN,
+    REJECTED,
+    RULE_KEY,
+    TOTALS,
+    sha256,
+)
+from eaft_probe.columns.parts import check_parts, footer, reading
 from eaft_probe.columns.quantiles import quantiles
-from eaft_probe.columns.statistics import STATISTICS, Statistic
+from eaft_probe.columns.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
+from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
 from eaft_probe.files import own_file, written_aside
 from eaft_probe.store import Store, local
@@ -28,130 +36,8 @@ from eaft_probe.store import Store, local
 if TYPE_CHECKING:
     import pandas
 
-PLAN = "plan.json"
-REJECTED, CONFLICTS = "rejected.jsonl", "conflicts.parquet"
-TOTALS = "totals.parquet"  # of a scan that does not keep all of its tokens
-UNITS = "units"  # its parts and their totals, until they are joined
-GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where somebody took them
-CACHE = "cache"  # histograms that figures made; may be removed at any time
-REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
-RULE_KEY = b"eaft_probe.rule"  # by which conflicts.parquet was flagged: `flag` writes two files
 WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED, TOTALS), (RULE_FILE, CONFLICTS, GRADIENTS)
 CONTEXT = 80  # characters of text on each side of a conflict
-TEXT = pa.dictionary(pa.int32(), pa.string())
-
-# (name, type, unit, meaning) of the columns that are not statistics.
-PLACES = (
-    ("example", pa.int64(), "", "row number in the data, from 0"),
-    ("turn", pa.int16(), "", "index of the message the token belongs to"),
-    ("position", pa.int32(), "tokens", "the label's index in the example's token sequence"),
-    ("token_id", pa.int32(), "", "the label"),
-    ("token", TEXT, "", "the label decoded alone; bytes that are no character as \\xNN"),
-    ("char_start", pa.int32(), "characters", "where the token begins in examples.text"),
-    ("char_end", pa.int32(), "characters", "one past where it ends in examples.text"),
-)
-TOP1 = ("top1", TEXT, "", "the likeliest token decoded alone")
-EXAMPLES = (
-    ("example", pa.int64(), "", "row number in the data, from 0"),
-    ("key", pa.string(), "", "the row's own id, where it has one"),
-    ("text", pa.string(), "", "the rendered conversation"),
-    ("messages", pa.string(), "", "the messages as JSON"),
-    ("tokens", pa.int32(), "tokens", "length of the token sequence that was read"),
-    ("trained_tokens", pa.int32(), "tokens", "how many of them are trained and scored"),
-    ("mean_nll", pa.float32(), "nats", "mean of −logprob over the trained tokens"),
-    ("mean_entropy", pa.float32(), "nats", "mean entropy over the trained tokens"),
-)
-
-EXAMPLE_COLUMNS = (*(e[0] for e in EXAMPLES), "conflicts")  # the last on reading
-
-
-def _field(name: str, kind: pa.DataType, unit: str, meaning: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"unit": unit, "meaning": meaning})
-
-
-def tokens_schema(statistics: Sequence[Statistic]) -> pa.Schema:
-    """The columns of a tokens part; `top1` stands behind `top1_id`."""
-    fields = [_field(*place) for place in PLACES]
-    for s in statistics:
-        fields.append(_field(s.name, getattr(pa, s.dtype)(), s.unit, s.meaning))
-        if s.name == "top1_id":
-            fields.append(_field(*TOP1))
-    return pa.schema(fields)
-
-
-def examples_schema(keep: Sequence[str]) -> pa.Schema:
-    """The columns of an examples part; `keep` are the pass-through columns, as JSON text."""
-    kept = [_field(name, pa.string(), "", "passed through from the data") for name in keep]
-    return pa.schema([*(_field(*e) for e in EXAMPLES), *kept])
-
-
-def part_name(index: int) -> str:
-    return f"part-{index:05d}.parquet"
-
-
-def part_file(folder: Path, kind: str, index: int) -> Path:
-    """Of "tokens", "examples" or "totals". Absolute: a relative `a:b/…` would be read as a URL."""
-    return folder.absolute() / kind / part_name(index)
-
-
-def part_folder(folder: Path, keep_tokens: str) -> Path:
-    """Where a unit's part is written: into its place, or aside to be joined with others."""
-    return folder if keep_tokens == "all" else folder / UNITS
-
-
-def write_part(
-    folder: Path,
-    index: int,
-    tokens: pa.Table,
-    examples: pa.Table,
-    report: Mapping[str, Any],
-    within: Path | None = None,
-    totals: pa.Table | None = None,
-) -> None:
-    """One unit's files. The examples part is renamed last: where it stands, all do.
-
-    `within`: the folder in which they are written before; see `written_aside`.
-    """
-    if totals is not None:
-        write_parquet(part_file(folder, "totals", index), totals, within)
-        report = {**report, "kept_tokens": len(tokens)}
-    examples = examples.replace_schema_metadata({REPORT_KEY: json.dumps(report)})
-    for kind, table in (("tokens", tokens), ("examples", examples)):
-        write_parquet(part_file(folder, kind, index), table, within)
-
-
-def write_parquet(path: Path, table: pa.Table, within: Path | None = None) -> None:
-    with written_aside(path, within) as aside:
-        pq.write_table(table, aside.absolute(), **_encoding(table.schema))
-
-
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Floats split by byte, counting columns as differences, texts and ids as dictionaries."""
-    floats = [f.name for f in schema if pa.types.is_floating(f.type)]
-    counting = [n for n in ("position", "char_start", "char_end") if n in schema.names]
-    plain = {*floats, *counting}
-    return {
-        "compression": "zstd",
-        "compression_level": 3,  # level 9 saved 1 % and took 2.5 times as long
-        "use_dictionary": [f.name for f in schema if f.name not in plain],
-        "column_encoding": {
-            **dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-            **dict.fromkeys(counting, "DELTA_BINARY_PACKED"),
-        },
-        "row_group_size": 500_000,  # some 20 MB: dataset viewers open groups up to 100 MB
-    }
-
-
-def unit_report(folder: Path, index: int) -> dict[str, Any] | None:
-    """What a finished unit reported; None where it is not finished."""
-    try:
-        metadata = pq.read_schema(part_file(folder, "examples", index)).metadata or {}
-        report = json.loads(metadata[REPORT_KEY])
-        rows = pq.read_metadata(part_file(folder, "tokens", index)).num_rows
-    except (OSError, KeyError, ValueError, pa.ArrowException):
-        return None  # not there, or damaged by a crash: scored again
-    wanted = report.get("kept_tokens", report["counts"]["trained_tokens"])
-    return report if rows == wanted else None
 
 
 @dataclass(frozen=True)
@@ -180,7 +66,7 @@ class Scan:
             )
             raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
         manifest = read_manifest(path)
-        check_parts(path, manifest, _shapes(manifest), verify)
+        check_parts(path, manifest, shapes(manifest), verify)
         scan = cls(path, manifest, store)
         if not scan.keeps_all:
             _ = scan.totals
@@ -302,7 +188,7 @@ class Scan:
         again = f"; `eaft-probe flag {self.path}` writes it anew"
         try:
             file = own_file(self.path, CONFLICTS).absolute()
-            found = footer(file, _conflicts_shape)
+            found = footer(file, conflicts_shape)
         except ScanError as error:
             raise ScanError(f"{error}{again}") from error
         if found.rows > self.manifest["counts"]["trained_tokens"]:
@@ -429,76 +315,6 @@ def _around(table: pa.Table, examples: pa.Table, path: Path) -> list[tuple[str, 
     return found
 
 
-TOTALS_SCHEMA = pa.schema(
-    [("table", pa.string()), ("key", pa.string()), ("values", pa.list_(pa.float64()))]
-)
-CONFLICT_SCHEMA = pa.schema(
-    [
-        ("example", pa.int64()),
-        ("turn", pa.int16()),
-        ("position", pa.int32()),
-        ("token", pa.string()),
-        ("top1", pa.string()),
-        ("prob", pa.float32()),
-        ("top1_prob", pa.float32()),
-        ("entropy", pa.float32()),
-        ("rank", pa.int32()),
-        ("before", pa.string()),
-        ("after", pa.string()),
-    ]
-)
-
-
-# --- what the columns of a file may be ---
-
-Types = Mapping[str, pa.DataType]
-
-
-def _shapes(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """For each kind of part what is wrong with its schema, if anything is."""
-    statistics = {s.name: getattr(pa, s.dtype)() for s in STATISTICS.values()}
-    tokens = {**{p[0]: p[1] for p in PLACES}, **statistics, TOP1[0]: TOP1[1]}
-    examples = {e[0]: e[1] for e in EXAMPLES}
-    kept = dict.fromkeys(manifest["config"]["keep"], pa.string())
-
-    def of_tokens(schema: pa.Schema) -> str | None:
-        if schema.names != manifest["columns"]:
-            return "it has other columns than the manifest says"
-        return _wrong(schema, [p[0] for p in PLACES], tokens)
-
-    def of_examples(schema: pa.Schema) -> str | None:
-        return _wrong(schema, [*examples, *kept], {**kept, **examples})
-
-    return {"tokens": of_tokens, "examples": of_examples}
-
-
-def _conflicts_shape(schema: pa.Schema) -> str | None:
-    return _wrong(schema, CONFLICT_SCHEMA.names, {f.name: f.type for f in CONFLICT_SCHEMA})
-
-
-def _wrong(schema: pa.Schema, needed: Sequence[str], known: Types) -> str | None:
-    """A column that is missing, there twice, or of another type; unknown ones must be flat."""
-    names = schema.names
-    if len(set(names)) < len(names):
-        return "it has a column twice"
-    missing = next((n for n in needed if n not in names), None)
-    if missing is not None:
-        return f"it has no column {missing!r}"
-    for field in schema:
-        wanted = known.get(field.name)
-        if wanted in (TEXT, pa.string()) and _is_text(field.type):
-            continue
-        if pa.types.is_nested(field.type) or field.type != (wanted or field.type):
-            return f"its column {field.name!r} is {str(field.type)[:80]}, not {wanted or 'flat'}"
-    return None
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    """Other tools write texts of 64-bit lengths, or without the dictionary."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def _row_groups(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     """A part in its row groups of 500,000 tokens; an empty part is one empty table."""
     with reading(file), pq.ParquetFile(file) as part:
@@ -538,19 +354,6 @@ def _sql_list(paths: Sequence[Path]) -> str:
     literal = ("".join(f"[{c}]" if c in "*?[" else c for c in str(p)) for p in paths)
     quoted = ", ".join("'" + p.replace("'", "''") + "'" for p in literal)
     return f"[{quoted}]"
-
-
-def part_facts(folder: Path, index: int, rows: int) -> dict[str, Any]:
-    """What the manifest says of a part."""
-    facts: dict[str, Any] = {"file": part_name(index), "rows": rows}
-    for kind, name in FIELDS.items():
-        facts[name] = sha256(part_file(folder, kind, index))
-    return facts
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], within: Path | None = None) -> Scan:

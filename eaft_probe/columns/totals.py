@@ -28,7 +28,7 @@ from eaft_probe.columns.counts import MOST_VALUES, Counts
 from eaft_probe.columns.planes import CELLS, cell
 from eaft_probe.columns.positions import BINS, READS, along
 from eaft_probe.columns.quantiles import UPPER, upper_bits
-from eaft_probe.columns.table import TOTALS_SCHEMA
+from eaft_probe.columns.schemas import TOTALS_SCHEMA
 
 COLUMNS_KEY = b"eaft_probe.columns"
 # Commonest pairs that are kept, some 4 MB. Exact up to so many; beyond, no pair's count is too low

@@ -8,8 +8,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from eaft_probe.columns.schemas import tokens_schema
 from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.columns.table import tokens_schema
 from eaft_probe.model.loading import resolve_device
 from eaft_probe.settings import EstimateSettings, kept_share
 

@@ -8,14 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.table import (
-    REJECTED,
-    UNITS,
-    part_facts,
-    part_folder,
-    unit_report,
-    write_manifest,
-)
+from eaft_probe.columns.part_files import REJECTED, UNITS, part_facts, part_folder, unit_report
+from eaft_probe.columns.table import write_manifest
 from eaft_probe.errors import DataError
 from eaft_probe.files import written_aside
 from eaft_probe.settings import ScanSettings

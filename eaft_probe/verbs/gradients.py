@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from eaft_probe.columns import full_gradients
 from eaft_probe.columns.agreement import CLOSED, EXACT
 from eaft_probe.columns.full_gradients import FullGradients, Made
+from eaft_probe.columns.part_files import GRADIENTS
 from eaft_probe.columns.sample import drawn
-from eaft_probe.columns.table import GRADIENTS, Scan
+from eaft_probe.columns.table import Scan
 from eaft_probe.data.render import Renderer
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, ScanError, one_line
 from eaft_probe.model.loading import CausalLM, load_model

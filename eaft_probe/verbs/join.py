@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eaft_probe.columns.counted import counted
-from eaft_probe.columns.table import (
+from eaft_probe.columns.part_files import (
     TOTALS,
     UNITS,
     part_facts,

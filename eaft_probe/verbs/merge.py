@@ -19,18 +19,17 @@ import pyarrow.parquet as pq
 from eaft_probe.columns import full_gradients
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.full_gradients import FullGradients
-from eaft_probe.columns.parts import reading
-from eaft_probe.columns.table import (
+from eaft_probe.columns.part_files import (
     GRADIENTS,
     REJECTED,
-    Scan,
-    examples_schema,
     part_facts,
     part_file,
     unit_report,
-    write_manifest,
     write_part,
 )
+from eaft_probe.columns.parts import reading
+from eaft_probe.columns.schemas import examples_schema
+from eaft_probe.columns.table import Scan, write_manifest
 from eaft_probe.errors import ScanError
 from eaft_probe.files import written_aside
 from eaft_probe.progress import Progress, Silent

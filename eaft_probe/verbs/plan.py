@@ -12,7 +12,7 @@ import torch
 
 from eaft_probe.columns.conflicts import RULE_FILE, write_json
 from eaft_probe.columns.manifest import MANIFEST
-from eaft_probe.columns.table import (
+from eaft_probe.columns.part_files import (
     CACHE,
     CONFLICTS,
     GRADIENTS,

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.part_files import part_folder, unit_report
+from eaft_probe.columns.schemas import EXAMPLE_COLUMNS
 from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.columns.table import EXAMPLE_COLUMNS, Scan, part_folder, unit_report
+from eaft_probe.columns.table import Scan
 from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection, Unit, UnitPlan

@@ -13,14 +13,9 @@ from numpy.typing import NDArray
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.kept import kept_tokens
 from eaft_probe.columns.measure import TokenColumns, measure
+from eaft_probe.columns.part_files import part_folder, write_part
+from eaft_probe.columns.schemas import TEXT, examples_schema, tokens_schema
 from eaft_probe.columns.statistics import Statistic
-from eaft_probe.columns.table import (
-    TEXT,
-    examples_schema,
-    part_folder,
-    tokens_schema,
-    write_part,
-)
 from eaft_probe.columns.totals import unit_totals
 from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, windows
 from eaft_probe.data.formats import Message, RowFormat

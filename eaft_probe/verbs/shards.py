@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eaft_probe.columns.manifest import read_json
-from eaft_probe.columns.table import PLAN, REJECTED, Scan
+from eaft_probe.columns.part_files import PLAN, REJECTED
+from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError, one_line
 from eaft_probe.files import own_file
 from eaft_probe.store import Store, local

@@ -23,7 +23,7 @@ from typing import Any
 
 from eaft_probe.columns.manifest import MANIFEST
 from eaft_probe.columns.mirror import WORK, place
-from eaft_probe.columns.table import PLAN, REJECTED, TOTALS, UNITS, part_name
+from eaft_probe.columns.part_files import PLAN, REJECTED, TOTALS, UNITS, part_name
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.job import Scorer
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError

@@ -18,9 +18,10 @@ from eaft_probe import Scan, compare, plots, scan
 from eaft_probe.columns import totals as totals_module
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.counted import OfTokens, OfTotals
+from eaft_probe.columns.part_files import TOTALS, sha256
 from eaft_probe.columns.quantiles import TOO_LOW, quantiles, quantiles_within, upper_bits
 from eaft_probe.columns.summary import summarize
-from eaft_probe.columns.table import TOTALS, sha256, write_manifest
+from eaft_probe.columns.table import write_manifest
 from eaft_probe.columns.totals import added, added_up, sums_of, table_of
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.objectives.gates import OBJECTIVES

@@ -23,9 +23,9 @@ from eaft_probe import Scan, compare, scan
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.full_gradients import FullGradients
+from eaft_probe.columns.part_files import write_part
 from eaft_probe.columns.planes import plane
 from eaft_probe.columns.summary import summarize, worst_examples
-from eaft_probe.columns.table import write_part
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.model.loading import load_model

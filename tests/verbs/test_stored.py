@@ -18,8 +18,9 @@ from stores_made import Flaky
 from eaft_probe import Scan, compare, scan
 from eaft_probe import store as stores
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.part_files import CONFLICTS
 from eaft_probe.columns.summary import summarize
-from eaft_probe.columns.table import CONFLICTS, RULE_FILE
+from eaft_probe.columns.table import RULE_FILE
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
 from eaft_probe.store import Store
 from eaft_probe.verbs.loading import Loading
