@@ -266,10 +266,12 @@ def _is_final(error: Exception) -> bool:
 
 
 def _moves(fs: Any) -> bool:
-    """Whether a move is one step there, and no copy that is removed afterwards."""
+    """Whether files are written bit by bit there and moved in one step: nothing of its own for a
+    put, and something for a move. (gcsfs has both; its put is one step, its move a copy.)"""
     from fsspec import AbstractFileSystem
 
-    return type(fs).mv is not AbstractFileSystem.mv
+    plain_put = getattr(fs.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file
+    return plain_put and type(fs).mv is not AbstractFileSystem.mv
 
 
 def _there(fs: Any, path: str) -> bytes:

@@ -8,7 +8,6 @@ from typing import Any
 
 import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from stores_made import Disk, Flaky, Forbidden
 
@@ -85,16 +84,44 @@ def test_where_there_is_a_move_nothing_stands_half(
     """What a put that dies leaves is no file of that name."""
     store, seen = Store(f"disk://{tmp_path}"), []
 
-    def died(self: Any, path: str, value: bytes, **more: Any) -> None:
-        LocalFileSystem.pipe_file(self, path, value[:1])
+    def died(self: Any, path: str, mode: str, **_: Any) -> None:
+        Path(path).write_bytes(b"1")
         seen.append(Path(path).name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Disk, "pipe_file", died)
+    monkeypatch.setattr(Disk, "_open", died)
     with pytest.raises(KeyboardInterrupt):
         store.create("a", b"12345")
     assert seen[0].startswith(".a.")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_file_is_not_replaced_since_nobody_said_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Any, path: str, **_: Any) -> None:
+        raise OSError("the network is gone")
+
+    monkeypatch.setattr(stores, "PAUSE", 0)
+    store = Store(f"disk://{tmp_path}")
+    store.put("a", b"1")
+    with monkeypatch.context() as broken:
+        broken.setattr(Disk, "info", away)
+        with pytest.raises(ProbeError, match="does not answer"):
+            store.create("a", b"2")
+    assert store.get("a", 10) == b"1"
+
+
+@pytest.mark.parametrize(("scheme", "moves"), [("s3", False), ("memory", False), ("ftp", True),
+                                                ("webhdfs", True), ("hdfs", True)])  # fmt: skip
+def test_which_stores_move(scheme: str, moves: bool) -> None:
+    """Told from the classes of the installed fsspec; none of them is connected."""
+    try:
+        kind: Any = fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        pytest.skip(str(error))
+    fs = kind.__new__(kind) if scheme in ("ftp", "webhdfs", "hdfs") else kind()
+    assert stores._moves(fs) is moves
 
 
 def test_what_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,20 @@ def test_a_put_is_conditional(bucket: str) -> None:
     assert set(store.names()) == {"tokens/x"}
 
 
+def test_what_another_machine_put_is_seen(bucket: str) -> None:
+    """s3fs keeps listings, which say nothing of it."""
+    import boto3
+
+    store = Store(f"{bucket}/scan")
+    store.put("tokens/a", b"1")
+    assert set(store.names()) == {"tokens/a"}
+    for name, data in (("tokens/b", b"2"), ("tokens/a", b"3")):
+        boto3.client("s3").put_object(Bucket=bucket[5:], Key=f"scan/{name}", Body=data)
+        assert store.create(name, b"4") == data
+        assert store.get(name, 10) == data
+    assert store.has("tokens/b")
+
+
 def test_killed_with_its_workers_and_finished_by_two_others(
     bucket: str, started: Callable[..., "subprocess.Popen[str]"], data: Path, tmp_path: Path,
     model_folder: str,
