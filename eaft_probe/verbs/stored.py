@@ -23,7 +23,14 @@ from typing import Any
 
 from eaft_probe.columns.manifest import MANIFEST
 from eaft_probe.columns.mirror import WORK, place
-from eaft_probe.columns.part_files import PLAN, REJECTED, TOTALS, UNITS, part_name
+from eaft_probe.columns.part_files import (
+    GRADIENTS,
+    PLAN,
+    REJECTED,
+    TOTALS,
+    UNITS,
+    part_name,
+)
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.job import Scorer
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
@@ -166,7 +173,7 @@ class Deposit:
                 raise ScanError(f"{self.store.shown}/{name} was written by somebody else; "
                                 f"--overwrite starts anew")  # fmt: skip
         self._require_plan()
-        for name in (TOTALS, REJECTED, MANIFEST):
+        for name in (TOTALS, REJECTED, GRADIENTS, MANIFEST):
             if not (folder / name).exists():
                 continue
             theirs = self.store.create(name, (folder / name).read_bytes())

@@ -17,12 +17,13 @@ from stores_made import Flaky
 
 from eaft_probe import Scan, compare, scan
 from eaft_probe import store as stores
-from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule
+from eaft_probe.columns.full_gradients import FullGradients
 from eaft_probe.columns.part_files import CONFLICTS
 from eaft_probe.columns.summary import summarize
-from eaft_probe.columns.table import RULE_FILE
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
 from eaft_probe.store import Store
+from eaft_probe.verbs.gradients import gradients
 from eaft_probe.verbs.loading import Loading
 from eaft_probe.verbs.merge import merge
 from eaft_probe.verbs.score import Scorer
@@ -549,6 +550,19 @@ def test_merged_scans_of_stores(
         merge([first, second], second, overwrite=True)
     with pytest.raises(ScanError, match="memory://stored/whole holds a scan with other settings"):
         merge([second, first], whole)
+
+
+def test_exact_norms_go_where_the_scan_is(
+    again: Callable[..., Scan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    urls = [f"memory://stored/{n}" for n in ("first", "second")]
+    again(urls[0])
+    again(urls[1], OTHER)
+    norms = [gradients(url, sample=20).table["grad_full"] for url in urls]
+    merge(urls, "memory://stored/whole")
+    elsewhere(monkeypatch, tmp_path)
+    found = FullGradients.open(Scan.open("memory://stored/whole")).table
+    assert list(found["grad_full"]) == [n for part in norms for n in part]
 
 
 # --- the command line ---
