@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
 AREAS = ("row", "named_format", "sound_row", "file", "sound_file", "typed_file", "place",
-         "template", "config", "manifest_file", "part")  # fmt: skip
+         "template", "config", "manifest_file", "part", "totals_file")  # fmt: skip
 COLUMNS = ("inputs", "refused", "accepted", "slowest", "defects")
 
 

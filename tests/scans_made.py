@@ -12,10 +12,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.part_files import part_facts, part_name, write_part
+from eaft_probe.columns.kept import kept_tokens
+from eaft_probe.columns.part_files import (
+    TOTALS,
+    part_facts,
+    part_name,
+    sha256,
+    write_parquet,
+    write_part,
+)
 from eaft_probe.columns.schemas import examples_schema, tokens_schema
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.columns.table import Scan, write_manifest
+from eaft_probe.columns.totals import unit_totals
 
 VOCAB, WIDTH = 64, 8
 TOP_K = (5, 10, 20, 50)
@@ -145,6 +154,23 @@ def write(
         "special_tokens": [],
     }  # fmt: skip
     return write_manifest(folder, manifest).flag(rule or ConflictRule())
+
+
+def keeping(scan: Scan, folder: Path, share: float = 0.5) -> Scan:
+    """The same scan with a sample of its tokens, in one part, and the totals of all."""
+    tokens, rule = scan.tokens_table(scan.columns), scan.rule
+    examples = pa.concat_tables(scan.example_part(i) for i in range(len(scan.manifest["parts"])))
+    totals = unit_totals(tokens, examples, [], rule, set())
+    kept = kept_tokens(tokens, examples, rule, share)
+    for kind in ("tokens", "examples"):
+        (folder / kind).mkdir(parents=True)
+    write_part(folder, 0, *kept, {"counts": {"trained_tokens": len(kept[0])}})
+    write_parquet(folder / TOTALS, totals)
+    config = {**scan.manifest["config"], "keep_tokens": f"sample:{share}",
+              "entropy_below": rule.entropy_below, "prob_below": rule.prob_below}  # fmt: skip
+    manifest = {**scan.manifest, "config": config, "totals": sha256(folder / TOTALS),
+                "parts": [part_facts(folder, 0, len(kept[0]))]}  # fmt: skip
+    return write_manifest(folder, manifest).flag(rule)
 
 
 def model_facts(name: str, vocab_size: int) -> dict[str, Any]:

@@ -194,26 +194,34 @@ def _matrix(rows: pa.Table) -> tuple[list[str], Values]:
     return rows["key"].to_pylist(), matrix
 
 
+WIDTHS = {"position": 7, "role": 2, "class": 2, "pair": 3, "scan": 1, "bits": 1, "kept": 2}
+
+
 def require_sound(sums: Sums, columns: int, tokens: int) -> None:
     """Raises `ValueError` where the sums are not those of so many tokens and columns: somebody
     else may have written them."""
-    rows = {"cell": SIDES * CELLS * OCTAVES, "position": BINS}
-    widths = {"cell": 1 + columns, "position": 7, "role": 2, "class": 2, "pair": 3, "scan": 1}
+    widths = {**WIDTHS, "cell": 1 + columns}
     for name, (keys, values) in sums.items():
         kind = name.split(":")[0]
-        if values.shape[1] != widths.get(kind, {"bits": 1, "kept": 2}.get(kind, 0)):
+        if values.shape[1] != widths.get(kind):
             raise ValueError(f"{name} has {values.shape[1]} values")
-        if len(set(keys)) < len(keys) or values[:, 0].min() < 0:
-            raise ValueError(f"{name} has a key twice, or less than nothing")
-        if kind in ("cell", "position", "bits"):
-            _require_rows(keys, rows.get(kind, UPPER))
+        least = values[:, 0].min()
+        if len(set(keys)) < len(keys) or least < 0 or (least == 0 and kind != "scan"):
+            raise ValueError(f"{name} has a key twice, or one of nothing")
         if kind not in ("pair", "kept", "scan") and values[:, 0].sum() != tokens:
             raise ValueError(f"{name} is not of {tokens:,} tokens")
-    for key in sums["pair"][0] if "pair" in sums else ():
+        _require_keys(kind, keys)
+    _ = sums["cell"]
+
+
+def _require_keys(kind: str, keys: Sequence[str]) -> None:
+    rows = {"cell": SIDES * CELLS * OCTAVES, "position": BINS, "bits": UPPER}.get(kind)
+    if rows is not None:
+        _require_rows(keys, rows)
+    for key in keys if kind == "pair" else ():
         label, choice = json.loads(key)
-        _ = label + choice + ""  # two texts
-    if sums["cell"][1][:, 0].min() < 1:
-        raise ValueError("a cell without a token")
+        if not (isinstance(label, str) and isinstance(choice, str)):
+            raise ValueError("a pair of no texts")
 
 
 def _require_rows(keys: Sequence[str], rows: int) -> None:

@@ -27,8 +27,11 @@ import yaml
 import zstandard
 from hypothesis import strategies as st
 
+from eaft_probe.columns.counted import OfTotals
+from eaft_probe.columns.part_files import TOTALS, sha256
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import Scan
+from eaft_probe.columns.totals import columns_of, sums_of, table_of
 from eaft_probe.data import spans as templates
 from eaft_probe.data.formats import FORMATS, Example, Message, RowFormat, infer_format
 from eaft_probe.data.render import Renderer
@@ -556,6 +559,54 @@ def part(given: tuple[str, bytes]) -> None:
     finally:
         path.write_bytes(before)
         (sound_scan() / "manifest.json").write_text(manifest())
+
+
+@cache
+def kept_scan() -> Path:
+    return scans_made.keeping(Scan.open(sound_scan()), folder() / "kept").path
+
+
+@cache
+def totals() -> bytes:
+    return (kept_scan() / TOTALS).read_bytes()
+
+
+@st.composite
+def other_totals(draw: Callable[..., Any]) -> bytes:
+    """The sound ones with keys and values put elsewhere, or their bytes damaged."""
+    if draw(st.booleans()):
+        return draw(damaged(st.just(totals())))
+    table = pq.read_table(io.BytesIO(totals()))
+    found = {n: ([*k], v.copy()) for n, (k, v) in sums_of(table).items()}
+    for _ in range(draw(st.integers(1, 3))):
+        keys, values = found[draw(st.sampled_from(sorted(found)))]
+        at = draw(st.integers(0, len(keys) - 1))
+        if draw(st.booleans()):
+            keys[at] = draw(st.one_of(st.text(max_size=5), st.integers().map(str)))
+        else:
+            values[at, draw(st.integers(0, values.shape[1] - 1))] = draw(st.floats())
+    buffer = io.BytesIO()
+    pq.write_table(table_of(found, columns_of(table)), buffer)
+    return buffer.getvalue()
+
+
+@area(st.deferred(other_totals))
+def totals_file(given: bytes) -> None:
+    """Totals whose sha256 the manifest has."""
+    path, before = kept_scan() / TOTALS, json.loads((kept_scan() / "manifest.json").read_text())
+    path.write_bytes(given)
+    try:
+        found = {**before, "totals": sha256(path)}
+        (kept_scan() / "manifest.json").write_text(json.dumps(found))
+        opened = Scan.open(kept_scan())
+        assert summarize(opened)["trained_tokens"] == 60
+        whole = OfTotals(opened)
+        assert whole.plane().counts.sum() == 60
+        assert whole.along()["counts"].sum() == 60
+        assert len(whole.pairs(5)) <= 5
+    finally:
+        path.write_bytes(totals())
+        (kept_scan() / "manifest.json").write_text(json.dumps(before))
 
 
 FORMAT_NAMES = tuple(FORMATS)
