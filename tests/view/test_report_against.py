@@ -22,6 +22,7 @@ from test_report import payload, without
 from eaft_probe import Scan
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.counted import OfTokens
 from eaft_probe.columns.planes import ENTROPY_BINS, PROB_BINS, Plane
 from eaft_probe.errors import BadInput, MissingColumn, ScanError
 from eaft_probe.settings import ReportSettings, make_settings
@@ -172,7 +173,7 @@ def test_the_section_takes_a_megabyte_at_most(
     """The densest picture there can be, of noise in every cell, beside all the rest."""
     drawing, random = import_module("eaft_probe.view.plots.landscape"), np.random.default_rng(0)
     noise = Plane(random.integers(1, 10 ** random.integers(1, 8, (ENTROPY_BINS, PROB_BINS))))
-    monkeypatch.setattr(drawing, "plane", lambda _: noise)
+    monkeypatch.setattr(OfTokens, "plane", lambda _: noise)
     monkeypatch.setattr(drawing, "step", lambda _: 1)
     dense = len(against(a, other)["figure"]["png"])
     assert 300_000 < dense < 900_000
