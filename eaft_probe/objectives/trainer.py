@@ -93,7 +93,8 @@ class GatedLossMixin:
         self.add_callback(_AsLaunched(self))
         self.reference = reference
         self.objective = self.step_objective = objective
-        self.loss_is_scaled_for_ga = True  # by the count of the whole step
+        # By the count of the whole step: transformers 5.17 is told by the first, 5.23 by the second.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
