@@ -93,7 +93,7 @@ class GatedLossMixin:
         self.add_callback(_AsLaunched(self))
         self.reference = reference
         self.objective = self.step_objective = objective
-        # By the count of the whole step: transformers 5.17 is told by the first, 5.23 by the second.
+        # By the count of the whole step: transformers 5.17 asks the first, 5.23 the second.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
 
     def get_batch_samples(
