@@ -4,7 +4,8 @@ Units of tokens are drawn at random, with entropies and probabilities over the w
 labels by Zipf's law, so that cells and pairs fill faster than a model would fill them. They go
 through what a scan does with them: totals of the unit, tokens to keep, units joined. `s / million`
 is what that adds to a scan, `totals` the size of its file, `kept` that of tokens/ without texts,
-`all` what tokens/ would take with every token, by its size for the first unit.
+`units` the totals of the units, which wait for the scan's end, `all` what tokens/ would take with
+every token, by its size for the first unit.
 
     python benchmarks/keep_tokens.py
 """
@@ -31,7 +32,8 @@ from eaft_probe.columns.totals import added, sums_of, unit_totals
 
 VOCAB, LENGTH = 50_000, 500  # tokens of an example
 SCHEMA = tokens_schema(chosen_statistics([], False))
-HEAD = ("tokens", "s / million", "peak MB", "cells", "pairs", "totals MB", "kept MB", "all MB")
+HEAD = ("tokens", "s / million", "peak MB", "cells", "pairs", "totals MB", "kept MB", "units MB",
+        "all MB")  # fmt: skip
 
 
 def main() -> None:
@@ -46,7 +48,8 @@ def main() -> None:
 
 def rows(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ...]]:
     """One for each power of four of units."""
-    rule, whole, kept, seconds, every = ConflictRule(), None, list[pa.Table](), 0.0, 0
+    rule, whole, kept = ConflictRule(), None, list[pa.Table]()
+    seconds, every, waiting = 0.0, 0, 0
     for number in range(args.units):
         tokens, examples = unit(number, args.tokens)
         every = every or size(folder, tokens)
@@ -55,10 +58,11 @@ def rows(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ...]]:
         whole = made if whole is None else added([whole, made])
         kept.append(kept_tokens(tokens, examples, rule, args.share)[0])
         seconds += time.perf_counter() - start
+        waiting += size(folder, made)
         done = number + 1
         if done & (done - 1) == 0 and done.bit_length() % 2:
             together = pa.concat_tables(kept).unify_dictionaries()
-            sizes = [size(folder, whole), size(folder, together), every * done]
+            sizes = [size(folder, whole), size(folder, together), waiting, every * done]
             sums, million = sums_of(whole), args.tokens * done / 1e6
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
             yield (f"{million:,.2f} M", f"{seconds / million:.2f}", f"{peak:,.0f}",

@@ -48,7 +48,7 @@ def show_scan(opened: Any, as_json: bool, gate: Any, worst: int) -> None:
         for example in worst_examples(opened, worst):
             show_example(console(), opened, example)
         if worst:
-            console().print(legend())
+            console().print(legend(opened))
 
     tell_summary(summarize(opened), as_json, gate, tell)
 

@@ -57,8 +57,9 @@ def show(
         raise BadInput("--example shows one example; --json and --fail-if speak of the whole scan")
     if wanted.example is not None:
         if not show_example(console(), opened, wanted.example):
-            raise BadInput(f"{folder} has no example {wanted.example}")
-        console().print(legend())
+            kept = "" if opened.keeps_all else " of which a token was kept"
+            raise BadInput(f"{folder} has no example {wanted.example}{kept}")
+        console().print(legend(opened))
     elif wanted.export is None or as_json or gate:
         show_scan(opened, as_json, gate, wanted.worst)
 

@@ -24,9 +24,10 @@ class Counts:
         query = """
             WITH turns AS (SELECT example, turn, count(*) AS n, count(*) FILTER (conflict) AS c
                            FROM tokens GROUP BY example, turn)
-            SELECT coalesce(json_extract_string(messages, '$[' || turn || '].role'), 'text') AS r,
+            SELECT coalesce(json_extract_string(messages, '$[' || turn || '].role'), 'text'),
                    CAST(sum(n) AS BIGINT), CAST(sum(c) AS BIGINT)
-            FROM turns JOIN examples USING (example) GROUP BY r ORDER BY r"""
+            FROM turns JOIN (SELECT example, messages FROM examples) USING (example)
+            GROUP BY 1 ORDER BY 1"""
         return [(str(role), int(n), int(c)) for role, n, c in self.rows(query)]
 
     def classes(self) -> list[tuple[str, int, int]]:

@@ -95,6 +95,8 @@ class Manifest(_Strict):
     parts: Annotated[list[Part], FailFast()]  # of three million bad ones say one
     counts: Counts
     special_tokens: Annotated[list[Text], FailFast()]
+    totals: Hash | None = None  # of totals.parquet, where not all tokens are kept
+    last_row: Annotated[int, Field(ge=0, lt=2**53)] | None = None  # number of it, in that case
     versions: dict[Text, Text | None] = {}
 
 

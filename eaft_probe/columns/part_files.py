@@ -44,14 +44,16 @@ def write_part(
     report: Mapping[str, Any],
     within: Path | None = None,
     totals: pa.Table | None = None,
+    last_row: int | None = None,
 ) -> None:
     """One unit's files. The examples part is renamed last: where it stands, all do.
 
-    `within`: the folder in which they are written before; see `written_aside`.
+    `within`: the folder in which they are written before; see `written_aside`. `totals` and the
+    `last_row` of the unit: of a scan that does not keep all of its tokens.
     """
     if totals is not None:
         write_parquet(part_file(folder, "totals", index), totals, within)
-        report = {**report, "kept_tokens": len(tokens)}
+        report = {**report, "kept_tokens": len(tokens), "last_row": last_row}
     examples = examples.replace_schema_metadata({REPORT_KEY: json.dumps(report)})
     for kind, table in (("tokens", tokens), ("examples", examples)):
         write_parquet(part_file(folder, kind, index), table, within)

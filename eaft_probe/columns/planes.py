@@ -102,7 +102,7 @@ def _stored(scan: Scan, path: Path, shapes: Mapping[str, tuple[int, ...]] | None
             raise ValueError("larger than any cache")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         arrays = dict(stored)
-    tokens = sum(part["rows"] for part in scan.manifest["parts"])
+    tokens = scan.manifest["counts"]["trained_tokens"]
     counts = arrays.get("counts", np.array(tokens))
     sound = all(a.dtype.kind in "if" and np.isfinite(a).all() for a in arrays.values())
     alike = shapes is None or {n: a.shape for n, a in arrays.items()} == shapes

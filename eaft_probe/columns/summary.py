@@ -17,8 +17,6 @@ MOST_PAIRS = 15
 
 def summarize(scan: Scan) -> dict[str, Any]:
     """What `show` prints and `--json` gives. Shares are of scored tokens, nll in nats a token."""
-    if not scan.manifest["counts"]["trained_tokens"]:
-        raise BadInput(f"{scan.path} holds no scored tokens")
     whole, counts = counted(scan), scan.manifest["counts"]
     overall = _sound(scan, whole.overall())
     return {
@@ -51,7 +49,10 @@ def summarize(scan: Scan) -> dict[str, Any]:
 
 
 def _sound(scan: Scan, overall: Overall) -> Overall:
-    """Raises `ScanError` where the files of a scan contradict each other."""
+    """Raises `BadInput` where there is no token, `ScanError` where a scan's files contradict each
+    other."""
+    if not overall.tokens:
+        raise BadInput(f"{scan.place} holds no scored tokens")
     ((listed,),) = scan.rows("SELECT count(*) FROM conflicts")
     sampled = scan.keep_tokens.startswith("sample")
     if (listed > overall.conflicts or (listed < overall.conflicts and not sampled)) or not (
@@ -67,7 +68,7 @@ def _kept_tokens(scan: Scan) -> dict[str, Any]:
     """What of the scan is there token by token, and how far its totals may lie from exact."""
     return {
         "keep": scan.keep_tokens,
-        "tokens": sum(part["rows"] for part in scan.manifest["parts"]),
+        "tokens": scan.kept,
         "quantiles_too_low": TOO_LOW,
         "pairs_too_low": OfTotals(scan).pairs_too_low,
     }

@@ -91,6 +91,11 @@ class Scan:
     def keeps_all(self) -> bool:
         return self.keep_tokens == "all"
 
+    @property
+    def kept(self) -> int:
+        """How many tokens it has row by row."""
+        return sum(part["rows"] for part in self.manifest["parts"])
+
     def require_all(self, what: str) -> None:
         """Raises `ScanError` where the scan has not kept all of its tokens, which `what` reads."""
         if not self.keeps_all:

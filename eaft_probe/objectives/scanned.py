@@ -104,6 +104,7 @@ class Chunked:
     """A `Population` that is read piece by piece as often as needed."""
 
     chunks: Callable[[], Iterator[Columns]]
+    cells_of: Scan | None = None  # whose rows are cells: their means have no quantiles
 
     def mean(self, of: Callable[[Columns], Any]) -> float:
         total = count = 0.0
@@ -114,6 +115,8 @@ class Chunked:
         return total / max(count, 1)
 
     def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
+        if self.cells_of is not None:
+            self.cells_of.require_all("a quantile over the tokens")
         return quantiles(lambda: (of(columns) for columns in self.chunks()), [at])[0]
 
 
@@ -127,7 +130,8 @@ class ScanStep:
 
     @property
     def tokens(self) -> Chunked:
-        return Chunked(lambda: token_columns(self.scan, self.reads, self.base))
+        cells = None if self.scan.keeps_all else self.scan
+        return Chunked(lambda: token_columns(self.scan, self.reads, self.base), cells)
 
     @property
     def examples(self) -> Chunked:

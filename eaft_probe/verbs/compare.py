@@ -109,7 +109,8 @@ def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
     """Which comparison applies, and why. Raises `BadInput` where a scan has no token."""
     for scan in (a, b):
         if not tokens(scan):
-            raise BadInput(f"{scan.path} has no scored token to compare")
+            what = "has no scored token" if scan.keeps_all else "kept no token"
+            raise BadInput(f"{scan.place} {what} to compare")
         if scan.keep_tokens == "flagged":  # a sample stands for the whole, its conflicts do not
             scan.require_all("compare")
     prints = [str(s.manifest["data"]["fingerprint"]) for s in (a, b)]
@@ -123,7 +124,7 @@ def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
 
 def tokens(scan: Scan) -> int:
     """Those that it has row by row."""
-    return sum(part["rows"] for part in scan.manifest["parts"])
+    return scan.kept
 
 
 # --- token by token ---

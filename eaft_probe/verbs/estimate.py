@@ -18,7 +18,7 @@ from eaft_probe.errors import BadInput, DataError
 from eaft_probe.model.shape import Shape, load_shape
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import EstimateSettings, make_settings
-from eaft_probe.verbs.costs import HOST_SECONDS, device_rate, disk_bytes
+from eaft_probe.verbs.costs import HOST_SECONDS, device_rate, disk_bytes, waiting_bytes
 from eaft_probe.verbs.row_sample import Interval, RowSample, drawn_rows, total
 from eaft_probe.verbs.scan import data_format, open_data, selection
 
@@ -37,6 +37,7 @@ class Estimate:
     trained_tokens: Interval
     read_tokens: Interval
     disk_bytes: Interval
+    waiting_bytes: Interval | None  # more while it runs, with --keep-tokens
     flops: Interval  # of the forward passes, statistics not counted
     shared_prefix_share: float  # of the bodies' work that shared prefixes save, counted in `flops`
     rate: str  # what the time is computed from; or why there is none
@@ -101,6 +102,7 @@ def _estimated(
     flops = sum((sample.flops(s, saved) for s in shapes), np.zeros(len(trained)))
     rate, device_flops = device_rate(settings)
     hours = _hours(sample, flops, rows, device_flops, settings)
+    waiting = waiting_bytes(trained, settings)
     price = hours and settings.price_per_hour and hours.times(settings.price_per_hour)
     return Estimate(
         data=units.source.name, model=settings.model, parameters=shapes[0].parameters,
@@ -108,6 +110,7 @@ def _estimated(
         rejected_share=sample.rejected / len(trained),
         trained_tokens=total(trained, rows), read_tokens=total(sample.read_tokens, rows),
         disk_bytes=total(disk_bytes(trained, sample.texts, settings), rows),
+        waiting_bytes=None if waiting is None else total(waiting, rows),
         flops=total(flops, rows), shared_prefix_share=saved,
         rate=rate, device_flops=device_flops, devices=settings.devices,
         hours=hours and hours.times(1 / settings.devices), price=price or None,
@@ -138,7 +141,7 @@ def _lines(e: Estimate) -> Iterator[str]:
            f"{100 * e.rejected_share:.2g} % of those cannot be scored")  # fmt: skip
     yield f"scored tokens  {_told(e.trained_tokens)}"
     yield f"read tokens    {_told(e.read_tokens)}"
-    yield f"disk, in MB    {_told(e.disk_bytes.times(1e-6), ',.3g')}"
+    yield f"disk, in MB    {_told(e.disk_bytes.times(1e-6), ',.3g')}{_waiting(e)}"
     saved = f"; shared prefixes save {100 * e.shared_prefix_share:.0f} % of the bodies'"
     yield f"work, in FLOP  {_told(e.flops, '.3g')}{saved if e.shared_prefix_share else ''}"
     if e.hours is None:
@@ -148,6 +151,12 @@ def _lines(e: Estimate) -> Iterator[str]:
     yield f"time, in hours {_told(e.hours, ',.3g')}{many}, at {e.rate}; loading not counted"
     if e.price is not None:
         yield f"price          {_told(e.price, ',.2f')}"
+
+
+def _waiting(e: Estimate) -> str:
+    if e.waiting_bytes is None:
+        return ""
+    return f" and the totals; {e.waiting_bytes.value * 1e-6:,.3g} more until it is finished"
 
 
 def _told(value: Interval, write: str = ",.0f") -> str:

@@ -28,12 +28,13 @@ def finish(
 ) -> None:
     """`facts`: what a scorer says of its model. Raises `DataError` where no row was scored."""
     units, count = part_folder(folder, settings.keep_tokens), plan["data"]["units"]
-    counts, parts = Counter[str](), []
+    counts, parts, last = Counter[str](), [], None
     with written_aside(folder / REJECTED, scratch) as aside, aside.open("w") as file:
         for index in range(count):
             report = unit_report(units, index) or {}
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
             counts.update(report["counts"])
+            last = report.get("last_row", last)
             if units == folder:
                 parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
     if not counts["trained_tokens"]:
@@ -43,7 +44,7 @@ def finish(
             f"nothing to score in {plan['data']['source']}: all {counts['rejected']} rows were "
             f"rejected; {folder / REJECTED} says why"
         )
-    kept = {} if units == folder else join_units(folder, count, scratch)
+    kept = {} if units == folder else {**join_units(folder, count, scratch), "last_row": last}
     write_manifest(
         folder,
         {

@@ -21,7 +21,8 @@ from eaft_probe.columns.part_files import (
     write_part,
 )
 from eaft_probe.columns.totals import MANY, added_up, columns_of, sums_of, table_of
-from eaft_probe.verbs.shards import SOURCE, Shard
+from eaft_probe.verbs.fold import folded
+from eaft_probe.verbs.shards import SOURCE, Shard, span
 
 # A part holds as many units as stay below both: a row group of tokens, and texts that one process
 # holds easily.
@@ -40,11 +41,7 @@ def join_units(folder: Path, units: int, scratch: Path) -> dict[str, Any]:
         report = {"counts": {"trained_tokens": len(tokens), "examples": len(examples)}}
         write_part(folder, index, tokens, examples, report, scratch)
         parts.append(part_facts(folder, index, len(tokens)))
-    totals = (
-        pq.read_table(part_file(folder / UNITS, "totals", i), partitioning=None)
-        for i in range(units)
-    )
-    write_parquet(folder / TOTALS, added_up(totals), scratch)
+    write_parquet(folder / TOTALS, folded(folder / UNITS, units, scratch), scratch)
     return {"parts": parts, "totals": sha256(folder / TOTALS)}
 
 
@@ -88,12 +85,13 @@ def _joined(held: list[Tables]) -> Tables:
 
 def join_totals(
     folder: Path, aside: Path, shards: Sequence[Shard], kept: Sequence[str]
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What the manifest says of the totals, where the scans have some."""
     if shards[0].scan.keeps_all:
         return {}
     write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards), aside)
-    return {"totals": sha256(folder / TOTALS)}
+    last = shards[-1].first + span(shards[-1].scan) - 1
+    return {"totals": sha256(folder / TOTALS), "last_row": last}
 
 
 def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:

@@ -5,6 +5,7 @@ already there is skipped, so a killed scan goes on where it stopped.
 """
 
 import inspect
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from itertools import islice
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.part_files import part_folder, unit_report
+from eaft_probe.columns.part_files import UNITS, part_folder, unit_report
 from eaft_probe.columns.schemas import EXAMPLE_COLUMNS
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.columns.table import Scan
@@ -28,6 +29,7 @@ from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ScanSettings, make_settings
 from eaft_probe.verbs.finishing import finish
+from eaft_probe.verbs.fold import FOLD, fold
 from eaft_probe.verbs.loading import Loading, with_absolute_paths
 from eaft_probe.verbs.ownership import Ownership
 from eaft_probe.verbs.plan import is_finished, make_plan, prepare, threads
@@ -87,7 +89,9 @@ def _scan(
         with at_work(out, plan, settings.overwrite, progress) as (mine, deposit):
             if not is_finished(mine.folder, plan, settings.overwrite):  # by another run, by now
                 _score(mine, deposit, units, row_format, plan, settings, progress, ranks)
-    return _flagged(Scan.open(out), settings)
+    opened = Scan.open(out)
+    shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
+    return _flagged(opened, settings)
 
 
 def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
@@ -186,6 +190,8 @@ def _score(
         progress.start("scan", units.rows)
         for unit in units.units():
             mine.require()
+            if parts != folder and unit.index % FOLD == 0:
+                fold(parts, unit.index, mine.scratch)
             if unit_report(parts, unit.index) is None:
                 yield unit
             else:  # an earlier run has finished it

@@ -76,18 +76,19 @@ class Scorer:
                 fresh = min(left, len(piece.window))
                 left -= fresh
                 self.progress.advance(fresh, int(piece.trained.sum()))
-        self._write(unit.index, rows)
+        self._write(unit, rows)
         self.progress.advance(left, 0)
 
-    def _write(self, index: int, rows: "UnitRows") -> None:
+    def _write(self, unit: Unit, rows: "UnitRows") -> None:
         tokens, examples, settings = rows.tokens_table(), rows.examples_table(), self.settings
         folder, totals = part_folder(self.folder, settings.keep_tokens), None
+        last = unit.records[-1].row if unit.records else None
         if settings.keep_tokens != "all":
             rule = ConflictRule.given(settings.entropy_below, settings.prob_below, None)
             totals = unit_totals(tokens, examples, settings.keep, rule, self.special_tokens)
             share = kept_share(settings.keep_tokens)
             tokens, examples = kept_tokens(tokens, examples, rule, share)
-        write_part(folder, index, tokens, examples, rows.report(), self.scratch, totals)
+        write_part(folder, unit.index, tokens, examples, rows.report(), self.scratch, totals, last)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def shards_of(scans: Sequence[Scan]) -> list[Shard]:
             s[SOURCE]: s[SOURCE] if often[s[SOURCE]] == 1 else _told_apart(s) for s in sources(scan)
         }
         made.append(Shard(scan, first, names))
-        first += _span(scan)
+        first += span(scan)
     return made
 
 
@@ -91,9 +91,10 @@ def _told_apart(source: Mapping[str, Any]) -> str:
     return f"{source[SOURCE]} ({source['fingerprint'][:8]})"
 
 
-def _span(scan: Scan) -> int:
+def span(scan: Scan) -> int:
     """How many row numbers a scan takes: its rows; of a --sample up to the last one drawn."""
     last = max((int(row["row"]) for row in rejected(scan)), default=-1)
+    last = max(last, scan.manifest.get("last_row") or 0)
     for file in reversed(scan.part_files("examples")):
         examples = pq.read_table(file, columns=["example"], partitioning=None)["example"]
         if len(examples):

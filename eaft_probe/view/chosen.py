@@ -99,13 +99,20 @@ def examples(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
 def _chosen(scan: Scan) -> dict[int, dict[str, Any]]:
     """Example → what is known of it without its text, in the order of the page."""
     kept = "".join(f', "{_quoted(name)}"' for name in counted(scan).kept_columns())
+    held, tokens = "trained_tokens", ""
+    if not scan.keeps_all:  # how many of them are there
+        held = "there"
+        tokens = (
+            "JOIN (SELECT example, count(*) AS there FROM tokens GROUP BY example) USING (example)"
+        )
     query = f"""
-        SELECT example, key[:{LONGEST}], trained_tokens, mean_nll, coalesce(n, 0) AS conflicts{kept}
+        SELECT example, key[:{LONGEST}], trained_tokens, {held} AS held, mean_nll,
+               coalesce(n, 0) AS conflicts{kept}
         FROM examples LEFT JOIN (SELECT example, count(*) AS n FROM conflicts GROUP BY example)
-             USING (example)
+             USING (example) {tokens}
         WHERE trained_tokens > 0
-        ORDER BY conflicts / trained_tokens DESC, example LIMIT {MOST_EXAMPLES}"""
-    names = ("example", "key", "trained", "nll", "conflicts")
+        ORDER BY conflicts / {held} DESC, example LIMIT {MOST_EXAMPLES}"""
+    names = ("example", "key", "trained", "held", "nll", "conflicts")
     return {
         row[0]: {
             **dict(zip(names, map(rounded, row), strict=False)),
@@ -152,16 +159,16 @@ def _fitting(
 ) -> dict[str, Any]:
     """The example in full; where that takes too many bytes, half of its tokens, and so on."""
     while True:
-        found = {**known, **pieces(text, tokens, known["trained"])}
+        found = {**known, **pieces(text, tokens, known["held"])}
         if len(tokens) == 1 or _size(found) <= EXAMPLE_BYTES:
             return found
         tokens = tokens[: len(tokens) // 2]
 
 
-def pieces(text: str, tokens: Sequence[Mapping[str, Any]], trained: int) -> dict[str, Any]:
+def pieces(text: str, tokens: Sequence[Mapping[str, Any]], held: int) -> dict[str, Any]:
     """The text cut at its tokens: a gap before each and one at the end, and their columns.
 
-    `trained` counts the example's tokens: where some are not shown, nor is the text they are in.
+    `held` counts the example's tokens: where some are not shown, nor is the text they are in.
     """
     gaps: list[Gap] = []
     shown, at = [], 0
@@ -172,7 +179,7 @@ def pieces(text: str, tokens: Sequence[Mapping[str, Any]], trained: int) -> dict
         # A byte of a character stands where another byte has stood: it is shown by itself.
         shown.append(text[max(at, start) : end][:LONGEST] or token["token"])
         at = max(at, end)
-    gaps.append(_gap(text[at:], 0 if tokens[-1]["nth"] < trained else GAP))
+    gaps.append(_gap(text[at:], 0 if tokens[-1]["nth"] < held else GAP))
     own = ("example", "nth", "char_start", "char_end", "token", "conflict")
     return {
         "gaps": gaps,

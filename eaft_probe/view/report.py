@@ -67,7 +67,8 @@ def collect(scan: Scan) -> dict[str, Any]:
     if missing is not None:
         raise MissingColumn(f"{scan.path} has no column {missing!r}, which a report reads")
     if not scan.rows("SELECT 1 FROM tokens LIMIT 1"):
-        raise BadInput(f"{scan.path} holds no scored tokens: nothing to report")
+        what = "holds no scored tokens" if scan.keeps_all else "kept no token to show"
+        raise BadInput(f"{scan.place} {what}: nothing to report")
     summary = summarize(scan)
     return {
         "data": last_part(summary["data"]),
@@ -143,6 +144,8 @@ def _notices(summary: Mapping[str, Any]) -> list[str]:
             f"(--keep-tokens {kept['keep']}): examples and tokens in context are of those, all "
             f"counts, groups and the landscape of every token."
         )
+        if low := kept["pairs_too_low"]:
+            said.append(f"Pairs: the commonest of more; counts are up to {low:,} too low.")
     return said
 
 

@@ -268,9 +268,12 @@ LEGEND = (
 )
 
 
-def legend() -> Text:
+def legend(scan: Scan) -> Text:
     """What the colours of `show_example` mean."""
-    return Text("  ").join(Text(f" {name} ", style) for name, style in LEGEND)
+    more = "" if scan.keeps_all else "or not kept "  # the last is of the tokens not trained
+    return (
+        Text("  ").join(Text(f" {name} ", style) for name, style in LEGEND).append(more, UNTRAINED)
+    )
 
 
 # --- progress ---

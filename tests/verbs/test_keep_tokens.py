@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,23 @@ from eaft_probe import Scan, compare, plots, scan
 from eaft_probe.columns import totals as totals_module
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.counted import OfTokens, OfTotals
-from eaft_probe.columns.part_files import TOTALS, sha256
+from eaft_probe.columns.part_files import TOTALS, part_file, sha256, write_parquet
 from eaft_probe.columns.quantiles import TOO_LOW, quantiles, quantiles_within, upper_bits
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import write_manifest
 from eaft_probe.columns.totals import added, added_up, sums_of, table_of
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.objectives.gates import OBJECTIVES
+from eaft_probe.objectives.scanned import ScanStep
 from eaft_probe.verbs import finishing
+from eaft_probe.verbs import fold as folding
 from eaft_probe.verbs.export import export
 from eaft_probe.verbs.gradients import gradients
 from eaft_probe.verbs.merge import merge
 from eaft_probe.verbs.score import Scorer
 from eaft_probe.view.report import collect, report
 
+scanning = import_module("eaft_probe.verbs.scan")  # `verbs.scan` is the function, too
 RULE = {"entropy_below": 4.6, "prob_below": 0.002}  # a random model is sure of little
 WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
 WHOLE = ("kept_tokens", "path", "entropy_quantiles", "prob_quantiles")  # what may differ
@@ -47,7 +51,8 @@ def line(number: int) -> str:
         messages += [{"role": "user", "content": WORDS[number % 17]},
                      {"role": "assistant", "content": " ".join(said)}]  # fmt: skip
     many = f"value {number}"
-    return json.dumps({"messages": messages, "tag": "ab"[number % 2], "many": many, "none": None})
+    more = {"many": many, "none": None, "turn": number % 3}  # names that queries have, too
+    return json.dumps({"messages": messages, "tag": "ab"[number % 2], **more})
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scanned(data: Path, out: Path, model: str, keep_tokens: str, **settings: Any) -> Scan:
-    given: dict[str, Any] = {"rows_per_unit": 5, "keep": ["tag", "many", "none"], "threads": 1}
+    given: dict[str, Any] = {
+        "rows_per_unit": 5,
+        "keep": ["tag", "many", "none", "turn"],
+        "threads": 1,
+    }
     return scan(str(data), out, model=model, keep_tokens=keep_tokens, **given | RULE | settings)
 
 
@@ -139,7 +148,7 @@ def test_the_summary_is_that_of_all_tokens(whole: Scan, kept: Scan) -> None:
     assert {k: v for k, v in mine.items() if k not in WHOLE} == {
         k: v for k, v in theirs.items() if k not in WHOLE
     }
-    assert theirs["kept"].keys() == {"tag"}  # `many` has too many values, `none` none
+    assert theirs["kept"].keys() == {"tag", "turn"}  # `many` has too many values, `none` none
     assert theirs["conflicts"] > 10
     assert len(theirs["classes"]) > 1
 
@@ -204,6 +213,24 @@ def test_the_report_says_what_it_is_of(whole: Scan, kept: Scan, tmp_path: Path) 
     assert report(kept, tmp_path / "r.html").stat().st_size > 50_000
 
 
+def test_an_example_s_share_is_of_its_kept_tokens(sampled: Scan) -> None:
+    shown = collect(sampled)["examples"]["rows"]
+    tokens = sampled.tokens().groupby("example")["conflict"]
+    assert any(row["held"] < row["trained"] for row in shown)
+    for row in shown:
+        found = tokens.get_group(row["example"])
+        assert (row["held"], row["conflicts"]) == (len(found), found.sum())
+    shares = [row["conflicts"] / row["held"] for row in shown]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_captions_say_what_is_drawn(sampled: Scan) -> None:
+    said = str(plots.landscape(sampled).get_supxlabel())
+    assert "drawn from the sums of all" in " ".join(said.split())
+    said = str(plots.landscape(sampled, style="scatter").get_supxlabel())
+    assert f"drawn from the {sampled.kept:,} of them" in " ".join(said.split())
+
+
 # --- what it refuses ---
 
 
@@ -238,6 +265,36 @@ def test_what_needs_every_token_says_so(
 ) -> None:
     with pytest.raises(ScanError, match="reads every token"):
         verb(kept, tmp_path / "out")
+
+
+def test_conflicts_alone_are_no_sample(folder: Path, model_folder: str) -> None:
+    flagged = scanned(folder / "data", folder / "flagged", model_folder, "flagged")
+    with pytest.raises(ScanError, match="landscape --style scatter reads every token"):
+        plots.landscape(flagged, style="scatter")
+    with pytest.raises(ScanError, match="plot topk reads every token"):
+        plots.topk(flagged)
+
+
+def test_nothing_kept(folder: Path, model_folder: str, whole: Scan, tmp_path: Path) -> None:
+    """`show` and what is drawn from sums work, the rest says why not."""
+    none = scanned(folder / "data", tmp_path / "s", model_folder, "sample:0.0000001")
+    assert none.kept == len(none.conflicts()) == 0
+    assert summarize(none)["conflicts"] == summarize(whole)["conflicts"]
+    for kind in ("landscape", "stability", "positions", "tokens", "gates", "gradients"):
+        assert len(plots.PLOTS[kind](none).data) > 0
+    for refused in (
+        lambda: plots.landscape(none, style="scatter"), lambda: plots.topk(none),
+        lambda: report(none, tmp_path / "r.html"), lambda: compare(none, whole),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match="kept no token"):
+            refused()
+
+
+def test_means_of_cells_have_no_quantile(kept: Scan, whole: Scan) -> None:
+    mine, theirs = (ScanStep(s, None, ("prob",)).tokens for s in (kept, whole))
+    assert mine.mean(lambda c: c["prob"]) == pytest.approx(theirs.mean(lambda c: c["prob"]))
+    with pytest.raises(ScanError, match="a quantile over the tokens reads every token"):
+        mine.quantile(lambda c: c["prob"], 0.5)
 
 
 def test_conflicts_alone_are_not_compared(folder: Path, model_folder: str, whole: Scan) -> None:
@@ -316,6 +373,28 @@ def test_merged_as_if_scanned_at_once(
     assert mine["conflicts"] == summarize(whole)["conflicts"]
     with pytest.raises(BadInput, match="differ in --keep-tokens"):
         merge([halves[0], full[1]], tmp_path / "no")
+
+
+def test_merged_samples_of_rows_are_numbered_alike(
+    folder: Path, model_folder: str, tmp_path: Path
+) -> None:
+    """The last row that was drawn may have no token left."""
+    made = {}
+    for keep in ("all", "sample:0.02"):
+        halves = [scanned(folder / f"data/{n}.jsonl", tmp_path / f"{keep[:3]}-{n}", model_folder,
+                          keep, sample=7) for n in "ab"]  # fmt: skip
+        made[keep] = merge(halves, tmp_path / keep[:3])
+    mine, theirs = (made[k].tokens() for k in ("sample:0.02", "all"))
+    place = ["example", "position", "token_id"]
+    assert 0 < len(mine) < 30
+    assert len(mine.merge(theirs, on=place)) == len(mine)
+
+
+def test_what_a_dead_run_left_goes(kept: Scan, folder: Path, model_folder: str) -> None:
+    (kept.path / "units" / "totals").mkdir(parents=True)
+    again = scanned(folder / "data", kept.path, model_folder, kept.keep_tokens)
+    assert files(again) == files(kept)
+    assert not (kept.path / "units").exists()
 
 
 def damaged(scan: Scan, folder: Path, change: Callable[[pa.Table], pa.Table]) -> Scan:
@@ -407,6 +486,57 @@ def test_the_order_and_the_grouping_of_a_sum_do_not_matter() -> None:
     assert added_up(iter(units), at_once=3).equals(added_up(iter(units), at_once=3))
     tokens = sums_of(one)["cell"][1][:, 0].sum()
     assert tokens == 9 * 300
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 23])
+def test_units_are_folded_to_the_same_bytes_whenever(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folding, "FOLD", 3)
+    units = [some_totals(seed) for seed in range(count)]
+    for name in ("early", "late"):
+        (tmp_path / name / "totals").mkdir(parents=True)
+        for index, table in enumerate(units):
+            if name == "early":  # as a scan does that finds a worker's unit missing now and then
+                folding.fold(tmp_path / name, index, tmp_path)
+            if name == "late" or index != 4:
+                write_parquet(part_file(tmp_path / name, "totals", index), table)
+            if name == "early" and index == 7:
+                write_parquet(part_file(tmp_path / name, "totals", 4), units[4])
+    waiting = {n: len(list((tmp_path / n / "totals").iterdir())) for n in ("early", "late")}
+    one, other = (folding.folded(tmp_path / n, count, tmp_path) for n in ("early", "late"))
+    assert one.equals(other)
+    assert_same(one, added(units))
+    assert waiting["late"] == count
+    assert waiting["early"] <= 6
+
+
+def test_a_scan_folds_as_it_goes(
+    folder: Path, model_folder: str, kept: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed and resumed, it does not fold what is folded again."""
+    monkeypatch.setattr(folding, "FOLD", 2)
+    monkeypatch.setattr(scanning, "FOLD", 2)
+    score = Scorer.score
+
+    def dying(self: Scorer, unit: Any) -> None:
+        if unit.index == 8:
+            raise KeyboardInterrupt
+        score(self, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", dying)
+        with pytest.raises(KeyboardInterrupt):
+            scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
+    waiting = sorted(f.name for f in (tmp_path / "s" / "units" / "totals").iterdir())
+    assert waiting == ["sum-3-00000.parquet"]
+    again = scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
+    straight = scanned(folder / "data", tmp_path / "t", model_folder, kept.keep_tokens)
+    assert files(again) == files(straight)
+    mine, theirs = ({**summarize(s), "path": ""} for s in (again, kept))
+    for name in ("mean_nll", "mean_entropy"):
+        assert mine.pop(name) == pytest.approx(theirs.pop(name), rel=1e-12)
+    assert mine == theirs
 
 
 def test_commonest_pairs_are_never_too_high_and_no_lower_than_said(

@@ -6,11 +6,12 @@ const STEPS = 5; // shades, from plain to strong
 const REVERSED = ["prob", "logprob", "top1_prob", "concentration"]; // strong where it is low
 const EDGES = { prob: [0.01, 0.05, 0.2, 0.5], rank: [1, 2, 10, 100], entropy: [0.5, 1, 2, 4] };
 const SORTS = {
-  "share of conflicts": (e) => -e.conflicts / e.trained,
+  "share of conflicts": (e) => -e.conflicts / e.held,
   "number of conflicts": (e) => -e.conflicts,
   "mean nll, highest first": (e) => -e.nll,
   "order of the data": (e) => e.example,
 };
+const UNMARKED = examples.some((e) => e.held < e.trained) ? "not trained, or not kept" : "not trained";
 const picked = { shown: AT_ONCE, pinned: null };
 
 // --- colour ---
@@ -52,16 +53,20 @@ function showLegend() {
     element("span", {}, element("b", {}, name), column.unit ? `, ${column.unit}: ` : ": "),
     ...steps.map(([step, text]) => element("span", { class: "swatch", "data-shade": step }, text)),
     element("span", { class: "swatch conflict" }, "conflict"),
-    element("span", { class: "swatch gap" }, "not trained"),
+    element("span", { class: "swatch gap" }, UNMARKED),
     element("span", { class: "muted meaning" }, column.meaning +
       (EDGES[name] ? "" : "; each shade holds a fifth of the tokens below")));
 }
 
 // --- one example ---
 
+// Of a scan that kept a part of its tokens, of those that are here: `held` of the `trained`.
+const tokensOf = ({ held, trained }) =>
+  held < trained ? `${whole(held)} kept of ${whole(trained)} tokens` : `${whole(trained)} tokens`;
+
 function card(example) {
   const heading = `Example ${example.example}`;
-  const label = `${heading}: ${example.conflicts} conflicts in ${example.trained} tokens`;
+  const label = `${heading}: ${example.conflicts} conflicts in ${tokensOf(example)}`;
   const text = element("p", { class: "text", role: "group", "aria-label": `Text of ${label}` });
   const flags = new Set(example.flags);
   example.text.forEach((piece, i) =>
@@ -77,12 +82,12 @@ function card(example) {
 }
 
 function facts(example) {
-  const { trained, conflicts, nll, text } = example;
+  const { held, conflicts, nll, text } = example;
   const kept = report.examples.kept.map((name, i) => `${name} ${example.kept[i]}`);
   return [
-    `${whole(conflicts)} conflicts in ${whole(trained)} tokens (${percent(conflicts, trained)})`,
+    `${whole(conflicts)} conflicts in ${tokensOf(example)} (${percent(conflicts, held)})`,
     `mean nll ${number(nll)} nats`, ...kept,
-    text.length < trained ? `${whole(text.length)} of its tokens shown` : null,
+    text.length < held ? `${whole(text.length)} of its tokens shown` : null,
   ].filter(Boolean).join(" · ");
 }
 

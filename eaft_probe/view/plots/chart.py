@@ -163,18 +163,31 @@ def legend(axes: Axes, labels: Sequence[str]) -> None:
         text.set_parse_math(False)
 
 
-def caption(scans: Sequence[Scan]) -> str:
-    """Model, data, tokens and rule of each scan."""
+def caption(scans: Sequence[Scan], kept: bool = False) -> str:
+    """Model, data, tokens and rule of each scan. `kept`: of a figure of the tokens that a scan has
+    kept, rather than of what all of them add up to."""
     said = [
         f"{s.manifest['data']['source']} under {s.manifest['model']['name']}, "
-        f"{tokens(s):,} trained tokens{_kept(s)}; conflict: {s.rule}"
+        f"{tokens(s):,} trained tokens{_kept(s, kept)}; conflict: {s.rule}"
         for s in scans
     ]
     return ". ".join(dict.fromkeys(said)) + "."
 
 
-def _kept(scan: Scan) -> str:
-    return "" if scan.keeps_all else f" (kept: {scan.keep_tokens}; drawn from the sums of all)"
+def _kept(scan: Scan, alone: bool) -> str:
+    if scan.keeps_all:
+        return ""
+    what = f"drawn from the {scan.kept:,} of them" if alone else "drawn from the sums of all"
+    return f" (kept: {scan.keep_tokens}; {what})"
+
+
+def require_sample(scan: Scan, what: str) -> None:
+    """Raises where the tokens that a scan has do not stand for all: its conflicts alone, or none.
+    Of a sample `what` shows the part that was kept."""
+    if scan.keep_tokens == "flagged":
+        scan.require_all(what)
+    if not scan.kept:
+        raise BadInput(f"{scan.place} kept no token (--keep-tokens {scan.keep_tokens}) for {what}")
 
 
 def shown(text: str) -> str:

@@ -110,8 +110,8 @@ def _drawn(a: Scan, b: Scan, data: pandas.DataFrame, delta: float) -> Chart:
 def _note(a: Scan, b: Scan, count: int, delta: float) -> str:
     data, model = b.manifest["data"]["source"], b.manifest["model"]["name"]
     return (
-        f"A: {caption([a])} B: {data} under {model}, {tokens(b):,} trained tokens. {count:,} "
-        f"tokens are in both. Learned, forgotten: log-probability up, down by more than "
+        f"A: {caption([a], kept=True)} B: {data} under {model}, {tokens(b):,} trained tokens. "
+        f"{count:,} tokens are in both. Learned, forgotten: log-probability up, down by more than "
         f"{delta:.3g} nats; grey: unchanged. Cells and groups are those under A; cells with fewer "
         f"than {FEW} tokens have no arrow and no share."
     )

@@ -31,6 +31,7 @@ from eaft_probe.view.plots.chart import (
     opened,
     percent,
     plane_axes,
+    require_sample,
     tokens,
 )
 
@@ -230,13 +231,15 @@ def _difference(scans: Sequence[Scan]) -> Chart:
 
 
 def _scatter(scans: Sequence[Scan]) -> Chart:
+    for scan in scans:
+        require_sample(scan, "landscape --style scatter")
     frames = [sample(s, DOTS) for s in scans]
     data = pandas.concat(
         [f.assign(scan=n) for f, n in zip(frames, names(scans), strict=True)], ignore_index=True
     )
     top = max(1.0, 1.04 * float(data["entropy"].max()))
     drawn = ", ".join(f"{len(f):,} of {tokens(s):,}" for f, s in zip(frames, scans, strict=True))
-    note = f"{caption(scans)} Dots: {drawn} tokens, drawn at random."
+    note = f"{caption(scans, kept=True)} Dots: {drawn} tokens, drawn at random."
     with new_chart(COLUMN * len(scans), 3.0, data, note) as chart:
         panels = chart.subplots(1, len(scans), sharey=True, squeeze=False)[0]
         for i, (axes, frame) in enumerate(zip(panels, frames, strict=True)):

@@ -14,7 +14,14 @@ from eaft_probe.columns.planes import cached
 from eaft_probe.columns.statistics import STATISTICS, TOP_K
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn
-from eaft_probe.view.plots.chart import COLOURS, Chart, caption, new_chart, opened
+from eaft_probe.view.plots.chart import (
+    COLOURS,
+    Chart,
+    caption,
+    new_chart,
+    opened,
+    require_sample,
+)
 
 BINS, LARGEST = 256, 16.0  # nats, both ways
 PAPER_K = 20
@@ -29,13 +36,12 @@ def topk(*scans: Scan | str | Path) -> Chart:
     if len(scans) != 1:
         raise BadInput(f"plot topk shows one scan, found {len(scans)}")
     (scan,) = opened(scans)
-    if scan.keep_tokens == "flagged":
-        scan.require_all("plot topk")
+    require_sample(scan, "plot topk")
     found = _available(scan)
     shapes = {"sums": (len(found), 6), "plane": (BINS, BINS)}
     made = cached(scan, "topk", repr(found), lambda: _sums(scan, found), shapes)
     data = _table(scan, found, made["sums"])
-    with new_chart(6.8, 2.8, data, caption([scan])) as chart:
+    with new_chart(6.8, 2.8, data, caption([scan], kept=True)) as chart:
         left, right = chart.subplots(1, 2)
         image = _density(left, made["plane"], _pictured(found), data)
         chart.colorbar(image, ax=left, pad=0.02).set_label("tokens")
