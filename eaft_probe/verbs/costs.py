@@ -34,18 +34,6 @@ def disk_bytes(
     return trained * share * token_bytes(settings) + example_bytes(texts) * kept
 
 
-# What a unit's totals take a token while the units wait for each other: 10 bytes in a unit of
-# 250,000 (benchmarks/keep_tokens.py), 19 in one of 24,000 of GSM8K.
-WAITING_BYTES = 19.0
-
-
-def waiting_bytes(
-    trained: NDArray[np.float64], settings: EstimateSettings
-) -> NDArray[np.float64] | None:
-    """(n,) of the rows' totals in units/, which go when the scan is finished."""
-    return None if settings.keep_tokens == "all" else trained * WAITING_BYTES
-
-
 def token_bytes(settings: EstimateSettings) -> float:
     """Of tokens/, a scored token."""
     statistics = chosen_statistics(settings.statistics, settings.reference is not None)

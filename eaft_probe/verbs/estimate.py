@@ -18,7 +18,7 @@ from eaft_probe.errors import BadInput, DataError
 from eaft_probe.model.shape import Shape, load_shape
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import EstimateSettings, make_settings
-from eaft_probe.verbs.costs import HOST_SECONDS, device_rate, disk_bytes, waiting_bytes
+from eaft_probe.verbs.costs import HOST_SECONDS, device_rate, disk_bytes
 from eaft_probe.verbs.row_sample import Interval, RowSample, drawn_rows, total
 from eaft_probe.verbs.scan import data_format, open_data, selection
 
@@ -37,7 +37,7 @@ class Estimate:
     trained_tokens: Interval
     read_tokens: Interval
     disk_bytes: Interval
-    waiting_bytes: Interval | None  # more while it runs, with --keep-tokens
+    keep_tokens: str  # "flagged": the disk is that of all tokens, which it has not more than
     flops: Interval  # of the forward passes, statistics not counted
     shared_prefix_share: float  # of the bodies' work that shared prefixes save, counted in `flops`
     rate: str  # what the time is computed from; or why there is none
@@ -102,7 +102,6 @@ def _estimated(
     flops = sum((sample.flops(s, saved) for s in shapes), np.zeros(len(trained)))
     rate, device_flops = device_rate(settings)
     hours = _hours(sample, flops, rows, device_flops, settings)
-    waiting = waiting_bytes(trained, settings)
     price = hours and settings.price_per_hour and hours.times(settings.price_per_hour)
     return Estimate(
         data=units.source.name, model=settings.model, parameters=shapes[0].parameters,
@@ -110,7 +109,7 @@ def _estimated(
         rejected_share=sample.rejected / len(trained),
         trained_tokens=total(trained, rows), read_tokens=total(sample.read_tokens, rows),
         disk_bytes=total(disk_bytes(trained, sample.texts, settings), rows),
-        waiting_bytes=None if waiting is None else total(waiting, rows),
+        keep_tokens=settings.keep_tokens,
         flops=total(flops, rows), shared_prefix_share=saved,
         rate=rate, device_flops=device_flops, devices=settings.devices,
         hours=hours and hours.times(1 / settings.devices), price=price or None,
@@ -141,7 +140,7 @@ def _lines(e: Estimate) -> Iterator[str]:
            f"{100 * e.rejected_share:.2g} % of those cannot be scored")  # fmt: skip
     yield f"scored tokens  {_told(e.trained_tokens)}"
     yield f"read tokens    {_told(e.read_tokens)}"
-    yield f"disk, in MB    {_told(e.disk_bytes.times(1e-6), ',.3g')}{_waiting(e)}"
+    yield f"disk, in MB    {_told(e.disk_bytes.times(1e-6), ',.3g')}{_more(e)}"
     saved = f"; shared prefixes save {100 * e.shared_prefix_share:.0f} % of the bodies'"
     yield f"work, in FLOP  {_told(e.flops, '.3g')}{saved if e.shared_prefix_share else ''}"
     if e.hours is None:
@@ -153,10 +152,12 @@ def _lines(e: Estimate) -> Iterator[str]:
         yield f"price          {_told(e.price, ',.2f')}"
 
 
-def _waiting(e: Estimate) -> str:
-    if e.waiting_bytes is None:
-        return ""
-    return f" and the totals; {e.waiting_bytes.value * 1e-6:,.3g} more until it is finished"
+def _more(e: Estimate) -> str:
+    """What the disk does not say of a scan that keeps some of its tokens."""
+    kept = {"all": "", "flagged": " at most, as if every token were flagged;"}
+    return kept.get(e.keep_tokens, "") + (
+        "" if e.keep_tokens == "all" else " and up to 10 of totals"
+    )
 
 
 def _told(value: Interval, write: str = ",.0f") -> str:

@@ -29,6 +29,7 @@ from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.objectives.scanned import ScanStep
 from eaft_probe.verbs import finishing
 from eaft_probe.verbs import fold as folding
+from eaft_probe.verbs.estimate import estimate
 from eaft_probe.verbs.export import export
 from eaft_probe.verbs.gradients import gradients
 from eaft_probe.verbs.merge import merge
@@ -565,3 +566,12 @@ def test_the_sketch_of_quantiles_adds_up() -> None:
     assert (np.abs(found) <= np.abs(exact)).all()
     assert (np.abs(exact - found) <= TOO_LOW * np.abs(exact)).all()
     assert all(a <= b for a, b in pairwise(found))
+
+
+def test_a_dry_run_knows_what_is_kept(folder: Path, model_folder: str) -> None:
+    made = {k: estimate(str(folder / "data"), model=model_folder, keep_tokens=k, device_flops=1e9)
+            for k in ("all", "flagged", "sample:0.1")}  # fmt: skip
+    disk = {k: e.disk_bytes.value for k, e in made.items()}
+    assert disk["sample:0.1"] < 0.7 * disk["all"] == 0.7 * disk["flagged"]
+    assert "as if every token were flagged" in str(made["flagged"])
+    assert "of totals" not in str(made["all"])
