@@ -59,11 +59,14 @@ class Bench:
         return self.folder / "undisturbed"
 
     @cached_property
-    def seconds(self) -> float:
-        """Of an undisturbed scan by two workers, from start to end."""
-        began = time.monotonic()
-        self.finish(self.folder / "timed", "--workers", "2")
-        return time.monotonic() - began
+    def seconds(self) -> tuple[float, float]:
+        """Of an undisturbed scan by two workers, to its first part and from there to its end."""
+        start, out = time.monotonic(), self.folder / "timed"
+        process = self.start(out, "--workers", "2")
+        begun(process, out)
+        first = time.monotonic()
+        require(process, 0)
+        return first - start, time.monotonic() - first
 
     @cached_property
     def cluster(self) -> Any:
@@ -78,6 +81,13 @@ class Bench:
     @property
     def on_ray(self) -> tuple[str, ...]:
         return ("--engine", "ray", "--workers", "2", "--address", self.cluster.address)
+
+    def any_moment(self, process: "subprocess.Popen[str]", out: Path) -> bool:
+        """One in four before the first part, the others after it."""
+        before, after = self.seconds
+        if self.dice.random() < 0.25:
+            return self.moment(process, before)
+        return begun(process, out) and self.moment(process, after)
 
     def moment(self, process: "subprocess.Popen[str]", of: float) -> bool:
         """Waits for a random moment of the next `of` seconds; whether the scan is still at it."""
@@ -105,7 +115,7 @@ def begun(process: "subprocess.Popen[str]", out: Path) -> bool:
 
 def local_worker(bench: Bench, out: Path) -> bool:
     process = bench.start(out, "--workers", "2")
-    alive = bench.moment(process, bench.seconds)
+    alive = bench.any_moment(process, out)
     workers = psutil.Process(process.pid).children() if alive else []
     if workers:
         bench.dice.choice(workers).kill()
@@ -115,7 +125,7 @@ def local_worker(bench: Bench, out: Path) -> bool:
 
 def local_parent(bench: Bench, out: Path) -> bool:
     process = bench.start(out, "--workers", "2")
-    alive = bench.moment(process, bench.seconds)
+    alive = bench.any_moment(process, out)
     workers = psutil.Process(process.pid).children() if alive else []
     process.kill()
     process.communicate()
