@@ -246,7 +246,7 @@ class Scan:
         was counted by another rule, and `ProbeError` where it cannot write.
         """
         if not self.keeps_all and rule != self._counted_by:
-            raise ScanError(f"{self.path} kept --keep-tokens {self.keep_tokens} and counted its "
+            raise ScanError(f"{self.place} kept --keep-tokens {self.keep_tokens} and counted its "
                             f"conflicts by its own rule; rescan for another")  # fmt: skip
         rule = self._resolved(rule)
         try:
