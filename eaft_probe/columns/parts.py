@@ -25,7 +25,6 @@ GROUP_ROWS = 1_048_576  # what other parquet writers make of a part at most
 ROWS_A_BYTE = 100
 UNPACKED, UNPACKED_A_BYTE = 64_000_000, 1_000
 FIELDS = {"tokens": "sha256", "examples": "examples_sha256"}
-INT64 = pa.int64()
 
 Fits = Callable[[pa.Schema], str | None]  # what is wrong with the columns of a part
 
