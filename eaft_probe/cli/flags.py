@@ -1,6 +1,7 @@
 """The flags of a command are the fields of its settings, and a few that several commands have."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from types import UnionType
@@ -73,7 +74,17 @@ def _parsed(hint: Any, value: Any, name: str) -> Any:
         return items
     if not all(item.count("=") == 1 for item in items):
         raise BadInput(f"--{name} takes ours=theirs,…, found {','.join(items)}")
-    return dict(item.split("=") for item in items)
+    pairs = dict(item.split("=") for item in items)
+    return {k: _value(v) for k, v in pairs.items()} if get_args(hint)[1] is Any else pairs
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value as what it is, anything else as text."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
+    return read if isinstance(read, bool | int | float) else text
 
 
 def settled(given: Mapping[str, Any], config: str | None) -> dict[str, Any]:

@@ -122,21 +122,26 @@ def gradients(
 
 @app.command()
 @flags(ScanSettings)
-def render(given: dict[str, Any], data: Data = None, config: Config = None) -> None:
-    """The first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass."""
-    from eaft_probe.verbs.render import render as verb
-    from eaft_probe.view.terminal import TRAINED, coloured
+def render(
+    given: dict[str, Any], data: Data = None, config: Config = None, as_json: Json = False
+) -> None:
+    """The first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass.
 
-    settings = settled(given, config)
-    if "sample" not in settings:
+    With --json a line a rendering, of all rows unless --limit says how many.
+    """
+    from eaft_probe.data.reading import Rejected
+    from eaft_probe.verbs import render as verb
+    from eaft_probe.view.terminal import show_rendered
+
+    settings, out = settled(given, config), console()
+    if "sample" not in settings and not as_json:
         settings.setdefault("limit", 5)
-    out = console()
-    for row in verb(data, **settings):
-        if row.rendered is None:
-            out.print(f"row {row.row}: rejected: {row.reason}", style="yellow", markup=False)
-            continue
-        r = row.rendered
-        trained, total = int(r.trained.sum()), len(r.ids)
-        out.print(f"row {row.row}: {trained} of {total} tokens trained", style="bold")
-        spans = [(int(a), int(b), TRAINED) for a, b in r.chars[r.trained]]
-        out.print(coloured(r.text, spans))
+    for found in verb.render(data, **settings):
+        if as_json:
+            told = (verb.rejected_json(found) if isinstance(found, Rejected)
+                    else verb.as_json(*found))  # fmt: skip
+            print(json.dumps(told, ensure_ascii=False))
+        elif isinstance(found, Rejected):
+            out.print(f"row {found.row}: rejected: {found.reason}", style="yellow", markup=False)
+        else:
+            show_rendered(out, *found)

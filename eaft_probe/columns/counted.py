@@ -78,7 +78,7 @@ class OfTokens(Counts):
     """Out of core: memory does not grow with the scan."""
 
     def __init__(self, scan: Scan) -> None:
-        super().__init__(scan.rows, scan.manifest["special_tokens"])
+        super().__init__(scan.rows, scan.manifest["special_tokens"], scan.example_key)
         self.scan = scan
 
     def overall(self) -> Overall:

@@ -11,22 +11,26 @@ Rows = Callable[[str], Sequence[tuple[Any, ...]]]  # what a query gives
 
 
 class Counts:
-    """Over the views `tokens` (with `conflict`), `examples` and `conflicts` that `rows` queries."""
+    """Over the views `tokens` (with `conflict`), `examples` and `conflicts` that `rows` queries.
 
-    def __init__(self, rows: Rows, special: Iterable[str]) -> None:
-        self.rows, self.special = rows, frozenset(special)  # the tokenizer's added tokens
+    `special`: the tokenizer's added tokens; `key`: the columns that tell examples apart. Examples
+    are counted as rows of the data, also where each turn of a row is one of its own.
+    """
+
+    def __init__(self, rows: Rows, special: Iterable[str], key: Sequence[str]) -> None:
+        self.rows, self.special, self.key = rows, frozenset(special), ", ".join(key)
 
     def examples_with_conflicts(self) -> int:
         return int(self.rows("SELECT count(DISTINCT example) FROM conflicts")[0][0])
 
     def roles(self) -> list[tuple[str, int, int]]:
         """(role of the message, tokens, conflicts); "text" where there is none."""
-        query = """
+        query = f"""
             WITH turns AS (SELECT example, turn, count(*) AS n, count(*) FILTER (conflict) AS c
                            FROM tokens GROUP BY example, turn)
             SELECT coalesce(json_extract_string(messages, '$[' || turn || '].role'), 'text'),
                    CAST(sum(n) AS BIGINT), CAST(sum(c) AS BIGINT)
-            FROM turns JOIN (SELECT example, messages FROM examples) USING (example)
+            FROM turns JOIN (SELECT {self.key}, messages FROM examples) USING ({self.key})
             GROUP BY 1 ORDER BY 1"""
         return [(str(role), int(n), int(c)) for role, n, c in self.rows(query)]
 
@@ -58,8 +62,8 @@ class Counts:
     def kept(self, name: str) -> list[tuple[str | None, int, int]]:
         """(value of a pass-through column, examples, those with a conflict)."""
         query = f"""
-            SELECT {_quoted(name)}, count(*),
-                   count(*) FILTER (example IN (SELECT example FROM conflicts))
+            SELECT {_quoted(name)}, count(DISTINCT example),
+                   count(DISTINCT example) FILTER (example IN (SELECT example FROM conflicts))
             FROM examples GROUP BY 1 ORDER BY 1"""
         return [(value, int(n), int(c)) for value, n, c in self.rows(query)]
 

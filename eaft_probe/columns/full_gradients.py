@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,14 @@ class Made:
 
 
 _MADE = TypeAdapter(Made)
-# What every such file has; the closed forms beside are as the scan has them.
-_TYPES = {"example": pa.int64(), "position": pa.int32(), "prob": pa.float32(),
-          "entropy": pa.float32(), **{n: kind for n, kind, *_ in OWN}}  # fmt: skip
+NEEDED = ("example", "position", "prob", "entropy", *(o[0] for o in OWN))
+OPTIONAL = ("turn", *CLOSED)  # older files have no turn; the closed forms are as the scan has them
+_TYPES = {n: kind for n, kind, *_ in (*PLACES, *OWN)}  # of the others float32
 
 
-def _shape(schema: pa.Schema) -> str | None:
-    """What is wrong with the columns, if anything is."""
-    for name in (*_TYPES, *(n for n in CLOSED if n in schema.names)):
+def _shape(schema: pa.Schema, key: Sequence[str]) -> str | None:
+    """What is wrong with the columns, if anything is; `key` are those that tell tokens apart."""
+    for name in (*NEEDED, *key, *(n for n in OPTIONAL if n in schema.names)):
         wanted = _TYPES.get(name, pa.float32())
         if schema.names.count(name) != 1 or schema.field(name).type != wanted:
             return f"it has no column {name} of {wanted}"
@@ -96,7 +97,7 @@ class FullGradients:
         if not path.exists():
             raise ScanError(f"{path} is not there; `eaft-probe gradients {scan.path}` makes it")
         try:
-            footer(own_file(scan.path, GRADIENTS), _shape)
+            footer(own_file(scan.path, GRADIENTS), partial(_shape, key=scan.token_key))
             with reading(path):
                 table = pq.read_table(path.absolute(), partitioning=None)
             made = _MADE.validate_json((table.schema.metadata or {})[MADE_KEY], strict=True)
@@ -178,7 +179,7 @@ def _write(scan: Scan, held: Mapping[str, Any], made: Made, within: Path | None 
 
 def _schema(held: Mapping[str, Any]) -> pa.Schema:
     """Places, the cell, the weight, the exact norm, and beside it the scan's own columns."""
-    places = [p for p in PLACES if p[0] in ("example", "position")]
+    places = [p for p in PLACES if p[0] in ("example", "turn", "position") and p[0] in held]
     own = [STATISTICS[n] for n in (*CLOSED, "prob", "entropy") if n in held]
     columns = [*places, *OWN, *((s.name, pa.float32(), s.unit, s.meaning) for s in own)]
     return pa.schema([pa.field(n, kind, metadata={"unit": unit, "meaning": meaning})

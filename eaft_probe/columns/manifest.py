@@ -76,6 +76,7 @@ class Counts(_Strict):
     tokens: Count
     trained_tokens: Count
     cut_examples: Count
+    left_out: dict[Text, Count] = {}  # role.field → characters that the template does not show
     __pydantic_extra__: dict[str, Count]
 
 

@@ -5,7 +5,7 @@ the files; contents are hashed up to HASHED bytes of a scan (0.1 s), or all of t
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,17 +48,18 @@ class Footer:
     last: int | None
 
 
-def footer(path: Path, fits: Fits, ranges: bool = False) -> Footer:
+def footer(path: Path, fits: Fits, ranges: bool = False, optional: Sequence[str] = ()) -> Footer:
     """Raises `ScanError` for a damaged file, other columns, or claims that no part has.
 
-    `ranges`: of a part, whose examples rise, the first and the last one too.
+    `ranges`: of a part, whose examples rise, the first and the last one too; and that numbers are
+    missing in `optional` columns alone.
     """
     with reading(path), pq.ParquetFile(path) as file:
         schema, said = file.schema_arrow, file.metadata
         wrong = (
             fits(schema)
             or _bloated(said, path.stat().st_size)
-            or (_empty(said, schema) if ranges else None)
+            or (_empty(said, schema, optional) if ranges else None)
         )
         if wrong:
             raise ScanError(f"{path} is damaged: {wrong}")
@@ -67,9 +68,10 @@ def footer(path: Path, fits: Fits, ranges: bool = False) -> Footer:
         return Footer(schema, said.num_rows, *ends)
 
 
-def _empty(said: pq.FileMetaData, schema: pa.Schema) -> str | None:
+def _empty(said: pq.FileMetaData, schema: pa.Schema, optional: Sequence[str]) -> str | None:
     """A number that is missing at some row of a part, as far as the footer says."""
-    numbers = [i for i, f in enumerate(schema) if pa.types.is_primitive(f.type)]
+    numbers = [i for i, f in enumerate(schema)
+               if pa.types.is_primitive(f.type) and f.name not in optional]  # fmt: skip
     for index in range(said.num_row_groups):
         group = said.row_group(index)
         for at in numbers:
@@ -115,7 +117,9 @@ def check_parts(
     hashed; else as many, evenly, as HASHED bytes are.
     """
     files = {kind: _files(folder, kind, manifest["parts"]) for kind in fits}
-    footers = {kind: [footer(f, fits[kind], True) for f in files[kind]] for kind in fits}
+    by_turn = manifest["config"].get("turns") == "each"
+    optional = {"tokens": (), "examples": () if by_turn else ("turn",)}
+    footers = {k: [footer(f, fits[k], True, optional[k]) for f in files[k]] for k in fits}
     wanted = [part["rows"] for part in manifest["parts"]]
     for rows, file, found in zip(wanted, files["tokens"], footers["tokens"], strict=True):
         if found.rows != rows:
@@ -140,11 +144,12 @@ def _require_totals(
 ) -> None:
     """A scan that keeps some of its tokens (--keep-tokens) has fewer than it scored."""
     counts, some = manifest["counts"], manifest["config"].get("keep_tokens") not in (None, "all")
-    for kind, name in (("tokens", "trained_tokens"), ("examples", "examples")):
+    examples = counts.get("renderings", counts["examples"])
+    for kind, wanted in (("tokens", counts["trained_tokens"]), ("examples", examples)):
         rows = sum(f.rows for f in footers[kind])
-        if rows > counts[name] or (rows < counts[name] and not some):
+        if rows > wanted or (rows < wanted and not some):
             raise ScanError(f"{folder} is damaged: {rows:,} rows in {kind}/, the manifest counts "
-                            f"{counts[name]:,}")  # fmt: skip
+                            f"{wanted:,}")  # fmt: skip
 
 
 def _require_alike(file: Path, tokens: Footer, examples: Footer) -> None:

@@ -20,7 +20,6 @@ from eaft_probe.columns.table import Scan
 BY = 16  # of the plane's finest cells: 1/16 in probability, 0.5 nat in entropy
 ACROSS, UP = PROB_BINS // BY, ENTROPY_BINS // BY
 STRATA = 2 * UP * ACROSS  # a cell's conflicts and the rest of it apart
-PLACE = ("example", "position")
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -86,9 +85,9 @@ def drawn(scan: Scan, size: int, seed: int, columns: Sequence[str]) -> Arrays:
     """
     strata = Strata.of(scan, seed)
     quotas, held = strata.quotas(size), dict[str, NDArray[Any]]()
-    for piece in _pieces(scan, [*PLACE, "prob", "entropy", *columns], seed):
+    for piece in _pieces(scan, [*scan.token_key, "prob", "entropy", *columns], seed):
         joined = {n: np.concatenate([held[n], c]) if held else c for n, c in piece.items()}
-        held = _first(joined, quotas)
+        held = _first(joined, quotas, scan.token_key)
     turns = strata.turns(held["stratum"], held.pop("nth"))
     order = np.lexsort((held.pop("key"), turns))[:size]
     found = {name: values[order] for name, values in held.items()}
@@ -99,14 +98,14 @@ def _pieces(scan: Scan, names: Sequence[str], seed: int) -> Iterator[Arrays]:
     for part in range(len(scan.manifest["parts"])):
         for piece in scan.token_arrays(list(dict.fromkeys(names)), part):
             where = np.full(len(piece["prob"]), part)
-            key = mixed(seed, piece["example"], piece["position"])
+            key = mixed(seed, *(piece[n] for n in scan.token_key))
             yield {**piece, "part": where, "stratum": stratum(piece), "key": key}
 
 
-def _first(columns: Arrays, quotas: NDArray[np.int64]) -> Arrays:
+def _first(columns: Arrays, quotas: NDArray[np.int64], place: Sequence[str]) -> Arrays:
     """Of each stratum those with the smallest keys, and each one's rank `nth` among them."""
     strata = columns["stratum"]
-    order = np.lexsort((columns["position"], columns["example"], columns["key"], strata))
+    order = np.lexsort((*(columns[n] for n in reversed(place)), columns["key"], strata))
     ranked = strata[order]
     nth = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
     kept = nth < quotas[ranked]

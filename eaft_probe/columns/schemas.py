@@ -22,6 +22,7 @@ PLACES = (
 TOP1 = ("top1", TEXT, "", "the likeliest token decoded alone")
 EXAMPLES = (
     ("example", pa.int64(), "", "row number in the data, from 0"),
+    ("turn", pa.int16(), "", "the only turn trained in this rendering, under --turns each"),
     ("key", pa.string(), "", "the row's own id, where it has one"),
     ("text", pa.string(), "", "the rendered conversation"),
     ("messages", pa.string(), "", "the messages as JSON"),
@@ -92,7 +93,8 @@ def shapes(manifest: Mapping[str, Any]) -> dict[str, Any]:
         return _wrong(schema, [p[0] for p in PLACES], tokens)
 
     def of_examples(schema: pa.Schema) -> str | None:
-        return _wrong(schema, [*examples, *kept], {**kept, **examples})
+        needed = [n for n in examples if n != "turn"]  # older scans have none
+        return _wrong(schema, [*needed, *kept], {**kept, **examples})
 
     return {"tokens": of_tokens, "examples": of_examples}
 

@@ -28,6 +28,9 @@ def summarize(scan: Scan) -> dict[str, Any]:
         "examples": counts["examples"],
         "rejected": counts["rejected"],
         "cut_examples": counts["cut_examples"],
+        "left_out": counts.get("left_out", {}),
+        "closed": counts.get("closed", 0),
+        "not_shown": counts.get("not_shown", 0),
         "tokens": counts["tokens"],
         "trained_tokens": overall.tokens,
         **({} if scan.keeps_all else {"kept_tokens": _kept_tokens(scan)}),
@@ -83,9 +86,11 @@ def _quantiles(whole: Counted, column: str) -> dict[str, float]:
 
 
 def worst_examples(scan: Scan, most: int) -> list[int]:
-    """The examples with the most conflicts, the larger share first among equals."""
+    """The rows with the most conflicts in all of their turns, the larger share first among
+    equals."""
     query = """
-        SELECT example FROM examples JOIN
+        SELECT example FROM
+          (SELECT example, sum(trained_tokens) AS trained FROM examples GROUP BY example) JOIN
           (SELECT example, count(*) AS n FROM conflicts GROUP BY example) USING (example)
-        ORDER BY n DESC, n / trained_tokens DESC, example LIMIT ?"""
+        ORDER BY n DESC, n / trained DESC, example LIMIT ?"""
     return [row[0] for row in scan.rows(query, [most])]

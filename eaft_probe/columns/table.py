@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, write_json
+from eaft_probe.columns.keys import EACH, TOGETHER, named_place
 from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
 from eaft_probe.columns.mirror import mirrored
 from eaft_probe.columns.part_files import (
@@ -92,6 +93,32 @@ class Scan:
         return self.keep_tokens == "all"
 
     @property
+    def by_turn(self) -> bool:
+        """Whether each trained turn is an example of its own (--turns each)."""
+        return bool(self.manifest["config"].get("turns") == "each")
+
+    @property
+    def turns(self) -> str:
+        """What it was made with, as --turns says it; older scans do not say."""
+        return "each" if self.by_turn else "together"
+
+    @property
+    def example_key(self) -> tuple[str, ...]:
+        """The columns that tell its examples apart, and tokens from those of other examples."""
+        return EACH if self.by_turn else TOGETHER
+
+    @property
+    def token_key(self) -> tuple[str, ...]:
+        """The columns that tell its tokens apart, by which they are sorted."""
+        return (*self.example_key, "position")
+
+    @property
+    def renderings(self) -> int:
+        """How many examples were scored: of a row one, or one for each turn."""
+        counts = self.manifest["counts"]
+        return int(counts.get("renderings", counts["examples"]))
+
+    @property
     def kept(self) -> int:
         """How many tokens it has row by row."""
         return sum(part["rows"] for part in self.manifest["parts"])
@@ -135,7 +162,7 @@ class Scan:
         return self.tokens_table(columns).to_pandas()
 
     def tokens_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The tokens as an Arrow table, one row a scored token, sorted by (example, position).
+        """The tokens as an Arrow table, one row a scored token, sorted by `token_key`.
 
         `columns`: names of token columns or "conflict", the flag under `rule`; None is all of
         them. Raises `MissingColumn`.
@@ -291,7 +318,8 @@ class Scan:
         columns = [*names, "char_start", "char_end"]
         tables = [self._flagged(t, rule) for t in self.token_parts(columns, index)]
         table = pa.concat_tables(tables).combine_chunks()
-        around = _around(table, self.example_part(index, ["example", "text"]), self.path)
+        examples = self.example_part(index, [*self.example_key, "text"])
+        around = _around(table, examples, self.example_key, self.path)
         made = [pc.cast(table[n], CONFLICT_SCHEMA.field(n).type) for n in names]
         sides = [pa.array([a[i] for a in around], pa.string()) for i in (0, 1)]
         return pa.table([*made, *sides], schema=CONFLICT_SCHEMA)
@@ -306,18 +334,24 @@ class Scan:
         return found
 
 
-def _around(table: pa.Table, examples: pa.Table, path: Path) -> list[tuple[str, str]]:
+def _around(
+    table: pa.Table, examples: pa.Table, key: Sequence[str], path: Path
+) -> list[tuple[str, str]]:
     """The text before and after each token. Raises `ScanError` where it does not stand in it."""
-    texts = dict(zip(examples["example"].to_pylist(), examples["text"].to_pylist(), strict=True))
+    texts = dict(zip(_keys(examples, key), examples["text"].to_pylist(), strict=True))
     found = []
-    columns = (table[c].to_pylist() for c in ("example", "char_start", "char_end"))
-    for example, start, end in zip(*columns, strict=True):
-        text = texts.get(example)
+    ends = (table[c].to_pylist() for c in ("char_start", "char_end"))
+    for place, start, end in zip(_keys(table, key), *ends, strict=True):
+        text = texts.get(place)
         if text is None or start is None or end is None or not 0 <= start <= end <= len(text):
-            raise ScanError(f"{path} is damaged: a token at characters {start} to {end} of example "
-                            f"{example}, which has no such text")  # fmt: skip
+            raise ScanError(f"{path} is damaged: a token at characters {start} to {end} of "
+                            f"{named_place(key, place)}, which has no such text")  # fmt: skip
         found.append((text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]))
     return found
+
+
+def _keys(table: pa.Table, key: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    return zip(*(table[name].to_pylist() for name in key), strict=True)
 
 
 def _row_groups(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:

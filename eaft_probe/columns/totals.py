@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.counts import MOST_VALUES, Counts
+from eaft_probe.columns.keys import key_of
 from eaft_probe.columns.planes import CELLS, cell
 from eaft_probe.columns.positions import BINS, READS, along
 from eaft_probe.columns.quantiles import UPPER, upper_bits
@@ -91,7 +92,8 @@ def _grouped(
         connection.register("examples", examples)
         connection.execute(f"CREATE VIEW tokens AS SELECT *, {rule.sql} AS conflict FROM measured")
         connection.execute("CREATE VIEW conflicts AS SELECT * FROM tokens WHERE conflict")
-        counts = Counts(lambda query: connection.execute(query).fetchall(), special)
+        key = key_of(examples)
+        counts = Counts(lambda query: connection.execute(query).fetchall(), special, key)
         pairs = [(json.dumps([a, b]), n, n * p, n * q) for a, b, n, p, q in counts.pairs()]
         made: dict[str, Sequence[tuple[Any, ...]]] = {
             "role": counts.roles(),

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaft_probe.data.render import Rendered
+from eaft_probe.errors import BadInput
 
 # A shared prefix is used where it saves this share of the estimated work. Below it the copies
 # of keys and values eat the gain: 24 shared of 200 tokens (12 %) measured 0.98 times as fast.
@@ -29,30 +30,39 @@ class Window:
         return int(self.trained.argmax())
 
 
-def windows(example: int, rendered: Rendered, max_length: int) -> tuple[list[Window], int]:
+def windows(
+    example: int, rendered: Rendered, max_length: int, stride: int = 1
+) -> tuple[list[Window], int]:
     """The example's windows, and how many of its tokens were cut off.
 
-    Conversations are cut at the right. Plain text is split; windows overlap by one token, so that
-    every token but the first of the text is predicted once.
+    Conversations are cut at the right. Plain text is split; windows overlap by `stride` tokens, at
+    least one, so that every token but the first of the text is predicted once, behind as many.
     """
     length = len(rendered.ids)
-    step = max_length - 1
-    starts = range(0, max(length - 1, 1), step) if rendered.plain else range(1)
+    step = max_length - stride
+    starts = range(0, max(length - stride, 1), step) if rendered.plain else range(1)
     made = []
     for start in starts:
         trained = rendered.trained[start : start + max_length].copy()
-        trained[0] = False
+        trained[: stride if start else 1] = False
         if trained.any():
             ids = rendered.ids[start : start + max_length]
             made.append(Window(example, start, ids, trained))
     return made, 0 if rendered.plain else max(0, length - max_length)
 
 
-def window_start(position: int, max_length: int) -> int:
+def require_stride(stride: int, max_length: int) -> None:
+    """Raises `BadInput` where windows would not get on."""
+    if not 1 <= stride < max_length:
+        raise BadInput(f"--stride is a whole number from 1 to below the {max_length} tokens of a "
+                       f"window, found {stride}")  # fmt: skip
+
+
+def window_start(position: int, max_length: int, stride: int = 1) -> int:
     """Where the window begins that predicts the token at `position`; 0 in a conversation, of
     which there is one window."""
-    step = max_length - 1
-    return (position - 1) // step * step
+    step = max_length - stride
+    return max(0, position - stride) // step * step
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,54 +4,17 @@ A format is inferred from the columns of the data; where none or more than one f
 names the columns seen and the formats tried.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
+from eaft_probe.data.messages import Message, encodable, read_messages, read_tools, text
 from eaft_probe.errors import FormatError, RowError
 from eaft_probe.registry import Registry
 
 Row = Mapping[str, Any]
-Value = TypeVar("Value")
 
-ROLES = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",  # ShareGPT: a call written out as the assistant's text
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "ipython": "ipython",
-}
 KEYS = ("key", "id", "uuid", "conversation_id", "task_id")
-TRAIN_FIELDS = ("train", "weight", "loss")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. `trained` is the row's own word on it, None where it has none."""
-
-    role: str
-    content: str
-    trained: bool | None = None
-    tool_calls: Sequence[Any] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)  # what templates may read: name, …
-    ends: bool = True  # False: cut short, so that the end-of-turn behind it is nobody's word
-
-    def as_dict(self) -> dict[str, Any]:
-        """The message as a chat template takes it."""
-        calls = {"tool_calls": list(self.tool_calls)} if self.tool_calls else {}
-        return {"role": self.role, "content": self.content, **calls, **self.extra}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +66,7 @@ class RowFormat:
             last = replace(example.messages[-1], ends=False)
             example = replace(example, messages=(*example.messages[:-1], last))
         key = next((str(row[k]) for k in KEYS if row.get(k) is not None), "")
-        return replace(example, key=_encodable(key, "the key"))
+        return replace(example, key=encodable(key, "the key"))
 
 
 def infer_format(rows: Iterable[Row], columns: Mapping[str, str]) -> RowFormat:
@@ -140,102 +103,26 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return {k: v for k, v in row.items() if k not in columns.values()} | taken
 
 
-def _text(value: Any, what: str) -> str:
-    """A string, or the joined text parts of one. Raises `RowError` for anything else."""
-    if isinstance(value, str):
-        return _encodable(value, what)
-    if isinstance(value, list):
-        return "".join(_text_part(part, what) for part in value)
-    raise RowError(f"{what} should be text, found {type(value).__name__}")
-
-
-def _encodable(value: Value, what: str) -> Value:
-    """The value as it is. Raises `RowError` for half a surrogate pair, which nothing can write."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"{what} holds invalid Unicode at character {error.start}") from error
-    return value
-
-
-def _text_part(part: Any, what: str) -> str:
-    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
-    if kind != "text":
-        raise RowError(f"{what} has a part of type {kind!r}; only text can be scored")
-    return _text(part.get("text"), what)
-
-
-def _message(value: Any, names: Mapping[str, str], at: int) -> Message:
-    what = f"message {at}"
-    if not isinstance(value, dict):
-        raise RowError(f"{what} should be an object, found {type(value).__name__}")
-    role_key = names.get("role") or ("role" if "role" in value else "from")
-    content_key = names.get("content") or ("content" if "content" in value else "value")
-    role = ROLES.get(str(value.get(role_key)))
-    if role is None:
-        raise RowError(f"{what} has an unknown role {value.get(role_key)!r}")
-    calls = value.get("tool_calls") or None
-    if calls is not None and not isinstance(calls, list):
-        raise RowError(f"{what}: tool_calls should be a list, found {type(calls).__name__}")
-    content = value.get(content_key)
-    if content is None and calls is None:
-        raise RowError(f"{what} has no content")
-    text = "" if content is None else _text(content, f"{what}: content")
-    used = {role_key, content_key, "tool_calls", *TRAIN_FIELDS}
-    extra = {k: v for k, v in value.items() if k not in used and v is not None}
-    calls, extra = _encodable(calls, f"{what}: tool_calls"), _encodable(extra, what)
-    return Message(role, text, _own_word(value, what), calls, extra)
-
-
-def _own_word(value: Mapping[str, Any], what: str) -> bool | None:
-    """The message's own `train`, `weight` or `loss` field."""
-    for name in TRAIN_FIELDS:
-        word = value.get(name)
-        if word is None:
-            continue
-        if word not in (0, 1, True, False):
-            raise RowError(f"{what}: {name} should be true, false, 0 or 1, found {word!r}")
-        return bool(word)
-    return None
-
-
-def _messages(value: Any, names: Mapping[str, str]) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise RowError(f"messages should be a list, found {type(value).__name__}")
-    if not value:
-        raise RowError("messages is empty")
-    return tuple(_message(m, names, i) for i, m in enumerate(value))
-
-
 def _tools(row: Row) -> Sequence[Any] | None:
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools.strip() or "null")
-        except json.JSONDecodeError as error:
-            raise RowError(f"tools is not JSON: {error.msg}") from error
-    if tools and not isinstance(tools, list):
-        raise RowError(f"tools should be a list, found {type(tools).__name__}")
-    return _encodable(tools, "tools") or None
+    return read_tools(row.get("tools"))
 
 
 def _pair(row: Row, prompt: str, answer: str) -> tuple[Message, ...]:
-    system = [Message("system", _text(row["system"], "system"))] if row.get("system") else []
-    user = Message("user", _text(row[prompt], prompt))
-    return (*system, user, Message("assistant", _text(row[answer], answer)))
+    system = [Message("system", text(row["system"], "system"))] if row.get("system") else []
+    user = Message("user", text(row[prompt], prompt))
+    return (*system, user, Message("assistant", text(row[answer], answer)))
 
 
 @_format("messages", "messages", "a list of {role, content}, with tools and tool calls")
 def _read_messages(row: Row, names: Mapping[str, str]) -> Example:
-    return Example("", _messages(row["messages"], names), tools=_tools(row))
+    return Example("", read_messages(row["messages"], names), tools=_tools(row))
 
 
 @_format("sharegpt", "conversations", "a list of {from, value}; human, gpt, system, tool roles")
 def _read_sharegpt(row: Row, names: Mapping[str, str]) -> Example:
-    messages = _messages(row["conversations"], names)
+    messages = read_messages(row["conversations"], names)
     if row.get("system") and messages[0].role != "system":
-        messages = (Message("system", _text(row["system"], "system")), *messages)
+        messages = (Message("system", text(row["system"], "system")), *messages)
     return Example("", messages, tools=_tools(row))
 
 
@@ -248,9 +135,9 @@ def _read_prompt_completion(row: Row, names: Mapping[str, str]) -> Example:
     given = {"assistant": False}
     asked = tuple(
         replace(m, trained=given.get(m.role) if m.trained is None else m.trained)
-        for m in _messages(prompt, names)
+        for m in read_messages(prompt, names)
     )
-    return Example("", (*asked, *_messages(completion, names)), tools=_tools(row))
+    return Example("", (*asked, *read_messages(completion, names)), tools=_tools(row))
 
 
 @_format("alpaca", "instruction output", "instruction, optional input, output")
@@ -265,7 +152,7 @@ def _read_instruction_response(row: Row, names: Mapping[str, str]) -> Example:
 
 def _instruction(row: Row, answer: str) -> Example:
     """The input follows the instruction after a blank line."""
-    parts = _text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")
+    parts = text(row["instruction"], "instruction"), text(row.get("input") or "", "input")
     asked = "\n\n".join(filter(None, parts))
     return Example("", _pair({**row, "instruction": asked}, "instruction", answer))
 
@@ -282,7 +169,7 @@ def _read_query_response(row: Row, names: Mapping[str, str]) -> Example:
 
 @_format("text", "text", "plain text: every token trained, then the end-of-text token")
 def _read_text(row: Row, names: Mapping[str, str]) -> Example:
-    return Example("", (Message("assistant", _text(row["text"], "text")),), plain=True)
+    return Example("", (Message("assistant", text(row["text"], "text")),), plain=True)
 
 
 @_format("labelled", "input_ids labels", "token ids with labels, -100 where not trained")

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from eaft_probe.data.formats import Example, Message, RowFormat
+from eaft_probe.data.formats import Example, RowFormat
+from eaft_probe.data.messages import Message
 from eaft_probe.data.render import Rendered, Renderer
+from eaft_probe.data.spans import Located
 from eaft_probe.errors import RowError
 
 SAME = 2  # see `_fit`
@@ -39,11 +41,8 @@ class Prompts:
         self.renderer, self.tokenizer = renderer, renderer.tokenizer
 
     def stops(self) -> frozenset[int]:
-        """The tokens that end an answer: the end of text, and what the template closes turns by."""
-        closer = self.renderer.template and self.renderer.template.closer
-        added = self.tokenizer.get_added_vocab() if closer else {}
-        found = {i for token, i in added.items() if closer and closer.fullmatch(token)}
-        return frozenset(found | {self.tokenizer.eos_token_id} - {None})
+        """The tokens that end an answer."""
+        return frozenset(self.tokenizer.convert_tokens_to_ids(sorted(self.renderer.closers)))
 
     def __call__(self, example: Example) -> Prompt:
         """The example up to its last answer. Raises `RowError` where it asks for none."""
@@ -53,21 +52,20 @@ class Prompts:
         if not any(m.role == "user" for m in messages):
             raise RowError("no prompt: no user turn to answer")
         asked = replace(example, messages=tuple(replace(m, trained=False) for m in messages))
-        shown = self.renderer(_answered(asked, MARK))
+        shown = self.renderer.located(_answered(asked, MARK))
         before, found, _ = shown.text.partition(MARK)
         if not found:
             raise RowError("the chat template does not show the answer")
-        header, lead = self._header(asked, shown, before)
-        return Prompt(asked, header, self._ids(header, shown.plain), lead)
+        plain = self.renderer.is_plain(asked)
+        header, lead = (before, "") if plain else self._header(asked, shown, before)
+        return Prompt(asked, header, self._ids(header, plain), lead)
 
-    def _header(self, asked: Example, shown: Rendered, before: str) -> tuple[str, str]:
+    def _header(self, asked: Example, shown: Located, before: str) -> tuple[str, str]:
         """The text that the model continues, and what of it belongs to the answer's content."""
-        if self.renderer.template is None or shown.plain:
-            return before, ""
-        tools = None if self.renderer.tool_calls == "inline" else asked.tools
+        tools = None if self.renderer.options.tool_calls == "inline" else asked.tools
+        locator = self.renderer.locator(asked)
         closed, header = (
-            self.renderer.template.render(shown.messages[:-1], tools, prompt=p)
-            for p in (False, True)
+            locator.render(shown.messages[:-1], tools, prompt=p).text for p in (False, True)
         )
         if header == closed:  # a template that knows no opening; spaces are the first word's
             header = before.rstrip(" ")

@@ -1,22 +1,29 @@
 """Example → token ids, which of them are trained, and where each stands in the text."""
 
-import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_probe.data.formats import Example, Message
-from eaft_probe.data.spans import ChatTemplate, Span
-from eaft_probe.errors import BadInput, ModelError, RowError
+from eaft_probe.data.chat_template import REASONING, ChatTemplate, read_template
+from eaft_probe.data.formats import Example
+from eaft_probe.data.inline import inlined
+from eaft_probe.data.messages import Message
+from eaft_probe.data.spans import Located, Locator, Span
+from eaft_probe.data.traced import leaves
+from eaft_probe.errors import ModelError, RowError
+from eaft_probe.settings import DataSettings
 
 TrainOn = Literal["assistant", "last", "all"]
 ToolCalls = Literal["template", "inline"]
-PROBE_CALL = {"name": "eaft_probe_call", "arguments": {"x": 1}}
+Turns = Literal["together", "each"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,10 @@ class Rendered:
     turn: NDArray[np.int16]  # (T,) index of the message; 0 outside trained spans
     chars: NDArray[np.int32]  # (T, 2) first character in `text` and one past the last
     special_in_content: int  # how often a content spells a special token
+    of_turn: int | None = None  # the only turn trained here, under --turns each
+    left_out: Counter[str] = field(default_factory=Counter)  # role.field → characters not shown
+    closed: int = 0  # turns that the template leaves open and this program ended
+    not_shown: int = 0  # turns to be trained of which the template shows nothing
 
     def cut(self, length: int) -> "Rendered":
         """The first `length` tokens."""
@@ -39,52 +50,126 @@ class Rendered:
         return replace(self, **parts)
 
 
-class Renderer:
-    """Turns examples into `Rendered` under one tokenizer. Raises `RowError` for a row it cannot.
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """How rows become tokens: what of the settings, and of a plan, decides it.
 
     `train_on`: "assistant" turns, the "last" of them, or "all" messages; a message's own `trained`
-    wins. `tool_calls`: through the chat "template", or "inline" as JSON text.
+    wins. `tool_calls`: through the chat "template", or "inline" as JSON text. `turns`: "together"
+    in one rendering, or "each" in one of its own, with the history as the template shows it then.
+    `chat_template`: a file that replaces the tokenizer's. `template_arg`: what else it is given.
+    `today`: the date that it is told, YYYY-MM-DD; None is this day.
     """
 
-    def __init__(
-        self, tokenizer: Any, train_on: TrainOn = "assistant", tool_calls: ToolCalls = "template"
-    ) -> None:
+    train_on: TrainOn = "assistant"
+    tool_calls: ToolCalls = "template"
+    turns: Turns = "together"
+    chat_template: str | None = None
+    template_arg: Mapping[str, Any] = field(default_factory=dict)
+    today: str | None = None
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> "RenderOptions":
+        """Those of a command's settings."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
+
+
+class Renderer:
+    """Turns examples into `Rendered` under one tokenizer. Raises `RowError` for a row it cannot."""
+
+    def __init__(self, tokenizer: Any, options: RenderOptions | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"{type(tokenizer).__name__} gives no character offsets, which finding the trained "
                 f"tokens needs; use a model with a tokenizer.json"
             )
-        self.tokenizer = tokenizer
-        self.train_on, self.tool_calls = train_on, tool_calls
-        added = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
-        self.specials = re.compile("|".join(map(re.escape, added)) or r"(?!)")
-        source = _chat_template(tokenizer)
-        self.template = (
-            ChatTemplate(source, dict(tokenizer.special_tokens_map), added) if source else None
-        )
+        self.tokenizer, self.options = tokenizer, options or RenderOptions()
+        self.added = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
+        self.specials = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
+        self.templates = chat_templates(tokenizer, self.options.chat_template)
+        if self.templates and "default" not in self.templates:
+            names = ", ".join(self.templates)
+            raise ModelError(f"no chat template named 'default', only {names}")
+        self._locators: dict[str, Locator] = {}
 
     def __call__(self, example: Example) -> Rendered:
+        """The example in one rendering, whatever `turns` says."""
+        return self._one(self._shaped(example), None)
+
+    def renderings(self, example: Example) -> list[Rendered]:
+        """One rendering, or under `turns` "each" one for each trained turn. Raises `RowError` where
+        there is none; turns that cannot be rendered are left out where others can."""
+        if self.options.turns == "together" or example.labelled or self.is_plain(example):
+            return [self(example)]
+        example = self._shaped(example)
+        found, errors = list[Rendered](), list[RowError]()
+        for turn in self._trained_turns(example.messages):
+            try:
+                found.append(self._one(example, turn))
+            except RowError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return found
+
+    def _shaped(self, example: Example) -> Example:
+        if self.options.tool_calls == "inline":
+            return inlined(example, self._shown_roles)
+        return example
+
+    def is_plain(self, example: Example) -> bool:
+        """Whether it is rendered without a chat template."""
+        return example.plain or not self.templates
+
+    def _one(self, example: Example, only: int | None) -> Rendered:
         if example.labelled:
             return self._labelled(example, *example.labelled)
-        if self.tool_calls == "inline":
-            example = _inlined(example, keep_tool_role=self._shows_tool_role)
-        elif example.tools or any(m.tool_calls for m in example.messages):
-            self._require_tool_calls()
-        turns = self._trained_turns(example.messages)
-        if self.template is None or example.plain:
-            text, spans = self._plain(example.messages, turns)
-        else:
-            text, spans = self.template.locate(example.messages, turns, example.tools)
-        spans = {t: s if example.messages[t].ends else self._unended(text, s)
-                 for t, s in spans.items()}  # fmt: skip
-        return self._tokenized(example, text, spans)
+        return replace(self._tokenized(example, self._located(example, only)), of_turn=only)
 
-    def _unended(self, text: str, spans: Sequence[Span]) -> list[Span]:
-        """The content's span alone; a generation mark may hold the end-of-turn, too."""
-        start, end = spans[0]
-        closer = self.template.closer if self.template else None
-        found = closer.finditer(text, start, end) if closer else ()
-        return [(start, next((m.start(1) for m in found if m.end() == end), end))]
+    def located(self, example: Example) -> Located:
+        """The example as text, with what is trained of it. Raises `RowError`."""
+        return self._located(self._shaped(example), None)
+
+    def _located(self, example: Example, only: int | None) -> Located:
+        turns = self._trained_turns(example.messages) if only is None else [only]
+        if self.is_plain(example):
+            return self._plain(example, turns)
+        messages = example.messages if only is None else example.messages[: only + 1]
+        located = self.locator(example).locate(messages, turns, example.tools)
+        self._require_shown(located, example)
+        return located
+
+    def _require_shown(self, located: Located, example: Example) -> None:
+        if any(located.spans.values()):
+            return
+        calls = any(example.messages[t].tool_calls for t in located.spans)
+        hint = "; --tool-calls inline renders calls as JSON text" if calls else ""
+        raise RowError(f"the chat template shows nothing of what is to be trained{hint}")
+
+    def locator(self, example: Example) -> Locator:
+        """Of the template that an example is rendered by: some models have one for tools."""
+        calls = example.tools or any(m.tool_calls for m in example.messages)
+        name = "tool_use" if calls and "tool_use" in self.templates else "default"
+        if name not in self._locators:
+            values = {**self.tokenizer.special_tokens_map, **self.options.template_arg}
+            today = date.fromisoformat(self.options.today) if self.options.today else date.today()
+            template = ChatTemplate(self.templates[name], values, today)
+            self._locators[name] = Locator(template, self.stops, self.added)
+        return self._locators[name]
+
+    @cached_property
+    def closers(self) -> frozenset[str]:
+        """The tokens that end an answer: the end of text, and what the templates end turns with."""
+        asked = (Message("user", ""),)
+        tools: tuple[list[Any] | None, ...] = ([{}], None) if self.templates else ()
+        examples = [Example("", asked, tools=t) for t in tools]
+        return self.stops.union(*(self.locator(e).endings for e in examples))
+
+    @cached_property
+    def stops(self) -> frozenset[str]:
+        """The tokens at which the model's generation stops."""
+        ids = {self.tokenizer.eos_token_id, *getattr(self.tokenizer, "stop_token_ids", ())} - {None}
+        return frozenset(map(str, self.tokenizer.convert_ids_to_tokens(sorted(ids))))
 
     def _trained_turns(self, messages: Sequence[Message]) -> list[int]:
         """The turns to train, by their own word or by `train_on`. Raises `RowError` for none."""
@@ -93,42 +178,48 @@ class Renderer:
             "assistant": assistants,
             "last": assistants[-1:],
             "all": list(range(len(messages))),
-        }[self.train_on]
+        }[self.options.train_on]
         turns = [
             i for i, m in enumerate(messages) if (i in default if m.trained is None else m.trained)
         ]
         if not turns:
             raise RowError("no trained message")
-        if not any(messages[i].content.strip() or messages[i].tool_calls for i in turns):
+        if not any(messages[i].says_anything for i in turns):
             raise RowError("the trained messages are empty")
         return turns
 
-    def _plain(
-        self, messages: Sequence[Message], turns: Sequence[int]
-    ) -> tuple[str, dict[int, list[Span]]]:
+    def _plain(self, example: Example, turns: Sequence[int]) -> Located:
         """Without a template: contents on lines of their own, the end-of-text token after each
-        assistant's. One prompt and its answer make `prompt⏎completion</s>`."""
+        assistant's, unless it ends in one. A prompt and its answer make `prompt⏎completion</s>`."""
+        messages = example.messages
+        if any(m.tool_calls for m in messages):
+            raise RowError(
+                "without a chat template tool calls cannot be shown; --tool-calls inline renders "
+                "them as JSON text, --chat-template gives one"
+            )
         end_of_text = self.tokenizer.eos_token or ""
         text, spans = "", dict[int, list[Span]]()
         for turn, message in enumerate(messages):
             start, last = len(text), turn == len(messages) - 1
             text += message.content
             closes = message.role == "assistant" or last
+            has_end = bool(end_of_text) and message.content.rstrip().endswith(end_of_text)
             mine = [(start, len(text))]
-            if closes:
-                mine.append((len(text), len(text) + len(end_of_text)))
+            if closes and not has_end:
+                if message.ends:
+                    mine.append((len(text), len(text) + len(end_of_text)))
                 text += end_of_text
-            elif not last:
+            elif not closes:
                 text += "\n"
             if turn in turns:
                 spans[turn] = mine
-        return text, spans
+        return Located(text, messages, spans, _unshown(example))
 
     def encode(self, text: str, plain: bool) -> tuple[list[int], NDArray[np.int32]]:
         """The ids of a rendered conversation, or of `plain` text, and their (T, 2) characters."""
         encoded = self.tokenizer(
             text,
-            add_special_tokens=self.template is None or plain,
+            add_special_tokens=plain,
             return_offsets_mapping=True,
             verbose=False,  # its warning about the context: longer rows are cut or split here
         )
@@ -139,25 +230,28 @@ class Renderer:
             and not _ends(chars[-1], text)
         ):
             ids, chars = ids[:-1], chars[:-1]  # a tokenizer that adds its own end of text
+        if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id and not chars[0, 1]:
+            ids, chars = ids[1:], chars[1:]  # the text brings its own beginning
         return ids, chars
 
-    def _tokenized(
-        self, example: Example, text: str, spans: Mapping[int, Sequence[Span]]
-    ) -> Rendered:
-        ids, chars = self.encode(text, example.plain)
-        trained, turn = _marked(chars, spans)
+    def _tokenized(self, example: Example, located: Located) -> Rendered:
+        ids, chars = self.encode(located.text, self.is_plain(example))
+        trained, turn = _marked(located.text, chars, located.spans)
         spelled = sum(len(self.specials.findall(m.content)) for m in example.messages)
         return _checked(
             Rendered(
                 example.key,
-                text,
+                located.text,
                 example.messages,
-                self.template is None or example.plain,
+                self.is_plain(example),
                 np.asarray(ids, np.int32),
                 trained,
                 turn,
                 chars,
                 spelled,
+                left_out=located.left_out,
+                closed=located.closed,
+                not_shown=sum(not s for s in located.spans.values()),
             )
         )
 
@@ -174,32 +268,21 @@ class Renderer:
         arrays = (np.asarray(ids, np.int32), trained, turn, chars)
         return _checked(Rendered(example.key, "".join(pieces), (), True, *arrays, 0))
 
-    # --- tool calls ---
-
-    def _require_tool_calls(self) -> None:
-        if self._shows_tool_calls:
-            return
-        raise BadInput(
-            f"the chat template of {self.tokenizer.name_or_path} cannot show tool calls; "
-            f"--tool-calls inline renders them as JSON text"
-        )
-
     @cached_property
-    def _shows_tool_calls(self) -> bool:
-        call = {"id": "call00000", "type": "function", "function": PROBE_CALL}
-        return self._shows(Message("assistant", "", tool_calls=[call]), PROBE_CALL["name"])
-
-    @cached_property
-    def _shows_tool_role(self) -> bool:
-        return self._shows(Message("tool", "eaft_probe_result"), "eaft_probe_result")
-
-    def _shows(self, message: Message, expected: Any) -> bool:
-        if self.template is None:
-            return message.role == "tool"
-        try:
-            return expected in self.template.render([Message("user", "x"), message])
-        except RowError:
-            return False
+    def _shown_roles(self) -> set[str]:
+        """Whether the template shows what a system and a tool say."""
+        word, asked = "eaft_probe_word", Message("user", "x")
+        answer = Message("assistant", "y")
+        tries = {"system": [Message("system", word), asked, answer],
+                 "tool": [asked, answer, Message("tool", word), answer]}  # fmt: skip
+        if not self.templates:
+            return set(tries)
+        found = set[str]()
+        for role, messages in tries.items():
+            with suppress(RowError):
+                layout = self.locator(Example("", ())).render(messages, None)
+                found |= {role} if word in layout.text else set()
+        return found
 
     # --- tokens as text ---
 
@@ -233,14 +316,24 @@ class Renderer:
         return table | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-def _chat_template(tokenizer: Any) -> str | None:
-    """The chat template; of several by name the default one. Raises `ModelError` for none such."""
+def chat_templates(tokenizer: Any, file: str | None) -> dict[str, str]:
+    """The chat templates by name: `file`'s, or the tokenizer's. Raises `BadInput` for a file that
+    is none."""
+    if file is not None:
+        return {"default": read_template(file)}
     source = tokenizer.chat_template
-    if not isinstance(source, dict):
-        return source or None
-    if "default" not in source:
-        raise ModelError(f"no chat template named 'default', only {', '.join(source)}")
-    return str(source["default"])
+    if isinstance(source, dict):
+        return {name: str(text) for name, text in source.items()}
+    return {"default": source} if source else {}
+
+
+def _unshown(example: Example) -> Counter[str]:
+    """What plain text has no place for, in characters."""
+    found = Counter[str]({"tools": sum(map(len, leaves(example.tools)))})
+    for message in example.messages:
+        for name in REASONING:
+            found[f"{message.role}.{name}"] += sum(map(len, leaves(message.extra.get(name))))
+    return +found
 
 
 def _ends(chars: NDArray[np.int32], text: str) -> bool:
@@ -259,15 +352,18 @@ def _untrimmed(text: str, offsets: Sequence[Span]) -> NDArray[np.int32]:
 
 
 def _marked(
-    chars: NDArray[np.int32], spans: Mapping[int, Sequence[Span]]
+    text: str, chars: NDArray[np.int32], spans: Mapping[int, Sequence[Span]]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int16]]:
-    """A token belongs to the span in which its first character lies; one without text to none."""
+    """A token belongs to the span in which its first character lies, or which it reaches from
+    white space before it (`▁B` behind `ASSISTANT: `); one without text belongs to none."""
     trained = np.zeros(len(chars), np.bool_)
     turns = np.zeros(len(chars), np.int16)
     real = chars[:, 1] > chars[:, 0]
     for turn, pieces in spans.items():
         for start, end in pieces:
             inside = real & (chars[:, 0] >= start) & (chars[:, 0] < end)
+            across = np.flatnonzero(real & (chars[:, 0] < start) & (chars[:, 1] > start))
+            inside[[i for i in across if text[chars[i, 0] : start].isspace()]] = True
             trained |= inside
             turns[inside] = turn
     return trained, turns
@@ -278,24 +374,3 @@ def _checked(rendered: Rendered) -> Rendered:
     if not rendered.trained[1:].any():
         raise RowError("no trained token")
     return rendered
-
-
-def _inlined(example: Example, keep_tool_role: bool) -> Example:
-    """Tool calls and definitions as JSON text; tool results become the user's where need be."""
-    messages = [_inlined_message(m, keep_tool_role) for m in example.messages]
-    if example.tools:
-        listing = "\n".join(json.dumps(t, ensure_ascii=False) for t in example.tools)
-        if messages and messages[0].role == "system":
-            listing = f"{messages.pop(0).content}\n{listing}"
-        messages.insert(0, Message("system", listing))
-    return replace(example, messages=tuple(messages), tools=None)
-
-
-def _inlined_message(message: Message, keep_tool_role: bool) -> Message:
-    calls = [
-        json.dumps(c.get("function", c) if isinstance(c, dict) else c, ensure_ascii=False)
-        for c in message.tool_calls or ()
-    ]
-    content = "\n".join([*([message.content] if message.content else []), *calls])
-    role = "user" if message.role == "tool" and not keep_tool_role else message.role
-    return replace(message, role=role, content=content, tool_calls=None)

@@ -118,8 +118,9 @@ class Rows:
     rows: Sequence[Any]
 
     def records(self) -> Iterator[Record]:
+        of_arrow = hasattr(self.rows, "_fingerprint")  # a `datasets.Dataset`
         for row, value in enumerate(self.rows):
-            yield Record(row, self.name, None, value)
+            yield Record(row, self.name, None, without_nulls(value) if of_arrow else value)
 
     def fingerprint(self) -> str:
         known = getattr(self.rows, "_fingerprint", None)
@@ -318,7 +319,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[Any]:
     """The rows in Python's types; one that none of them holds (the year 300,000) is an error of
     its own and no other's."""
     try:
-        yield from batch.to_pylist()
+        yield from map(without_nulls, batch.to_pylist())
         return
     except Exception as error:  # OverflowError, ValueError, pytz's KeyError
         if len(batch) == 1:
@@ -326,6 +327,18 @@ def _rows(batch: pa.RecordBatch) -> Iterator[Any]:
             return
     for at in range(len(batch)):
         yield from _rows(batch.slice(at, 1))
+
+
+def without_nulls(row: Any) -> Any:
+    """A row of a table without the nulls that fill up its structs: a struct in Arrow has every
+    field that any row of the column has, so {"city": "Rome"} comes back with "zone": None."""
+    return {k: _without_nulls(v) for k, v in row.items()} if isinstance(row, dict) else row
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _arrow(file: Any) -> Read:

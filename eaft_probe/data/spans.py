@@ -1,193 +1,537 @@
-"""Where each message lies in the rendered conversation.
+"""Where the tokens of a turn lie in a rendered conversation: what the model would have to say.
 
-A chat template is a program, so its output is not taken apart by guessing. Templates with
-`{% generation %}` marks say where the assistant's text lies. For the others the conversation is
-rendered again with a sentinel in place of contents: what the sentinel stands for in the second
-rendering is where the message lies in the first. What cannot be told for certain is a `RowError`.
+From the end of the generation prompt to the token that ends the turn, without what belongs to other
+messages. Every character's origin is known (`chat_template.py`), so nothing is searched for but the
+generation prompt, of which a template says by itself what it is, and the tokens that end a turn.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from os.path import commonprefix  # of any strings, not only paths
-from typing import Any
+from functools import cached_property
+from itertools import groupby
+from math import inf
+from typing import Any, Literal, NamedTuple
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
-from eaft_probe.data.formats import Message
-from eaft_probe.data.timeout import TookTooLong, at_most
-from eaft_probe.errors import ModelError, RowError, one_line
+from eaft_probe.data.chat_template import REASONING, TOOLS, ChatTemplate, Rendering
+from eaft_probe.data.messages import Message
+from eaft_probe.data.traced import TEMPLATE, Piece
+from eaft_probe.errors import RowError
 
 Span = tuple[int, int]  # first character, one past the last
+WORDS = ("content", *REASONING, "tool_calls", "tool_plan")  # the fields that a model would say
+THOUGHT = ("<think>", "</think>")
+TAG = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])\s*")
+ASKED = Message("user", "question")
+SAID, MEANT, NAMED = "some answer", "some thought", "some_name"
 
-# Private-use characters: no template trims, splits or escapes them.
-SENTINEL = "\ue0f0{}\ue0f1"
-SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
-# A template renders a row in a millisecond; loops in loops would never end.
-SECONDS, MOST_LATE = 10.0, 3
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+class Run(NamedTuple):
+    """Neighbouring characters of one message: its words, or the template's around them."""
+
+    start: int
+    end: int
+    owner: int  # index of the message, TOOLS, or TEMPLATE for text outside of all messages
+    own: bool  # the message's words
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
-    """A chat template with the tokenizer's special tokens. `added` are all tokens added by name."""
+class Layout:
+    """Which message each character of a rendering belongs to."""
 
-    source: str
-    special_tokens: dict[str, Any]
-    added: tuple[str, ...]
-    closer: re.Pattern[str] | None = field(init=False)
-    late: list[float] = field(init=False, default_factory=list, compare=False)  # ran too long
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "closer", self._find_closer())
+    rendering: Rendering
+    messages: Sequence[Message]
 
     @property
-    def has_marks(self) -> bool:
-        return bool(GENERATION_MARK.search(self.source))
+    def text(self) -> str:
+        return self.rendering.text
 
-    def render(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, prompt: bool = False
-    ) -> str:
-        """The conversation as text; `prompt` adds the header of an answer to come."""
-        return self._render(messages, tools, add_generation_prompt=prompt)[0]
+    @cached_property
+    def runs(self) -> list[Run]:
+        found, at = list[Run](), 0
+        for piece in self.rendering.pieces:
+            if piece.length:
+                found.append(Run(at, at + piece.length, *self._owner(piece)))
+                at += piece.length
+        merged = (list(g) for _, g in groupby(found, lambda r: (r.owner, r.own)))
+        return [g[0]._replace(end=g[-1].end) for g in merged]
 
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None, **flags: bool
-    ) -> tuple[str, list[Span]]:
-        conversation = [m.as_dict() for m in messages]
-        try:
-            with at_most(SECONDS):
-                texts, marks = render_jinja_template(  # type: ignore[misc]
-                    conversations=[conversation],
-                    tools=list(tools) if tools else None,
-                    chat_template=self.source,
-                    **flags,
-                    **self.special_tokens,
+    def _owner(self, piece: Piece) -> tuple[int, bool]:
+        """Of words shown while the template is at another message: a tool's result within the turn
+        that called it is the tool's, a function's name above its result is the result's."""
+        if piece.source == TEMPLATE:
+            return piece.loop, False
+        message, loop = self.rendering.sources[piece.source].message, piece.loop
+        if message == loop or loop < 0 or message < 0:
+            return message, True
+        if self.messages[message].role == "assistant":
+            return loop, False
+        return message, True
+
+    def words(self, turn: int) -> Span | None:
+        """From the first to the last of a message's own words; None where none is shown."""
+        own = [r for r in self.runs if r.owner == turn and r.own]
+        return (own[0].start, own[-1].end) if own else None
+
+    def before(self, at: int) -> int:
+        """Where the last words in front of `at` end, whoever's they are."""
+        return max((r.end for r in self.runs if r.own and r.end <= at), default=0)
+
+    def around(self, turn: int, words: Span) -> Span:
+        """The words with the template's text on both sides that is no other message's."""
+        first, past = words
+        for run in reversed([r for r in self.runs if r.end <= words[0]]):
+            if run.own or run.owner != turn:
+                break
+            first = run.start
+        for run in [r for r in self.runs if r.start >= words[1]]:
+            if run.own or run.owner not in (turn, TEMPLATE):
+                break
+            past = run.end
+        return first, past
+
+    def foreign(self, turn: int, within: Span) -> list[Span]:
+        """What belongs to other messages within a span."""
+        start, end = within
+        others = (r for r in self.runs if r.owner not in (turn, TEMPLATE))
+        return [(max(r.start, start), min(r.end, end)) for r in others
+                if r.start < end and r.end > start]  # fmt: skip
+
+    def marked(self, turn: int) -> list[Span]:
+        """The spans between generation marks that are this message's; what is marked outside of
+        all messages belongs to the last answer before it."""
+        found, at, answer = list[Span](), 0, TEMPLATE
+        for piece in self.rendering.pieces:
+            owner, end = self._owner(piece)[0], at + piece.length
+            if owner >= 0 and self.messages[owner].role == "assistant":
+                answer = owner
+            if piece.marked and piece.length and turn == (answer if owner == TEMPLATE else owner):
+                joins = bool(found) and found[-1][1] == at
+                found[-1:] = [(found[-1][0], end)] if joins else [*found[-1:], (at, end)]
+            at = end
+        return found
+
+    def left_out(self) -> Counter[str]:
+        """role.field → characters of text that the rendering does not show."""
+        shown: dict[int, list[Span]] = {}
+        for p in self.rendering.pieces:
+            if p.source != TEMPLATE:
+                shown.setdefault(p.source, []).append(
+                    (p.offset, p.offset + p.length) if p.offset >= 0 else (0, 1 << 31)
                 )
-            texts[0].encode()  # '\\ud800' in a template is half a character: no token has it
-        except TookTooLong as error:
-            self.late.append(SECONDS)
-            if len(self.late) >= MOST_LATE:  # else every row of a million would take as long
-                raise ModelError(f"the chat template ran longer than {SECONDS:g} s, "
-                                 f"{MOST_LATE} times") from error  # fmt: skip
-            raise RowError(f"the chat template ran longer than {SECONDS:g} s") from error
-        except Exception as error:  # a template is a program of somebody else's
-            raise RowError(f"the chat template refuses this row: {one_line(error)}") from error
-        return texts[0], [tuple(m) for m in marks[0]] if marks else []
+        missing = Counter[str]()
+        for number, source in enumerate(self.rendering.sources):
+            if source.message == TOOLS:
+                missing["tools"] += 0 if self.shows(TOOLS) else len(source.text)
+            elif source.field in WORDS:
+                place = f"{self.messages[source.message].role}.{source.field}"
+                gaps = _gaps(source.text, shown.get(number, []))
+                missing[place] += sum(map(self._counted, gaps))
+        return +missing
 
-    def locate(
-        self, messages: Sequence[Message], turns: Sequence[int], tools: Sequence[Any] | None = None
-    ) -> tuple[str, dict[int, list[Span]]]:
-        """The rendered text and, for each of `turns`, the spans of its content and end-of-turn.
+    def _counted(self, text: str) -> int:
+        """Characters of a gap; a tag that the template writes itself is none."""
+        tag = TAG.fullmatch(text)
+        return 0 if tag and tag[1] in self.text else len(text.strip())
 
-        A turn that the template leaves out has no spans. Raises `RowError`.
-        """
-        text, marked = self._marked(messages, tools)
-        spans = {t: s for t, s in marked.items() if t in turns}
-        todo = [t for t in turns if t not in spans]
-        if todo:
-            contents = self._all_contents(text, messages, tools)
-            for turn in todo:
-                simple = contents is not None and not messages[turn].tool_calls
-                spans[turn] = (
-                    contents[turn]
-                    if simple and contents
-                    else self._one(text, messages, turn, tools)
-                )
-        return text, {t: self._closed(text, s) for t, s in spans.items() if s is not None}
+    def shows(self, index: int, *fields: str) -> bool:
+        """Whether anything of a message, or of some fields of it, is shown."""
+        sources = self.rendering.sources
+        return any(
+            p.source != TEMPLATE
+            and sources[p.source].message == index
+            and (not fields or sources[p.source].field in fields)
+            for p in self.rendering.pieces
+        )
 
-    def _marked(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None
-    ) -> tuple[str, dict[int, Span | None]]:
-        """The text, and what generation marks say where each assistant turn has one mark."""
-        if not self.has_marks:
-            return self.render(messages, tools), {}
-        text, marks = self._render(messages, tools, return_assistant_tokens_mask=True)
-        assistants = [i for i, m in enumerate(messages) if m.role == "assistant"]
-        fits = len(marks) == len(assistants)
-        return text, dict(zip(assistants, marks, strict=True)) if fits else {}
+    def has_words(self, index: int) -> bool:
+        return any(s.message == index and s.field in WORDS and s.text.strip()
+                   for s in self.rendering.sources)  # fmt: skip
 
-    def _all_contents(
-        self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None
-    ) -> list[Span] | None:
-        """Every content's span from one rendering with sentinels; None where it does not add up.
 
-        The text between sentinels is the template's own. If that glue with the contents in
-        between, as they are or trimmed, spells the text to the letter, the spans are certain.
-        """
-        hollow = [replace(m, content=SENTINEL.format(i)) for i, m in enumerate(messages)]
-        try:
-            glue = SENTINELS.split(self.render(hollow, tools))
-        except RowError:
-            return None
-        if glue[1::2] != [str(i) for i in range(len(messages))]:
-            return None
-        at, spans = len(glue[0]), list[Span]()
-        for message, following in zip(messages, glue[2::2], strict=True):
-            forms = (message.content, message.content.strip())
-            form = next((f for f in forms if text.startswith(f + following, at)), None)
-            if form is None:
-                return None
-            spans.append((at, at + len(form)))
-            at += len(form) + len(following)
-        return spans if text.startswith(glue[0]) and at == len(text) else None
+def _gaps(text: str, shown: list[Span]) -> Iterator[str]:
+    at = 0
+    for start, end in sorted(shown):
+        if start > at and text[at:start].strip():
+            yield text[at:start]
+        at = max(at, end)
+    if text[at:].strip():
+        yield text[at:]
 
-    def _one(
-        self, text: str, messages: Sequence[Message], turn: int, tools: Sequence[Any] | None
-    ) -> Span | None:
-        """One message's span: text, reasoning and tool calls. None where it is left out."""
-        message = messages[turn]
-        hollow = Message(message.role, SENTINEL.format(turn))
-        try:
-            parts = SENTINELS.split(
-                self.render([*messages[:turn], hollow, *messages[turn + 1 :]], tools)
-            )
-        except RowError:
-            parts = []
-        if len(parts) == 1 and parts[0] == text:
-            return None
-        if len(parts) != 3 or not text.endswith(parts[2]):
-            return self._by_prefix(text, messages, turn, tools)
-        start, end = len(commonprefix([text, parts[0]])), len(text) - len(parts[2])
-        if start > end:
-            return self._by_prefix(text, messages, turn, tools)
-        return _with_opening_tag(text, start, message.content), end
 
-    def _by_prefix(
-        self, text: str, messages: Sequence[Message], turn: int, tools: Sequence[Any] | None
-    ) -> Span:
-        """For templates that check the order of tool calls: what one more message adds."""
-        before = self.render(messages[:turn], tools, prompt=messages[turn].role == "assistant")
-        after = self.render(messages[: turn + 1], tools)
-        if not (text.startswith(after) and after.startswith(before)):
-            raise RowError(f"cannot tell where the template puts message {turn}")
-        end = len(after.rstrip())
-        closers = [c for c in self.added if after.endswith(c, 0, end)]
-        return len(before), max(len(before), end - max(map(len, closers), default=0))
+@dataclass(frozen=True)
+class Located:
+    """A conversation as text, with what is trained of it."""
 
-    def _closed(self, text: str, span: Span) -> list[Span]:
-        """The content and, where one follows, the end-of-turn token."""
-        found = self.closer.match(text, span[1]) if self.closer else None
-        return [span, found.span(1)] if found else [span]
+    text: str
+    messages: Sequence[Message]
+    spans: dict[int, list[Span]]  # turn → its spans; none for a turn that is not shown
+    left_out: Counter[str] = field(default_factory=Counter)  # role.field → characters
+    closed: int = 0  # turns whose end the template does not write
 
-    def _find_closer(self) -> re.Pattern[str] | None:
-        """What stands behind the content of a message that is the last: the end-of-turn token."""
-        probe = (Message("user", "x"), Message("assistant", SENTINEL.format(0)))
-        found = set[str]()
-        for messages in (probe, (replace(probe[1], role="user"),)):
+
+class Shape(NamedTuple):
+    """How a message with calls is given to a template: some take arguments as JSON text, and some
+    look for calls only where there is no content at all."""
+
+    arguments: Literal["object", "text"] = "object"
+    empty: Literal["", "none"] = ""
+
+    def of(self, message: Message, parts: bool) -> Message:
+        content: Any = message.content
+        if parts:
+            content = [{"type": "text", "text": content}]
+        if self.empty == "none" and message.tool_calls and not message.content.strip():
+            content = None
+        return replace(message, content=content)
+
+
+SHAPES = [Shape(a, e) for e in ("", "none") for a in ("object", "text")]
+
+
+@dataclass
+class Locator:
+    """Finds the trained spans under one template. `stops`: the tokens at which generation ends;
+    `added`: all tokens added to the vocabulary by name."""
+
+    template: ChatTemplate
+    stops: frozenset[str]
+    added: tuple[str, ...]
+    _starts: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def render(self, messages: Sequence[Message], tools: Any, *, prompt: bool = False) -> Layout:
+        """The conversation in the shape that the template takes. Raises `RowError`."""
+        calls = any(m.tool_calls for m in messages)
+        first: RowError | None = None
+        for shape in self._shapes if calls else [Shape()]:
             try:
-                tail = SENTINELS.split(self.render(messages))[-1].lstrip()
-            except RowError:
+                return self._rendered(messages, tools, shape, prompt)
+            except RowError as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+    def _rendered(
+        self, messages: Sequence[Message], tools: Any, shape: "Shape", prompt: bool = False
+    ) -> Layout:
+        given = [shape.of(m, self._wants_parts) for m in messages]
+        texts = shape.arguments == "text"
+        return Layout(
+            self.template.render(given, tools, prompt=prompt, calls_as_text=texts), messages
+        )
+
+    def locate(self, messages: Sequence[Message], turns: Sequence[int], tools: Any) -> Located:
+        """The text, and where each of `turns` lies in it. Raises `RowError`."""
+        layout = self.render(messages, tools)
+        layout = self._with_context(layout, max(turns, default=0), tools)
+        spans, text, closed = dict[int, list[Span]](), layout.text, 0
+        for turn in turns:
+            spans[turn], closer = self._turn(layout, turn, tools)
+            if closer:
+                spans[turn].append((len(text), len(text) + len(closer)))
+                text, closed = text + closer, closed + 1
+        return Located(text, layout.messages, spans, layout.left_out(), closed)
+
+    def _with_context(self, layout: Layout, last: int, tools: Any) -> Layout:
+        """The layout, where every message before the last trained one is shown; a developer's
+        message, where need be, as the system's. Raises `RowError` for one that is not."""
+        for index in range(last):
+            if layout.shows(index) or not layout.has_words(index):
                 continue
-            found |= {max((a for a in self.added if tail.startswith(a)), key=len, default="")}
-        tokens = sorted(filter(None, found), key=len, reverse=True)
-        return re.compile(rf"\s*({'|'.join(map(re.escape, tokens))})") if tokens else None
+            message = layout.messages[index]
+            if message.role == "developer":
+                as_system = [replace(m, role="system") if m.role == "developer" else m
+                             for m in layout.messages]  # fmt: skip
+                return self._with_context(self.render(as_system, tools), last, tools)
+            raise RowError(f"the chat template does not show message {index} ({message.role}), "
+                           f"which a later answer refers to; --tool-calls inline or "
+                           f"--chat-template may help")  # fmt: skip
+        return layout
+
+    # --- one turn ---
+
+    def _turn(self, layout: Layout, turn: int, tools: Any) -> tuple[list[Span], str]:
+        """The turn's spans, and what closes it where the template leaves it open."""
+        message, words = layout.messages[turn], layout.words(turn)
+        if words is None:
+            return [], ""
+        if self.template.has_marks and message.role == "assistant":
+            spans = layout.marked(turn)
+            return (spans if message.ends else _until(spans, words[1])), ""
+        answers = message.role == "assistant"
+        start = self._start(layout, turn, words, tools) if answers else words[0]
+        if not message.ends:
+            return self._without_others(layout, turn, (start, words[1])), ""
+        end, closer = self._end(layout, turn, words)
+        return self._without_others(layout, turn, (start, end)), closer
+
+    def _without_others(self, layout: Layout, turn: int, whole: Span) -> list[Span]:
+        """The span without other messages' text, of which the first token still ends what the
+        model says, where it says something before."""
+        found, at = list[Span](), whole[0]
+        words = layout.words(turn)
+        for start, end in layout.foreign(turn, (whole[0], words[1] if words else whole[1])):
+            token = self._token.match(layout.text, start)
+            ends_here = token and start == at + len(layout.text[at:start]) and at < start
+            stop = token.end() if token and ends_here else start
+            if not found or found[-1][1] < at or at < start:
+                found.append((at, stop))
+            at = max(at, end)
+        return [s for s in [*found, (at, whole[1])] if s[0] < s[1]]
+
+    def _start(self, layout: Layout, turn: int, words: Span, tools: Any) -> int:
+        """Where the generation prompt ends. Found once for each kind of place."""
+        message, text = layout.messages[turn], layout.text
+        before = layout.before(words[0])
+        opening = TAG.match(message.content)
+        key = (
+            text[before : words[0]],
+            layout.messages[turn - 1].role if turn else None,
+            bool(tools), bool(message.tool_calls), _reasons(message),
+            opening[0] if opening else None, self._wrote_empty_thought(message),
+        )  # fmt: skip
+        if key not in self._starts:
+            found = self._prompt_end(layout, turn, words, before, tools)
+            if not self._wrote_empty_thought(message):
+                found = self._behind_empty_thought(text, found, words[0])
+            self._starts[key] = found - words[0]
+        return words[0] + self._starts[key]
+
+    def _prompt_end(self, layout: Layout, turn: int, words: Span, before: int, tools: Any) -> int:
+        text = layout.text
+        prompt, header = self._prompt(layout.messages[:turn], tools)
+        fits = bool(prompt) and text.startswith(prompt) and len(prompt) >= before
+        if header:
+            found = len(prompt) if fits else self._behind_header(text, header, before, words[0])
+            if found is not None:
+                return found
+        first = len(prompt) if fits else max(before, layout.around(turn, words)[0])
+        # A template that is not asked for a header writes it at the answer alone.
+        own = self._header.strip()
+        at = text.find(own, first, words[0]) if own else -1
+        return at + len(own) if at >= 0 and not text[first:at].strip() else first
+
+    def _prompt(self, messages: Sequence[Message], tools: Any) -> tuple[str, str]:
+        """The text that an answer to these messages continues, and what of it heads the answer."""
+        try:
+            closed, opened = (self.render(messages, tools, prompt=p).text for p in (False, True))
+        except RowError:
+            return "", self._generation_header
+        if not opened.startswith(closed):
+            return opened, self._generation_header
+        return opened, opened[len(closed) :]
+
+    def _behind_header(self, text: str, header: str, before: int, first: int) -> int | None:
+        """The end of a header that stands between the words before and the first of the answer;
+        with the tag that it opens, where that stands there, too."""
+        bare = self._thoughtless(header)
+        at = text.rfind(bare.strip(), before, first) if bare.strip() else -1
+        if at < 0:
+            return None
+        at += len(bare.strip())
+        rest = re.compile(r"\s*".join(map(re.escape, header[header.index(bare.strip())
+                          + len(bare.strip()):].split())))  # fmt: skip
+        opened = re.compile(r"\s*" + rest.pattern).match(text, at) if rest.pattern else None
+        end = opened.end() if opened else at
+        blank = header[len(header.rstrip()) :]
+        return end + len(blank) if text.startswith(blank, end) else end
+
+    def _thoughtless(self, header: str) -> str:
+        """A header without the thought that it opens, or opens and closes."""
+        for opening, closing in self.thoughts:
+            pattern = rf"\s*{re.escape(opening)}\s*(?:{re.escape(closing)}\s*)?$"
+            header = re.sub(pattern, "", header)
+            header = re.sub(rf"\s*{re.escape(closing)}\s*$", "", header)
+        return header
+
+    def _behind_empty_thought(self, text: str, start: int, first: int) -> int:
+        """Past a thought that the template puts in of itself, or what is left of one."""
+        for opening, closing in self.thoughts:
+            empty = re.compile(rf"\s*(?:{re.escape(opening)}\s*)?{re.escape(closing)}\s*")
+            found = empty.match(text, start)
+            if found and found.end() <= first:
+                return found.end()
+        return start
+
+    def _wrote_empty_thought(self, message: Message) -> bool:
+        return any(re.search(rf"{re.escape(o)}\s*{re.escape(c)}", message.content)
+                   for o, c in self.thoughts)  # fmt: skip
+
+    def _end(self, layout: Layout, turn: int, words: Span) -> tuple[int, str]:
+        """One past what ends the turn, or where it stays open, and what would close it."""
+        text, past = layout.text, layout.around(turn, words)[1]
+        for token in self._token.finditer(text, words[1], past):
+            if token[0].strip() in self.closers:
+                return token.end(), ""
+        own = [t for t in self._token.finditer(text, words[1], past)
+               if t[0].strip() not in self._wrappers]  # fmt: skip
+        if own:
+            return own[-1].end(), ""
+        called = bool(layout.messages[turn].tool_calls)
+        if past < len(text):
+            following = self._token.match(text, past)
+            return (following.end() if following else past), ""
+        return past, self._left_open(called)
+
+    # --- what the template does, tried once ---
+
+    @cached_property
+    def _token(self) -> re.Pattern[str]:
+        """An added token, with white space before it."""
+        return re.compile(rf"\s*(?:{'|'.join(map(re.escape, self.added)) or '(?!)'})")
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether it shows contents as lists of parts alone."""
+        asked = [ASKED, Message("assistant", SAID)]
+        for parts in (False, True):
+            with suppress(RowError):
+                if SAID in self.template.render([Shape().of(m, parts) for m in asked]).text:
+                    return parts
+        return False
+
+    @cached_property
+    def _shapes(self) -> list["Shape"]:
+        """The shapes of messages with calls; first the one of which the template shows most."""
+        messages = [ASKED, _call("x"), _RESULT, Message("assistant", SAID)]
+
+        def missing(shape: Shape) -> float:
+            try:
+                return self._rendered(messages, [_TOOL], shape).left_out().total()
+            except RowError:
+                return inf
+
+        return sorted(SHAPES, key=missing)
+
+    @cached_property
+    def _generation_header(self) -> str:
+        """What stands behind a question where an answer is asked for."""
+        closed, opened = (self._probe([ASKED], prompt=p) for p in (False, True))
+        if closed is None or opened is None or not opened.text.startswith(closed.text):
+            return ""
+        return opened.text[len(closed.text) :]
+
+    @cached_property
+    def _header(self) -> str:
+        """What the template writes at an answer in front of its words."""
+        layout = self._probe([ASKED, Message("assistant", SAID)])
+        words = layout and layout.words(1)
+        if not layout or not words:
+            return ""
+        return layout.text[layout.around(1, words)[0] : words[0]]
+
+    @cached_property
+    def thoughts(self) -> tuple[tuple[str, str], ...]:
+        """The tags around a thought."""
+        found = [THOUGHT]
+        thinks = Message("assistant", SAID, extra={"reasoning_content": MEANT})
+        layout = self._probe([ASKED, thinks])
+        if layout and MEANT in layout.text and SAID in layout.text:
+            at = layout.text.index(MEANT)
+            opened = re.search(r"(<[^<>\s]+>|\[[A-Z_]+\])[^<>\[\]]*$", layout.text[:at])
+            closed = TAG.match(layout.text, at + len(MEANT))
+            if (
+                opened
+                and closed
+                and {opened[0].strip(), closed[1]}.isdisjoint({*THOUGHT, *self.closers})
+            ):
+                found.append((opened[0].strip(), closed[1]))
+        return tuple(found)
+
+    @cached_property
+    def closers(self) -> frozenset[str]:
+        """The tokens that end a turn: at which generation stops, or that stand behind every plain
+        answer."""
+        found = set(self.stops)
+        for messages, turn in ((_TWICE, 1), (_TWICE, 3), (_TWICE[:2], 1)):
+            tail = self._tail(messages, turn)
+            if tail and not any(t in self.stops for t in tail):
+                found.add(tail[-1])
+        return frozenset(found)
+
+    def _tail(self, messages: Sequence[Message], turn: int) -> list[str]:
+        """The added tokens that the template writes at a turn behind its words."""
+        layout = self._probe(messages)
+        words = layout and layout.words(turn)
+        if not layout or not words:
+            return []
+        past = layout.around(turn, words)[1]
+        return [t[0].strip() for t in self._token.finditer(layout.text, words[1], past)]
+
+    @cached_property
+    def _wrappers(self) -> frozenset[str]:
+        """The tokens between two calls of one turn: they end a call, not the turn."""
+        layout = self._probe([ASKED, _call("x", "y")])
+        if not layout or not all(n in layout.text for n in ("value_x", "value_y")):
+            return frozenset()
+        between = layout.text[layout.text.index("value_x") : layout.text.index("value_y")]
+        return frozenset(t[0].strip() for t in self._token.finditer(between))
+
+    @cached_property
+    def endings(self) -> frozenset[str]:
+        """Every token that ends what a model says here."""
+        opened = (self._token.findall(self._left_open(called)) for called in (False, True))
+        return self.closers.union(*({t.strip() for t in tokens[-1:]} for tokens in opened))
+
+    def _left_open(self, called: bool) -> str:
+        """What ends such a turn where another message follows it."""
+        for closer in (self._closes_calls if called else "", self._closes_answers):
+            if closer:
+                return closer
+        return ""
+
+    @cached_property
+    def _closes_answers(self) -> str:
+        return self._closes(_TWICE, 1)
+
+    @cached_property
+    def _closes_calls(self) -> str:
+        return self._closes([ASKED, _call("x"), _RESULT, Message("assistant", SAID)], 1)
+
+    def _closes(self, messages: Sequence[Message], turn: int) -> str:
+        layout = self._probe(messages)
+        words = layout and layout.words(turn)
+        if not layout or not words:
+            return ""
+        end, _ = self._end(layout, turn, words)
+        tokens = list(self._token.finditer(layout.text, words[1], end))
+        tokens = [t for t in tokens if t[0].strip() not in self._wrappers]
+        return layout.text[tokens[0].start() : end] if tokens else ""
+
+    def _probe(self, messages: Sequence[Message], prompt: bool = False) -> Layout | None:
+        """Some templates want tools where there are calls, some always, and some never."""
+        order: list[Any] = [None, [_TOOL]]
+        for tools in reversed(order) if any(m.tool_calls for m in messages) else order:
+            with suppress(RowError):
+                return self.render(messages, tools, prompt=prompt)
+        return None
 
 
-def _with_opening_tag(text: str, start: int, content: str) -> int:
-    """A template that rewrites `<think>…` writes the tag itself; it is still the content's."""
-    tag = re.match(r"\s*(<[^<>\s]+>)", content)
-    before = text[:start].rstrip()
-    if tag and before.endswith(tag[1]):
-        return len(before) - len(tag[1])
-    return start
+_RESULT = Message("tool", SAID, extra={"name": NAMED, "tool_call_id": "call00000"})
+_TWICE = (ASKED, Message("assistant", SAID)) * 2
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": NAMED,
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
+    },
+}
+
+
+def _call(*names: str) -> Message:
+    calls = [{"id": f"call0000{i}", "type": "function",
+              "function": {"name": NAMED, "arguments": {n: f"value_{n}"}}}
+             for i, n in enumerate(names)]  # fmt: skip
+    return Message("assistant", "", tool_calls=calls)
+
+
+def _reasons(message: Message) -> bool:
+    return any(message.extra.get(n) for n in REASONING)
+
+
+def _until(spans: Sequence[Span], end: int) -> list[Span]:
+    """What of the spans lies before `end`."""
+    return [(a, min(b, end)) for a, b in spans if a < end]

@@ -1,6 +1,7 @@
 """Hub id, folder, GGUF file, adapter → `CausalLM(body, head, tokenizer)`, proven on every load."""
 
 import contextlib
+import json
 import os
 import tempfile
 import warnings
@@ -181,6 +182,9 @@ def load_model(
     """
     place = find_model(name, revision)
     device = resolve_device(device)
+    tokenizer = load_tokenizer(
+        name, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
+    )
     folder = _converted(place) if place.gguf else place.folder
     with quiet(), as_model_error(name):
         model = _whole_model(
@@ -197,9 +201,10 @@ def load_model(
             _keep_trainable(model)
         elif device_map is None and not tp:
             model.to(device)
+        if own_tokenizer(adapter):
+            _make_room(model, len(tokenizer))
         model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
         model.eval()
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
     loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config, parameters, model)
@@ -210,15 +215,47 @@ def load_model(
 
 
 def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    adapter: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
-    """The tokenizer alone, with its chat template. Raises `ModelError`."""
+    """The tokenizer alone, with its chat template: the adapter's, where it has one of its own.
+
+    It gets an attribute `stop_token_ids`: where the model's generation stops. Raises `ModelError`.
+    """
     place = find_model(name, revision)
     folder = _converted(place) if place.gguf else place.folder
     with quiet(), as_model_error(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            own_tokenizer(adapter) or folder, trust_remote_code=trust_remote_code
+        )
     tokenizer.name_or_path = name
+    tokenizer.stop_token_ids = _stop_token_ids(folder)
     return tokenizer
+
+
+def own_tokenizer(adapter: str | None) -> str | None:
+    """The adapter's folder, where it brings a tokenizer."""
+    return adapter if adapter and (Path(adapter) / "tokenizer_config.json").exists() else None
+
+
+def _stop_token_ids(folder: Path) -> list[int]:
+    """The end-of-sequence tokens of the generation config, or else of the config."""
+    for name in ("generation_config.json", "config.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            ids = json.loads((folder / name).read_text()).get("eos_token_id")
+            listed = ids if isinstance(ids, list) else [ids]
+            if all(isinstance(i, int) for i in listed):
+                return listed
+    return []
+
+
+def _make_room(model: Any, tokens: int) -> None:
+    """Rows of the embedding for tokens that an adapter's tokenizer has added."""
+    if tokens > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
 
 
 def resolve_device(device: str) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_probe.columns.aligned import require_same_turns
 from eaft_probe.columns.counted import OfTotals
+from eaft_probe.columns.keys import sortable
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError
@@ -20,7 +22,6 @@ from eaft_probe.objectives.objective import Columns, Objective
 OF_BASE = {"base_prob": "prob", "base_conflict": "conflict", "base_mean_nll": "example",
            "reference_logprob": "logprob"}  # fmt: skip
 OF_CELLS = {"base_prob": "prob", "base_conflict": "conflict"}  # what the means of a cell say
-PLACE = ("example", "position", "token_id")
 
 
 def token_columns(
@@ -67,6 +68,7 @@ def _tokens(
 
 
 def _same_units(scan: Scan, base: Scan) -> None:
+    require_same_turns(scan, base)
     if [p["rows"] for p in scan.manifest["parts"]] != [p["rows"] for p in base.manifest["parts"]]:
         raise _other_tokens(scan, base)
 
@@ -79,24 +81,26 @@ def _joined(
     scan: Scan, base: Scan, own: Sequence[str], theirs: Sequence[str], index: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """One part with the base scan's columns beside its own."""
-    sides = (sorted({*own, *PLACE}), sorted({*(OF_BASE[n] for n in theirs), *PLACE}))
+    place = (*scan.token_key, "token_id")
+    sides = (sorted({*own, *place}), sorted({*(OF_BASE[n] for n in theirs), *place}))
     pieces = (s.token_arrays(c, index) for s, c in zip((scan, base), sides, strict=True))
     for mine, other in zip_longest(*pieces, fillvalue={}):  # not in step: other row groups
-        if not (mine and other and all(np.array_equal(mine[p], other[p]) for p in PLACE)):
+        if not (mine and other and all(np.array_equal(mine[p], other[p]) for p in place)):
             raise _other_tokens(scan, base)
         joined = {n: other[OF_BASE[n]] for n in theirs}
         if "base_conflict" in joined:
             joined["base_conflict"] = joined["base_conflict"].astype(np.float32)
         if "base_mean_nll" in joined:
-            joined["base_mean_nll"] = _mean_nll(base, index, other["example"])
+            joined["base_mean_nll"] = _mean_nll(base, index, other)
         yield {n: mine[n] for n in own} | joined
 
 
-def _mean_nll(scan: Scan, index: int, example: NDArray[np.int64]) -> NDArray[np.float32]:
+def _mean_nll(scan: Scan, index: int, columns: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Each token's example's mean nll."""
-    table = scan.example_part(index, ["example", "mean_nll"])
+    key = scan.example_key
+    table = scan.example_part(index, [*key, "mean_nll"])
     means: NDArray[np.float32] = table["mean_nll"].to_numpy()
-    return means[np.searchsorted(table["example"].to_numpy(), example)]
+    return means[np.searchsorted(sortable(table, key), sortable(columns, key))]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class RolloutSettings(DataSettings, ModelSettings):
     overwrite: bool = option("replace a rollout made with other settings", False)
 
     def __post_init__(self) -> None:
+        self.require_readable()
         for name in ("n", "max_new_tokens", "batch_size", "rows_per_unit", "max_length", "limit",
                      "sample"):  # fmt: skip
             value, least = getattr(self, name), 2 if name == "max_length" else 1
@@ -45,5 +46,5 @@ class RolloutSettings(DataSettings, ModelSettings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that the answers depend on: what a rerun must repeat."""
-        free = {"train_on", "strict", "then_scan", "overwrite"}
-        return {k: v for k, v in asdict(self).items() if k not in free}
+        free = {"train_on", "turns", "stride", "strict", "then_scan", "overwrite"}
+        return {k: v for k, v in asdict(self).items() if k not in free | self.as_ever()}

@@ -48,6 +48,7 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
 
     def __post_init__(self) -> None:
         RuleSettings.__post_init__(self)
+        self.require_readable()
         if self.tp and (self.device_map, self.adapter) != (None, None):
             raise BadInput("--tp spreads a model by its own plan: leave out --device-map, and "
                            "merge an --adapter into the model before")  # fmt: skip
@@ -74,7 +75,7 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
         free = {"engine", "workers", "threads", "address", "overwrite", "strict", "tp"}
         if self.keep_tokens == "all":
             free |= {f.name for f in fields(RuleSettings)} | {"keep_tokens"}
-        return {k: v for k, v in asdict(self).items() if k not in free}
+        return {k: v for k, v in asdict(self).items() if k not in free | self.as_ever()}
 
     def _require_kept(self) -> None:
         share = kept_share(self.keep_tokens)

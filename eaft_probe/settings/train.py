@@ -53,6 +53,7 @@ class TrainSettings(DataSettings, ModelSettings):
     overwrite: bool = option("replace what --out holds", False)
 
     def __post_init__(self) -> None:
+        self.require_readable()
         if self.resume and self.overwrite:
             raise BadInput("--resume goes on with a run, --overwrite replaces it; give one of them")
         if self.load_in_4bit and self.lora_r is None:

@@ -1,6 +1,7 @@
 """Columns of a finished scan beside the rows that a run is trained on, token by token.
 
-Rows and scan are read together, both in the order of the data, one example at a time.
+Rows and scan are read together, both in the order of the data, one example at a time: a row, or
+under --turns each one turn of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import READS, groups
+from eaft_probe.columns.keys import sortable
 from eaft_probe.columns.table import Scan
 from eaft_probe.data.batches import Window
+from eaft_probe.data.render import chat_templates
 from eaft_probe.data.sources import Source
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM
@@ -25,7 +28,6 @@ from eaft_probe.objectives.tally import GROUP_BITS
 from eaft_probe.settings import ScanSettings, TrainSettings
 from eaft_probe.verbs.plan import folder_identity, template_hash
 
-PLACE = ("example", "position", "token_id")
 Arrays = dict[str, NDArray[Any]]  # name → (n,) of one example's trained tokens
 
 
@@ -38,15 +40,16 @@ class Beside:
     made: Callable[[Arrays], Arrays]
 
     def cursor(self) -> "Cursor":
-        """One pass over the scan, to be asked for rows in rising order."""
+        """One pass over the scan, to be asked for rows, and turns of a row, in rising order."""
         return Cursor(self, self._examples())
 
     def _examples(self) -> Iterator[Arrays]:
         """The columns of one example after the other; an example may span two pieces."""
         held: Arrays = {}
-        for piece in self.scan.token_arrays(sorted({*PLACE, *self.reads})):
+        columns = sorted({*self.scan.token_key, "token_id", *self.reads})
+        for piece in self.scan.token_arrays(columns):
             joined = {n: np.concatenate([held[n], c]) if held else c for n, c in piece.items()}
-            cuts = np.flatnonzero(np.diff(joined["example"])) + 1
+            cuts = np.flatnonzero(np.diff(sortable(joined, self.scan.example_key))) + 1
             bounds = [0, *cuts.tolist(), len(joined["example"])]
             *whole, held = ({n: c[a:b] for n, c in joined.items()} for a, b in pairwise(bounds))
             yield from whole
@@ -61,26 +64,36 @@ class Cursor:
         self.beside, self.examples = beside, examples
         self.here: Arrays | None = next(examples, None)
 
-    def columns(self, row: int, window: Window) -> Arrays:
+    def columns(self, row: int, turn: int | None, window: Window) -> Arrays:
         """The window's columns (T,), 0 at untrained tokens. Raises `BadInput` where the scan
-        holds other tokens."""
-        while self.here is not None and self.here["example"][0] < row:
-            self.here = next(self.examples, None)
-        if self.here is None or self.here["example"][0] != row:
-            raise BadInput(f"{self.beside.scan.path} holds no row {row} of the data; scan it with "
+        holds other tokens. `turn`: the one that is rendered, under --turns each."""
+        named = f"row {row}" if turn is None else f"turn {turn} of row {row}"
+        here = self._example((row,) if turn is None else (row, turn))
+        if here is None:
+            raise BadInput(f"{self.beside.scan.path} holds no {named} of the data; scan it with "
                            f"the same --limit and --sample, or whole")  # fmt: skip
         trained = np.flatnonzero(window.trained)
-        places, wanted = self.here["position"], window.start + trained
+        places, wanted = here["position"], window.start + trained
         at = np.searchsorted(places, wanted).clip(max=len(places) - 1)
-        same = (places[at] == wanted) & (self.here["token_id"][at] == window.ids[trained])
+        same = (places[at] == wanted) & (here["token_id"][at] == window.ids[trained])
         if not same.all():
-            raise BadInput(f"{self.beside.scan.path} holds other tokens for row {row} than this "
+            raise BadInput(f"{self.beside.scan.path} holds other tokens for {named} than this "
                            f"run would train on; scan the data again")  # fmt: skip
         found = {}
-        for name, values in self.beside.made(self.here).items():
+        for name, values in self.beside.made(here).items():
             found[name] = np.zeros(len(window.ids), values.dtype)
             found[name][trained] = values[at]
         return found
+
+    def _example(self, wanted: tuple[int, ...]) -> Arrays | None:
+        """The columns of an example, given by its key; None where the scan has none of it."""
+        key = self.beside.scan.example_key
+        while self.here is not None:
+            place = tuple(int(self.here[name][0]) for name in key)
+            if place >= wanted:
+                return self.here if place == wanted else None
+            self.here = next(self.examples, None)
+        return None
 
 
 def for_objective(scan: Scan, names: Sequence[str]) -> Beside:
@@ -141,6 +154,12 @@ class Scans:
         return wanted.resolve(ScanStep(self.read, None, tuple(wanted.reads)))
 
     @property
+    def today(self) -> str | None:
+        """The date that the scans' chat template was told."""
+        dates = (s.manifest["config"].get("today") for s in (self.read, self.base) if s)
+        return next(filter(None, dates), None)
+
+    @property
     def rule(self) -> ConflictRule | None:
         """By which the scan that the objective reads is flagged."""
         return self.read.rule if self.read else None
@@ -165,12 +184,14 @@ def require_same_data(
     """Raises `BadInput` where data, template, truncation or mask of the scan are others. That the
     tokens are the same is seen row by row, by `Cursor`."""
     theirs, config = scan.manifest, scan.manifest["config"]
+    templates = chat_templates(model.tokenizer, settings.chat_template)
     pairs = {
         "data": (theirs["data"]["fingerprint"], source.fingerprint()),
-        "chat template": (theirs["chat_template"], template_hash(model.tokenizer)),
+        "chat template": (theirs["chat_template"], template_hash(templates)),
         "--max-length": (theirs["model"]["max_length"], settings.max_length or model.max_length),
         "--train-on": (config.get("train_on"), settings.train_on),
         "--tool-calls": (config.get("tool_calls"), settings.tool_calls),
+        "--turns": (scan.turns, settings.turns),
         "--columns": (config.get("columns"), settings.columns),
     }
     for what, (was, now) in pairs.items():

@@ -301,6 +301,9 @@ def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, Any]) -> Iterator
     ):
         yield (f"the models differ too ({models[0]['name']} and {models[1]['name']}): a difference "
                f"may be the model's or the data's")  # fmt: skip
+    if a.by_turn != b.by_turn:
+        yield (f"A was made with --turns {a.turns}, B with --turns {b.turns}: a difference may be "
+               f"that of what stood before an answer")  # fmt: skip
     yield from _sample_notes(a, b)
     yield from _rule_notes(a, b)
     if not totals["intervals"]:

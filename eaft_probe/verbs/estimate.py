@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.render import Renderer, RenderOptions
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.errors import BadInput, DataError
 from eaft_probe.model.shape import Shape, load_shape
@@ -69,8 +69,8 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
     tokenizer, shape = _loaded(chosen.model, chosen)
     shapes = [shape, *([_loaded(chosen.reference, chosen)[1]] if chosen.reference else [])]
-    renderer = Renderer(tokenizer, chosen.train_on, chosen.tool_calls)
-    sample = RowSample(renderer, row_format, _longest(chosen, shape))
+    renderer = Renderer(tokenizer, RenderOptions.of(chosen))
+    sample = RowSample(renderer, row_format, _longest(chosen, shape), chosen.stride)
     for record in drawn_rows(source, units, chosen):
         sample.read(record)
     if not sum(sample.trained):

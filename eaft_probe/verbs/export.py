@@ -1,6 +1,9 @@
-"""`show --export`: the examples back as rows, each with its loss, entropy and conflicts."""
+"""`show --export`: the rows back, each with its loss, entropy and conflicts."""
 
 import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ from eaft_probe.files import written_aside
 
 
 def export(scan: Scan, path: str | Path) -> int:
-    """Writes one JSON line an example, in the order of the data, and returns how many.
+    """Writes one JSON line a row, in the order of the data, and returns how many.
 
     Each has `example`, `key`, `messages` (or `text`), `mean_nll`, `mean_entropy`, `conflicts`,
-    `trained_tokens` and the pass-through columns. Raises `ProbeError` where it cannot write.
+    `tokens`, `trained_tokens` and the pass-through columns; where each turn is an example of its
+    own, over all turns of the row. Raises `ProbeError` where it cannot write.
     """
     scan.require_all("--export")
     path, written = Path(path), 0
@@ -24,13 +28,32 @@ def export(scan: Scan, path: str | Path) -> int:
     try:
         with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
             for part in range(len(scan.manifest["parts"])):
-                for row in scan.example_part(part).to_pylist():
+                for row in _rows(scan, part):
                     line = _row(row, scan, conflicts.get(row["example"], 0))
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     written += 1
     except OSError as error:
         raise ProbeError(f"cannot write {path}: {one_line(error)}") from error
     return written
+
+
+def _rows(scan: Scan, part: int) -> Iterator[dict[str, Any]]:
+    """The examples of a part; those that are turns of one row as one."""
+    for _, turns in groupby(scan.example_part(part).to_pylist(), itemgetter("example")):
+        row, *others = turns
+        row.pop("turn", None)
+        yield row | (_over_turns([row, *others]) if others else {})
+
+
+def _over_turns(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sums over the turns of a row, and the means over their trained tokens."""
+    sums = {n: sum(turn[n] or 0 for turn in turns) for n in ("tokens", "trained_tokens")}
+    means = {
+        name: sum((turn[name] or 0) * (turn["trained_tokens"] or 0) for turn in turns)
+        / max(sums["trained_tokens"], 1)
+        for name in ("mean_nll", "mean_entropy")
+    }
+    return sums | means
 
 
 _MESSAGES = TypeAdapter(list[dict[str, Any]])

@@ -28,12 +28,13 @@ def finish(
 ) -> None:
     """`facts`: what a scorer says of its model. Raises `DataError` where no row was scored."""
     units, count = part_folder(folder, settings.keep_tokens), plan["data"]["units"]
-    counts, parts, last = Counter[str](), [], None
+    counts, left_out, parts, last = Counter[str](), Counter[str](), [], None
     with written_aside(folder / REJECTED, scratch) as aside, aside.open("w") as file:
         for index in range(count):
             report = unit_report(units, index) or {}
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
             counts.update(report["counts"])
+            left_out.update(report.get("left_out", {}))
             last = report.get("last_row", last)
             if units == folder:
                 parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
@@ -55,7 +56,7 @@ def finish(
             "chat_template": plan["chat_template"],
             "columns": facts["columns"],
             "parts": parts,
-            "counts": dict(counts),
+            "counts": {**counts, "left_out": dict(left_out)},
             "special_tokens": facts["special_tokens"],
             "versions": {name: _version(name) for name in PACKAGES},
             **kept,

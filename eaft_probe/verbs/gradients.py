@@ -7,7 +7,7 @@ every few seconds. A token that is already there is skipped, so a stopped run go
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from eaft_probe.columns import full_gradients
 from eaft_probe.columns.agreement import CLOSED, EXACT
 from eaft_probe.columns.full_gradients import FullGradients, Made
+from eaft_probe.columns.keys import named_place
 from eaft_probe.columns.part_files import GRADIENTS
 from eaft_probe.columns.sample import drawn
 from eaft_probe.columns.table import Scan
@@ -96,13 +97,16 @@ def _before(scan: Scan, made: Made) -> FullGradients | None:
     return before
 
 
-def _known(sample: Arrays, before: FullGradients | None) -> NDArray[np.float64]:
+def _known(sample: Arrays, before: FullGradients | None, key: Sequence[str]) -> NDArray[np.float64]:
     """(N,) the norms that are there already, NaN elsewhere."""
-    columns = ("example", "position", EXACT)
-    table = [] if before is None else zip(*(before.table[n] for n in columns), strict=True)
-    norms = {(e, p): norm for e, p, norm in table}
-    places = zip(sample["example"].tolist(), sample["position"].tolist(), strict=True)
-    return np.array([norms.get(place, np.nan) for place in places])
+    norms = {}
+    if before is not None:
+        norms = dict(zip(_places(before.table, key), before.table[EXACT], strict=True))
+    return np.array([norms.get(place, np.nan) for place in _places(sample, key)])
+
+
+def _places(columns: Mapping[str, Any], key: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    return zip(*(columns[name].tolist() for name in key), strict=True)
 
 
 # --- the work ---
@@ -115,8 +119,8 @@ def _go_on(
     """The norms that are not there yet. What another run had beyond this sample is kept."""
     closed = [n for n in CLOSED if n in scan.columns]
     size = max(settings.sample, before.made.sample if before else 0)
-    sample = drawn(scan, size, settings.seed, ["logprob", *closed])
-    norms = _known(sample, before)
+    sample = drawn(scan, size, settings.seed, ["turn", "logprob", *closed])
+    norms = _known(sample, before, scan.token_key)
     todo = np.flatnonzero(np.isnan(norms[: settings.sample]))
     progress.note(f"loading {settings.model}")
     model = _load(settings)
@@ -124,7 +128,8 @@ def _go_on(
     if not ids and np.isnan(norms).all():
         raise ScanError(f"no sampled example of {scan.path} comes back from its text; rows of "
                         f"token ids do not keep what was read")  # fmt: skip
-    lost = {int(sample["example"][at]) for at in todo if at not in ids}
+    examples = list(_places(sample, scan.example_key))
+    lost = {examples[at] for at in todo if at not in ids}
     if lost:
         progress.note(f"{len(lost):,} examples left out: their text does not give back the tokens")
     work = _Work(scan, sample, norms, replace(made, left_out=len(lost)), progress)
@@ -133,7 +138,7 @@ def _go_on(
 
 def _read(scan: Scan, sample: Arrays, todo: NDArray[np.int64], model: CausalLM) -> dict[int, Ids]:
     """Index in the sample → the ids up to the label; without those that do not come back."""
-    places = {n: sample[n][todo] for n in ("part", "example", "position")}
+    places = {n: sample[n][todo] for n in ("part", *scan.token_key)}
     found = contexts(scan, places, Renderer(model.tokenizer))
     return {at: ids for at, ids in zip(todo.tolist(), found, strict=True) if ids is not None}
 
@@ -170,7 +175,8 @@ class _Work:
             self._save(finished)
 
     def _norm(self, whole: WholeModel, at: int, ids: Ids) -> float:
-        place = " ".join(f"{n} {self.sample[n][at]}" for n in ("example", "position"))
+        key = self.scan.token_key
+        place = named_place(key, [self.sample[n][at] for n in key])
         norm, nll = whole(ids.tolist())
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient at {place} is not finite; check the weights")

@@ -69,7 +69,7 @@ def _depositing(
 
 def with_absolute_paths(settings: ScanSettings) -> ScanSettings:
     """For processes that work in another folder. A bundled model's name is no path."""
-    names = {n: getattr(settings, n) for n in ("model", "reference", "adapter")}
+    names = {n: getattr(settings, n) for n in ("model", "reference", "adapter", "chat_template")}
     paths: dict[str, Any] = {n: str(Path(v).absolute()) for n, v in names.items()
              if v is not None and v != "smollm2" and Path(v).exists()}  # fmt: skip
     return replace(settings, **paths)

@@ -210,9 +210,10 @@ def _named(examples: pa.Table, shard: Shard, kept: Sequence[str]) -> pa.Table:
     theirs = {new: old for old, new in shard.kept.items()}
     before = examples[SOURCE].to_pylist() if is_merged(shard.scan) else [None] * len(examples)
     moved, schema = _moved(examples, shard), examples_schema(kept)
+    names = {f.name: theirs.get(f.name, f.name if f.name not in kept else None) for f in schema}
     columns = {
-        f.name: pc.cast(moved[theirs.get(f.name, f.name)], f.type)
-        if f.name in theirs or f.name not in kept
+        f.name: pc.cast(moved[names[f.name]], f.type)
+        if names[f.name] in moved.column_names
         else pa.nulls(len(moved), f.type)
         for f in schema
     }

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,11 +23,13 @@ from eaft_probe.columns.part_files import (
     UNITS,
     part_folder,
 )
+from eaft_probe.data.chat_template import reads_date
 from eaft_probe.data.formats import RowFormat
+from eaft_probe.data.render import chat_templates
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.errors import BadInput, ScanError, one_line
-from eaft_probe.model.loading import load_tokenizer, resolve_device
+from eaft_probe.model.loading import load_tokenizer, own_tokenizer, resolve_device
 from eaft_probe.model.places import Place, find_model
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.ownership import RUNNING
@@ -48,7 +51,9 @@ def make_plan(
         settings.model,
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
+        adapter=settings.adapter,
     )
+    templates = chat_templates(tokenizer, settings.chat_template)
     return {
         "settings": settings.identity(),
         "device": device,
@@ -67,9 +72,11 @@ def make_plan(
         "model_identity": find_model(settings.model, settings.revision).identity(),
         "model_files": find_model(settings.model, settings.revision).small_files(),
         "adapter_identity": folder_identity(settings.adapter),
+        **_adapter_files(settings.adapter),
         "reference_identity": settings.reference
         and find_model(settings.reference, settings.revision).identity(),
-        "chat_template": template_hash(tokenizer),
+        "chat_template": template_hash(templates),
+        **({"today": settings.today} if any(map(reads_date, templates.values())) else {}),
     }
 
 
@@ -94,10 +101,27 @@ def folder_identity(adapter: str | None) -> str | None:
     return None if adapter is None else Place(adapter, Path(adapter)).identity()
 
 
-def template_hash(tokenizer: Any) -> str | None:
-    template = tokenizer.chat_template
-    text = json.dumps(template, sort_keys=True)
-    return None if template is None else hashlib.sha256(text.encode()).hexdigest()
+def _adapter_files(adapter: str | None) -> dict[str, str]:
+    """Of an adapter with a tokenizer of its own what identifies that."""
+    own = own_tokenizer(adapter)
+    return {"adapter_files": Place(own, Path(own)).small_files()} if own else {}
+
+
+def template_hash(templates: Mapping[str, str]) -> str | None:
+    """sha256 of the chat templates by name; of the only one, where there is one."""
+    only = templates.get("default") if len(templates) == 1 else None
+    text = json.dumps(only or templates, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() if templates else None
+
+
+def told_date(plan_file: Path, given: str | None = None, overwrite: bool = False) -> str:
+    """The date that chat templates are told: the one `given`, that of the plan which is gone on
+    with, so that two days give one scan, or this day."""
+    stored: Any = None
+    if not (given or overwrite):
+        with suppress(OSError, ValueError, AttributeError):
+            stored = json.loads(plan_file.read_text()).get("today")
+    return str(given or stored or date.today().isoformat())
 
 
 def threads(folder: Path, settings: ScanSettings, device: str) -> int | None:

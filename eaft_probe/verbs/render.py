@@ -1,39 +1,65 @@
 """`render`: which tokens of the data are trained, without a forward pass."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from eaft_probe.data.render import Rendered, Renderer
-from eaft_probe.errors import RowError
+import numpy as np
+
+from eaft_probe.data.reading import Reader, Rejected
+from eaft_probe.data.render import Rendered, Renderer, RenderOptions
 from eaft_probe.model.loading import load_tokenizer
 from eaft_probe.settings import ScanSettings, make_settings
 from eaft_probe.verbs.scan import data_format, open_data, selection
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedRow:
-    """A row's tokens, or the reason why it has none."""
-
-    row: int
-    rendered: Rendered | None
-    reason: str | None
-
-
-def render(data: Any = None, **settings: Any) -> Iterator[RenderedRow]:
-    """The rows of `data` as a scan with the same settings would read them. Raises `BadInput`."""
+def render(data: Any = None, **settings: Any) -> Iterator[tuple[int, Rendered] | Rejected]:
+    """(row number, rendering) of each rendering of `data`, as a scan with the same settings would
+    read it, or why a row has none. Raises `BadInput`."""
     chosen: ScanSettings = make_settings(ScanSettings, settings)
     source = open_data(data, chosen)
-    row_format = data_format(source, chosen)
     tokenizer = load_tokenizer(
-        chosen.model, revision=chosen.revision, trust_remote_code=chosen.trust_remote_code
+        chosen.model,
+        adapter=chosen.adapter,
+        revision=chosen.revision,
+        trust_remote_code=chosen.trust_remote_code,
     )
-    renderer = Renderer(tokenizer, chosen.train_on, chosen.tool_calls)
+    renderer = Renderer(tokenizer, RenderOptions.of(chosen))
+    reader = Reader(data_format(source, chosen), renderer.renderings, chosen.strict)
     rows = selection(chosen)
     for record in rows.records(source, rows.rows(source)):
-        try:
-            rendered = renderer(row_format(record.parse()))
-        except RowError as error:
-            yield RenderedRow(record.row, None, str(error))
+        found = reader(record)
+        if isinstance(found, Rejected):
+            yield found
         else:
-            yield RenderedRow(record.row, rendered, None)
+            yield from ((record.row, rendered) for rendered in found[1])
+
+
+def as_json(row: int, rendered: Rendered) -> dict[str, Any]:
+    """A rendering as `render --json` prints it; positions are characters of `text`."""
+    turn = {} if rendered.of_turn is None else {"turn": rendered.of_turn}
+    return {
+        "row": row,
+        "key": rendered.key or str(row),
+        **turn,
+        "text": rendered.text,
+        "trained": trained_spans(rendered),
+        "tokens": len(rendered.ids),
+        "trained_tokens": int(rendered.trained[1:].sum()),
+        "left_out": dict(rendered.left_out),
+    }
+
+
+def rejected_json(rejected: Rejected) -> dict[str, Any]:
+    return {"row": rejected.row, "key": rejected.key or str(rejected.row),
+            "rejected": rejected.reason}  # fmt: skip
+
+
+def trained_spans(rendered: Rendered) -> list[list[int]]:
+    """[first, past] characters of each run of neighbouring trained tokens."""
+    trained = rendered.trained.copy()
+    trained[:1] = False  # nothing predicts it
+    chars = rendered.chars[trained]
+    cuts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(chars.tolist())) if b[0] > a[1]),
+            len(chars)]  # fmt: skip
+    return [[int(chars[a, 0]), int(np.max(chars[a:b, 1]))] for a, b in pairwise(cuts) if a < b]

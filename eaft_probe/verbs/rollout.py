@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.table import Scan
-from eaft_probe.data.formats import RowFormat
+from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.prompts import Prompt, Prompts, line
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.reading import Reader, Rejected
+from eaft_probe.data.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Record, Source
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
@@ -24,8 +25,8 @@ from eaft_probe.model.places import find_model
 from eaft_probe.model.sampling import Answer, Generator, Sampler, Sampling, Vllm
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import RolloutSettings, ScanSettings, make_settings
-from eaft_probe.verbs.plan import make_plan
-from eaft_probe.verbs.rollout_files import REJECTED, RolloutFiles
+from eaft_probe.verbs.plan import make_plan, told_date
+from eaft_probe.verbs.rollout_files import PLAN, REJECTED, RolloutFiles
 from eaft_probe.verbs.scan import data_format, open_data, scan, selection
 
 # Answers at once where --batch-size is auto. SmolLM2-135M on one busy CPU core sampled 9 tokens/s
@@ -98,6 +99,9 @@ def rollout(
     row_format = data_format(source, reading)
     units = UnitPlan.of(source, selection(reading), chosen.rows_per_unit)
     plan = _plan(source, row_format, units, reading, chosen)
+    if "today" in plan:
+        plan["today"] = told_date(files.beside(PLAN), chosen.today, chosen.overwrite)
+        chosen = replace(chosen, today=plan["today"])
     counts = files.finished(plan, chosen.overwrite)
     if counts is None:
         answerer = Answerer(row_format, chosen, plan["batch_size"], progress)
@@ -172,6 +176,7 @@ class Answerer:
 
     sampler: Sampler
     prompts: Prompts
+    reader: Reader[Prompt]
 
     def __init__(
         self, row_format: RowFormat, settings: RolloutSettings, batch_size: int, progress: Progress
@@ -192,7 +197,8 @@ class Answerer:
             tokenizer = model.tokenizer
             sampler = Continuous if settings.engine == "continuous" else Generator
             self.sampler = sampler(model, sampling, self.batch_size)
-        self.prompts = Prompts(Renderer(tokenizer, tool_calls=settings.tool_calls))
+        self.prompts = Prompts(Renderer(tokenizer, RenderOptions.of(settings)))
+        self.reader = Reader(self.row_format, self._prompt, settings.strict)
         self._require_room()
 
     def _vllm(self, sampling: Sampling) -> tuple[Any, Sampler]:
@@ -201,6 +207,7 @@ class Answerer:
             settings.model,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
+            adapter=settings.adapter,
         )
         place = find_model(settings.model, settings.revision)
         options = {"dtype": settings.dtype, "trust_remote_code": settings.trust_remote_code}
@@ -218,6 +225,17 @@ class Answerer:
     @cached_property
     def max_length(self) -> int:
         return self.settings.max_length or self.sampler.max_length
+
+    def _prompt(self, example: Example) -> Prompt:
+        """The example's prompt. Raises `RowError` where it has none that fits."""
+        prompt = self.prompts(example)
+        length, new = len(prompt.ids), self.settings.max_new_tokens
+        if max(prompt.ids) >= self.sampler.vocab_size:
+            raise RowError(f"token id {max(prompt.ids)} is beyond the model's vocabulary")
+        if length + new > self.max_length:
+            raise RowError(f"the prompt's {length} tokens leave no room for --max-new-tokens {new} "
+                           f"in {self.max_length}")  # fmt: skip
+        return prompt
 
     def answer(self, unit: Unit) -> tuple[list[str], dict[str, Any]]:
         """The unit's lines, in the order of its rows, and a report of counts and rejected rows."""
@@ -249,29 +267,13 @@ class UnitAnswers:
     def read(self, record: Record) -> None:
         """Takes the record's prompt, or rejects it with the reason."""
         self.counts["rows"] += 1
-        try:
-            prompt = self.answerer.prompts(self.answerer.row_format(record.parse()))
-            self._require_fit(prompt)
-        except RowError as error:
-            if self.answerer.settings.strict:
-                place = record.file if record.line is None else f"{record.file}:{record.line}"
-                raise BadInput(f"row {record.row} ({place}): {error}") from error
+        found = self.answerer.reader(record)
+        if isinstance(found, Rejected):
             self.counts["rejected"] += 1
-            reason = {"row": record.row, "file": record.file, "line": record.line}
-            self.rejected.append({**reason, "reason": str(error)})
+            self.rejected.append(found.as_line())
         else:
             self.counts["prompts"] += 1
-            self.prompts.append((record, prompt))
-
-    def _require_fit(self, prompt: Prompt) -> None:
-        answerer, length = self.answerer, len(prompt.ids)
-        if max(prompt.ids) >= answerer.sampler.vocab_size:
-            raise RowError(f"token id {max(prompt.ids)} is beyond the model's vocabulary")
-        if length + answerer.settings.max_new_tokens > answerer.max_length:
-            raise RowError(
-                f"the prompt's {length} tokens leave no room for "
-                f"--max-new-tokens {answerer.settings.max_new_tokens} in {answerer.max_length}"
-            )
+            self.prompts.append((record, found[1]))
 
     def take(self, record: Record, prompt: Prompt, answers: Sequence[Answer]) -> None:
         """Adds the lines of a prompt's answers."""
@@ -293,6 +295,8 @@ def _scanned(done: Rollout, settings: RolloutSettings, progress: Progress) -> Ro
         **settings.loading(), "model": settings.model, "tool_calls": settings.tool_calls,
         "max_length": settings.max_length, "overwrite": settings.overwrite,
         "keep": ["row", "sample", "finish", "retokenized"],
+        "chat_template": settings.chat_template, "template_arg": settings.template_arg,
+        "today": settings.today,
     }  # fmt: skip
     assert settings.then_scan is not None
     return replace(done, scan=scan(done.path, settings.then_scan, progress=progress, **shared))

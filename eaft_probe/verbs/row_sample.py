@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from eaft_probe.data.batches import Cost, Window, shared_prefixes, windows
 from eaft_probe.data.formats import RowFormat
+from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.render import Renderer
 from eaft_probe.data.sources import Record, Source
 from eaft_probe.data.units import UnitPlan
-from eaft_probe.errors import RowError
 from eaft_probe.model.shape import Shape
 from eaft_probe.settings import EstimateSettings
 
@@ -61,19 +61,21 @@ class RowSample:
     renderer: Renderer
     row_format: RowFormat
     longest: int  # tokens
+    stride: int
     trained: list[int] = field(default_factory=list)
     windows: list[list[Window]] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
     rejected: int = 0
 
     def read(self, record: Record) -> None:
-        try:
-            rendered = self.renderer(self.row_format(record.parse()))
-        except RowError:
+        found = Reader(self.row_format, self.renderer.renderings)(record)
+        if isinstance(found, Rejected):
             self._add([], b"")
             return
-        made, _ = windows(len(self.trained), rendered, self.longest)
-        said = [rendered.text, *(m.content for m in rendered.messages)]
+        made, said = list[Window](), list[str]()
+        for rendered in found[1]:
+            made += windows(len(self.trained), rendered, self.longest, self.stride)[0]
+            said += [rendered.text, *(m.content for m in rendered.messages)]
         self._add(made, "".join(said).encode(errors="replace"))
 
     def _add(self, made: list[Window], text: bytes) -> None:

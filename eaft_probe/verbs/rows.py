@@ -18,10 +18,11 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import groups
 from eaft_probe.columns.measure import measure
 from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.data.batches import Window, batches, windows
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.batches import Window, batches, require_stride, windows
+from eaft_probe.data.reading import Reader, Rejected
+from eaft_probe.data.render import Rendered, Renderer, RenderOptions
 from eaft_probe.data.sources import Source
-from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
+from eaft_probe.errors import DataError, ProbeError, one_line
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.tally import GROUP_BITS, UNKNOWN
 from eaft_probe.settings import ScanSettings
@@ -32,28 +33,28 @@ from eaft_probe.verbs.scan import data_format, selection
 
 def read_windows(
     source: Source, settings: ScanSettings, model: CausalLM, lost: Counter[str]
-) -> Iterator[tuple[int, Window]]:
-    """(row number, window) of every row with a trained token; the others are counted in `lost`,
-    or raise `BadInput` under --strict."""
-    row_format = data_format(source, settings)
-    renderer = Renderer(model.tokenizer, settings.train_on, settings.tool_calls)
-    rows = selection(settings)
+) -> Iterator[tuple[Rendered, Window]]:
+    """Every rendering with a trained token, in its windows, whose `example` is the row's number;
+    what is not trained is counted in `lost`, or raises `BadInput` under --strict."""
+    renderer = Renderer(model.tokenizer, RenderOptions.of(settings))
+    reader = Reader(data_format(source, settings), renderer.renderings, settings.strict)
+    rows, longest = selection(settings), settings.max_length or model.max_length
+    require_stride(settings.stride, longest)
     for record in rows.records(source, rows.rows(source)):
-        try:
-            rendered = renderer(row_format(record.parse()))
-        except RowError as error:
-            if settings.strict:
-                raise BadInput(f"row {record.row}: {error}") from error
+        found = reader(record)
+        if isinstance(found, Rejected):
             lost["rows left out; `eaft-probe render` says why"] += 1
             continue
-        made, cut = windows(record.row, rendered, settings.max_length or model.max_length)
-        if cut:
-            lost["conversations cut at the right, at --max-length"] += 1
-        yield from ((record.row, window) for window in made)
+        for rendered in found[1]:
+            made, cut = windows(record.row, rendered, longest, settings.stride)
+            if cut:
+                lost["conversations cut at the right, at --max-length"] += 1
+            yield from ((rendered, window) for window in made)
 
 
 FEATURES = {
     "row": datasets.Value("int64"),
+    "turn": datasets.Value("int16"),
     "start": datasets.Value("int32"),
     "input_ids": datasets.List(datasets.Value("int32")),
     "trained": datasets.List(datasets.Value("bool")),
@@ -81,6 +82,14 @@ def _dataset(
         raise DataError(one_line(cause or error)) from error
 
 
+PLACE = ("row", "turn", "start", "length")
+
+
+def _place(item: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Which window of the data it is."""
+    return int(item["row"]), int(item["turn"]), int(item["start"])
+
+
 EMPTY = -1  # the index of a row that holds nothing to train
 
 
@@ -92,7 +101,7 @@ class Rows(Dataset[Mapping[str, Any]]):
     source: str
     fingerprint: str
     lost: Counter[str]  # what was left out or cut, and how often
-    groups: dict[tuple[int, int], torch.Tensor]  # (row, start) → (T,) uint8, see GROUP_BITS
+    groups: dict[tuple[int, int, int], torch.Tensor]  # `_place` → (T,) uint8, see GROUP_BITS
 
     @classmethod
     def read(
@@ -108,11 +117,13 @@ class Rows(Dataset[Mapping[str, Any]]):
 
         def rows() -> Iterator[dict[str, Any]]:
             cursors = [b.cursor() for b in beside]
-            for row, window in read_windows(source, settings, model, lost):
-                yield {"row": row, "start": window.start, "input_ids": window.ids,
-                       "trained": window.trained, "length": len(window.ids)} | {
+            for rendered, window in read_windows(source, settings, model, lost):
+                row, turn = window.example, rendered.of_turn
+                yield {"row": row, "turn": -1 if turn is None else turn, "start": window.start,
+                       "input_ids": window.ids, "trained": window.trained,
+                       "length": len(window.ids)} | {
                        n: c for cursor in cursors
-                       for n, c in cursor.columns(row, window).items()}  # fmt: skip
+                       for n, c in cursor.columns(row, turn, window).items()}  # fmt: skip
 
         first = next(rows(), None)
         if first is None:
@@ -146,11 +157,11 @@ class Rows(Dataset[Mapping[str, Any]]):
 
     def _columns(self, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """(T,) tensors of one window; `group` is UNKNOWN where its tokens were not grouped."""
-        made = {n: torch.tensor(c) for n, c in item.items() if n not in ("row", "start", "length")}
+        made = {n: torch.tensor(c) for n, c in item.items() if n not in PLACE}
         made["input_ids"] = made["input_ids"].long()
         made["attention_mask"] = torch.ones_like(made["input_ids"])
         unknown = torch.full(made["input_ids"].shape, UNKNOWN, dtype=torch.uint8)
-        grouped = self.groups.get((int(item["row"]), int(item["start"])), unknown)
+        grouped = self.groups.get(_place(item), unknown)
         return {"group": grouped} | made
 
 
@@ -212,5 +223,5 @@ def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int,
             )
             group = torch.full((len(window.ids),), UNKNOWN, dtype=torch.uint8)
             group[torch.from_numpy(window.trained)] = own
-            rows.groups[(int(items[window.example]["row"]), window.start)] = group
+            rows.groups[_place(items[window.example])] = group
     model.whole.train()

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from eaft_probe.columns.conflicts import ConflictRule, write_json
 from eaft_probe.columns.log import LOG
 from eaft_probe.errors import BadInput, one_line
 from eaft_probe.settings import TrainSettings
+from eaft_probe.verbs.plan import told_date
 
 CONFIG, CARD = "train.json", "README.md"
 DONE = "done"  # a key of CONFIG, written last of all
@@ -90,6 +91,13 @@ def _remove_run(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def dated(settings: TrainSettings, folder: Path, scanned: str | None) -> TrainSettings:
+    """With the date that chat templates are told: of the run that is gone on with, of the scans
+    that are read, or this day."""
+    given = settings.today or scanned
+    return replace(settings, today=told_date(folder / CONFIG, given, not settings.resume))
 
 
 def plan(

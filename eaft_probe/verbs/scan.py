@@ -7,13 +7,13 @@ already there is skipped, so a killed scan goes on where it stopped.
 import inspect
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.part_files import UNITS, part_folder, unit_report
+from eaft_probe.columns.part_files import PLAN, UNITS, part_folder, unit_report
 from eaft_probe.columns.schemas import EXAMPLE_COLUMNS
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.columns.table import Scan
@@ -32,7 +32,7 @@ from eaft_probe.verbs.finishing import finish
 from eaft_probe.verbs.fold import FOLD, fold
 from eaft_probe.verbs.loading import Loading, with_absolute_paths
 from eaft_probe.verbs.ownership import Ownership
-from eaft_probe.verbs.plan import is_finished, make_plan, prepare, threads
+from eaft_probe.verbs.plan import is_finished, make_plan, prepare, threads, told_date
 from eaft_probe.verbs.stored import Deposit, at_work, sight
 
 FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
@@ -84,6 +84,9 @@ def _scan(
     plan = make_plan(source, row_format, units, settings)
     with sight(out) as folder:
         plan["threads"] = threads(folder, settings, plan["device"])
+        if "today" in plan:
+            plan["today"] = told_date(folder / PLAN, settings.today, settings.overwrite)
+            settings = replace(settings, today=plan["today"])
         finished = is_finished(folder, plan, settings.overwrite)
     if not finished:
         with at_work(out, plan, settings.overwrite, progress) as (mine, deposit):
@@ -197,9 +200,9 @@ def _score(
             else:  # an earlier run has finished it
                 progress.advance(len(unit.records), 0)
 
-    load = Loading(folder.absolute(), mine.scratch.absolute(), row_format,
-                   with_absolute_paths(settings), plan["tokens_per_batch"],
-                   plan["threads"], deposit)  # fmt: skip
+    absolute = with_absolute_paths(settings)
+    load = Loading(folder.absolute(), mine.scratch.absolute(), row_format, absolute,
+                   plan["tokens_per_batch"], plan["threads"], deposit)  # fmt: skip
     progress.note(f"loading {settings.model}")
     # A model that spreads itself over devices is loaded as the settings say.
     spread = settings.tp or settings.device_map is not None

@@ -1,7 +1,9 @@
 """One unit → one part: read, render, batch, measure, write."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from eaft_probe.columns.part_files import part_folder, write_part
 from eaft_probe.columns.schemas import TEXT, examples_schema, tokens_schema
 from eaft_probe.columns.statistics import Statistic
 from eaft_probe.columns.totals import unit_totals
-from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, windows
-from eaft_probe.data.formats import Message, RowFormat
-from eaft_probe.data.render import Rendered, Renderer
+from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, require_stride, windows
+from eaft_probe.data.formats import Example, RowFormat
+from eaft_probe.data.messages import Message
+from eaft_probe.data.reading import Reader, Rejected
+from eaft_probe.data.render import Rendered, Renderer, RenderOptions
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
@@ -49,15 +53,17 @@ class Scorer:
         self.folder, self.model, self.reference = folder, model, reference
         self.scratch = scratch  # files are written there before they take their place
         self.halved: set[str] = set()  # batches of the unit at hand
-        self.row_format, self.statistics, self.settings = row_format, statistics, settings
+        self.statistics, self.settings = statistics, settings
         self.budget, self.progress = budget, progress
-        self.renderer = Renderer(model.tokenizer, settings.train_on, settings.tool_calls)
+        self.renderer = Renderer(model.tokenizer, RenderOptions.of(settings))
+        self.reader = Reader(row_format, self._in_windows, settings.strict)
         self.max_length = settings.max_length or model.max_length
         if self.max_length > model.max_length:
             raise BadInput(
                 f"--max-length {self.max_length} is more than {settings.model} reads "
                 f"({model.max_length} tokens)"
             )
+        require_stride(settings.stride, self.max_length)
         shares = model.cost if reference is None or reference.cost else None
         self.cost = Cost(*shares) if shares else None
         self.schema = tokens_schema(statistics)
@@ -78,6 +84,19 @@ class Scorer:
                 self.progress.advance(fresh, int(piece.trained.sum()))
         self._write(unit, rows)
         self.progress.advance(left, 0)
+
+    def _in_windows(self, example: Example) -> list[tuple[Rendered, list[Window], int]]:
+        """Its renderings that have a token to score, as windows, and how many tokens each loses."""
+        found = []
+        for rendered in self.renderer.renderings(example):
+            if int(rendered.ids.max()) >= self.model.head.vocab_size:
+                raise RowError(f"token id {rendered.ids.max()} is beyond the model's vocabulary")
+            made, cut = windows(0, rendered, self.max_length, self.settings.stride)
+            if made:
+                found.append((rendered.cut(self.max_length) if cut else rendered, made, cut))
+        if not found:
+            raise RowError(f"no trained token within {self.max_length} tokens")
+        return found
 
     def _write(self, unit: Unit, rows: "UnitRows") -> None:
         tokens, examples, settings = rows.tokens_table(), rows.examples_table(), self.settings
@@ -151,41 +170,44 @@ class UnitRows:
         self.rejected: list[dict[str, Any]] = []
         self.measured: list[tuple[NDArray[np.int64], NDArray[np.int64], TokenColumns]] = []
         self.counts = dict.fromkeys(
-            ("rows", "examples", "rejected", "tokens", "trained_tokens", "cut_examples",
-             "cut_tokens", "special_in_content", "halved"), 0)  # fmt: skip
+            ("rows", "examples", "rejected", "renderings", "tokens", "trained_tokens",
+             "cut_examples", "cut_tokens", "special_in_content", "closed", "not_shown",
+             "halved"), 0)  # fmt: skip
+        self.left_out = Counter[str]()  # role.field → characters that the template does not show
 
     def read(self, record: Record) -> None:
         """Renders one record, or rejects it with the reason."""
         self.counts["rows"] += 1
-        try:
-            row = record.parse()
-            self._add(record, row, self.scorer.renderer(self.scorer.row_format(row)))
-        except RowError as error:
-            if self.scorer.settings.strict:
-                place = record.file if record.line is None else f"{record.file}:{record.line}"
-                raise BadInput(f"row {record.row} ({place}): {error}") from error
+        found = self.scorer.reader(record)
+        if isinstance(found, Rejected):
             self.counts["rejected"] += 1
-            reason = {"row": record.row, "file": record.file, "line": record.line}
-            self.rejected.append({**reason, "reason": str(error)})
+            self.rejected.append(found.as_line())
+            return
+        row, renderings = found
+        self.counts["examples"] += 1
+        for rendered, made, cut in renderings:
+            self._add(record, row, rendered, made, cut)
 
-    def _add(self, record: Record, row: Mapping[str, Any], rendered: Rendered) -> None:
-        if int(rendered.ids.max()) >= self.scorer.model.head.vocab_size:
-            raise RowError(f"token id {rendered.ids.max()} is beyond the model's vocabulary")
-        made, cut = windows(len(self.rendered), rendered, self.scorer.max_length)
-        if not made:
-            raise RowError(f"no trained token within {self.scorer.max_length} tokens")
-        if cut:
-            rendered = rendered.cut(self.scorer.max_length)
+    def _add(
+        self, record: Record, row: Mapping[str, Any], rendered: Rendered, made: list[Window],
+        cut: int,
+    ) -> None:  # fmt: skip
+        self.windows += [replace(w, example=len(self.rendered)) for w in made]
         self.records.append(record)
         self.rendered.append(rendered)
-        self.windows += made
         self.kept.append([_kept(row, name) for name in self.scorer.settings.keep])
-        self.counts["examples"] += 1
-        self.counts["tokens"] += len(rendered.ids)
-        self.counts["trained_tokens"] += sum(int(w.trained.sum()) for w in made)
-        self.counts["cut_examples"] += cut > 0
-        self.counts["cut_tokens"] += cut
-        self.counts["special_in_content"] += rendered.special_in_content
+        self.left_out.update(rendered.left_out)
+        for name, more in {
+            "renderings": 1,
+            "tokens": len(rendered.ids),
+            "trained_tokens": sum(int(w.trained.sum()) for w in made),
+            "cut_examples": int(cut > 0),
+            "cut_tokens": cut,
+            "special_in_content": rendered.special_in_content,
+            "closed": rendered.closed,
+            "not_shown": rendered.not_shown,
+        }.items():
+            self.counts[name] += more
 
     def take(self, batch: TokenBatch, columns: TokenColumns) -> None:
         """Adds a batch's columns with the place of each token. Raises `NonFinite`."""
@@ -205,12 +227,13 @@ class UnitRows:
         self.measured.append((example, position, columns))
 
     def report(self) -> dict[str, Any]:
-        return {"counts": self.counts, "rejected": self.rejected}
+        return {"counts": self.counts, "left_out": self.left_out, "rejected": self.rejected}
 
     # --- the tables ---
 
     def tokens_table(self) -> pa.Table:
-        """One row a scored token, sorted by (example, position)."""
+        """One row a scored token, sorted by (example, position); of examples that are one turn of
+        a row each, by (example, turn, position)."""
         schema = self.scorer.schema
         if not self.measured:
             return schema.empty_table()
@@ -270,6 +293,7 @@ class UnitRows:
         schema = examples_schema(self.scorer.settings.keep)
         columns = [
             [r.row for r in self.records],
+            [r.of_turn for r in self.rendered],
             [
                 r.key or str(record.row)
                 for r, record in zip(self.rendered, self.records, strict=True)

@@ -184,6 +184,7 @@ def _alike(scan: Scan) -> dict[str, Any]:
         "--max-length": model.get("max_length"),
         "--train-on": config.get("train_on"),
         "--tool-calls": config.get("tool_calls"),
+        "--turns": scan.turns,
         "--reference": plan.get("reference_identity"),
         "columns": list(manifest["columns"]),
         "--keep-tokens": scan.keep_tokens,

@@ -50,6 +50,7 @@ def train(
     chosen: TrainSettings = make_settings(TrainSettings, settings)
     wanted, folder = _objective(chosen), Path(out)
     scans = beside.Scans.opened(chosen, wanted)
+    chosen = run_folder.dated(chosen, folder, scans.today)
     arguments = launch.training_arguments(data, chosen, folder)
     progress = (progress or Silent()) if arguments.process_index == 0 else Silent()
     run_folder.require_free(folder, chosen)  # before the long work, and made only after it

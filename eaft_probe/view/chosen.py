@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.counted import CELL, counted
+from eaft_probe.columns.keys import named_place
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import ScanError
@@ -53,20 +54,20 @@ def listed(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
     """Round after round one token from each cell of 1/32 by 1/2 nat, by a hash of its place."""
+    key, place = (", ".join(k) for k in (scan.example_key, scan.token_key))
     names = ["before", "token", "after", "prob", "entropy", "rank", "top1", "top1_prob",
-             "conflict", "example", "position", "cell"]  # fmt: skip
+             "conflict", *scan.token_key, "cell"]  # fmt: skip
     query = f"""
         WITH cells AS (
-            SELECT min_by({{'example': example, 'position': position}},
-                          hash(example, position), 500) AS chosen
+            SELECT min_by({_struct(scan.token_key)}, hash({place}), 500) AS chosen
             FROM tokens WHERE conflict = {conflict} GROUP BY floor(prob * 32), floor(entropy * 2)
         ), rounds AS (SELECT unnest(chosen, recursive := true), unnest(range(len(chosen))) AS round
             FROM cells
-        ), sample AS (SELECT *, hash(example, position) AS mixed FROM rounds
+        ), sample AS (SELECT *, hash({place}) AS mixed FROM rounds
             ORDER BY round, mixed LIMIT {most})
         SELECT {IN_CONTEXT}, prob, entropy, {or_null(scan, "rank")}, {or_null(scan, "top1")},
-               {or_null(scan, "top1_prob")}, conflict, example, position, {CELL}
-        FROM sample JOIN tokens USING (example, position) JOIN examples USING (example)
+               {or_null(scan, "top1_prob")}, conflict, {place}, {CELL}
+        FROM sample JOIN tokens USING ({place}) JOIN examples USING ({key})
         ORDER BY round, mixed"""
     return named(names, rows(scan, query))
 
@@ -78,10 +79,10 @@ def pairs(scan: Scan) -> dict[str, Any]:
     """The commonest (label, model's choice) among the conflicts, each with three places."""
     whole = counted(scan)
     listed = [dict(zip(PAIR, map(rounded, row), strict=True)) for row in whole.pairs(MOST_PAIRS)]
-    place = "{'before': before, 'after': after, 'example': example, 'position': position}"
+    place = _struct(("before", "after", *scan.token_key))
     query = f"""
         WITH wanted AS (SELECT unnest(?) AS token, unnest(?) AS top1)
-        SELECT token, top1, min_by({place}, hash(example, position), 3)
+        SELECT token, top1, min_by({place}, hash({", ".join(scan.token_key)}), 3)
         FROM conflicts JOIN wanted USING (token, top1) GROUP BY token, top1"""
     among = [[row[name] for row in listed] for name in ("token", "top1")]
     places = {(a, b): found for a, b, found in scan.rows(query, among)}
@@ -90,31 +91,41 @@ def pairs(scan: Scan) -> dict[str, Any]:
     return {"rows": listed, "of": whole.pair_kinds()}
 
 
-def examples(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _struct(names: Iterable[str]) -> str:
+    """The columns as one value of DuckDB."""
+    return "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
+
+
+Key = tuple[int, ...]  # what tells an example from others
+
+
+def examples(scan: Scan) -> dict[str, Any]:
     """Whole examples, the largest share of conflicts first, while the bytes last."""
     shown = list(within(_filled(scan, _chosen(scan)), EXAMPLES_BYTES))
-    return {"rows": shown, "of": summary["examples"], "kept": counted(scan).kept_columns()}
+    noun = "turns" if scan.by_turn else "examples"
+    kept = counted(scan).kept_columns()
+    return {"rows": shown, "of": scan.renderings, "noun": noun, "kept": kept}
 
 
-def _chosen(scan: Scan) -> dict[int, dict[str, Any]]:
+def _chosen(scan: Scan) -> dict[Key, dict[str, Any]]:
     """Example → what is known of it without its text, in the order of the page."""
     kept = "".join(f', "{_quoted(name)}"' for name in counted(scan).kept_columns())
-    held, tokens = "trained_tokens", ""
+    held, tokens, place = "trained_tokens", "", ", ".join(scan.example_key)
     if not scan.keeps_all:  # how many of them are there
         held = "there"
         tokens = (
-            "JOIN (SELECT example, count(*) AS there FROM tokens GROUP BY example) USING (example)"
+            f"JOIN (SELECT {place}, count(*) AS there FROM tokens GROUP BY {place}) USING ({place})"
         )
     query = f"""
-        SELECT example, key[:{LONGEST}], trained_tokens, {held} AS held, mean_nll,
+        SELECT {place}, key[:{LONGEST}], trained_tokens, {held} AS held, mean_nll,
                coalesce(n, 0) AS conflicts{kept}
-        FROM examples LEFT JOIN (SELECT example, count(*) AS n FROM conflicts GROUP BY example)
-             USING (example) {tokens}
+        FROM examples LEFT JOIN (SELECT {place}, count(*) AS n FROM conflicts GROUP BY {place})
+             USING ({place}) {tokens}
         WHERE trained_tokens > 0
-        ORDER BY conflicts / {held} DESC, example LIMIT {MOST_EXAMPLES}"""
-    names = ("example", "key", "trained", "held", "nll", "conflicts")
+        ORDER BY conflicts / {held} DESC, {place} LIMIT {MOST_EXAMPLES}"""
+    names = (*scan.example_key, "key", "trained", "held", "nll", "conflicts")
     return {
-        row[0]: {
+        row[: len(scan.example_key)]: {
             **dict(zip(names, map(rounded, row), strict=False)),
             "kept": [short(v) for v in row[len(names) :]],
         }
@@ -122,36 +133,40 @@ def _chosen(scan: Scan) -> dict[int, dict[str, Any]]:
     }
 
 
-def _filled(scan: Scan, chosen: Mapping[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _filled(scan: Scan, chosen: Mapping[Key, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The chosen examples with text and tokens, a few at a time: texts can be long."""
-    ids = list(chosen)
+    ids, key = list(chosen), scan.example_key
+    columns = ", ".join((*key, "text"))
     for batch in (ids[i : i + 10] for i in range(0, len(ids), 10)):
         tokens = _tokens(scan, batch)
-        texts = dict(rows(scan, f"SELECT example, text FROM examples WHERE {_among(batch)}"))
+        query = f"SELECT {columns} FROM examples WHERE {_among(key, batch)}"
+        texts = {tuple(place): text for *place, text in rows(scan, query)}
         for example in batch:
             if not tokens.get(example) or texts.get(example) is None:
-                raise ScanError(f"{scan.path} is damaged: example {example} has no token or text")
+                raise ScanError(f"{scan.path} is damaged: {named_place(key, example)} has no token "
+                                f"or text")  # fmt: skip
             yield _fitting(chosen[example], texts[example], tokens[example])
 
 
-def _tokens(scan: Scan, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+def _tokens(scan: Scan, ids: Sequence[Key]) -> dict[Key, list[dict[str, Any]]]:
     """The tokens of some examples in order; of a long one, those around its first conflict."""
-    names = ["example", "position", "nth", "char_start", "char_end", "token", "conflict",
+    key = ", ".join(scan.example_key)
+    names = [*scan.token_key, "nth", "char_start", "char_end", "token", "conflict",
              "top1", *(c["name"] for c in columns(scan))]  # fmt: skip
     query = f"""
         WITH numbered AS (
-            SELECT *, row_number() OVER (PARTITION BY example ORDER BY position) AS nth,
-                   count(*) OVER (PARTITION BY example) AS n
-            FROM tokens WHERE {_among(ids)}
+            SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY position) AS nth,
+                   count(*) OVER (PARTITION BY {key}) AS n
+            FROM tokens WHERE {_among(scan.example_key, ids)}
         ), places AS (SELECT *,
-            coalesce(min(nth) FILTER (conflict) OVER (PARTITION BY example), 1) AS first
+            coalesce(min(nth) FILTER (conflict) OVER (PARTITION BY {key}), 1) AS first
             FROM numbered)
         SELECT {", ".join(n if n == "nth" else or_null(scan, n) for n in names)} FROM places
         WHERE nth - greatest(least(first - 100, n - {MOST_EXAMPLE_TOKENS} + 1), 1)
               BETWEEN 0 AND {MOST_EXAMPLE_TOKENS - 1}
-        ORDER BY example, position"""
-    found = groupby(named(names, rows(scan, query)), itemgetter("example"))
-    return {example: list(group) for example, group in found}
+        ORDER BY {key}, position"""
+    found = groupby(named(names, rows(scan, query)), itemgetter(*scan.example_key, "example"))
+    return {place[:-1]: list(group) for place, group in found}
 
 
 def _fitting(
@@ -180,7 +195,7 @@ def pieces(text: str, tokens: Sequence[Mapping[str, Any]], held: int) -> dict[st
         shown.append(text[max(at, start) : end][:LONGEST] or token["token"])
         at = max(at, end)
     gaps.append(_gap(text[at:], 0 if tokens[-1]["nth"] < held else GAP))
-    own = ("example", "nth", "char_start", "char_end", "token", "conflict")
+    own = ("example", "turn", "nth", "char_start", "char_end", "token", "conflict")
     return {
         "gaps": gaps,
         "text": shown,
@@ -234,8 +249,10 @@ def or_null(scan: Scan, name: str) -> str:
     return name if name == "conflict" or name in scan.columns else f"NULL AS {name}"
 
 
-def _among(examples: Iterable[int]) -> str:
-    return f"example IN ({', '.join(map(str, examples))})"
+def _among(key: Sequence[str], places: Sequence[Key]) -> str:
+    """True of those examples; where each is a turn, of some other turns of their rows as well."""
+    columns = zip(key, zip(*places, strict=True), strict=True)
+    return " AND ".join(f"{name} IN ({', '.join(map(str, values))})" for name, values in columns)
 
 
 def _quoted(name: str) -> str:

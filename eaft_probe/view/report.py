@@ -81,7 +81,7 @@ def collect(scan: Scan) -> dict[str, Any]:
         "tokens": listed(scan, summary),
         "pairs": pairs(scan),
         "groups": _groups(summary),
-        "examples": examples(scan, summary),
+        "examples": examples(scan),
         "provenance": _provenance(scan),
     }
 

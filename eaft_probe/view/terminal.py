@@ -16,11 +16,14 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from eaft_probe.columns.keys import named_place
 from eaft_probe.columns.table import Scan
 from eaft_probe.printable import printable
 
 if TYPE_CHECKING:
     import pandas
+
+    from eaft_probe.data.render import Rendered
 
 CONFLICT, TRAINED, UNTRAINED = "bold white on red", "black on bright_cyan", "dim"
 # Label probability → colour of a trained token that is no conflict.
@@ -50,6 +53,9 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     lost = [f"{summary[k]:,} {v}" for k, v in LOST.items() if summary[k]]
     if lost:
         console.print("; ".join(lost), style="yellow", highlight=False)
+    if summary.get("left_out"):
+        console.print(f"the chat template does not show {left_out(summary['left_out'])}",
+                      style="yellow", markup=False, highlight=False)  # fmt: skip
     if "kept_tokens" in summary:
         console.print(_kept_tokens(summary["kept_tokens"]), style="yellow", highlight=False)
     console.print(f"mean nll {summary['mean_nll']:.3f} nats, mean entropy "
@@ -99,6 +105,22 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         cells = [f"{v:,}" if isinstance(v, int) else printable(str(v)) for v in row.values()]
         table.add_row(*map(Text, cells))
     return table
+
+
+def show_rendered(console: Console, row: int, rendered: "Rendered") -> None:
+    """A rendering with its trained tokens coloured, and what of the row it does not show."""
+    trained, total = int(rendered.trained[1:].sum()), len(rendered.ids)
+    turn = "" if rendered.of_turn is None else f", turn {rendered.of_turn}"
+    console.print(f"row {row}{turn}: {trained} of {total} tokens trained", style="bold")
+    if rendered.left_out:
+        console.print(f"not shown: {left_out(rendered.left_out)}", style="yellow", markup=False)
+    spans = [(int(a), int(b), TRAINED) for a, b in rendered.chars[rendered.trained]]
+    console.print(coloured(rendered.text, spans))
+
+
+def left_out(characters: Mapping[str, int]) -> str:
+    """What the chat template does not show, for people."""
+    return ", ".join(f"{n:,} characters of {printable(what)}" for what, n in characters.items())
 
 
 def show_frame(console: Console, frame: "pandas.DataFrame") -> None:
@@ -216,25 +238,34 @@ def _interval(
 
 
 def show_example(console: Console, scan: Scan, example: int) -> bool:
-    """One example with its trained tokens coloured and its conflicts listed; False if not there."""
+    """One example with its trained tokens coloured and its conflicts listed; False if not there.
+    Where each turn is an example of its own: all turns of that row, one after the other."""
+    key = ", ".join(scan.example_key)
     found = scan.rows(
-        "SELECT coalesce(text, ''), coalesce(key, ''), coalesce(mean_nll, 'NaN'), trained_tokens "
-        "FROM examples WHERE example = ?",
+        f"SELECT ({key},), coalesce(text, ''), coalesce(key, ''), coalesce(mean_nll, 'NaN'), "
+        f"trained_tokens FROM examples WHERE example = ? ORDER BY {key}",
         [example],
     )
-    if not found:
-        return False
-    ((text, key, nll, trained),) = found
+    for place, *rest in found:
+        _show_rendering(console, scan, place, *rest)
+    return bool(found)
+
+
+def _show_rendering(
+    console: Console, scan: Scan, place: tuple[int, ...], text: str, key: str, nll: float,
+    trained: int,
+) -> None:  # fmt: skip
     tokens = scan.rows(
-        "SELECT coalesce(char_start, 0), coalesce(char_end, 0), coalesce(prob, 'NaN'), "
-        "coalesce(conflict, false), token, top1, top1_prob, entropy "
-        "FROM tokens WHERE example = ? ORDER BY position",
-        [example],
+        f"SELECT coalesce(char_start, 0), coalesce(char_end, 0), coalesce(prob, 'NaN'), "
+        f"coalesce(conflict, false), token, top1, top1_prob, entropy FROM tokens "
+        f"WHERE {' AND '.join(f'{name} = ?' for name in scan.example_key)} ORDER BY position",
+        place,
     )
     flagged = [t for t in tokens if t[3]]
     of = "in" if scan.keeps_all else f"among {len(tokens)} kept of"
-    title = f"example {example} ({printable(key)}): {len(flagged)} conflicts {of} {trained} tokens"
-    console.print(f"{title}, mean nll {nll:.3f} nats", style="bold", markup=False, highlight=False)
+    named = f"{named_place(scan.example_key, place)} ({printable(key)})"
+    title = f"{named}: {len(flagged)} conflicts {of} {trained} tokens, mean nll {nll:.3f} nats"
+    console.print(title, style="bold", markup=False, highlight=False)
     styles = [(t[0], t[1], CONFLICT if t[3] else _shade(t[2])) for t in tokens]
     console.print(coloured(text, styles))
     for _, _, prob, _, token, top1, top1_prob, entropy in flagged:
@@ -242,7 +273,6 @@ def show_example(console: Console, scan: Scan, example: int) -> bool:
             f"  {token!r} p={prob:.2g}, the model: {top1!r} p={top1_prob:.2g}, {entropy:.2f} nats"
         )
         console.print(printable(line), markup=False, highlight=False)
-    return True
 
 
 def _shade(prob: float) -> str:

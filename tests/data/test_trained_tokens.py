@@ -10,7 +10,7 @@ import templates_made as templates
 from tokenizers_made import byte_level, metaspace
 
 from eaft_probe.data.formats import Example, Message
-from eaft_probe.data.render import Rendered, Renderer
+from eaft_probe.data.render import Rendered, Renderer, RenderOptions
 from eaft_probe.errors import BadInput, ModelError, RowError
 
 MAKERS = {"byte_level": byte_level, "metaspace": metaspace}
@@ -52,7 +52,7 @@ def trained(
     """What is trained of a conversation, after checking what holds for every rendering."""
     tools = how.pop("tools", None)
     tokenizer = maker(template, **how.pop("names", {}))
-    rendered = Renderer(tokenizer, **how)(Example("", messages, tools=tools))
+    rendered = Renderer(tokenizer, RenderOptions(**how))(Example("", messages, tools=tools))
     check(rendered)
     return runs(tokenizer, rendered)
 
@@ -136,7 +136,7 @@ def test_every_answer_and_its_end_of_turn(name: str, answer: str) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_only_the_last_answer(name: str, maker: str) -> None:
     style = STYLES[name]
-    rendered = Renderer(style.tokenizer(MAKERS[maker]), "last")(Example("", CHAT))
+    rendered = Renderer(style.tokenizer(MAKERS[maker]), RenderOptions(train_on="last"))(Example("", CHAT))
     assert rendered.trained.tolist() == style.by_rule(rendered, "Two.")
 
 
@@ -145,7 +145,7 @@ def test_all_messages_but_no_headers(name: str) -> None:
     style = STYLES[name]
     tokenizer = style.tokenizer()
     chat = CHAT if name == "gemma" else (system("Be brief."), *CHAT)
-    rendered = Renderer(tokenizer, "all")(Example("", chat))
+    rendered = Renderer(tokenizer, RenderOptions(train_on="all"))(Example("", chat))
     assert runs(tokenizer, rendered) == [m.content + style.closer for m in chat]
 
 
@@ -155,7 +155,7 @@ def test_a_messages_own_word_wins(name: str) -> None:
     tokenizer = style.tokenizer()
     chat = (CHAT[0], said("It is 4.", trained=False), user("And 1+1?", trained=True), CHAT[3])
     for train_on in ("assistant", "all", "last"):
-        rendered = Renderer(tokenizer, train_on)(Example("", chat))
+        rendered = Renderer(tokenizer, RenderOptions(train_on=train_on))(Example("", chat))
         found = runs(tokenizer, rendered)[-2:]
         assert found == ["And 1+1?" + style.closer, "Two." + style.closer]
         assert "It is 4." not in "".join(runs(tokenizer, rendered))
@@ -259,7 +259,7 @@ def test_a_template_without_tool_calls_is_refused_with_the_way_out(template: str
 def test_tool_calls_inline_are_json_text() -> None:
     chat = (user("Weather?"), said("Look.", tool_calls=[CALL]), tool("sunny"), said("Sunny."))
     tokenizer = byte_level(templates.CHATML)
-    renderer = Renderer(tokenizer, tool_calls="inline")
+    renderer = Renderer(tokenizer, RenderOptions(tool_calls="inline"))
     rendered = renderer(Example("", chat, tools=[{"name": "é"}]))
     check(rendered)
     assert runs(tokenizer, rendered) == [
@@ -273,13 +273,13 @@ def test_tool_calls_inline_are_json_text() -> None:
 def test_inline_results_are_the_users_where_there_is_no_tool_role() -> None:
     chat = (user("Weather?"), said("", tool_calls=[CALL]), tool("sunny"), said("Sunny."))
     tokenizer = byte_level(templates.MISTRAL)
-    text = Renderer(tokenizer, tool_calls="inline")(Example("", chat)).text
+    text = Renderer(tokenizer, RenderOptions(tool_calls="inline"))(Example("", chat)).text
     assert "[INST] sunny [/INST]" in text
 
 
 def test_inline_definitions_join_the_system_message() -> None:
     chat = (system("Be brief."), *CHAT)
-    renderer = Renderer(byte_level(templates.CHATML), tool_calls="inline")
+    renderer = Renderer(byte_level(templates.CHATML), RenderOptions(tool_calls="inline"))
     text = renderer(Example("", chat, tools=[{"name": "f"}])).text
     assert text.startswith('<|im_start|>system\nBe brief.\n{"name": "f"}<|im_end|>\n')
 

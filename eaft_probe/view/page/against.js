@@ -71,7 +71,7 @@ function mover(token) {
       element("b", {}, `${signed(token.change)} nats`),
       element("span", {}, `prob ${pair("prob")}`), element("span", {}, `entropy ${pair("entropy")}`),
       said ? element("b", { class: "badge" }, said) : null,
-      choice("a"), choice("b"), exampleButton(token.example, token.position)));
+      choice("a"), choice("b"), exampleButton(token)));
 }
 
 function movedList(title, kind, { summary, movers }) {

@@ -11,6 +11,10 @@ const SORTS = {
   "mean nll, highest first": (e) => -e.nll,
   "order of the data": (e) => e.example,
 };
+const NOUN = report.examples.noun; // each example is a row of the data, or one of its turns
+const named = (place) =>
+  `example ${place.example}` + (place.turn === undefined ? "" : `, turn ${place.turn}`);
+const sameExample = (a, b) => a.example === b.example && a.turn === b.turn;
 const UNMARKED = examples.some((e) => e.held < e.trained) ? "not trained, or not kept" : "not trained";
 const picked = { shown: AT_ONCE, pinned: null };
 
@@ -65,7 +69,7 @@ const tokensOf = ({ held, trained }) =>
   held < trained ? `${whole(held)} kept of ${whole(trained)} tokens` : `${whole(trained)} tokens`;
 
 function card(example) {
-  const heading = `Example ${example.example}`;
+  const heading = named(example).replace("e", "E");
   const label = `${heading}: ${example.conflicts} conflicts in ${tokensOf(example)}`;
   const text = element("p", { class: "text", role: "group", "aria-label": `Text of ${label}` });
   const flags = new Set(example.flags);
@@ -128,7 +132,7 @@ function matching() {
     (!kept || isKept(e, kept)) &&
     (!search || `${e.key} ${wording(e)}`.toLowerCase().includes(search)));
   const order = SORTS[byId("sort").value];
-  return found.sort((a, b) => order(a) - order(b) || a.example - b.example);
+  return found.sort((a, b) => order(a) - order(b) || a.example - b.example || a.turn - b.turn);
 }
 
 function isKept(example, choice) {
@@ -149,16 +153,16 @@ function showExamples() {
   byId("cards").replaceChildren(...[...first, ...others].map(card));
   byId("more-examples").hidden = found.length <= picked.shown;
   byId("matching").textContent = found.length
-    ? `${whole(found.length)} of ${whole(examples.length)} examples match, ` +
+    ? `${whole(found.length)} of ${whole(examples.length)} ${NOUN} match, ` +
       `${whole(shown.length)} shown.`
     : "No example matches.";
   say(byId("matching").textContent);
 }
 
-function exampleButton(number, position) {
-  const example = examples.find((e) => e.example === number);
-  if (!example) return element("span", { class: "muted" }, `example ${number}`);
-  return button(`example ${number}`, () => openExample(example, position), { class: "link" });
+function exampleButton(place) {
+  const example = examples.find((e) => sameExample(e, place));
+  if (!example) return element("span", { class: "muted" }, named(place));
+  return button(named(place), () => openExample(example, place.position), { class: "link" });
 }
 
 function openExample(example, position) {
@@ -235,9 +239,9 @@ function startExamples() {
   options(byId("kept"), [["", "all"], ...keptChoices()]);
   byId("kept-label").hidden = !report.examples.kept.length;
   byId("examples-note").textContent = examples.length < report.examples.of
-    ? `${whole(examples.length)} of ${whole(report.examples.of)} examples are on this page: those ` +
+    ? `${whole(examples.length)} of ${whole(report.examples.of)} ${NOUN} are on this page: those ` +
       "with the largest share of conflicts."
-    : `All ${whole(examples.length)} examples of the scan are on this page.`;
+    : `All ${whole(examples.length)} ${NOUN} of the scan are on this page.`;
   for (const id of ["sort", "kept", "example-search", "with-conflicts"]) {
     byId(id).addEventListener("input", () => {
       Object.assign(picked, { shown: AT_ONCE, pinned: null });

@@ -109,7 +109,7 @@ function listItem(token) {
     context(token.before, token.token, token.after, token.conflict),
     element("span", { class: "numbers" },
       token.conflict ? element("b", { class: "badge" }, "conflict") : null,
-      element("span", {}, numbers), choice, exampleButton(token.example, token.position)));
+      element("span", {}, numbers), choice, exampleButton(token)));
 }
 
 // --- its controls ---

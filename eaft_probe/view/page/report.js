@@ -144,7 +144,7 @@ function places(pair) {
   const items = pair.places.map((place) =>
     element("li", {},
       context(place.before.slice(-60), pair.token, place.after.slice(0, 60), true), " ",
-      exampleButton(place.example, place.position)));
+      exampleButton(place)));
   const summary = element("summary", {}, context(
     pair.places[0].before.slice(-24), pair.token, pair.places[0].after.slice(0, 24), true));
   return element("details", {}, summary, element("ul", { class: "places" }, ...items));

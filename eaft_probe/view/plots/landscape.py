@@ -255,6 +255,7 @@ def _scatter(scans: Sequence[Scan]) -> Chart:
 
 def sample(scan: Scan, most: int) -> pandas.DataFrame:
     """At most that many tokens, the same on every call, chosen by a hash of their place."""
-    query = """SELECT example, position, prob, entropy, conflict FROM tokens
-               ORDER BY hash(example, position), example, position LIMIT ?"""
+    place = ", ".join(scan.token_key)
+    query = f"""SELECT {place}, prob, entropy, conflict FROM tokens
+                ORDER BY hash({place}), {place} LIMIT ?"""
     return scan.frame(query, [most])

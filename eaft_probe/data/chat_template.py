@@ -1,0 +1,394 @@
+"""A chat template, run so that each character it writes says where it comes from.
+
+The environment is the one in which `transformers` runs templates (a test holds the two together),
+with three changes: strings of messages are `Traced`, a loop over messages says which message it is
+at, and the date is given. So one rendering tells a message's words from the template's, whatever
+the template does to them.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from eaft_probe.data.messages import Message
+from eaft_probe.data.timeout import TookTooLong, at_most
+from eaft_probe.data.traced import (
+    TEMPLATE,
+    Piece,
+    Pieces,
+    Traced,
+    as_json,
+    derived,
+    joined,
+    pieces_of,
+)
+from eaft_probe.errors import BadInput, ModelError, RowError, one_line
+
+# A template renders a row in a millisecond; loops in loops would never end.
+SECONDS, MOST_LATE = 10.0, 3
+TOOLS = -2  # the "message" of what `tools` say
+REASONING = ("reasoning_content", "thinking", "reasoning")
+# Strings by which templates choose what to write; shown or not, they are no words of a message.
+LABELS = frozenset(("role", "name", "tool_call_id", "id", "type", "index"))
+
+
+class Source(NamedTuple):
+    """A string that a template was given."""
+
+    message: int  # index of the message, or TOOLS
+    field: str  # "content", "reasoning_content", "tool_calls", …
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A conversation as text, piece by piece."""
+
+    text: str
+    pieces: Pieces
+    sources: Sequence[Source]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template with what it reads besides messages and tools. Not for two threads at once.
+
+    `values`: the tokenizer's special tokens and the user's --template-arg. `today`: the date that
+    `strftime_now` gives.
+    """
+
+    source: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    today: date = field(default_factory=date.today)
+    late: list[float] = field(init=False, default_factory=list, compare=False)  # ran too long
+
+    @cached_property
+    def _environment(self) -> "TracingEnvironment":
+        return TracingEnvironment(self.today)
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        return self._environment.from_string(self.source)
+
+    @cached_property
+    def has_marks(self) -> bool:
+        """Whether it says with {% generation %} what the assistant writes."""
+        return any(t == "block_begin" and "generation" in self._after(i)
+                   for i, (t, _) in enumerate(self._tokens))  # fmt: skip
+
+    @cached_property
+    def _tokens(self) -> list[tuple[str, str]]:
+        return [(kind, text) for _, kind, text in self._environment.lex(self.source)]
+
+    def _after(self, at: int) -> list[str]:
+        """The name behind a block's beginning."""
+        words = (text for kind, text in self._tokens[at + 1 : at + 4] if kind != "whitespace")
+        return [next(words, "")]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        *,
+        prompt: bool = False,
+        calls_as_text: bool = False,
+    ) -> Rendering:
+        """Renders a conversation; `prompt` adds the header of an answer to come.
+
+        `calls_as_text`: arguments of tool calls as JSON text, for templates that take no objects.
+        Raises `RowError` where the template refuses it, and `ModelError` where it hangs each time.
+        """
+        given = _Given()
+        conversation = [given.message(i, m, calls_as_text) for i, m in enumerate(messages)]
+        listed = given.traced(list(tools), TOOLS, "tools") if tools else None
+        try:
+            with at_most(SECONDS):
+                text = self._environment.run(
+                    self._compiled, conversation, given.sources, messages=conversation,
+                    tools=listed, documents=None, add_generation_prompt=prompt, **self.values,
+                )  # fmt: skip
+            text.encode()  # '\\ud800' in a template is half a character: no token has it
+        except TookTooLong as error:
+            self.late.append(SECONDS)
+            if len(self.late) >= MOST_LATE:  # else every row of a million would take as long
+                raise ModelError(f"the chat template ran longer than {SECONDS:g} s, "
+                                 f"{MOST_LATE} times") from error  # fmt: skip
+            raise RowError(f"the chat template ran longer than {SECONDS:g} s") from error
+        except Exception as error:  # a template is a program of somebody else's
+            raise RowError(f"the chat template refuses this row: {one_line(error)}") from error
+        return Rendering(str.__str__(text), text._pieces, given.sources)
+
+
+def reads_date(source: str) -> bool:
+    """Whether what a template writes may depend on the day."""
+    return "strftime_now" in source
+
+
+def read_template(file: str) -> str:
+    """The template in a file. Raises `BadInput` where it is none."""
+    try:
+        source = Path(file).read_text(encoding="utf-8")
+        TracingEnvironment(date.today()).from_string(source)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read --chat-template {file}: {one_line(error)}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise BadInput(f"--chat-template {file}, line {error.lineno}: {one_line(error)}") from error
+    return source
+
+
+class _Given:
+    """What a template is given: plain JSON values whose strings are numbered."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+
+    def message(self, index: int, message: Message, calls_as_text: bool) -> dict[str, Any]:
+        """The message as a template takes it. Reasoning goes by each name that templates read, as
+        in transformers from 5.23 on."""
+        made: dict[str, Any] = {}
+        for name, value in message.as_dict().items():
+            if name == "tool_calls":
+                made[name] = [self._call(index, call, calls_as_text) for call in value]
+            else:
+                made[name] = plain(value) if name in LABELS else self.traced(value, index, name)
+        thought = next((made[n] for n in REASONING if made.get(n) is not None), None)
+        if thought is not None:
+            made = {"thinking": thought, **made, "reasoning_content": thought}
+        return made
+
+    def _call(self, index: int, call: Any, as_text: bool) -> Any:
+        if not isinstance(call, dict):
+            return self.traced(call, index, "tool_calls")
+        function = _texted(call.get("function"), as_text)
+        if not isinstance(function, dict):
+            return plain(call)
+        said = {k: self.traced(v, index, "tool_calls") for k, v in function.items()}
+        return {**plain(call), "function": said}
+
+    def traced(self, value: Any, message: int, field: str) -> Any:
+        """The value with every string, keys too, as a source of its own."""
+        if isinstance(value, str):
+            self.sources.append(Source(message, field, value))
+            return Traced(value, (Piece(len(value), len(self.sources) - 1),) if value else ())
+        if isinstance(value, Mapping):
+            return {(k if k == "type" else self.traced(str(k), message, field)):
+                    (plain(v) if k == "type" else self.traced(v, message, field))
+                    for k, v in value.items()}  # fmt: skip
+        if isinstance(value, list | tuple):
+            return [self.traced(item, message, field) for item in value]
+        return plain(value)
+
+
+def _texted(function: Any, as_text: bool) -> Any:
+    """The function of a call with its arguments as JSON text, where that is asked for."""
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not as_text or arguments is None or isinstance(arguments, str):
+        return function
+    return {**function, "arguments": json.dumps(arguments, ensure_ascii=False, default=str)}
+
+
+def plain(value: Any) -> Any:
+    """A value of plain JSON types: an object's methods are none of a template's business."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+class TracingEnvironment(ImmutableSandboxedEnvironment):
+    """Runs templates; knows the message that the innermost loop over messages is at."""
+
+    def __init__(self, today: date) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, loopcontrols])
+        self.now = datetime.combine(today, time())
+        own = {"tojson": _tojson, "join": _join, "replace": _replace}
+        self.filters = {n: own.get(n) or _tracing(f) for n, f in self.filters.items()} | own
+        self.globals |= {
+            "raise_exception": _raise_exception,
+            "strftime_now": lambda form: self.now.strftime(form),
+            "dict": _Dict(),
+            "namespace": _Namespace,
+        }
+
+    def run(
+        self,
+        template: jinja2.Template,
+        conversation: Sequence[dict[str, Any]],
+        sources: Sequence[Source],
+        **values: Any,
+    ) -> Traced:
+        self._message = {id(m): i for i, m in enumerate(conversation)}
+        self._loop, self._outer = TEMPLATE, list[int]()
+        self._sources, self._roles = sources, [str(m.get("role")) for m in conversation]
+        return self._written(template.root_render_func(template.new_context(values)))
+
+    def _written(self, texts: Iterable[str]) -> Traced:
+        """The whole text. Read as it is written, so that the loop is the one a piece came from."""
+        parts, pieces = list[str](), list[Piece]()
+        for text in texts:
+            parts.append(text)
+            pieces += self._placed(pieces_of(text), self._loop)
+        return Traced("".join(parts), tuple(pieces))
+
+    def _placed(self, pieces: Pieces, loop: int) -> Iterable[Piece]:
+        return [p if p.loop != TEMPLATE else p._replace(loop=loop) for p in pieces]
+
+    def concat(self, texts: Iterable[str]) -> Traced:
+        """What a macro or a block wrote. One that shows another message's words, such as a tool's
+        result within the turn that called it, belongs to that message."""
+        whole = joined(texts)
+        shown = {self._sources[p.source].message for p in whole._pieces if p.source != TEMPLATE}
+        others = [m for m in shown - {self._loop} if m >= 0 and self._roles[m] != "assistant"]
+        loop = others[0] if len(others) == 1 else self._loop
+        return Traced(whole, tuple(self._placed(whole._pieces, loop)))
+
+    # --- what the compiled template calls ---
+
+    def enter_loop(self) -> str:
+        self._outer.append(self._loop)
+        return ""
+
+    def next_item(self, item: Any) -> str:
+        self._loop = self._message.get(id(item), self._outer[-1])
+        return ""
+
+    def leave_loop(self) -> str:
+        self._loop = self._outer.pop()
+        return ""
+
+    def tilde(self, *values: Any) -> Traced:
+        return joined([str(v) for v in values])
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **named: Any) -> Any:
+        """Methods of the template's own strings take ours for what they are."""
+        owner = getattr(obj, "__self__", None)
+        if isinstance(owner, str):
+            if obj.__name__ in ("format", "format_map"):
+                made = super().call(context, obj, *args, **named)
+                return derived(str(made), [owner, args, named])
+            if type(owner) is str:
+                obj = getattr(Traced(owner), obj.__name__)
+        return super().call(context, obj, *args, **named)
+
+    def _generate(self, source: nodes.Template, *args: Any, **named: Any) -> str:
+        return super()._generate(_Instrumented().visit(source), *args, **named)
+
+
+class _Instrumented(NodeTransformer):
+    """Lets loops tell which item they are at, and `~` keep the history of what it joins."""
+
+    def visit_For(self, node: nodes.For) -> list[nodes.Node]:
+        self.generic_visit(node)
+        if not isinstance(node.target, nodes.Name):
+            return [node]
+        item = nodes.Name(node.target.name, "load")
+        node.body.insert(0, _told("next_item", item))
+        return [_told("enter_loop"), node, _told("leave_loop")]
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _asked("tilde", *node.nodes)
+
+
+def _asked(name: str, *values: nodes.Expr) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(name), list(values), [], None, None)
+
+
+def _told(name: str, *values: nodes.Expr) -> nodes.ExprStmt:
+    return nodes.ExprStmt(_asked(name, *values))
+
+
+class _Marks(Extension):
+    """{% generation %} … {% endgeneration %}: what the assistant writes."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Callable[[], str]) -> Traced:
+        text = caller()
+        return Traced(text, tuple(p._replace(marked=True) for p in pieces_of(text)))
+
+
+class _Dict:
+    """`dict` for templates, without its attributes."""
+
+    def __call__(self, *args: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*args, **named)
+
+
+class _Namespace(Namespace):
+    """Without names that begin with an underscore."""
+
+    def __init__(*args: Any, **named: Any) -> None:
+        self, args = args[0], args[1:]
+        attributes = dict(*args, **named)
+        for name in attributes:
+            _require_public(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_public(name)
+        super().__setitem__(name, value)
+
+
+def _require_public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot have {name!r}")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+    sort_keys: bool = False,
+) -> str:  # fmt: skip
+    return as_json(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                   sort_keys=sort_keys)  # fmt: skip
+
+
+@jinja2.pass_environment
+def _join(
+    environment: jinja2.Environment, values: Iterable[Any], between: str = "", attribute: Any = None
+) -> Traced:
+    if attribute is not None:
+        getter = jinja2.filters.make_attrgetter(environment, attribute)
+        values = map(getter, values)
+    return Traced(str(between)).join(map(str, values))
+
+
+def _replace(text: Any, old: str, new: str, count: int | None = None) -> Traced:
+    return Traced(str(text)).replace(str(old), str(new), -1 if count is None else count)
+
+
+def _tracing(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja's that knows nothing of history: what it makes of our strings is theirs."""
+    first = int(hasattr(filter, "jinja_pass_arg"))
+
+    @wraps(filter)
+    def run(*args: Any, **named: Any) -> Any:
+        made = filter(*args, **named)
+        if isinstance(made, str) and not isinstance(made, Traced):
+            return derived(str.__str__(made), [args[first:], named])
+        return made
+
+    return run

@@ -1,0 +1,254 @@
+"""Text that knows where it comes from: a `str` whose pieces remember the message they are of.
+
+A chat template is a program. Given `Traced` strings it runs as on any others, and what it writes
+says of every character whether it is some message's or the template's own.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, SupportsIndex
+
+TEMPLATE = -1  # the source of the template's own text, and the loop of text outside of any
+
+
+class Piece(NamedTuple):
+    """A run of characters of one origin."""
+
+    length: int
+    source: int = TEMPLATE  # number of the string it comes from
+    offset: int = 0  # where in that string; `DERIVED`: made from it, not cut out of it
+    loop: int = TEMPLATE  # message that the template was showing
+    marked: bool = False  # between {% generation %} marks
+
+
+DERIVED = -1
+Pieces = tuple[Piece, ...]
+
+
+class Traced(str):
+    """A string in pieces, whose methods give pieces, too. Equal to and hashed as its text."""
+
+    _pieces: Pieces
+
+    def __new__(cls, text: str, pieces: Pieces | None = None) -> "Traced":
+        made = super().__new__(cls, text)
+        made._pieces = pieces_of(text) if pieces is None else pieces
+        return made
+
+    def __str__(self) -> "Traced":
+        return self
+
+    # --- together ---
+
+    def __add__(self, other: str) -> "Traced":
+        return joined((self, other))
+
+    def __radd__(self, other: str) -> "Traced":
+        return joined((other, self))
+
+    def __mul__(self, times: SupportsIndex) -> "Traced":
+        return joined([self] * int(times))
+
+    __rmul__ = __mul__
+
+    def join(self, strings: Iterable[str]) -> "Traced":
+        listed = list(strings)
+        between = [self] * (2 * len(listed) - 1)
+        between[::2] = listed  # type: ignore[assignment]
+        return joined(between)
+
+    # --- cut out ---
+
+    def __getitem__(self, key: Any) -> "Traced":
+        start, stop, step = _slice(key, len(self))
+        if step == 1:
+            return self._cut(start, stop)
+        return joined([self._cut(i, i + 1) for i in range(start, stop, step)])
+
+    def __iter__(self) -> Iterator["Traced"]:  # type: ignore[override]
+        return (self._cut(i, i + 1) for i in range(len(self)))
+
+    def _cut(self, start: int, stop: int) -> "Traced":
+        found, at = list[Piece](), 0
+        for piece in self._pieces:
+            a, b = max(start, at), min(stop, at + piece.length)
+            if a < b:
+                offset = piece.offset if piece.offset == DERIVED else piece.offset + a - at
+                found.append(piece._replace(length=b - a, offset=offset))
+            at += piece.length
+        return Traced(str.__getitem__(self, slice(start, stop)), tuple(found))
+
+    def strip(self, chars: str | None = None) -> "Traced":
+        return self.lstrip(chars).rstrip(chars)
+
+    def lstrip(self, chars: str | None = None) -> "Traced":
+        return self._cut(len(self) - len(str.lstrip(self, chars)), len(self))
+
+    def rstrip(self, chars: str | None = None) -> "Traced":
+        return self._cut(0, len(str.rstrip(self, chars)))
+
+    def removeprefix(self, prefix: str, /) -> "Traced":
+        return self._cut(len(self) - len(str.removeprefix(self, prefix)), len(self))
+
+    def removesuffix(self, suffix: str, /) -> "Traced":
+        return self._cut(0, len(str.removesuffix(self, suffix)))
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list["Traced"]:  # type: ignore[override]
+        return self._each(str.split(self, sep, maxsplit))
+
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list["Traced"]:  # type: ignore[override]
+        return self._each(str.rsplit(self, sep, maxsplit))
+
+    def splitlines(self, keepends: bool = False) -> list["Traced"]:  # type: ignore[override]
+        ends, at = str.splitlines(self, True), 0
+        found = []
+        for line, whole in zip(str.splitlines(self, keepends), ends, strict=True):
+            found.append(self._cut(at, at + len(line)))
+            at += len(whole)
+        return found
+
+    def partition(self, sep: str, /) -> tuple["Traced", "Traced", "Traced"]:
+        return self._three(str.partition(self, sep))
+
+    def rpartition(self, sep: str, /) -> tuple["Traced", "Traced", "Traced"]:
+        return self._three(str.rpartition(self, sep))
+
+    def _three(self, parts: tuple[str, str, str]) -> tuple["Traced", "Traced", "Traced"]:
+        a, b = len(parts[0]), len(parts[0]) + len(parts[1])
+        return self._cut(0, a), self._cut(a, b), self._cut(b, len(self))
+
+    def _each(self, parts: list[str]) -> list["Traced"]:
+        """The parts of a split, which follow each other in the text."""
+        found, at = [], 0
+        for part in parts:
+            at = str.index(self, part, at)
+            found.append(self._cut(at, at + len(part)))
+            at += len(part)
+        return found
+
+    # --- changed ---
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> "Traced":
+        """What is put in comes from where the replaced text came from, if it is the template's."""
+        if not old:
+            return self._derived(str.replace(self, old, new, count))
+        found, at = list[str](), 0
+        parts = str.split(self, old, count)
+        for i, part in enumerate(parts):
+            found.append(self._cut(at, at + len(part)))
+            at += len(part)
+            if i < len(parts) - 1:
+                found.append(put_in(new, self._cut(at, at + len(old))))
+                at += len(old)
+        return joined(found)
+
+    def _derived(self, text: str) -> "Traced":
+        """A text made from this one as a whole; of the same length: character by character."""
+        if len(text) == len(self):
+            return Traced(text, self._pieces)
+        return derived(text, [self])
+
+    def format(self, *args: Any, **named: Any) -> "Traced":
+        return derived(str.format(self, *args, **named), [self, args, named])
+
+    def __mod__(self, values: Any) -> "Traced":
+        return derived(str.__mod__(self, values), [self, values])
+
+    def __rmod__(self, text: str) -> "Traced":
+        return derived(str.__mod__(text, self), [self])
+
+    def __format__(self, spec: str) -> str:
+        return self if not spec else derived(str.__format__(self, spec), [self])
+
+
+def _respelling(name: str) -> Callable[..., Traced]:
+    made: Callable[..., str] = getattr(str, name)
+    return lambda self, *args: self._derived(made(self, *args))
+
+
+# Methods that give the same text in other letters, or filled up.
+for _name in ("capitalize", "casefold", "center", "expandtabs", "ljust", "lower", "rjust",
+              "swapcase", "title", "translate", "upper", "zfill"):  # fmt: skip
+    setattr(Traced, _name, _respelling(_name))
+
+
+def _slice(key: Any, length: int) -> tuple[int, int, int]:
+    if isinstance(key, slice):
+        return key.indices(length)
+    if not isinstance(key, int):  # templates ask texts for keys, to see whether they are objects
+        raise TypeError(f"string indices must be integers, not {type(key).__name__!r}")
+    at = key + length * (key < 0)
+    if not 0 <= at < length:
+        raise IndexError("string index out of range")
+    return at, at + 1, 1
+
+
+def pieces_of(text: str) -> Pieces:
+    """The pieces of any string; one without a history is the template's."""
+    if isinstance(text, Traced):
+        return text._pieces
+    return (Piece(len(text)),) if text else ()
+
+
+def joined(strings: Iterable[str]) -> Traced:
+    listed = list(strings)
+    return Traced("".join(listed), tuple(p for s in listed for p in pieces_of(s)))
+
+
+def put_in(new: str, for_old: Traced) -> Traced:
+    """`new` in the place of `for_old`, with whose source it is credited unless it has its own."""
+    if isinstance(new, Traced) or not for_old._pieces:
+        return new if isinstance(new, Traced) else joined([new])
+    return Traced(new, (for_old._pieces[0]._replace(length=len(new)),) if new else ())
+
+
+def derived(text: str, values: Any) -> Traced:
+    """A text made from all strings in `values`: of the first one's source, and of each a piece
+    without length, which says that it was shown."""
+    origins = [p for leaf in leaves(values) for p in pieces_of(leaf) if p.source != TEMPLATE]
+    seen = [p._replace(length=0, offset=DERIVED) for p in dict.fromkeys(origins)]
+    main = seen[0]._replace(length=len(text)) if seen else Piece(len(text))
+    return Traced(text, (*seen, main) if text else ())
+
+
+def leaves(value: Any) -> Iterator[str]:
+    """Every string in a value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(key)
+            yield from leaves(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item)
+
+
+# A string in JSON is written as its number between two control characters, which JSON escapes and
+# in which no other string can be mistaken for one: all that have a history are numbered.
+_NUMBERED = re.compile(r"\\u0001(\d+)\\u0002")
+
+
+def as_json(value: Any, *, sort_keys: bool = False, **style: Any) -> str:
+    """`json.dumps` that keeps the history of every string."""
+    found: list[Traced] = []
+
+    def numbered(item: Any) -> Any:
+        if isinstance(item, Traced):
+            found.append(item)
+            return f"\x01{len(found) - 1}\x02"
+        if isinstance(item, Mapping):
+            pairs = sorted(item.items()) if sort_keys else item.items()
+            return {numbered(k): numbered(v) for k, v in pairs}
+        return [numbered(i) for i in item] if isinstance(item, list | tuple) else item
+
+    text = json.dumps(numbered(value), **style)
+    parts = _NUMBERED.split(text)
+    ascii_only = bool(style.get("ensure_ascii", True))
+    parts[1::2] = [_escaped(found[int(n)], ascii_only) for n in parts[1::2]]
+    return joined(parts)
+
+
+def _escaped(text: Traced, ascii_only: bool) -> Traced:
+    return text._derived(json.dumps(str.__str__(text), ensure_ascii=ascii_only)[1:-1])
