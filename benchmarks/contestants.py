@@ -29,7 +29,7 @@ from eaft_probe.progress import Silent
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.plan import batch_tokens
 from eaft_probe.verbs.scan import data_format, open_data, selection
-from eaft_probe.verbs.score import Scorer, UnitRows
+from eaft_probe.verbs.score import Scorer
 
 USUAL_ROWS = 8  # rows of a batch in the usual recipe
 
@@ -66,11 +66,7 @@ class Work:
     def windows(self) -> list[list[Window]]:
         """The tokenized rows of each unit, in file order."""
         scorer = self.scorer(self.new_folder())
-        units = [UnitRows(scorer) for _ in range(self.units.count)]
-        for unit in self.units.units():
-            for record in unit.records:
-                units[unit.index].read(record)
-        return [rows.windows for rows in units]
+        return [scorer.read(unit).windows for unit in self.units.units()]
 
     @cached_property
     def batches(self) -> list[TokenBatch]:
@@ -115,7 +111,7 @@ def scan(work: Work) -> float:
     folder = work.new_folder()
     scorer = work.scorer(folder)
     for unit in work.units.units():
-        scorer.score(unit)
+        scorer.score(unit, scorer.read(unit))
     logprob = pq.read_table(folder / "tokens", columns=["logprob"])["logprob"]
     return float(logprob.to_numpy().mean(dtype="float64"))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.kept import kept_tokens
+from eaft_probe.columns.keys import EACH, TOGETHER
 from eaft_probe.columns.part_files import (
     TOTALS,
     part_facts,
@@ -46,6 +47,13 @@ def places(count: int, seed: int = 0, trained: int = 40) -> pandas.DataFrame:
         example += int(random.integers(1, 3))  # a rejected row now and then
     frame = pandas.DataFrame(rows[:count], columns=["example", "turn", "position"])
     return frame.assign(token_id=random.integers(0, VOCAB, count))
+
+
+def by_turn(placed: pandas.DataFrame) -> pandas.DataFrame:
+    """The same labels where each turn is a rendering of its own: places repeat within a row, and
+    the turns of every other row begin alike."""
+    groups = placed.groupby(["example", "turn"])
+    return placed.assign(position=5 + placed["example"] % 2 * placed["turn"] + groups.cumcount())
 
 
 def measured(placed: pandas.DataFrame, seed: int = 1, follow: bool = True) -> pandas.DataFrame:
@@ -99,11 +107,15 @@ def statistics(
     } | {name: columns[name].astype(np.int32) for name in COUNTED}
 
 
-def with_text(tokens: pandas.DataFrame, words: Sequence[str] | None = None) -> pandas.DataFrame:
+def with_text(
+    tokens: pandas.DataFrame,
+    words: Sequence[str] | None = None,
+    key: Sequence[str] = ("example",),
+) -> pandas.DataFrame:
     """The texts of labels and of what the model would say, and where they stand."""
     words = [f" w{i}" for i in range(VOCAB)] if words is None else words
     text = tokens["token_id"].map(lambda i: words[i % len(words)]).astype(str)
-    ends = text.str.len().groupby(tokens["example"]).cumsum()
+    ends = text.str.len().groupby([tokens[name] for name in key]).cumsum()
     return tokens.assign(
         token=text,
         top1=tokens["top1_id"].map(lambda i: words[i % len(words)]).astype(str),
@@ -123,9 +135,14 @@ def write(
     model: str = "made",
     words: Sequence[str] | None = None,
     fingerprint: str | None = None,
+    turns: str | None = "together",
 ) -> Scan:
-    """A finished scan of those tokens in `parts` units, in row groups of `group` tokens."""
-    tokens = with_text(tokens, words)
+    """A finished scan of those tokens in `parts` units, in row groups of `group` tokens.
+
+    `turns`: as --turns; None is a scan from before there was that setting.
+    """
+    key = EACH if turns == "each" else TOGETHER
+    tokens = with_text(tokens, words, key)
     own = [s for s in STATISTICS.values() if s.name in tokens and s.name not in without]
     schema = tokens_schema(own)
     listed = []
@@ -135,14 +152,15 @@ def write(
     for index, unit in enumerate(units):
         mine = tokens[tokens["example"].isin(unit)]
         table = pa.Table.from_pandas(mine[schema.names], schema, preserve_index=False)
-        write_part(folder, index, table, _examples(mine), {"counts": {"trained_tokens": len(mine)}})
+        examples = _examples(mine, turns)
+        write_part(folder, index, table, examples, {"counts": {"trained_tokens": len(mine)}})
         file = folder / "tokens" / part_name(index)
         if group is not None:
             pq.write_table(table, file, row_group_size=group)
         listed.append(part_facts(folder, index, len(mine)))
     manifest = {
         "command": "scan",
-        "config": {"keep": []},
+        "config": {"keep": []} | ({} if turns is None else {"turns": turns}),
         "model": model_facts(model, VOCAB),
         "chat_template": "made",
         "data": {"source": source, "fingerprint": fingerprint or source, "format": "messages"},
@@ -150,7 +168,7 @@ def write(
         "parts": listed,
         "counts": {"trained_tokens": len(tokens), "tokens": 2 * len(tokens), "rejected": 0,
                    "examples": tokens["example"].nunique(), "rows": tokens["example"].nunique(),
-                   "cut_examples": 0},
+                   "renderings": tokens.groupby(list(key)).ngroups, "cut_examples": 0},
         "special_tokens": [],
     }  # fmt: skip
     return write_manifest(folder, manifest).flag(rule or ConflictRule())
@@ -188,12 +206,13 @@ def resealed(scan: Scan, **changes: Any) -> Scan:
     return write_manifest(scan.path, {**scan.manifest, "parts": parts, "counts": counts, **changes})
 
 
-def _examples(tokens: pandas.DataFrame) -> pa.Table:
-    groups = tokens.groupby("example", sort=True)
+def _examples(tokens: pandas.DataFrame, turns: str | None) -> pa.Table:
+    groups = tokens.groupby(list(EACH if turns == "each" else TOGETHER), sort=True)
     messages = json.dumps([{"role": "user" if i % 2 == 0 else "assistant"} for i in range(6)])
     frame = pandas.DataFrame(
         {
-            "example": list(groups.groups),
+            "example": [g["example"].iloc[0] for _, g in groups],
+            "turn": [g["turn"].iloc[0] if turns == "each" else None for _, g in groups],
             "key": None,
             "text": ["".join(g["token"]) for _, g in groups],
             "messages": messages,
@@ -203,4 +222,7 @@ def _examples(tokens: pandas.DataFrame) -> pa.Table:
             "mean_entropy": [g["entropy"].astype(np.float64).mean() for _, g in groups],
         }
     )
-    return pa.Table.from_pandas(frame, examples_schema(()), preserve_index=False)
+    schema = examples_schema(())
+    if turns is None:
+        schema = schema.remove(schema.get_field_index("turn"))
+    return pa.Table.from_pandas(frame, schema, preserve_index=False)

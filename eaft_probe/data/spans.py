@@ -17,11 +17,13 @@ from typing import Any, Literal, NamedTuple
 
 from eaft_probe.data.chat_template import REASONING, TOOLS, ChatTemplate, Rendering
 from eaft_probe.data.messages import Message
+from eaft_probe.data.patterns import Pattern
 from eaft_probe.data.traced import TEMPLATE, Piece
 from eaft_probe.errors import RowError
 
 Span = tuple[int, int]  # first character, one past the last
 WORDS = ("content", *REASONING, "tool_calls", "tool_plan")  # the fields that a model would say
+MOST_PATTERNS = 1000  # orders of roles that are remembered; some kilobytes each
 THOUGHT = ("<think>", "</think>")
 TAG = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])\s*")
 ASKED = Message("user", "question")
@@ -200,6 +202,7 @@ class Locator:
     stops: frozenset[str]
     added: tuple[str, ...]
     _starts: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _patterns: dict[tuple[Any, ...], Pattern | None] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message], tools: Any, *, prompt: bool = False) -> Layout:
         """The conversation in the shape that the template takes. Raises `RowError`."""
@@ -224,15 +227,50 @@ class Locator:
 
     def locate(self, messages: Sequence[Message], turns: Sequence[int], tools: Any) -> Located:
         """The text, and where each of `turns` lies in it. Raises `RowError`."""
-        layout = self.render(messages, tools)
-        layout = self._with_context(layout, max(turns, default=0), tools)
+        if tools or self._wants_parts or not all(map(self._is_plain, messages)):
+            return self._located(messages, turns, tools)[0]
+        key = (*(m.role for m in messages), *turns)
+        if key in self._patterns and (pattern := self._patterns[key]):
+            text = self.template.text(messages)
+            spans = pattern.fit(text, messages)
+            if spans is not None:
+                closed = int(bool(pattern.closer))
+                return Located(text + pattern.closer, messages, spans, closed=closed)
+        located, layout = self._located(messages, turns, tools)
+        if len(self._patterns) >= MOST_PATTERNS:
+            self._patterns.clear()
+        as_given = located.messages is messages  # not a developer's as the system's
+        self._patterns[key] = _pattern(located, layout) if as_given else None
+        return located
+
+    def _is_plain(self, message: Message) -> bool:
+        """Whether it has a content and nothing else, in which no tag is anything to a template."""
+        bare = not (message.extra or message.tool_calls) and message.ends
+        tags = (tag for pair in self.thoughts for tag in pair)
+        return bare and bool(message.content.strip()) and not any(t in message.content for t in tags)
+
+    def _located(
+        self, messages: Sequence[Message], turns: Sequence[int], tools: Any
+    ) -> tuple[Located, Layout]:
+        layout = self._with_context(self._taken(messages, tools), max(turns, default=0), tools)
         spans, text, closed = dict[int, list[Span]](), layout.text, 0
         for turn in turns:
             spans[turn], closer = self._turn(layout, turn, tools)
             if closer:
                 spans[turn].append((len(text), len(text) + len(closer)))
                 text, closed = text + closer, closed + 1
-        return Located(text, layout.messages, spans, layout.left_out(), closed)
+        return Located(text, layout.messages, spans, layout.left_out(), closed), layout
+
+    def _taken(self, messages: Sequence[Message], tools: Any) -> Layout:
+        """The conversation, a developer's message as the system's where the template refuses it."""
+        try:
+            return self.render(messages, tools)
+        except RowError:
+            if not any(m.role == "developer" for m in messages):
+                raise
+            with suppress(RowError):
+                return self.render(_as_system(messages), tools)
+            raise
 
     def _with_context(self, layout: Layout, last: int, tools: Any) -> Layout:
         """The layout, where every message before the last trained one is shown; a developer's
@@ -242,9 +280,8 @@ class Locator:
                 continue
             message = layout.messages[index]
             if message.role == "developer":
-                as_system = [replace(m, role="system") if m.role == "developer" else m
-                             for m in layout.messages]  # fmt: skip
-                return self._with_context(self.render(as_system, tools), last, tools)
+                as_system = self.render(_as_system(layout.messages), tools)
+                return self._with_context(as_system, last, tools)
             raise RowError(f"the chat template does not show message {index} ({message.role}), "
                            f"which a later answer refers to; --tool-calls inline or "
                            f"--chat-template may help")  # fmt: skip
@@ -311,7 +348,10 @@ class Locator:
         # A template that is not asked for a header writes it at the answer alone.
         own = self._header.strip()
         at = text.find(own, first, words[0]) if own else -1
-        return at + len(own) if at >= 0 and not text[first:at].strip() else first
+        if at < 0 or text[first:at].strip():
+            return first
+        end, blank = at + len(own), self._header[len(self._header.rstrip()) :]
+        return end + len(blank) if text.startswith(blank, end) else end
 
     def _prompt(self, messages: Sequence[Message], tools: Any) -> tuple[str, str]:
         """The text that an answer to these messages continues, and what of it heads the answer."""
@@ -349,10 +389,10 @@ class Locator:
     def _behind_empty_thought(self, text: str, start: int, first: int) -> int:
         """Past a thought that the template puts in of itself, or what is left of one."""
         for opening, closing in self.thoughts:
-            empty = re.compile(rf"\s*(?:{re.escape(opening)}\s*)?{re.escape(closing)}\s*")
+            empty = re.compile(rf"\s*(?:{re.escape(opening)}\s*)?({re.escape(closing)})\s*")
             found = empty.match(text, start)
-            if found and found.end() <= first:
-                return found.end()
+            if found and found.end(1) <= first:
+                return min(found.end(), first)
         return start
 
     def _wrote_empty_thought(self, message: Message) -> bool:
@@ -509,6 +549,18 @@ class Locator:
         return None
 
 
+def _pattern(located: Located, layout: Layout) -> Pattern | None:
+    """What other conversations of the same shape are rendered by, where this one is simple."""
+    words = [layout.words(i) for i in range(len(layout.messages))]
+    simple = not located.left_out and all(
+        w and layout.text[slice(*w)] in (m.content, m.content.strip())
+        for w, m in zip(words, layout.messages, strict=True)
+    )
+    closer = located.text[len(layout.text) :]
+    known = [w for w in words if w]
+    return Pattern.of(layout.text, known, located.spans, closer) if simple else None
+
+
 _RESULT = Message("tool", SAID, extra={"name": NAMED, "tool_call_id": "call00000"})
 _TWICE = (ASKED, Message("assistant", SAID)) * 2
 _TOOL = {
@@ -526,6 +578,10 @@ def _call(*names: str) -> Message:
               "function": {"name": NAMED, "arguments": {n: f"value_{n}"}}}
              for i, n in enumerate(names)]  # fmt: skip
     return Message("assistant", "", tool_calls=calls)
+
+
+def _as_system(messages: Sequence[Message]) -> list[Message]:
+    return [replace(m, role="system") if m.role == "developer" else m for m in messages]
 
 
 def _reasons(message: Message) -> bool:

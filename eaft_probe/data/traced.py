@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, SupportsIndex
 
+from markupsafe import escape
+
 TEMPLATE = -1  # the source of the template's own text, and the loop of text outside of any
 
 
@@ -70,13 +72,15 @@ class Traced(str):
         return (self._cut(i, i + 1) for i in range(len(self)))
 
     def _cut(self, start: int, stop: int) -> "Traced":
+        if start == 0 and stop == len(self):
+            return self
         found, at = list[Piece](), 0
-        for piece in self._pieces:
-            a, b = max(start, at), min(stop, at + piece.length)
+        for length, source, offset, loop, marked in self._pieces:
+            a, b = max(start, at), min(stop, at + length)
             if a < b:
-                offset = piece.offset if piece.offset == DERIVED else piece.offset + a - at
-                found.append(piece._replace(length=b - a, offset=offset))
-            at += piece.length
+                inside = offset if offset == DERIVED else offset + a - at
+                found.append(Piece(b - a, source, inside, loop, marked))
+            at += length
         return Traced(str.__getitem__(self, slice(start, stop)), tuple(found))
 
     def strip(self, chars: str | None = None) -> "Traced":
@@ -160,6 +164,31 @@ class Traced(str):
 
     def __format__(self, spec: str) -> str:
         return self if not spec else derived(str.__format__(self, spec), [self])
+
+
+class Html(Traced):
+    """Text marked with `safe`, as Jinja knows it: text put beside it with + is escaped."""
+
+    def __html__(self) -> "Html":
+        return self
+
+    def __add__(self, other: str) -> "Html":
+        return _html(joined((self, _escaped_html(other))))
+
+    def __radd__(self, other: str) -> "Html":
+        return _html(joined((_escaped_html(other), self)))
+
+
+def _html(text: Traced) -> Html:
+    return Html(text, text._pieces)
+
+
+def _escaped_html(text: str) -> Traced:
+    escaped = Traced(text, pieces_of(text))
+    if not hasattr(text, "__html__"):
+        for character in "&<>'\"":
+            escaped = escaped.replace(character, str(escape(character)))
+    return escaped
 
 
 def _respelling(name: str) -> Callable[..., Traced]:

@@ -19,7 +19,10 @@ class Scorer(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What the manifest says of the model."""
 
-    def score(self, unit: Unit) -> None:
+    def read(self, unit: Unit) -> Any:
+        """The unit's rows as tokens; what `score` takes. No model is needed, any thread will do."""
+
+    def score(self, unit: Unit, rows: Any) -> None:
         """Writes the unit's part, whole or not at all."""
 
 
@@ -63,6 +66,11 @@ class Waiting:
         """Whether no unit waits, even where nobody is there to take one."""
         self.back = self.back or [*islice(self.units, 1)]
         return not self.back
+
+    def next_of_many(self, idle: int) -> Unit | None:
+        """The next unit, where so many others wait behind it."""
+        self.back += islice(self.units, max(0, idle + 1 - len(self.back)))
+        return self.back.pop(0) if len(self.back) > idle else None
 
     def give_back(self, unit: Unit, why: str) -> None:
         """The unit's worker died. Raises `ProbeError` where it was not the first by far."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from eaft_probe.data.units import Unit
+from eaft_probe.engines.ahead import AHEAD, ReadAhead
 from eaft_probe.engines.job import DEATHS, Job, Waiting, said
 from eaft_probe.errors import ProbeError
 
@@ -34,11 +35,23 @@ def run(job: Job) -> None:
         return
     threads = torch.get_num_threads()
     try:
-        scorer = job.load(job.progress)
-        for unit in job.begin(scorer.facts):
-            scorer.score(unit)
+        _run_here(job)
     finally:
         torch.set_num_threads(threads)
+
+
+def _run_here(job: Job) -> None:
+    scorer = job.load(job.progress)
+    ahead = ReadAhead(scorer.read)
+    try:
+        for unit in job.begin(scorer.facts):
+            ahead.put(unit)
+            if len(ahead) > AHEAD:
+                scorer.score(*ahead.pop())
+        while ahead:
+            scorer.score(*ahead.pop())
+    finally:
+        ahead.close()
 
 
 def _gpus(device: str | None) -> int:
@@ -53,8 +66,8 @@ class Worker:
     name: str
     process: subprocess.Popen[bytes] | None = None  # None: a rank, which its launcher started
     loaded: bool = False
-    unit: Unit | None = None
-    rows: int = 0  # of the unit, as far as the bar knows
+    units: list[Unit] = field(default_factory=list)  # it scores the first and reads the others
+    rows: int = 0  # of the first, as far as the bar knows
     tokens: int = 0
 
     @classmethod
@@ -118,16 +131,18 @@ class Crew:
         if not self.workers:
             raise ProbeError("all workers ended while they loaded the model; fewer --workers need "
                              "less memory")  # fmt: skip
-        busy = any(w.unit for w in self.workers)
+        busy = any(w.units for w in self.workers)
         return self.waiting is not None and not busy and self.waiting.over()
 
     def _deal(self) -> None:
-        """Gives units to idle workers."""
+        """Gives units to idle workers; where there are enough for all, one more to read ahead."""
         assert self.waiting is not None
-        for worker in self.workers:
-            if worker.loaded and worker.unit is None and (unit := self.waiting.next()):
-                worker.unit, worker.rows, worker.tokens = unit, 0, 0
-                worker.give("unit", unit)
+        for held in range(AHEAD + 1):
+            for worker in [w for w in self.workers if w.loaded and len(w.units) == held]:
+                unit = self.waiting.next_of_many(len(self.workers)) if held else self.waiting.next()
+                if unit:
+                    worker.units.append(unit)
+                    worker.give("unit", unit)
 
     def _hire(self) -> None:
         job, number = self.job, self.hired
@@ -166,18 +181,21 @@ class Crew:
         self.job.progress.note(text)
 
     def _done(self, worker: Worker, _: None) -> None:
-        worker.unit = None
+        worker.units.pop(0)
+        worker.rows = worker.tokens = 0
         self._deal()
 
     def _lose(self, worker: Worker) -> None:
-        """Its unit goes to another worker, and a new one takes its place."""
+        """Its units go to other workers, and a new one takes its place."""
         self.workers.remove(worker)
-        why, unit = worker.end(), worker.unit
-        if unit is not None:
+        why, task = worker.end(), "it had no unit"
+        if worker.units:
             assert self.waiting is not None
+            unit, *read = worker.units
             self.job.progress.advance(-worker.rows, -worker.tokens)
             self.waiting.give_back(unit, why)
-        task = f"{said(unit)} are scored again" if unit else "it had no unit"
+            self.waiting.back += read
+            task = f"{said(unit)} are scored again"
         self.job.progress.note(f"{worker.name} {why}; {task}")
         self.unloaded += not worker.loaded
         if worker.process is not None and self.unloaded < DEATHS:

@@ -83,7 +83,7 @@ class Actor:
     def score(self, unit: Unit) -> tuple[int, int]:
         """(rows, tokens) of the unit, whose part is written."""
         self.told.rows = self.told.tokens = 0
-        self.scorer.score(unit)
+        self.scorer.score(unit, self.scorer.read(unit))
         return self.told.rows, self.told.tokens
 
 

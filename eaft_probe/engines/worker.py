@@ -15,7 +15,9 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-from eaft_probe.engines.job import Scorer
+from eaft_probe.data.units import Unit
+from eaft_probe.engines.ahead import AHEAD, ReadAhead
+from eaft_probe.engines.job import Load, Scorer
 from eaft_probe.errors import ProbeError, one_line
 
 OVER = b"over"
@@ -42,17 +44,43 @@ class Told:
         self.tell("note", text)
 
 
+class Work:
+    """What a worker has been sent."""
+
+    scorer: Scorer
+    ahead: ReadAhead
+
+    def __init__(self, told: Told, device: str | None) -> None:
+        self.told, self.device = told, device
+
+    def load(self, load: Load) -> None:
+        self.scorer = load(self.told, self.device)
+        self.ahead = ReadAhead(self.scorer.read)
+        self.told.tell("ready", self.scorer.facts)
+
+    def unit(self, unit: Unit) -> None:
+        self.ahead.put(unit)
+
+    def has_more_than(self, units: int) -> bool:
+        return len(self.ahead) > units
+
+    def score(self) -> None:
+        self.scorer.score(*self.ahead.pop())
+        self.told.tell("done")
+
+
 def serve(connection: "Connection[Any, Any]", device: str | None = None) -> None:
     """Works until told that it is over. Raises what ended the work, where that was an error."""
     inbox: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
-    told, scorer = Told(connection), None
+    work = Work(Told(connection), device)
     while not (message := inbox.get()).startswith(OVER):
         try:
-            name, value = pickle.loads(message)
-            scorer = _obey(name, value, told, scorer, device)
+            getattr(work, pickle.loads(message)[0])(pickle.loads(message)[1])
+            while work.has_more_than(AHEAD if not inbox.empty() else 0):
+                work.score()
         except Exception as error:
-            told.tell("failed", _portable(error))
+            work.told.tell("failed", _portable(error))
     ended = pickle.loads(message.removeprefix(OVER))
     if ended is not None:
         raise ended
@@ -63,17 +91,6 @@ def tell_over(connection: "Connection[Any, Any]", error: ProbeError | None) -> N
     with suppress(OSError):  # it is gone
         connection.send_bytes(OVER + pickle.dumps(error))
         connection.close()
-
-
-def _obey(name: str, value: Any, told: Told, scorer: Scorer | None, device: str | None) -> Scorer:
-    if name == "load":
-        scorer = value(told, device)
-        told.tell("ready", scorer.facts)
-        return scorer
-    assert scorer is not None
-    scorer.score(value)
-    told.tell("done")
-    return scorer
 
 
 def _listen(connection: "Connection[Any, Any]", inbox: "SimpleQueue[bytes]") -> None:

@@ -230,9 +230,11 @@ def _manifest(
 ) -> dict[str, Any]:
     """That of the first scan, with what the others change; settings that differ are null."""
     told = [shard.scan.manifest for shard in shards]
-    first, counts = told[0], Counter[str]()
+    first, counts, left_out = told[0], Counter[str](), Counter[str]()
     for manifest in told:
-        counts.update(manifest["counts"])
+        theirs = dict(manifest["counts"])
+        left_out.update(theirs.pop("left_out", {}))
+        counts.update(theirs)
     config = {name: common(m["config"].get(name) for m in told) for name in first["config"]}
     versions = [m.get("versions", {}) for m in told]
     return {
@@ -241,6 +243,6 @@ def _manifest(
         "config": {**config, "keep": [*kept, SOURCE]},
         "data": plan["data"],
         "parts": list(parts),
-        "counts": dict(counts),
+        "counts": {**counts, "left_out": dict(left_out)},
         "versions": {n: common(v.get(n) for v in versions) for n in versions[0]},
     }

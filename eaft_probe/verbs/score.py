@@ -70,11 +70,16 @@ class Scorer:
         self.column_names = self.schema.names
         self.special_tokens = set(model.tokenizer.get_added_vocab())
 
-    def score(self, unit: Unit) -> None:
-        """Writes the unit's part, whole or not at all. Raises `NonFinite` and `OSError`."""
-        rows, self.halved = UnitRows(self), self._halved(unit.index)
+    def read(self, unit: Unit) -> "UnitRows":
+        """The unit's rows as tokens; in whichever thread, but one at a time."""
+        rows = UnitRows(self)
         for record in unit.records:
             rows.read(record)
+        return rows
+
+    def score(self, unit: Unit, rows: "UnitRows") -> None:
+        """Writes the unit's part, whole or not at all. Raises `NonFinite` and `OSError`."""
+        self.halved = self._halved(unit.index)
         left = len(unit.records)
         for number, batch in enumerate(batches(rows.windows, self.budget, self.cost)):
             for piece, columns in self._measured(batch, f"{unit.index}/{number}/", rows.counts):

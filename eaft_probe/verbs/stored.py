@@ -252,8 +252,11 @@ class Depositing:
     def facts(self) -> Mapping[str, Any]:
         return self.scorer.facts
 
-    def score(self, unit: Unit) -> None:
-        self.scorer.score(unit)
+    def read(self, unit: Unit) -> Any:
+        return self.scorer.read(unit)
+
+    def score(self, unit: Unit, rows: Any) -> None:
+        self.scorer.score(unit, rows)
         name = part_name(unit.index)
         self.deposit.put_part(self.folder, name)
         if self.own is not None:

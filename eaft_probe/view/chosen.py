@@ -67,7 +67,8 @@ def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
             ORDER BY round, mixed LIMIT {most})
         SELECT {IN_CONTEXT}, prob, entropy, {or_null(scan, "rank")}, {or_null(scan, "top1")},
                {or_null(scan, "top1_prob")}, conflict, {place}, {CELL}
-        FROM sample JOIN tokens USING ({place}) JOIN examples USING ({key})
+        FROM sample JOIN tokens USING ({place})
+             JOIN (SELECT {key}, text FROM examples) USING ({key})
         ORDER BY round, mixed"""
     return named(names, rows(scan, query))
 

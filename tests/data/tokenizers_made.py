@@ -1,10 +1,12 @@
 """Small tokenizers trained on the spot: byte-level and metaspace, with and without BOS."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -98,3 +100,15 @@ def byte_level(
 def metaspace(template: str | None = None, *, bos: bool = True, **names: str) -> Any:
     """SentencePiece-like BPE with byte fallback, as of Llama 2."""
     return _wrapped(Tokenizer.from_str(_metaspace()), bos, False, template, **names)
+
+
+def single_bytes(template: str | None, named: Sequence[str], **names: str) -> Any:
+    """Byte-level without a merge: a token for each byte, and the `named` ones."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.model = models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in named])
+    return _wrapped(tokenizer, False, False, template, **names)

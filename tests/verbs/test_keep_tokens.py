@@ -52,7 +52,7 @@ def line(number: int) -> str:
         messages += [{"role": "user", "content": WORDS[number % 17]},
                      {"role": "assistant", "content": " ".join(said)}]  # fmt: skip
     many = f"value {number}"
-    more = {"many": many, "none": None, "turn": number % 3}  # names that queries have, too
+    more = {"many": many, "none": None, "rank": number % 3}  # names that queries have, too
     return json.dumps({"messages": messages, "tag": "ab"[number % 2], **more})
 
 
@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scanned(data: Path, out: Path, model: str, keep_tokens: str, **settings: Any) -> Scan:
     given: dict[str, Any] = {
         "rows_per_unit": 5,
-        "keep": ["tag", "many", "none", "turn"],
+        "keep": ["tag", "many", "none", "rank"],
         "threads": 1,
     }
     return scan(str(data), out, model=model, keep_tokens=keep_tokens, **given | RULE | settings)
@@ -149,7 +149,7 @@ def test_the_summary_is_that_of_all_tokens(whole: Scan, kept: Scan) -> None:
     assert {k: v for k, v in mine.items() if k not in WHOLE} == {
         k: v for k, v in theirs.items() if k not in WHOLE
     }
-    assert theirs["kept"].keys() == {"tag", "turn"}  # `many` has too many values, `none` none
+    assert theirs["kept"].keys() == {"tag", "rank"}  # `many` has too many values, `none` none
     assert theirs["conflicts"] > 10
     assert len(theirs["classes"]) > 1
 
@@ -325,11 +325,11 @@ def test_an_interrupted_scan_goes_on(
 ) -> None:  # fmt: skip
     score, scored = Scorer.score, list[int]()
 
-    def stopping(self: Scorer, unit: Any) -> None:
+    def stopping(self: Scorer, unit: Any, rows: Any) -> None:
         if at == "a unit" and len(scored) == 4:
             raise KeyboardInterrupt
         scored.append(unit.index)
-        score(self, unit)
+        score(self, unit, rows)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -520,17 +520,19 @@ def test_a_scan_folds_as_it_goes(
     monkeypatch.setattr(scanning, "FOLD", 2)
     score = Scorer.score
 
-    def dying(self: Scorer, unit: Any) -> None:
+    def dying(self: Scorer, unit: Any, rows: Any) -> None:
         if unit.index == 8:
             raise KeyboardInterrupt
-        score(self, unit)
+        score(self, unit, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "score", dying)
         with pytest.raises(KeyboardInterrupt):
             scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
     waiting = sorted(f.name for f in (tmp_path / "s" / "units" / "totals").iterdir())
-    assert waiting == ["sum-3-00000.parquet"]
+    # Units 6 and 7 were not yet there when the next one was read, ahead of them.
+    assert waiting == ["part-00006.parquet", "part-00007.parquet", "sum-1-00002.parquet",
+                       "sum-2-00000.parquet"]  # fmt: skip
     again = scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
     straight = scanned(folder / "data", tmp_path / "t", model_folder, kept.keep_tokens)
     assert files(again) == files(straight)

@@ -89,8 +89,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     units: list[int] = []
     before = Scorer.score
 
-    def score(self: Scorer, unit: Any) -> None:
-        before(self, unit)
+    def score(self: Scorer, unit: Any, rows: Any) -> None:
+        before(self, unit, rows)
         units.append(unit.index)
 
     monkeypatch.setattr(Scorer, "score", score)

@@ -159,11 +159,11 @@ def test_what_is_here_is_not_fetched_again(
 
     score, units = Scorer.score, []
 
-    def dies(self: Scorer, unit: object) -> None:
+    def dies(self: Scorer, unit: object, rows: object) -> None:
         units.append(unit)
         if len(units) == 10:
             raise KeyboardInterrupt
-        score(self, unit)  # type: ignore[arg-type]
+        score(self, unit, rows)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Scorer, "score", dies)
     with pytest.raises(KeyboardInterrupt):

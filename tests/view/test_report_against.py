@@ -230,9 +230,9 @@ def test_what_is_held_does_not_grow(
     seen: list[int] = []
     furthest = movers_module._furthest
 
-    def spy(frame: Frame, sign: int) -> Frame:
+    def spy(frame: Frame, *more: Any) -> Frame:
         seen.append(len(frame))
-        return furthest(frame, sign)
+        return furthest(frame, *more)
 
     monkeypatch.setattr(movers_module, "_furthest", spy)
     movers(compare(*pair))

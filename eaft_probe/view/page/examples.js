@@ -12,7 +12,7 @@ const SORTS = {
   "order of the data": (e) => e.example,
 };
 const NOUN = report.examples.noun; // each example is a row of the data, or one of its turns
-const named = (place) =>
+const titleOf = (place) =>
   `example ${place.example}` + (place.turn === undefined ? "" : `, turn ${place.turn}`);
 const sameExample = (a, b) => a.example === b.example && a.turn === b.turn;
 const UNMARKED = examples.some((e) => e.held < e.trained) ? "not trained, or not kept" : "not trained";
@@ -69,7 +69,7 @@ const tokensOf = ({ held, trained }) =>
   held < trained ? `${whole(held)} kept of ${whole(trained)} tokens` : `${whole(trained)} tokens`;
 
 function card(example) {
-  const heading = named(example).replace("e", "E");
+  const heading = titleOf(example).replace("e", "E");
   const label = `${heading}: ${example.conflicts} conflicts in ${tokensOf(example)}`;
   const text = element("p", { class: "text", role: "group", "aria-label": `Text of ${label}` });
   const flags = new Set(example.flags);
@@ -161,8 +161,8 @@ function showExamples() {
 
 function exampleButton(place) {
   const example = examples.find((e) => sameExample(e, place));
-  if (!example) return element("span", { class: "muted" }, named(place));
-  return button(named(place), () => openExample(example, place.position), { class: "link" });
+  if (!example) return element("span", { class: "muted" }, titleOf(place));
+  return button(titleOf(place), () => openExample(example, place.position), { class: "link" });
 }
 
 function openExample(example, position) {
