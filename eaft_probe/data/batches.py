@@ -1,7 +1,7 @@
 """Rendered examples → batches: long text in windows, shared prefixes once, lengths alike."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,36 @@ class Window:
     start: int  # position of its first token in the example
     ids: NDArray[np.int32]  # (T,)
     trained: NDArray[np.bool_]  # (T,) never true at 0: nothing there predicts it
+    within: "tuple[Window, ...]" = ()  # others that it begins with, see `nested`; trained here too
+
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(N,) examples and (N,) positions of its trained tokens, those of `within` as well."""
+        examples = np.full(len(self.ids), self.example)
+        for window in self.within:
+            examples[: window.past][window.trained[: window.past]] = window.example
+        return examples[self.trained], self.start + np.flatnonzero(self.trained)
+
+    @property
+    def past(self) -> int:
+        """One past its last trained token."""
+        return len(self.trained) - int(self.trained[::-1].argmax())
+
+    def begins_with(self, other: "Window") -> bool:
+        """Whether the other's tokens, up to its last trained one, are this one's first, and it
+        trains none of them."""
+        past = other.past
+        return (
+            past <= len(self.ids)
+            and np.array_equal(self.ids[:past], other.ids[:past])
+            and self.start == other.start
+            and not (self.trained[:past] & other.trained[:past]).any()
+        )
+
+    def around(self, other: "Window") -> "Window":
+        """This one with the trained tokens of one that it begins with."""
+        trained = self.trained.copy()
+        trained[: other.past] |= other.trained[: other.past]
+        return replace(self, trained=trained, within=(*self.within, other))
 
     @property
     def first_trained(self) -> int:
@@ -124,7 +154,7 @@ def batches(items: Sequence[Window], budget: int, cost: Cost | None) -> Iterator
     With a `cost` (a model that can share prefixes), windows with a long common prefix are put
     behind it wherever that pays.
     """
-    groups = shared_prefixes(items, cost) if cost else [(0, list(items))]
+    groups = shared_prefixes(nested(items), cost) if cost else [(0, list(items))]
     for prefix, members in groups:
         # A row behind a prefix carries a copy of its keys: count a quarter, so that many short
         # rows behind a long prefix do not outgrow a batch of whole rows.
@@ -153,6 +183,22 @@ def batch_of(prefix: NDArray[np.int32], members: Sequence[Window]) -> TokenBatch
         trained[row, :length] = window.trained[skip:]
     tensors = [torch.from_numpy(a) for a in (ids, mask, trained)]
     return TokenBatch(prefix, tensors[0], tensors[1], tensors[2], tuple(members))
+
+
+def nested(items: Sequence[Window]) -> list[Window]:
+    """The windows without those that another begins with: its pass gives their numbers, too.
+
+    So are the turns of a conversation, each a rendering of its own, where the template shows a
+    history as it showed the turns. Sorted by their tokens, a window stands before what begins
+    with it.
+    """
+    kept = list[Window]()
+    for window in sorted(items, key=lambda w: w.ids[: w.past].astype(">i4").tobytes())[::-1]:
+        if kept and kept[-1].begins_with(window):
+            kept[-1] = kept[-1].around(window)
+        else:
+            kept.append(window)
+    return kept
 
 
 def shared_prefixes(items: Sequence[Window], cost: Cost) -> list[tuple[int, list[Window]]]:

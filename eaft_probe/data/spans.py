@@ -246,8 +246,9 @@ class Locator:
     def _is_plain(self, message: Message) -> bool:
         """Whether it has a content and nothing else, in which no tag is anything to a template."""
         bare = not (message.extra or message.tool_calls) and message.ends
+        content = message.content
         tags = (tag for pair in self.thoughts for tag in pair)
-        return bare and bool(message.content.strip()) and not any(t in message.content for t in tags)
+        return bare and bool(content.strip()) and not any(t in content for t in tags)
 
     def _located(
         self, messages: Sequence[Message], turns: Sequence[int], tools: Any

@@ -12,49 +12,54 @@ from eaft_probe.columns.table import Scan
 from eaft_probe.data.batches import window_start
 from eaft_probe.data.render import Renderer
 
-PLACE = ("example", "position", "token_id")
 Ids = NDArray[np.int32]
 
 
 def contexts(
     scan: Scan, places: Mapping[str, NDArray[Any]], renderer: Renderer
 ) -> list[Ids | None]:
-    """For each place (part, example, position) the window's ids up to the label, the last of them.
+    """For each place (its part, and the scan's `token_key`) the window's ids up to the label, the
+    last of them.
 
     None where the example's text does not give back the tokens of the scan: rows that came as
     token ids need not.
     """
     longest = int(scan.manifest["model"]["max_length"])
+    stride = int(scan.manifest["config"].get("stride") or 1)
+    key = list(zip(*(places[n].tolist() for n in scan.example_key), strict=True))
     found: list[Ids | None] = [None] * len(places["example"])
     for part in np.unique(places["part"]).tolist():
         mine = np.flatnonzero(places["part"] == part)
         ids = _ids(scan, part, np.unique(places["example"][mine]), renderer, longest)
         for at in mine.tolist():
-            position = int(places["position"][at])
-            whole = ids.get(int(places["example"][at]))
+            position, whole = int(places["position"][at]), ids.get(key[at])
             if whole is not None:
-                found[at] = whole[window_start(position, longest) : position + 1]
+                found[at] = whole[window_start(position, longest, stride) : position + 1]
     return found
 
 
 def _ids(
     scan: Scan, part: int, wanted: NDArray[np.int64], renderer: Renderer, longest: int
-) -> dict[int, Ids]:
-    """example → its ids, for those whose text gives exactly the tokens that were scored."""
-    columns = ["example", "text", "tokens"]
+) -> dict[tuple[int, ...], Ids]:
+    """Key of an example → its ids, for those whose text gives exactly the tokens that were scored.
+
+    `wanted`: their rows."""
+    key = list(scan.example_key)
+    columns = [*key, "text", "tokens"]
     table = scan.example_part(part, columns)
     among = pa.array(wanted, pa.int64())
     table = table.filter(pc.is_in(table["example"], value_set=among))
     pieces = [p.filter(pc.is_in(p["example"], value_set=among))
-              for p in scan.token_parts(PLACE, part)]  # fmt: skip
-    scored = {n: np.concatenate([p[n].to_numpy() for p in pieces]) for n in PLACE}
+              for p in scan.token_parts([*scan.token_key, "token_id"], part)]  # fmt: skip
+    names = (*scan.token_key, "token_id")
+    scored = {n: np.concatenate([p[n].to_numpy() for p in pieces]) for n in names}
     found = {}
     for row in table.to_pylist():
-        here = scored["example"] == row["example"]
+        here = np.logical_and.reduce([scored[n] == row[n] for n in key])
         places, labels = scored["position"][here], scored["token_id"][here]
         ids = _encoded(row["text"], row["tokens"], renderer, longest, places, labels)
         if ids is not None:
-            found[row["example"]] = ids
+            found[tuple(row[n] for n in key)] = ids
     return found
 
 

@@ -216,10 +216,7 @@ class UnitRows:
 
     def take(self, batch: TokenBatch, columns: TokenColumns) -> None:
         """Adds a batch's columns with the place of each token. Raises `NonFinite`."""
-        places = [
-            (np.full(int(w.trained.sum()), w.example), w.start + np.flatnonzero(w.trained))
-            for w in batch.window
-        ]
+        places = [window.places() for window in batch.window]
         example, position = (np.concatenate(c) for c in zip(*places, strict=True))
         finite = [torch.isfinite(c) for c in columns.columns.values()]
         bad = np.flatnonzero(~torch.stack(finite).all(0).numpy())

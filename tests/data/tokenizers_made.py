@@ -32,7 +32,12 @@ GLM = ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|observa
 GEMMA = ["<bos>", "<start_of_turn>", "<end_of_turn>"]
 MISTRAL = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
 PLAIN = ["<s>", "</s>", "<unk>"]
+THOUGHTS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+OTHERS = ["<|START|>", "<|SAY|>", "<|SAID|>", "<|END|>", "<|end|>", "<|start|>", "<|message|>",
+          "<|call|>", "<|return|>", "[GO]", "<|turn>", "<turn|>", "<|channel>", "<channel|>",
+          "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"]  # fmt: skip
 NAMED = [*PLAIN, *CHATML, *LLAMA3, *GLM, *GEMMA, *MISTRAL]
+MORE = [*THOUGHTS, *OTHERS]
 
 
 @cache
@@ -100,6 +105,13 @@ def byte_level(
 def metaspace(template: str | None = None, *, bos: bool = True, **names: str) -> Any:
     """SentencePiece-like BPE with byte fallback, as of Llama 2."""
     return _wrapped(Tokenizer.from_str(_metaspace()), bos, False, template, **names)
+
+
+def more_tokens(template: str | None = None, **how: Any) -> Any:
+    """Byte-level, and tokens for thoughts, calls and turns of other families, too."""
+    made = byte_level(template, **how)
+    made.add_tokens([AddedToken(t, normalized=False) for t in MORE])
+    return made
 
 
 def single_bytes(template: str | None, named: Sequence[str], **names: str) -> Any:
