@@ -159,6 +159,14 @@ class Renderer:
             self._locators[name] = Locator(template, self.stops, self.added)
         return self._locators[name]
 
+    @property
+    def limits(self) -> str:
+        """What the chat template does not show, for people; empty where it shows everything."""
+        if not self.templates:
+            return ""
+        found = self.locator(Example("", ())).limits
+        return f"the chat template does not show {', '.join(found)}" if found else ""
+
     @cached_property
     def closers(self) -> frozenset[str]:
         """The tokens that end an answer: the end of text, and what the templates end turns with."""
@@ -371,8 +379,10 @@ def _marked(
     for turn, pieces in spans.items():
         for start, end in pieces:
             first, past = np.searchsorted(starts, (start, end)).tolist()
-            while first and chars[first - 1, 1] > start and _is_space(
-                text, chars[first - 1, 0], start
+            while (
+                first
+                and chars[first - 1, 1] > start
+                and _is_space(text, chars[first - 1, 0], start)
             ):
                 first -= 1
             trained[first:past] = real[first:past]

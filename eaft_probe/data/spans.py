@@ -258,7 +258,8 @@ class Locator:
         for turn in turns:
             spans[turn], closer = self._turn(layout, turn, tools)
             if closer:
-                spans[turn].append((len(text), len(text) + len(closer)))
+                (start, _), past = spans[turn].pop(), len(text) + len(closer)
+                spans[turn].append((start, past))
                 text, closed = text + closer, closed + 1
         return Located(text, layout.messages, spans, layout.left_out(), closed), layout
 
@@ -445,6 +446,26 @@ class Locator:
                 return inf
 
         return sorted(SHAPES, key=missing)
+
+    @cached_property
+    def limits(self) -> list[str]:
+        """What the template does not show of conversations, tried out; for people."""
+        thinks = Message("assistant", SAID, extra={"reasoning_content": MEANT})
+        called = [ASKED, _call("x"), _RESULT, Message("assistant", SAID)]
+        return [what for what, messages, index in (
+            ("a system message", [Message("system", MEANT), *_TWICE[:2]], 0),
+            ("an answer to a second question", list(_TWICE), 3),
+            ("tool calls", called, 1),
+            ("tool results", called, 2),
+            ("reasoning in a field of its own", [ASKED, thinks], 1),
+            ("reasoning of earlier turns", [ASKED, thinks, *_TWICE[:2]], 1),
+        ) if not self._shows_whole(messages, index)]  # fmt: skip
+
+    def _shows_whole(self, messages: Sequence[Message], index: int) -> bool:
+        layout = self._probe(messages)
+        role = messages[index].role
+        return layout is not None and layout.shows(index) and not any(
+            place.startswith(f"{role}.") for place in layout.left_out())  # fmt: skip
 
     @cached_property
     def _generation_header(self) -> str:

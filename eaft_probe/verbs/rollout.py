@@ -200,6 +200,8 @@ class Answerer:
         self.prompts = Prompts(Renderer(tokenizer, RenderOptions.of(settings)))
         self.reader = Reader(self.row_format, self._prompt, settings.strict)
         self._require_room()
+        if self.prompts.renderer.limits:
+            self.progress.note(self.prompts.renderer.limits)
 
     def _vllm(self, sampling: Sampling) -> tuple[Any, Sampler]:
         settings = self.settings

@@ -24,7 +24,7 @@ from eaft_probe.engines import ENGINES
 from eaft_probe.engines.job import Job
 from eaft_probe.engines.ranks import Ranks, launched
 from eaft_probe.errors import BadInput, DataError, RowError
-from eaft_probe.model.loading import resolve_device
+from eaft_probe.model.loading import own_tokenizer, resolve_device
 from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ScanSettings, make_settings
@@ -187,6 +187,8 @@ def _score(
     def begin(told: Mapping[str, Any]) -> Iterator[Unit]:
         """The folder is touched only once a model stands: a typo must not cost an old scan."""
         facts.update(told)
+        if told.get("template_limits"):
+            progress.note(told["template_limits"])
         prepare(folder, plan, settings.overwrite, mine.scratch)
         if deposit:
             deposit.begin(mine, settings.overwrite)
@@ -204,6 +206,8 @@ def _score(
     load = Loading(folder.absolute(), mine.scratch.absolute(), row_format, absolute,
                    plan["tokens_per_batch"], plan["threads"], deposit)  # fmt: skip
     progress.note(f"loading {settings.model}")
+    if own_tokenizer(settings.adapter):
+        progress.note(f"tokenizer and chat template are those of {settings.adapter}")
     # A model that spreads itself over devices is loaded as the settings say.
     spread = settings.tp or settings.device_map is not None
     job = Job(load, begin, progress, units.count, None if spread else plan["device"],

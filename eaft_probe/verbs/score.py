@@ -120,6 +120,7 @@ class Scorer:
         return {
             "columns": self.column_names,
             "special_tokens": sorted(self.special_tokens),
+            "template_limits": self.renderer.limits,
             "model": {
                 "dtype": str(self.model.dtype).removeprefix("torch."),
                 "parameters": self.model.parameters,

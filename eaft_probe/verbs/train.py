@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from eaft_probe.columns.log import read_log
+from eaft_probe.data.render import Renderer, RenderOptions
 from eaft_probe.errors import ProbeError, one_line
 from eaft_probe.model.loading import CausalLM, quiet
 from eaft_probe.objectives.gates import objective
@@ -60,6 +61,9 @@ def train(
         with launch.main_first(arguments):
             rows = _rows(data, chosen, scans, model, cache)
         _notes(rows, wanted, chosen, progress)
+        limits = Renderer(model.tokenizer, RenderOptions.of(chosen)).limits
+        if limits:
+            progress.note(limits)
         log = RunLog(folder, wanted, progress)
         with launch.as_bad_input():
             trainer = _trainer(rows, model, scans.resolved(wanted), arguments, chosen, log)

@@ -23,6 +23,7 @@ from eaft_probe.errors import BadInput, MissingColumn, one_line
 from eaft_probe.files import written_aside
 from eaft_probe.view.against import against as compared
 from eaft_probe.view.chosen import columns, examples, last_part, listed, pairs, short
+from eaft_probe.view.notices import template_notices
 from eaft_probe.view.page import Figure, library_versions, page
 
 READS = ("example", "position", "token", "char_start", "char_end", "logprob", "prob", "entropy")
@@ -138,6 +139,7 @@ def _notices(summary: Mapping[str, Any]) -> list[str]:
         "cut_examples": "examples were cut at the model's context",
     }
     said = [f"{summary[k]:,} of {summary['rows']:,} {v}." for k, v in lost.items() if summary[k]]
+    said += template_notices(summary)
     if kept := summary.get("kept_tokens"):
         said.append(
             f"{kept['tokens']:,} of {summary['trained_tokens']:,} tokens were kept one by one "

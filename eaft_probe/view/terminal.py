@@ -19,6 +19,7 @@ from rich.text import Text
 from eaft_probe.columns.keys import named_place
 from eaft_probe.columns.table import Scan
 from eaft_probe.printable import printable
+from eaft_probe.view.notices import left_out, template_notices
 
 if TYPE_CHECKING:
     import pandas
@@ -53,9 +54,8 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     lost = [f"{summary[k]:,} {v}" for k, v in LOST.items() if summary[k]]
     if lost:
         console.print("; ".join(lost), style="yellow", highlight=False)
-    if summary.get("left_out"):
-        console.print(f"the chat template does not show {left_out(summary['left_out'])}",
-                      style="yellow", markup=False, highlight=False)  # fmt: skip
+    for notice in template_notices(summary):
+        console.print(notice, style="yellow", markup=False, highlight=False)
     if "kept_tokens" in summary:
         console.print(_kept_tokens(summary["kept_tokens"]), style="yellow", highlight=False)
     console.print(f"mean nll {summary['mean_nll']:.3f} nats, mean entropy "
@@ -116,11 +116,6 @@ def show_rendered(console: Console, row: int, rendered: "Rendered") -> None:
         console.print(f"not shown: {left_out(rendered.left_out)}", style="yellow", markup=False)
     spans = [(int(a), int(b), TRAINED) for a, b in rendered.chars[rendered.trained]]
     console.print(coloured(rendered.text, spans))
-
-
-def left_out(characters: Mapping[str, int]) -> str:
-    """What the chat template does not show, for people."""
-    return ", ".join(f"{n:,} characters of {printable(what)}" for what, n in characters.items())
 
 
 def show_frame(console: Console, frame: "pandas.DataFrame") -> None:

@@ -1,0 +1,25 @@
+"""What a chat template did with the data, in sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from eaft_probe.printable import printable
+
+
+def template_notices(summary: Mapping[str, Any]) -> list[str]:
+    """Of a scan's summary; nothing where the template shows everything and ends every turn."""
+    told = list[str]()
+    if summary.get("left_out"):
+        told.append(f"The chat template does not show {left_out(summary['left_out'])}.")
+    if count := summary.get("not_shown"):
+        told.append(f"{count:,} turns to be trained are not: the chat template shows nothing "
+                    f"of them.")  # fmt: skip
+    if count := summary.get("closed"):
+        told.append(f"{count:,} last turns, which the chat template leaves open, were ended as it "
+                    f"ends earlier ones.")  # fmt: skip
+    return told
+
+
+def left_out(characters: Mapping[str, int]) -> str:
+    """Role and field with the characters of text that are not shown."""
+    return ", ".join(f"{n:,} characters of {printable(what)}" for what, n in characters.items())
