@@ -1,4 +1,4 @@
-"""Rendering against a plain loop of `apply_chat_template(tokenize=True)`, and beside the forward pass.
+"""Rendering against a plain loop of `apply_chat_template`, and rendering beside the forward pass.
 
 python benchmarks/render_speed.py --data gsm8k/train.jsonl --model smollm2 --rows 600
 python benchmarks/render_speed.py --data gsm8k/train.jsonl --model stories260K --beside

@@ -19,7 +19,9 @@ from eaft_probe.data.spans import Located, Locator
 
 PAGE = Path(__file__).parent / "trained-tokens.md"
 BEGIN, END = "<!-- examples: made by trained_tokens_examples.py -->", "<!-- end of examples -->"
-TOKEN = re.compile(r"<[|｜][^<>\n'\"{} ]{1,40}[|｜]>|</?(?:think|tool_call|tool_response)>|<\w+\|>|<\|\w+>")
+TOKEN = re.compile(
+    r"<[|｜][^<>\n'\"{} ]{1,40}[|｜]>|</?(?:think|tool_call|tool_response)>|<\w+\|>|<\|\w+>"
+)
 
 THINKING = [
     {"role": "user", "content": "2 + 2?"},
@@ -61,8 +63,8 @@ FAMILIES = (
            "The model writes recipient and channel itself; a call ends with `<|call|>`, an answer "
            "with `<|return|>`, or `<|end|>` where another turn follows."),
     Family("GLM-4.5", "glm4moe", TOOLS, "<|endoftext|>",
-           "The template writes no end of turn: the next role's token ends it, and a last turn gets "
-           "the one that ends others. The empty thought is the template's."),
+           "The template writes no end of turn: the next role's token ends it, and a last turn "
+           "gets the one that ends others. The empty thought is the template's."),
     Family("Gemma 4", "gemma4", TOOLS, "<turn|>",
            "The tool's result stands within the turn of the call and is cut out; its first token "
            "is where the model stops."),
@@ -97,8 +99,8 @@ def page_part() -> str:
     for family in FAMILIES:
         found = located(family)
         left = ", ".join(f"{n} characters of `{what}`" for what, n in found.left_out.items())
-        told.append(f"### {family.title}\n\n{family.says}{f' Left out: {left}.' if left else ''}\n\n"
-                    f"<pre>{marked(found).rstrip()}</pre>\n")  # fmt: skip
+        says = f"{family.says} Left out: {left}." if left else family.says
+        told.append(f"### {family.title}\n\n{says}\n\n<pre>{marked(found).rstrip()}</pre>\n")
     return "\n".join([BEGIN, "", *told, END])
 
 

@@ -83,6 +83,10 @@ class ChatTemplate:
     def _compiled(self) -> jinja2.Template:
         return self._environment.from_string(self.source)
 
+    def compiled(self) -> None:
+        """Raises `jinja2.TemplateError` where the source is no template."""
+        _ = self._compiled
+
     @cached_property
     def has_marks(self) -> bool:
         """Whether it says with {% generation %} what the assistant writes."""

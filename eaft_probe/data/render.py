@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
+from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
 from eaft_probe.data.chat_template import REASONING, ChatTemplate, read_template
@@ -20,7 +21,7 @@ from eaft_probe.data.inline import inlined
 from eaft_probe.data.messages import Message
 from eaft_probe.data.spans import Located, Locator, Span
 from eaft_probe.data.traced import leaves
-from eaft_probe.errors import ModelError, RowError
+from eaft_probe.errors import ModelError, RowError, one_line
 from eaft_probe.settings import DataSettings
 
 TrainOn = Literal["assistant", "last", "all"]
@@ -156,6 +157,11 @@ class Renderer:
             values = {**self.tokenizer.special_tokens_map, **self.options.template_arg}
             today = date.fromisoformat(self.options.today) if self.options.today else date.today()
             template = ChatTemplate(self.templates[name], values, today)
+            try:
+                template.compiled()
+            except TemplateError as error:
+                raise ModelError(f"the chat template of {self.tokenizer.name_or_path} is none: "
+                                 f"{one_line(error)}") from error  # fmt: skip
             self._locators[name] = Locator(template, self.stops, self.added)
         return self._locators[name]
 

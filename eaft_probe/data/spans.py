@@ -307,16 +307,15 @@ class Locator:
         return self._without_others(layout, turn, (start, end)), closer
 
     def _without_others(self, layout: Layout, turn: int, whole: Span) -> list[Span]:
-        """The span without other messages' text, of which the first token still ends what the
-        model says, where it says something before."""
-        found, at = list[Span](), whole[0]
-        words = layout.words(turn)
-        for start, end in layout.foreign(turn, (whole[0], words[1] if words else whole[1])):
-            token = self._token.match(layout.text, start)
-            ends_here = token and start == at + len(layout.text[at:start]) and at < start
-            stop = token.end() if token and ends_here else start
-            if not found or found[-1][1] < at or at < start:
-                found.append((at, stop))
+        """The span without other messages' text, the first token of which still ends what the
+        model says in front of it, unless a token of its own does."""
+        found, at, text = list[Span](), whole[0], layout.text
+        words = layout.words(turn) or whole
+        for start, end in layout.foreign(turn, (whole[0], words[1])):
+            if at < start:
+                ended = any(text.endswith(c, at, start) for c in self.closers)
+                token = None if ended else self._token.match(text, start)
+                found.append((at, token.end() if token else start))
             at = max(at, end)
         return [s for s in [*found, (at, whole[1])] if s[0] < s[1]]
 
@@ -373,11 +372,11 @@ class Locator:
         if at < 0:
             return None
         at += len(bare.strip())
-        rest = re.compile(r"\s*".join(map(re.escape, header[header.index(bare.strip())
-                          + len(bare.strip()):].split())))  # fmt: skip
-        opened = re.compile(r"\s*" + rest.pattern).match(text, at) if rest.pattern else None
+        behind = header[header.index(bare.strip()) + len(bare.strip()) :]
+        tags = r"\s*".join(["", *map(re.escape, behind.split())])
+        opened = re.compile(tags).match(text, at) if tags else None
         end = opened.end() if opened else at
-        blank = header[len(header.rstrip()) :]
+        blank = behind[len(behind.rstrip()) :] if opened else _blank_before(behind)
         return end + len(blank) if text.startswith(blank, end) else end
 
     def _thoughtless(self, header: str) -> str:
@@ -412,6 +411,9 @@ class Locator:
         if own:
             return own[-1].end(), ""
         called = bool(layout.messages[turn].tool_calls)
+        tail = list(self._token.finditer(text, words[1], past))
+        if called and tail and self._calls_end_themselves:
+            return tail[-1].end(), ""
         if past < len(text):
             following = self._token.match(text, past)
             return (following.end() if following else past), ""
@@ -532,6 +534,18 @@ class Locator:
         return frozenset(t[0].strip() for t in self._token.finditer(between))
 
     @cached_property
+    def _calls_end_themselves(self) -> bool:
+        """Whether what follows a call is the header of any message, and so no word of the model's:
+        then what ends the call ends the turn."""
+        layout = self._probe(_ANSWERED)
+        words = layout and layout.words(1)
+        if not layout or not words:
+            return False
+        following = self._token.match(layout.text, layout.around(1, words)[1])
+        header = self._token.match(self._generation_header)
+        return bool(following and header and following[0].strip() == header[0].strip())
+
+    @cached_property
     def endings(self) -> frozenset[str]:
         """Every token that ends what a model says here."""
         opened = (self._token.findall(self._left_open(called)) for called in (False, True))
@@ -550,7 +564,7 @@ class Locator:
 
     @cached_property
     def _closes_calls(self) -> str:
-        return self._closes([ASKED, _call("x"), _RESULT, Message("assistant", SAID)], 1)
+        return self._closes(_ANSWERED, 1)
 
     def _closes(self, messages: Sequence[Message], turn: int) -> str:
         layout = self._probe(messages)
@@ -606,8 +620,15 @@ def _as_system(messages: Sequence[Message]) -> list[Message]:
     return [replace(m, role="system") if m.role == "developer" else m for m in messages]
 
 
+_ANSWERED = (ASKED, _call("x"), _RESULT, Message("assistant", SAID))
+
+
 def _reasons(message: Message) -> bool:
     return any(message.extra.get(n) for n in REASONING)
+
+
+def _blank_before(text: str) -> str:
+    return text[: len(text) - len(text.lstrip())]
 
 
 def _until(spans: Sequence[Span], end: int) -> list[Span]:

@@ -108,10 +108,11 @@ OPENS_THOUGHT = THOUGHTS.replace(
     "'<|im_start|>assistant\\n' }}{%- endif %}", "'<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
 )
 
-# Shows a thought under one name alone, behind a marker of its own; none where there is none.
+# A thought behind a marker of its own, none where there is none; an empty one in the prompt.
 CHANNELS = """\
 {{ bos_token }}{%- for m in messages %}{{ '<|turn>' + m.role + '\\n' }}\
-{%- if m.reasoning %}{{ '<|channel>thought\\n' + m.reasoning + '<channel|>' }}{%- endif %}\
+{%- set thought = m.reasoning or m.reasoning_content %}\
+{%- if thought %}{{ '<|channel>thought\\n' + thought + '<channel|>' }}{%- endif %}\
 {{ m.content + '<turn|>\\n' }}{%- endfor %}\
 {%- if add_generation_prompt %}{{ '<|turn>assistant\\n<|channel>thought\\n<channel|>' }}{%- endif %}"""
 
@@ -174,7 +175,7 @@ WITHIN = """\
 
 TWO_MARKS = """\
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{%- if m.role == 'assistant' %}\
-{% generation %}{{ m.reasoning_content }}{% endgeneration %}{{ ' => ' }}\
+{% generation %}{{ m.reasoning_content }}{% endgeneration %}{{ '=>' }}\
 {% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\
 {%- else %}{{ m.content + '<|im_end|>' }}{%- endif %}{{ '\\n' }}{%- endfor %}"""
 

@@ -391,7 +391,12 @@ class Oracle:
         zone = max(others, default=0)
         if bare and bare in text[zone:own]:
             right = re.search(re.escape(bare) + thought, text[zone:first])
-            return "" if right else f"turn {turn} starts behind {text[zone:first]!r}"
+            past = text.rindex(bare, zone, own) + len(bare)
+            blank = re.match(r"\s*", header[header.index(bare) + len(bare) :])[0]  # type: ignore[index]
+            early = text.startswith(blank, past) and first < past + len(blank)
+            if right and not early:
+                return ""
+            return f"turn {turn} starts behind {text[zone:first]!r}"
         if re.search(r"assistant|model|bot\b", text[first:own], re.I):
             return f"turn {turn} starts with {text[first:own]!r}"
         return ""

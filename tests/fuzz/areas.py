@@ -32,9 +32,9 @@ from eaft_probe.columns.part_files import TOTALS, sha256
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import Scan
 from eaft_probe.columns.totals import columns_of, sums_of, table_of
-from eaft_probe.data import spans as templates
+from eaft_probe.data import chat_template as templates
 from eaft_probe.data.formats import FORMATS, Example, Message, RowFormat, infer_format
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.render import Renderer, RenderOptions
 from eaft_probe.data.sources import READERS, open_source
 from eaft_probe.data.units import Selection, UnitPlan
 from eaft_probe.errors import ProbeError, RowError
@@ -139,7 +139,7 @@ _kept: list[Any] = []
 def renderer(kind: str = "chat") -> Renderer:
     template = tiny.CHAT_TEMPLATE if kind != "plain" else None
     tool_calls = "inline" if kind == "inline" else "template"
-    return Renderer(tiny.tokenizer(template), tool_calls=tool_calls)
+    return Renderer(tiny.tokenizer(template), RenderOptions(tool_calls=tool_calls))  # type: ignore[arg-type]
 
 
 # --- rows ---

@@ -11,9 +11,8 @@ import tiny
 from areas import AREAS, Tally, judged
 from hypothesis import HealthCheck, Phase, given, settings
 
-from eaft_probe.data import spans, timeout
-from eaft_probe.data.formats import Message
-from eaft_probe.data.render import Renderer
+from eaft_probe.data import chat_template, timeout
+from eaft_probe.data.messages import Message
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import BadInput, DataError, ModelError, ProbeError, RowError, one_line
 from eaft_probe.files import written_aside
@@ -122,14 +121,14 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 def test_a_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ran for days; now each row has its time, and the third that needs more ends the run."""
-    monkeypatch.setattr(spans, "SECONDS", 0.1)
+    monkeypatch.setattr(chat_template, "SECONDS", 0.1)
     template = tiny.CHAT_TEMPLATE + "{% if messages | length > 2 %}" + LOOPS + "{% endif %}"
-    render = Renderer(tiny.tokenizer(template)).template
+    render = chat_template.ChatTemplate(template)
     short = [Message("user", "a"), Message("assistant", "b")]
-    for _ in range(spans.MOST_LATE - 1):
+    for _ in range(chat_template.MOST_LATE - 1):
         with pytest.raises(RowError, match="ran longer"):
             render.render([*short, *short])
-        assert "b<|im_end|>" in render.render(short)
+        assert "b<|im_end|>" in render.render(short).text
     with pytest.raises(ModelError, match="ran longer"):
         render.render([*short, *short])
 
@@ -157,8 +156,7 @@ def test_the_bound_holds_in_any_thread_and_leaves_others_alone() -> None:
 
 def test_half_a_character_from_a_template_rejects_the_row() -> None:
     """The tokenizer's TypeError."""
-    template = Renderer(tiny.tokenizer(tiny.CHAT_TEMPLATE)).template
-    odd = spans.ChatTemplate("{{ '\\ud800' }}", template.special_tokens, template.added)
+    odd = chat_template.ChatTemplate("{{ '\\ud800' }}")
     with pytest.raises(RowError, match="refuses"):
         odd.render([Message("user", "a")])
 

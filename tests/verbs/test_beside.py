@@ -178,6 +178,7 @@ class _Other:
 
     def __init__(self, scan: Scan) -> None:
         self.scan, self.path = scan, scan.path
+        self.example_key, self.token_key = scan.example_key, scan.token_key
 
     def token_arrays(self, names, only=None):
         for piece in self.scan.token_arrays(names, only):

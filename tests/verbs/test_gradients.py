@@ -199,13 +199,13 @@ def test_an_adapter_is_merged(model: str, tmp_path: Path) -> None:
 def test_the_file_holds_the_scan_s_columns(fresh: Scan) -> None:
     found = gradients(fresh.path, sample=40)
     file = pq.read_table(fresh.path / "gradients.parquet")
-    names = ["example", "position", "cell", "stands_for", "grad_full", "grad_logits", "grad_head",
-             "prob", "entropy"]  # fmt: skip
+    names = ["example", "turn", "position", "cell", "stands_for", "grad_full", "grad_logits",
+             "grad_head", "prob", "entropy"]  # fmt: skip
     assert file.column_names == names
     assert all(f.metadata[b"meaning"] for f in file.schema)
     both = found.table.merge(fresh.tokens(), on=KEYS, suffixes=("", "_own"))
     assert len(both) == 40
-    for name in names[5:]:
+    for name in names[6:]:
         np.testing.assert_array_equal(both[name], both[f"{name}_own"])
     assert found.table["stands_for"].sum() <= found.of
     assert gradients(fresh.path, sample=10**6).table["stands_for"].eq(1).all()
