@@ -75,7 +75,7 @@ def _parsed(hint: Any, value: Any, name: str) -> Any:
     if not all(item.count("=") == 1 for item in items):
         raise BadInput(f"--{name} takes ours=theirs,…, found {','.join(items)}")
     pairs = dict(item.split("=") for item in items)
-    return {k: _value(v) for k, v in pairs.items()} if get_args(hint)[1] is Any else pairs
+    return {k: _value(v) for k, v in pairs.items()} if name == "template_arg" else pairs
 
 
 def _value(text: str) -> Any:

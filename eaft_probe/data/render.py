@@ -102,8 +102,10 @@ class Renderer:
     def renderings(self, example: Example) -> list[Rendered]:
         """One rendering, or under `turns` "each" one for each trained turn. Raises `RowError` where
         there is none; turns that cannot be rendered are left out where others can."""
-        if self.options.turns == "together" or example.labelled or self.is_plain(example):
+        if self.options.turns == "together":
             return [self(example)]
+        if example.labelled:
+            return [self._one(example, 0)]
         example = self._shaped(example)
         found, errors = list[Rendered](), list[RowError]()
         for turn in self._trained_turns(example.messages):
@@ -126,7 +128,7 @@ class Renderer:
 
     def _one(self, example: Example, only: int | None) -> Rendered:
         if example.labelled:
-            return self._labelled(example, *example.labelled)
+            return self._labelled(example, *example.labelled, only)
         return self._tokenized(example, self._located(example, only), only)
 
     def located(self, example: Example) -> Located:
@@ -135,9 +137,9 @@ class Renderer:
 
     def _located(self, example: Example, only: int | None) -> Located:
         turns = self._trained_turns(example.messages) if only is None else [only]
-        if self.is_plain(example):
-            return self._plain(example, turns)
         messages = example.messages if only is None else example.messages[: only + 1]
+        if self.is_plain(example):
+            return self._plain(replace(example, messages=messages), turns)
         located = self.locator(example).locate(messages, turns, example.tools)
         self._require_shown(located, example)
         return located
@@ -276,7 +278,9 @@ class Renderer:
             )
         )
 
-    def _labelled(self, example: Example, ids: Sequence[int], labels: Sequence[int]) -> Rendered:
+    def _labelled(
+        self, example: Example, ids: Sequence[int], labels: Sequence[int], only: int | None
+    ) -> Rendered:
         size = len(self.tokenizer)
         wrong = next((i for i in ids if not 0 <= i < size), None)
         if wrong is not None:
@@ -287,7 +291,7 @@ class Renderer:
         trained = np.asarray(labels, np.int64) != -100
         turn = np.zeros(len(ids), np.int16)
         arrays = (np.asarray(ids, np.int32), trained, turn, chars)
-        return _checked(Rendered(example.key, "".join(pieces), (), True, *arrays, 0))
+        return _checked(Rendered(example.key, "".join(pieces), (), True, *arrays, 0, only))
 
     @cached_property
     def _shown_roles(self) -> set[str]:

@@ -323,12 +323,13 @@ class Locator:
         """Where the generation prompt ends. Found once for each kind of place."""
         message, text = layout.messages[turn], layout.text
         before = layout.before(words[0])
-        opening = TAG.match(message.content)
+        opening, shown = TAG.match(message.content), TAG.match(text, words[0])
         key = (
             text[before : words[0]],
             layout.messages[turn - 1].role if turn else None,
             bool(tools), bool(message.tool_calls), _reasons(message),
-            opening[0] if opening else None, self._wrote_empty_thought(message),
+            opening[0] if opening else None, shown[0] if shown else None,
+            self._wrote_empty_thought(message),
         )  # fmt: skip
         if key not in self._starts:
             found = self._prompt_end(layout, turn, words, before, tools)

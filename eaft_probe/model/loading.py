@@ -327,6 +327,8 @@ def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bo
     if PeftConfig.from_pretrained(adapter).is_prompt_learning:
         raise ModelError(f"--adapter {adapter} is a learned prompt; only layers can be adapted")
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # of saving; it is read
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         warnings.filterwarnings("error", message="Found missing adapter keys")
         adapted = PeftModel.from_pretrained(model, adapter)
     return adapted.merge_and_unload() if merge else adapted.get_base_model()

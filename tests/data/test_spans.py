@@ -312,6 +312,17 @@ def test_an_empty_thought_is_trained_where_the_row_wrote_it(template: str) -> No
     assert found.lstrip() == f"{opening}\n\n</think>\n\nA.<|im_end|>".lstrip()
 
 
+def test_a_thought_that_is_not_shown_tells_nothing_of_one_that_is() -> None:
+    """The prompt opens a thought, the template drops one that is closed and keeps one that is not."""
+    template = templates.CHATML.replace("m.content", "m.content.split('</think>')[-1]").replace(
+        "'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"
+    )
+    renderer = Renderer(more_tokens(template))
+    for answer, shown in (("<think>\none</think>A.", "A."), ("<think>\none", "one")) * 2:
+        made = renderer(Example("", (user("Hi"), said(answer))))
+        assert runs_of_text(made) == [shown + END]
+
+
 def test_thoughts_beside_a_call_are_trained_with_it() -> None:
     thinks = called("", reasoning_content="which city")
     made = rendered(templates.THOUGHTS, user("Weather?"), thinks, tool("sunny"), said("Sunny."),
