@@ -68,6 +68,6 @@ def test_templates_that_insist_on_turns_or_know_no_system(template: str) -> None
     starts = [JSON, "It is sunny.", "It is 4.", "Two."]
     for found, start in zip(runs_of_text(made), starts, strict=True):
         assert found.strip().startswith(start)
-    assert "sunny\nwarm" in made.text
+    assert ("sunny\nwarm" in made.text) == (template != templates.GEMMA)  # which shows any role
     assert '"description": "Sky"' in made.text
     assert not made.left_out

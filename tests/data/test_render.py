@@ -52,11 +52,13 @@ def test_new_lines_merged_over_the_boundary_belong_to_the_answer() -> None:
 
 
 def test_a_token_that_begins_with_text_of_the_header_is_not_trained() -> None:
-    template = templates.CHATML.replace("'<|im_start|>'", "'xy>'").replace("'\\n'", "'ab.'", 1)
-    made = rendered(template, user("Hi"), said("\nA"), maker=byte_level)
-    token = next(t for t in made.chars.tolist() if t[0] < made.text.rindex("\nA") < t[1])
-    assert made.text[slice(*token)] == ".\n"
-    assert runs_of_text(made) == ["A<|im_end|>"]
+    template = templates.CHATML.replace("'\\n' + m.content", "' promp' + m.content")
+    template = template.replace("assistant\\n", "assistant promp")
+    made = rendered(template, user("Hi"), said("t A"))
+    at = made.text.rindex("t A")
+    token = next(t for t in made.chars.tolist() if t[0] < at < t[1])
+    assert made.text[slice(*token)].strip() == "prompt"
+    assert runs_of_text(made) == [" A<|im_end|>"]
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -379,10 +381,18 @@ def test_each_turn_that_cannot_be_rendered_is_left_out_of_the_others() -> None:
         each(templates.THREE_ROLES, tool("sunny"), said("B."))
 
 
-def test_each_turn_of_plain_text_is_the_text() -> None:
+def test_each_turn_without_a_template() -> None:
     renderer = Renderer(byte_level(templates.CHATML), RenderOptions(turns="each"))
     (made,) = renderer.renderings(Example("", (user("Hi"), said("Yes.")), plain=True))
+    assert (made.of_turn, runs_of_text(made)) == (1, ["Yes.</s>"])
+    assert [(made.of_turn, runs_of_text(made)) for made in each(None, *CHAT)] == [
+        (1, ["It is 4.</s>"]),
+        (3, ["Two.</s>"]),
+    ]
+    (made,) = renderer.renderings(Example("", (), labelled=([5, 6, 7], [-100, 6, 7])))
+    assert made.of_turn == 0
+
+
+def test_together_is_of_no_turn() -> None:
+    (made,) = Renderer(byte_level(templates.CHATML)).renderings(Example("", CHAT))
     assert made.of_turn is None
-    assert [made.of_turn for made in each(None, *CHAT)] == [None]
-    together = Renderer(byte_level(templates.CHATML)).renderings(Example("", CHAT))
-    assert [made.of_turn for made in together] == [None]
