@@ -9,7 +9,7 @@ import argparse
 import json
 import tempfile
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from contestants import Work, print_table
@@ -46,8 +46,8 @@ def main() -> None:
 def conversations(data: Path, rows: int) -> list[str]:
     with data.open() as file:
         pairs = [chat(json.loads(line)) for line in islice(file, 4 * rows)]
-    eights = [sum(pairs[i : i + 4], start=[]) for i in range(0, len(pairs), 4)]
-    return [json.dumps({"messages": messages}) + "\n" for messages in eights]
+    fours = [pairs[i : i + 4] for i in range(0, len(pairs), 4)]
+    return [json.dumps({"messages": [*chain(*four)]}) + "\n" for four in fours]
 
 
 def seconds(work: Work) -> float:

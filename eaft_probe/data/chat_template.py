@@ -197,13 +197,15 @@ class _Given:
         return {**plain(call), "function": said}
 
     def traced(self, value: Any, message: int, field: str) -> Any:
-        """The value with every string, keys too, as a source of its own."""
+        """The value with every string as a source of its own; keys, too, where they are said."""
         if isinstance(value, str):
             self.sources.append(Source(message, field, value))
             return Traced(value, (Piece(len(value), len(self.sources) - 1),) if value else ())
         if isinstance(value, Mapping):
-            return {(k if k == "type" else self.traced(str(k), message, field)):
-                    (plain(v) if k == "type" else self.traced(v, message, field))
+            if field not in ("tool_calls", "tools"):  # a part of a content
+                return {str(k): plain(v) if k == "type" else self.traced(v, message, field)
+                        for k, v in value.items()}  # fmt: skip
+            return {self.traced(str(k), message, field): self.traced(v, message, field)
                     for k, v in value.items()}  # fmt: skip
         if isinstance(value, list | tuple):
             return [self.traced(item, message, field) for item in value]

@@ -162,7 +162,8 @@ def _own_word(value: Mapping[str, Any], what: str) -> bool | None:
         if word is None:
             continue
         if word not in (0, 1, True, False):
-            raise RowError(f"{what}: {name} should be true, false, 0 or 1, found {word!r}")
+            raise RowError(f"{what}: {name} should be true, false, 0 or 1, found {word!r}; a "
+                           f"message is trained whole or not at all")  # fmt: skip
         return bool(word)
     return None
 
@@ -173,7 +174,7 @@ def _own_word(value: Mapping[str, Any], what: str) -> bool | None:
 def _calls(value: Mapping[str, Any], what: str) -> list[Any] | None:
     """The calls in the shape {"type": "function", "function": {"name", "arguments"}, …}."""
     calls = from_json(value.get("tool_calls") or None, f"{what}: tool_calls")
-    legacy = from_json(value.get("function_call") or None, f"{what}: function_call")
+    legacy = from_json(value.get("function_call"), f"{what}: function_call") or None
     if calls is None and legacy is not None:
         calls = [legacy]
     if calls is None:

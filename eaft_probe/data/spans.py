@@ -23,7 +23,7 @@ from eaft_probe.errors import RowError
 
 Span = tuple[int, int]  # first character, one past the last
 WORDS = ("content", *REASONING, "tool_calls", "tool_plan")  # the fields that a model would say
-MOST_PATTERNS = 1000  # orders of roles that are remembered; some kilobytes each
+MOST_REMEMBERED = 1000  # orders of roles, and places of answers; some kilobytes each
 THOUGHT = ("<think>", "</think>")
 TAG = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])\s*")
 ASKED = Message("user", "question")
@@ -237,7 +237,7 @@ class Locator:
                 closed = int(bool(pattern.closer))
                 return Located(text + pattern.closer, messages, spans, closed=closed)
         located, layout = self._located(messages, turns, tools)
-        if len(self._patterns) >= MOST_PATTERNS:
+        if len(self._patterns) >= MOST_REMEMBERED:
             self._patterns.clear()
         as_given = located.messages is messages  # not a developer's as the system's
         self._patterns[key] = _pattern(located, layout) if as_given else None
@@ -335,6 +335,8 @@ class Locator:
             found = self._prompt_end(layout, turn, words, before, tools)
             if not self._wrote_empty_thought(message):
                 found = self._behind_empty_thought(text, found, words[0])
+            if len(self._starts) >= MOST_REMEMBERED:  # where a call's id stands in front of it
+                self._starts.clear()
             self._starts[key] = found - words[0]
         return words[0] + self._starts[key]
 
@@ -574,8 +576,10 @@ class Locator:
             return ""
         end, _ = self._end(layout, turn, words)
         tokens = list(self._token.finditer(layout.text, words[1], end))
-        tokens = [t for t in tokens if t[0].strip() not in self._wrappers]
-        return layout.text[tokens[0].start() : end] if tokens else ""
+        own = [t for t in tokens if t[0].strip() not in self._wrappers]
+        if not own and messages[turn].tool_calls and self._calls_end_themselves:
+            own = tokens[-1:]
+        return layout.text[own[0].start() : end] if own else ""
 
     def _probe(self, messages: Sequence[Message], prompt: bool = False) -> Layout | None:
         """Some templates want tools where there are calls, some always, and some never."""

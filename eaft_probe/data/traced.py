@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, SupportsIndex
 
-from markupsafe import escape
-
 TEMPLATE = -1  # the source of the template's own text, and the loop of text outside of any
 
 
@@ -166,6 +164,9 @@ class Traced(str):
         return self if not spec else derived(str.__format__(self, spec), [self])
 
 
+HTML_NAMES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;"}
+
+
 class Html(Traced):
     """Text marked with `safe`, as Jinja knows it: text put beside it with + is escaped."""
 
@@ -186,8 +187,8 @@ def _html(text: Traced) -> Html:
 def _escaped_html(text: str) -> Traced:
     escaped = Traced(text, pieces_of(text))
     if not hasattr(text, "__html__"):
-        for character in "&<>'\"":
-            escaped = escaped.replace(character, str(escape(character)))
+        for character, name in HTML_NAMES.items():
+            escaped = escaped.replace(character, name)
     return escaped
 
 
@@ -254,8 +255,8 @@ def leaves(value: Any) -> Iterator[str]:
             yield from leaves(item)
 
 
-# A string in JSON is written as its number between two control characters, which JSON escapes and
-# in which no other string can be mistaken for one: all that have a history are numbered.
+# A string in JSON is written as its number between two control characters, which JSON escapes. All
+# strings are numbered, so that none can be mistaken for a number.
 _NUMBERED = re.compile(r"\\u0001(\d+)\\u0002")
 
 
@@ -264,8 +265,8 @@ def as_json(value: Any, *, sort_keys: bool = False, **style: Any) -> str:
     found: list[Traced] = []
 
     def numbered(item: Any) -> Any:
-        if isinstance(item, Traced):
-            found.append(item)
+        if isinstance(item, str):
+            found.append(Traced(item, pieces_of(item)))
             return f"\x01{len(found) - 1}\x02"
         if isinstance(item, Mapping):
             pairs = sorted(item.items()) if sort_keys else item.items()

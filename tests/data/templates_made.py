@@ -105,7 +105,8 @@ THOUGHTS = """\
 
 # The same, where the prompt opens the thought.
 OPENS_THOUGHT = THOUGHTS.replace(
-    "'<|im_start|>assistant\\n' }}{%- endif %}", "'<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+    "'<|im_start|>assistant\\n' }}{%- endif %}",
+    "'<|im_start|>assistant\\n<think>\\n' }}{%- endif %}",
 )
 
 # A thought behind a marker of its own, none where there is none; an empty one in the prompt.
@@ -114,7 +115,8 @@ CHANNELS = """\
 {%- set thought = m.reasoning or m.reasoning_content %}\
 {%- if thought %}{{ '<|channel>thought\\n' + thought + '<channel|>' }}{%- endif %}\
 {{ m.content + '<turn|>\\n' }}{%- endfor %}\
-{%- if add_generation_prompt %}{{ '<|turn>assistant\\n<|channel>thought\\n<channel|>' }}{%- endif %}"""
+{%- if add_generation_prompt %}{{ '<|turn>assistant\\n<|channel>thought\\n<channel|>' }}\
+{%- endif %}"""
 
 # What a prompt opened and closed is left behind in the answer.
 LEFT_BEHIND = """\

@@ -14,10 +14,14 @@ from eaft_probe.data.batches import (
     TokenBatch,
     Window,
     batches,
+    nested,
+    require_stride,
     shared_prefixes,
+    window_start,
     windows,
 )
 from eaft_probe.data.render import Rendered
+from eaft_probe.errors import BadInput
 
 COST = Cost(linear=1000.0, attention=1.0)
 
@@ -64,6 +68,31 @@ def test_the_windows_of_a_text_predict_every_token_once(length: int) -> None:
         assert 2 <= len(w.ids) <= 10
         assert not w.trained[0]
         assert (w.ids == text.ids[w.start : w.start + len(w.ids)]).all()
+
+
+@pytest.mark.parametrize("stride", [1, 3, 9])
+@pytest.mark.parametrize("length", [2, 9, 10, 11, 28, 100])
+def test_windows_that_overlap_predict_every_token_once(length: int, stride: int) -> None:
+    text = rendered(length, plain=True)
+    made, cut = windows(3, text, max_length=10, stride=stride)
+    assert cut == 0
+    predicted = Counter(int(w.start + p) for w in made for p in np.flatnonzero(w.trained))
+    assert predicted == Counter(range(1, length))
+    for w in made:
+        assert len(w.ids) <= 10
+        assert (w.ids == text.ids[w.start : w.start + len(w.ids)]).all()
+        assert w.start == 0 or w.first_trained == stride  # so many tokens of context
+        for p in np.flatnonzero(w.trained):
+            assert window_start(w.start + int(p), 10, stride) == w.start
+    whole, _ = windows(0, rendered(length, plain=False), max_length=10, stride=stride)
+    assert [w.start for w in whole] == [0]
+
+
+@pytest.mark.parametrize("stride", [-1, 0, 10, 11])
+def test_a_stride_that_gets_nowhere_is_refused(stride: int) -> None:
+    require_stride(9, 10)
+    with pytest.raises(BadInput, match="--stride is a whole number from 1 to below the 10"):
+        require_stride(stride, 10)
 
 
 def test_windows_with_nothing_to_predict_are_left_out() -> None:
@@ -168,6 +197,45 @@ def test_halves_are_the_batch(cost: Cost | None) -> None:
         assert half.prefix.tolist() == batch.prefix.tolist()
     labels = torch.cat([left.targets()[2], right.targets()[2]])
     assert labels.tolist() == batch.targets()[2].tolist()
+
+
+# --- windows that begin with others ---
+
+
+def turn(ids: Sequence[int], trained: range, example: int) -> Window:
+    mask = np.isin(np.arange(len(ids)), trained)
+    return Window(example, 0, np.asarray(ids, np.int32), mask)
+
+
+def test_a_turn_is_read_in_the_pass_of_one_that_begins_with_it() -> None:
+    first = turn([5, 6, 7, 8], range(2, 4), 0)
+    second = turn([5, 6, 7, 8, 9, 10, 11], range(5, 7), 1)
+    other = turn([5, 6, 1, 8, 9, 10, 11], range(5, 7), 2)  # an earlier token differs
+    same = turn([5, 6, 7, 8, 9], range(2, 4), 3)  # the same tokens are trained
+    kept = nested([second, other, first])
+    assert {w.example for w in kept} == {1, 2}
+    (whole,) = [w for w in kept if w.example == 1]
+    assert np.flatnonzero(whole.trained).tolist() == [2, 3, 5, 6]
+    examples, positions = whole.places()
+    assert list(zip(examples, positions, strict=True)) == [(0, 2), (0, 3), (1, 5), (1, 6)]
+    assert len(nested([first, same])) == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_trained_token_of_each_turn_is_read_once(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    items = []
+    for conversation in range(20):
+        ids, past = generator.integers(1, 4, 30), 0
+        for number in range(int(generator.integers(1, 5))):
+            start = past + int(generator.integers(1, 4))
+            past = start + int(generator.integers(1, 4))
+            items.append(turn(ids[:past].tolist(), range(start, past), 10 * conversation + number))
+    wanted = Counter((w.example, int(p)) for w in items for p in np.flatnonzero(w.trained))
+    assert Counter((int(e), int(p)) for w in nested(items) for e, p in zip(*w.places(),
+                   strict=True)) == wanted  # fmt: skip
+    for window in nested(items):
+        assert window.trained.sum() == len(window.places()[0])
 
 
 # --- shared prefixes ---

@@ -14,9 +14,8 @@ from eaft_probe.errors import RowError
 
 ENDS = {
     "CHATML": "<|im_end|>", "MARKED": "<|im_end|>", "DEFAULT_SYSTEM": "<|im_end|>",
-    "LLAMA3": "<|eot_id|>", "MISTRAL": "</s>", "GLM": None, "GEMMA": "<end_of_turn>",
+    "LLAMA3": "<|eot_id|>", "MISTRAL": "</s>", "GLM": "<|user|>", "GEMMA": "<end_of_turn>",
     "QWEN3": "<|im_end|>", "QWEN25": "<|im_end|>", "MISTRAL_TOOLS": "</s>",
-    "FORGETFUL": "<|im_end|>",
 }  # fmt: skip
 ASKED = [
     {"role": "user", "content": "Hello there, how are you?"},
@@ -32,7 +31,7 @@ THINKING = made.CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assis
 
 
 def prompts(template: str | None, kind: str = "byte-level", **options: Any) -> Prompts:
-    return Prompts(Renderer(TOKENIZERS[kind](template), **options))
+    return Prompts(Renderer(TOKENIZERS[kind](template), RenderOptions(**options)))
 
 
 def ids_of(found: Prompts, text: str) -> list[int]:
@@ -58,8 +57,8 @@ def test_prompt_and_answer_are_what_a_scan_scores(template: str | None, kind: st
     space = " " if template and template.startswith("MISTRAL") else ""
     sampled = shown.ids[len(prompt.ids) :].tolist()
     assert shown.ids[: len(prompt.ids)].tolist() == list(prompt.ids)
-    stop = next((i for i in sampled if i in found.stops()), None)
-    sampled = sampled[: None if stop is None else sampled.index(stop)]
+    stop = next(i for i in sampled if i in found.stops())
+    sampled = sampled[: sampled.index(stop)]
     written, reads_back = found.row(prompt, sampled, stop)
     assert written["messages"][-1]["content"] == lead + answer["content"]
     if lead:  # the template dropped the empty thought: it is not among the trained tokens
@@ -67,11 +66,26 @@ def test_prompt_and_answer_are_what_a_scan_scores(template: str | None, kind: st
     assert reads_back == "same"
     rendered = read(found, written)
     end = ENDS[template] if template else "</s>"
-    assert stop == (None if end is None else found.tokenizer.convert_tokens_to_ids(end))
-    # A token with the template's own space before it is not the answer's, in any scan.
-    own = sampled[1:] if space else sampled
-    assert rendered.ids[rendered.trained].tolist() == [*own, *([stop] if end else [])]
+    assert stop == found.tokenizer.convert_tokens_to_ids(end)
+    assert rendered.ids[rendered.trained].tolist() == [*sampled, stop]
     assert rendered.text[: len(prompt.text) + len(space)] == prompt.text + space
+
+
+def test_a_prompt_that_the_template_forgets_is_none() -> None:
+    with pytest.raises(RowError, match="does not show message 0"):
+        prompts(made.FORGETFUL)(RowFormat("messages")(row(ASKED)))
+
+
+def test_the_end_of_turn_of_every_kind_stops_an_answer() -> None:
+    stops = {
+        "GLM": {"</s>", "<|user|>"}, "CHATML": {"</s>", "<|im_end|>"}, "MISTRAL": {"</s>"},
+        "NEXT_ROLE": {"</s>", "<|user|>", "<|observation|>"},
+        "CALL_CLOSER": {"</s>", "<|end|>", "<|call|>", "<|return|>"},
+        "WITHIN": {"</s>", "<turn|>", "<|tool_response>"},
+    }  # fmt: skip
+    for name, tokens in stops.items():
+        found = Prompts(Renderer(tokenizers_made.more_tokens(getattr(made, name))))
+        assert {found.tokenizer.convert_ids_to_tokens(i) for i in found.stops()} == tokens
 
 
 def test_the_earlier_answers_are_given_not_the_models() -> None:
@@ -185,7 +199,9 @@ def test_the_end_of_turn_behind_a_cut_answer_is_untrained(template: str | None, 
     found = prompts(getattr(made, template) if template else None, kind)
     answer = {"role": "assistant", "content": "It is 4. No"}
     whole, cut = (read(found, row([*ASKED, answer], finish=f)) for f in ("stop", "length"))
-    assert whole.ids.tolist() == cut.ids.tolist()
     scored = whole.ids[whole.trained].tolist()
-    closed = ENDS.get(template, "</s>")
-    assert cut.ids[cut.trained].tolist() == (scored[:-1] if closed else scored)
+    assert cut.ids[cut.trained].tolist() == scored[:-1]
+    # What a template leaves open is closed in the whole answer alone.
+    assert cut.ids.tolist() == whole.ids.tolist()[: len(whole.ids) - whole.closed]
+    assert whole.closed == (template == "GLM")
+    assert cut.closed == 0

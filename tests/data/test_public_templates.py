@@ -77,7 +77,12 @@ class Spelling:
         thought = next((message[n] for n in THOUGHT_NAMES if message.get(n)), None)
         if thought is not None:  # older transformers leave the other names to the caller
             kept |= {"thinking": thought, "reasoning_content": thought}
-        return {**kept, "role": role, "content": content, **({"tool_calls": calls} if calls else {})}
+        return {
+            **kept,
+            "role": role,
+            "content": content,
+            **({"tool_calls": calls} if calls else {}),
+        }
 
     def _call(self, call: Row) -> Row:
         function = dict(call["function"])
@@ -248,7 +253,9 @@ class Oracle:
             return ""  # the twin writes another text
         if not self.template.has_marks and text != self.text(messages, tools):
             return ""
-        spans = self._trained(row, text, marks_by_transformers(source, messages, tools, self.tokens))
+        spans = self._trained(
+            row, text, marks_by_transformers(source, messages, tools, self.tokens)
+        )
         optional = set[int]()
         if not self.template.has_marks:
             spans = self._less_what_is_left_out(row, rendered.text, spans, messages)

@@ -313,7 +313,7 @@ def test_an_empty_thought_is_trained_where_the_row_wrote_it(template: str) -> No
 
 
 def test_a_thought_that_is_not_shown_tells_nothing_of_one_that_is() -> None:
-    """The prompt opens a thought, the template drops one that is closed and keeps one that is not."""
+    """The prompt opens a thought; the template drops one that is closed, and keeps an open one."""
     template = templates.CHATML.replace("m.content", "m.content.split('</think>')[-1]").replace(
         "'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"
     )
@@ -492,11 +492,11 @@ def test_contents_as_parts() -> None:
 
 
 def test_a_message_that_is_not_shown_rejects_what_refers_to_it() -> None:
-    reason = "does not show message 2 .tool.*--tool-calls inline or --chat-template"
+    reason = r"does not show message 2 \(tool.*--tool-calls inline or --chat-template"
     answered = (user("Weather?"), said("Look."), tool("sunny"), said("Sunny."))
     with pytest.raises(RowError, match=reason):
         trained(templates.THREE_ROLES, *answered)
-    with pytest.raises(RowError, match="does not show message 0 .user"):
+    with pytest.raises(RowError, match=r"does not show message 0 \(user"):
         trained(templates.FORGETFUL, *CHAT)
     # Nothing that is trained refers to what comes later, or has no words.
     made = rendered(templates.THREE_ROLES, user("Weather?"), said("Look."), tool("sunny"))
@@ -504,18 +504,14 @@ def test_a_message_that_is_not_shown_rejects_what_refers_to_it() -> None:
     assert trained(templates.THREE_ROLES, user("Hi"), tool(" "), said("A.")) == ["A.<|im_end|>"]
 
 
-@pytest.mark.parametrize("template", [templates.THREE_ROLES, templates.ALTERNATING, templates.MISTRAL])
-def test_a_developer_is_tried_as_the_system(template: str) -> None:
+def test_a_developer_is_tried_as_the_system() -> None:
     chat = (Message("developer", "Be brief."), *CHAT)
-    if template == templates.THREE_ROLES:
-        for _ in range(2):
-            made = rendered(template, *chat)
-            assert made.text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
-            assert runs_of_text(made) == ["It is 4.<|im_end|>", "Two.<|im_end|>"]
-            assert not made.left_out
-        return
+    made = rendered(templates.THREE_ROLES, *chat)
+    assert made.text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+    assert runs_of_text(made) == ["It is 4.<|im_end|>", "Two.<|im_end|>"]
+    assert not made.left_out
     with pytest.raises(RowError, match="refuses"):
-        trained(template, *chat)
+        trained(templates.MISTRAL, *chat)
 
 
 def test_a_developer_that_a_template_refuses_is_tried_as_the_system() -> None:
@@ -530,7 +526,12 @@ def test_a_developer_that_a_template_refuses_is_tried_as_the_system() -> None:
 
 
 def test_what_is_left_out_is_counted_by_role_and_field() -> None:
-    chat = (user("Hi"), said("A.", reasoning_content="one"), user("So?"), said("B.", thinking="two"))
+    chat = (
+        user("Hi"),
+        said("A.", reasoning_content="one"),
+        user("So?"),
+        said("B.", thinking="two"),
+    )
     made = rendered(templates.CHATML, *chat)
     assert made.left_out == {"assistant.reasoning_content": 3, "assistant.thinking": 3}
     assert not rendered(templates.CHATML, *CHAT).left_out

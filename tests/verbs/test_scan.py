@@ -87,8 +87,8 @@ def test_contract_of_the_files(tmp_path: Path, model_folder: str) -> None:
     assert schema.field("entropy").metadata[b"unit"] == b"nats"
     assert all(b"meaning" in schema.field(name).metadata for name in COLUMNS)
     examples = done.examples()
-    assert list(examples) == ["example", "turn", "key", "text", "messages", "tokens", "trained_tokens",
-                              "mean_nll", "mean_entropy", "source"]  # fmt: skip
+    assert list(examples) == ["example", "turn", "key", "text", "messages", "tokens",
+                              "trained_tokens", "mean_nll", "mean_entropy", "source"]  # fmt: skip
     assert list(examples["key"]) == [row["id"] for row in ROWS]
     assert json.loads(examples["messages"][3]) == ROWS[3]["messages"]
     assert list(examples["source"]) == ['{"a": 1}'] * len(ROWS)
