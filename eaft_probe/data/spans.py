@@ -417,6 +417,8 @@ class Locator:
         tail = list(self._token.finditer(text, words[1], past))
         if called and tail and self._calls_end_themselves:
             return tail[-1].end(), ""
+        if layout.messages[turn].role != "assistant":
+            return words[1], ""  # what comes next is nobody's end of this
         if past < len(text):
             following = self._token.match(text, past)
             return (following.end() if following else past), ""

@@ -75,19 +75,19 @@ class CausalLM:
             self._prefix = None
             return self._last(input_ids=input_ids, use_cache=False)
         cache = self._cached(prefix)
-        return self._last(input_ids=input_ids, use_cache=True, **{self._cache_name: cache})
+        return self._last(input_ids=input_ids, use_cache=True, **{self.cache_name: cache})
 
     def _cached(self, prefix: torch.Tensor) -> Any:
         """The prefix's keys and values, kept for the batches that follow behind the same one."""
         if self._prefix is None or not torch.equal(self._prefix[0], prefix):
             cache = empty_prefix(self.config)
             ids = prefix[None].to(self.device)
-            self._last(input_ids=ids, use_cache=True, **{self._cache_name: cache})
+            self._last(input_ids=ids, use_cache=True, **{self.cache_name: cache})
             self._prefix = (prefix, cache)
         return self._prefix[1]
 
     @cached_property
-    def _cache_name(self) -> str:
+    def cache_name(self) -> str:
         """What the body calls keys and values read before; transformers 5.24 has renamed it."""
         names = inspect.signature(self.body.forward).parameters
         return "cache" if "cache" in names else "past_key_values"

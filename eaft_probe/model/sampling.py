@@ -165,7 +165,7 @@ class Generator:
     def _generate(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, config: Any, **more: Any
     ) -> Any:
-        behind = {} if cache is None else {"past_key_values": cache}
+        behind = {} if cache is None else {self.model.cache_name: cache}
         return self.model.whole.generate(
             input_ids=ids, attention_mask=mask, generation_config=config,
             return_dict_in_generate=True, **behind, **more,

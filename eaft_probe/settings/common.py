@@ -41,7 +41,6 @@ class DataSettings:
     seed: int = option("seed of --sample", 0)
     strict: bool = option("stop at the first row that cannot be used", False)
 
-
     def require_readable(self) -> None:
         """Raises `BadInput` for a date or a stride that is none."""
         if self.stride < 1:

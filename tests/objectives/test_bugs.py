@@ -20,8 +20,8 @@ From METHODS sections 2, 3, 5 and 6 and FIELD's list of traps. Tested elsewhere:
   `verbs/test_train::test_a_lora_adapter_is_saved_as_one`
 - a label shift that is off by one: `data/test_batches::test_targets_are_the_shift_of_a_plain_loop`
 - a mask by the padding id, where that ends a turn:
-  `data/test_trained_tokens::test_the_padding_token_is_trained_where_it_ends_a_turn`
-- a mask of zeros where the template has no marks: `data/test_trained_tokens`
+  `data/test_render::test_the_padding_token_is_trained_where_it_ends_a_turn`
+- a mask of zeros where the template has no marks: `data/test_spans`
 - no plain loss beside the gated one in the log:
   `verbs/test_train::test_the_log_has_every_column_and_the_groups_add_up`
 - (tokens × vocabulary) logits: `test_loss::test_no_tensor_of_tokens_times_vocabulary`
