@@ -243,7 +243,7 @@ class Scan:
     def sql(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection with views `tokens` (with `conflict`), `examples`, `conflicts`.
 
-        `conflict` follows the rule at the time of the first use.
+        `flag` ends it: the next use has the new rule.
         """
         connection = duckdb.connect()
         files = {kind: self.part_files(kind) for kind in ("tokens", "examples")}
@@ -283,6 +283,7 @@ class Scan:
             why = error.strerror or one_line(error)
             raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
         self.give_back(CONFLICTS, RULE_FILE)
+        self.__dict__.pop("sql", None)  # its views have the rule that was
         return Scan(self.path, self.manifest, self.store)
 
     def give_back(self, *names: str) -> None:

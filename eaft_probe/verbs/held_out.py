@@ -26,6 +26,7 @@ class HeldOut:
     target: Sequence[Window]
     retain: Sequence[Window]
     base: ReferenceModel | None  # the starting model, where there is data to retain
+    notes: Sequence[str] = ()  # what of the two was read and left out
 
     def __call__(self, trainer: GatedTrainer) -> dict[str, float]:
         made = {f"eval_{k}": v for k, v in _means(trainer, self.target, None).items()}
@@ -34,12 +35,12 @@ class HeldOut:
 
 def read_held_out(
     data: str | None, settings: ScanSettings, model: CausalLM, most: int
-) -> list[Window]:
-    """The first windows of the data, `most` tokens at most. Raises `DataError`."""
+) -> tuple[list[Window], list[str]]:
+    """The first windows of the data, `most` tokens at most, and what of them was left out, in
+    sentences. Raises `DataError`."""
     if data is None:
-        return []
-    kept, tokens = list[Window](), 0
-    lost = Counter[str]()  # as many as there are among the first windows; not the run's own data
+        return [], []
+    kept, tokens, lost = list[Window](), 0, Counter[str]()
     for _, window in read_windows(open_data(data, settings), settings, model, lost):
         if kept and tokens + len(window.ids) > most:
             break
@@ -47,7 +48,7 @@ def read_held_out(
         tokens += len(window.ids)
     if not kept:
         raise DataError(f"{data}: no row has a trained token")
-    return kept
+    return kept, [f"{data}: {count:,} {what}" for what, count in lost.items()]
 
 
 def _means(

@@ -64,15 +64,17 @@ def measured_against(
     it, is the one with the adapter off, or one copy."""
     other, same = settings.reference, replace(reading(settings), limit=None, sample=None)
     any_kind = replace(same, format=None, columns={}, config_name=None, split="train")
-    target = read_held_out(settings.eval_data, same, model, settings.eval_tokens)
-    retain = read_held_out(settings.retain_data, any_kind, model, settings.eval_tokens)
+    target, notes = read_held_out(settings.eval_data, same, model, settings.eval_tokens)
+    retain, more = read_held_out(settings.retain_data, any_kind, model, settings.eval_tokens)
     base: ReferenceModel | None = None
     if retain or (wanted.anchor and other is None):
         lora = settings.lora_r is not None
         base = (
             AdapterOff(trained, model.head) if lora else load(settings.model, settings, arguments)
         )
-    held_out = HeldOut(target, retain, base if retain else None) if target or retain else None
+    held_out: HeldOut | None = None
+    if target or retain:
+        held_out = HeldOut(target, retain, base if retain else None, [*notes, *more])
     if wanted.anchor is None:
         if other is not None:
             raise BadInput(f"objective {wanted.name!r} has no anchor; leave --reference out")

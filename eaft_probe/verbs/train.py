@@ -119,6 +119,8 @@ def _trainer(
 ) -> GatedTrainer:
     trained = with_lora(model.whole, settings)
     reference, held_out = measured_against(wanted, trained, model, settings, arguments)
+    for note in held_out.notes if held_out else ():
+        log.progress.note(note)
     launch.require_optimizer(trained, arguments)
     order = _order(rows, arguments)
     if settings.base_scan is None:  # the long work; a typo has shown by now

@@ -429,3 +429,13 @@ def test_settings_are_checked(tmp_path: Path, model_folder: str) -> None:
 
 def test_nonfinite_is_a_failure_not_bad_input() -> None:
     assert (NonFinite("x").exit_status, BadInput("x").exit_status) == (1, 2)
+
+
+def test_sql_has_the_rule_that_the_scan_was_flagged_with_last(
+    tmp_path: Path, model_folder: str
+) -> None:
+    done = scan(ROWS[:4], tmp_path / "s", model=model_folder)
+    query = "SELECT count(*) FROM tokens WHERE conflict"
+    before = done.rows(query)[0][0]
+    done.flag(ConflictRule(100.0, 1.0))
+    assert before < done.rows(query)[0][0] == len(done.conflicts()) == len(done.tokens())

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eaft_probe.cli import _run
 from eaft_probe.columns.log import SCHEMA
 from eaft_probe.errors import BadInput, DataError, NonFinite
+from eaft_probe.progress import Silent
 from eaft_probe.verbs.train import Run, train
 from eaft_probe.view import plots
 
@@ -250,3 +251,20 @@ def test_a_run_of_other_processes_is_not_resumed(run: Run, data, model_folder, t
     with pytest.raises(BadInput, match="another number of processes"):
         train(data, tmp_path / "r", model=model_folder, objective="eaft", resume=True,
               eval_data=data, retain_data=data, eval_steps=4, **STEPS)  # fmt: skip
+
+
+def test_held_out_rows_that_cannot_be_read_are_said(
+    data: str, model_folder: str, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    held = tmp_path / "held.jsonl"
+    good = json.dumps({"question": "a b", "answer": "the cat sat"})
+    held.write_text(f'{good}\n{{"question": "bad"}}\nnot json\n')
+    train(data, tmp_path / "r", model=model_folder, eval_data=str(held), max_steps=1,
+          progress=Notes())  # fmt: skip
+    assert f"{held}: 2 rows left out; `eaft-probe render` says why" in notes
