@@ -83,6 +83,11 @@ class ChatTemplate:
     def _compiled(self) -> jinja2.Template:
         return self._environment.from_string(self.source)
 
+    @cached_property
+    def _plain(self) -> jinja2.Template:
+        """The template for strings without a history, of which nothing is asked."""
+        return TracingEnvironment(self.today, instrumented=False).from_string(self.source)
+
     def compiled(self) -> None:
         """Raises `jinja2.TemplateError` where the source is no template."""
         _ = self._compiled
@@ -130,10 +135,9 @@ class ChatTemplate:
         """The same text alone, of messages with nothing but a content; a fifth of the time."""
         conversation = [{"role": m.role, "content": m.content} for m in messages]
         with self._as_row_error():
-            return self._environment.text(
-                self._compiled, messages=conversation, tools=None, documents=None,
-                add_generation_prompt=False, **self.values,
-            )  # fmt: skip
+            given = {"messages": conversation, "tools": None, "documents": None,
+                     "add_generation_prompt": False, **self.values}  # fmt: skip
+            return "".join(self._plain.root_render_func(self._plain.new_context(given)))
 
     @contextmanager
     def _as_row_error(self) -> Iterator[None]:
@@ -234,7 +238,8 @@ def plain(value: Any) -> Any:
 class TracingEnvironment(ImmutableSandboxedEnvironment):
     """Runs templates; knows the message that the innermost loop over messages is at."""
 
-    def __init__(self, today: date) -> None:
+    def __init__(self, today: date, instrumented: bool = True) -> None:
+        self.instrumented = instrumented
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, loopcontrols])
         self.now = datetime.combine(today, time())
         own = {"tojson": _tojson, "join": _join, "replace": _replace, "safe": _safe}
@@ -258,11 +263,6 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         self._sources, self._roles = sources, [str(m.get("role")) for m in conversation]
         return self._written(template.root_render_func(template.new_context(values)))
 
-    def text(self, template: jinja2.Template, **values: Any) -> str:
-        """Of messages without a history."""
-        self._message, self._loop, self._outer = {}, TEMPLATE, []
-        return "".join(template.root_render_func(template.new_context(values)))
-
     def _written(self, texts: Iterable[str]) -> Traced:
         """The whole text. Read as it is written, so that the loop is the one a piece came from."""
         parts, pieces = list[str](), list[Piece]()
@@ -277,6 +277,8 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
     def concat(self, texts: Iterable[str]) -> Traced:
         """What a macro or a block wrote. One that shows another message's words, such as a tool's
         result within the turn that called it, belongs to that message."""
+        if not self.instrumented:
+            return joined(texts)
         whole = joined(texts)
         shown = {self._sources[p.source].message for p in whole._pieces if p.source != TEMPLATE}
         others = [m for m in shown - {self._loop} if m >= 0 and self._roles[m] != "assistant"]
@@ -303,6 +305,8 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Any, obj: Any, /, *args: Any, **named: Any) -> Any:
         """Methods of the template's own strings take ours for what they are."""
         owner = getattr(obj, "__self__", None)
+        if owner is self:  # what `_Instrumented` put in; `named` are the loop's own variables
+            return obj(*args)
         if isinstance(owner, str):
             if obj.__name__ in ("format", "format_map"):
                 made = super().call(context, obj, *args, **named)
@@ -312,7 +316,8 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *args, **named)
 
     def _generate(self, source: nodes.Template, *args: Any, **named: Any) -> str:
-        return super()._generate(_Instrumented().visit(source), *args, **named)
+        source = _Instrumented().visit(source) if self.instrumented else source
+        return super()._generate(source, *args, **named)
 
 
 class _Instrumented(NodeTransformer):
