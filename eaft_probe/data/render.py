@@ -249,9 +249,13 @@ class Renderer:
     def _encoder(self) -> Any:
         """What `tokenizer(text)` ends up in; going there costs as much as it takes for 40 tokens.
         A copy, which nobody else sets to cut or to pad."""
-        encoder = copy.deepcopy(self.tokenizer.backend_tokenizer)
+        try:
+            encoder = copy.deepcopy(self.tokenizer.backend_tokenizer)
+        except Exception as error:  # a component written in Python
+            raise ModelError(f"the tokenizer cannot be copied: {one_line(error)}") from error
         encoder.no_truncation()
         encoder.no_padding()
+        encoder.encode_special_tokens = bool(getattr(self.tokenizer, "split_special_tokens", False))
         return encoder
 
     def _tokenized(self, example: Example, located: Located, only: int | None) -> Rendered:
