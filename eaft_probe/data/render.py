@@ -164,8 +164,10 @@ class Renderer:
             try:
                 template.compiled()
             except TemplateError as error:
-                raise ModelError(f"the chat template of {self.tokenizer.name_or_path} is none: "
-                                 f"{one_line(error)}") from error  # fmt: skip
+                model = self.tokenizer.name_or_path
+                raise ModelError(
+                    f"the chat template of {model} is not valid: {one_line(error)}"
+                ) from error
             self._locators[name] = Locator(template, self.stops, self.added)
         return self._locators[name]
 
