@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from eaft_probe.data.units import Unit
+from eaft_probe.engines.ahead import ReadAhead
 from eaft_probe.engines.job import DEATHS, Job, Load, Scorer, Waiting, said
 from eaft_probe.errors import BadInput, ProbeError, one_line
 
@@ -76,14 +77,20 @@ class Actor:
     def __init__(self, load: Load, device: str | None) -> None:
         self.told = Told()
         self.scorer: Scorer = load(self.told, device)
+        self.ahead = ReadAhead(self.scorer.read)
 
     def facts(self) -> Any:
         return dict(self.scorer.facts)
 
-    def score(self, unit: Unit) -> tuple[int, int]:
-        """(rows, tokens) of the unit, whose part is written."""
+    def score(self, unit: Unit, following: Unit | None) -> tuple[int, int]:
+        """(rows, tokens) of the unit, whose part is written. The unit that this actor is given next
+        is read meanwhile."""
         self.told.rows = self.told.tokens = 0
-        self.scorer.score(unit, self.scorer.read(unit))
+        if not self.ahead:  # else it was the one that followed, and is read already
+            self.ahead.put(unit)
+        if following:
+            self.ahead.put(following)
+        self.scorer.score(*self.ahead.pop())
         return self.told.rows, self.told.tokens
 
 
@@ -92,6 +99,7 @@ class Task(NamedTuple):
 
     actor: Any
     unit: Unit | None  # None: it loads
+    following: Unit | None  # what it reads meanwhile
     since: float  # seconds of a clock that only goes on
 
 
@@ -106,7 +114,7 @@ class Cluster:
         self.room = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
         self.room //= next(iter(self.needs.values()))
         self.busy: dict[Any, Task] = {}  # what is to come → whose it is
-        self.idle: list[Any] = []
+        self.idle: list[tuple[Any, Unit | None]] = []  # actors, and the unit each of them has read
         self.waiting: Waiting | None = None  # until a model stands
         self.unloaded = 0  # actors that died before their model stood
         self.longest = math.inf  # seconds that a unit took, of those that are done
@@ -129,45 +137,52 @@ class Cluster:
     def _hire(self) -> None:
         """A new actor; it stays in the queue of the cluster until there is room."""
         actor = self.kind.remote(self.job.load, self.job.device)
-        self._begin(actor.facts.remote(), actor, None)
-
-    def _begin(self, coming: Any, actor: Any, unit: Unit | None) -> None:
-        self.busy[coming] = Task(actor, unit, time.monotonic())
+        self.busy[actor.facts.remote()] = Task(actor, None, None, time.monotonic())
 
     def _finished(self) -> bool:
         if self.waiting is None:
             return False
-        while self.idle and (unit := self.waiting.next()):
-            actor = self.idle.pop()
-            self._begin(actor.score.remote(unit), actor, unit)
+        held, self.idle = self.idle, []
+        for actor, read in held:
+            if unit := read or self.waiting.next():
+                self._begin(actor, unit)
+            else:
+                self.idle.append((actor, None))
         return self.waiting.over() and not any(task.unit for task in self.busy.values())
 
+    def _begin(self, actor: Any, unit: Unit) -> None:
+        """Where units are left for all actors, this one gets another to read ahead."""
+        assert self.waiting is not None
+        following = self.waiting.next_of_many(len(self.busy) + len(self.idle) + 1)
+        coming = actor.score.remote(unit, following)
+        self.busy[coming] = Task(actor, unit, following, time.monotonic())
+
     def _hear(self, coming: Any, task: Task) -> None:
-        errors, (actor, unit, since) = self.ray.exceptions, task
+        errors = self.ray.exceptions
         try:
             found = self.ray.get(coming)
         except errors.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
         except errors.RayError as error:  # the actor, its machine or the way to it is gone
-            self._lose(actor, unit, one_line(error, 200))
+            self._lose(task, one_line(error, 200))
             return
-        self.idle.append(actor)
-        if unit is None:
+        self.idle.append((task.actor, task.following))
+        if task.unit is None:
             self.unloaded = 0
             self.waiting = self.waiting or Waiting(self.job.begin(found))
         else:
-            took = time.monotonic() - since
+            took = time.monotonic() - task.since
             self.longest = took if math.isinf(self.longest) else max(self.longest, took)
             self.job.progress.advance(*found)
 
     def _give_up(self) -> None:
         """Takes their units from actors that are silent for too long. They are killed first, so no
         unit has two; until one is done, nobody knows how long that may take."""
-        for coming, (actor, unit, since) in list(self.busy.items()):
-            silence = time.monotonic() - since
-            if unit is not None and silence > self._patience(unit):
+        for coming, task in list(self.busy.items()):
+            silence = time.monotonic() - task.since
+            if task.unit is not None and silence > self._patience(task.unit):
                 del self.busy[coming]
-                self._lose(actor, unit, f"was silent for {silence:.0f} s")
+                self._lose(task, f"was silent for {silence:.0f} s")
 
     def _patience(self, unit: Unit) -> float:
         """Seconds; twice as many at each further try, should it be the unit that takes so long."""
@@ -175,14 +190,15 @@ class Cluster:
         tries = self.waiting.deaths.get(unit.index, 0)
         return float(max(LEAST, TIMES * self.longest) * 2**tries)
 
-    def _lose(self, actor: Any, unit: Unit | None, why: str) -> None:
-        """Its unit goes to another actor, and a new one waits for room."""
-        self.ray.kill(actor)
-        self.unloaded += unit is None
+    def _lose(self, task: Task, why: str) -> None:
+        """An actor's units go to others, and a new one waits for room."""
+        self.ray.kill(task.actor)
+        self.unloaded += task.unit is None
         if self.unloaded >= DEATHS:
             raise ProbeError(f"{DEATHS} actors ended while they loaded the model: {why}")
-        if unit is not None:
+        if task.unit is not None:
             assert self.waiting is not None
-            self.waiting.give_back(unit, why)
-            self.job.progress.note(f"an actor is lost ({why}); {said(unit)} are scored again")
+            self.waiting.give_back(task.unit, why)
+            self.waiting.back += [task.following] if task.following else []
+            self.job.progress.note(f"an actor is lost ({why}); {said(task.unit)} are scored again")
         self._hire()

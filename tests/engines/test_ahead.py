@@ -1,11 +1,13 @@
 """Units are read in order, one ahead, and what reading raises comes where the unit would."""
 
 import threading
+from typing import Any
 
 import pytest
 
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import ReadAhead
+from eaft_probe.engines.ray import Actor
 from eaft_probe.errors import RowError
 
 
@@ -34,3 +36,31 @@ def test_what_reading_raises_is_raised_with_its_unit() -> None:
         ahead.pop()
     assert not ahead
     ahead.close()
+
+
+class Waits:
+    """A scorer that ends unit 0 only once unit 1 has been read."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.read_second = threading.Event()
+        self.scored: list[tuple[int, int]] = []
+
+    def read(self, unit: Unit) -> int:
+        if unit.index == 1:
+            self.read_second.set()
+        return unit.index
+
+    def score(self, unit: Unit, rows: int) -> None:
+        assert self.read_second.wait(30)
+        self.scored.append((unit.index, rows))
+
+
+def test_a_ray_actor_reads_the_unit_that_follows_beside_the_one_it_scores() -> None:
+    scorer = Waits()
+    actor = Actor(lambda progress, device: scorer, None)
+    units = [Unit(n, ()) for n in range(3)]
+    for unit, following in zip(units, [*units[1:], None], strict=True):
+        actor.score(unit, following)
+    actor.ahead.close()
+    assert scorer.scored == [(0, 0), (1, 1), (2, 2)]
