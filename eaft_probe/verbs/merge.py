@@ -52,7 +52,7 @@ from eaft_probe.verbs.shards import (
 from eaft_probe.verbs.stored import at_work, sight
 
 MEANING = {"unit": "", "meaning": "the data that the example came from"}
-FROM_PLAN = ("model_files", "reference_identity")
+FROM_PLAN = ("model_files", "reference_identity", "today")
 
 
 def merge(
@@ -107,7 +107,7 @@ def _plan(shards: Sequence[Shard]) -> dict[str, Any]:
         "model_identity": manifest["model"].get("identity"),
         "adapter_identity": manifest["model"].get("adapter_identity"),
         "chat_template": manifest["chat_template"],
-        **{name: stored.get(name) for name in FROM_PLAN},
+        **{name: stored[name] for name in FROM_PLAN if name in stored},
     }
 
 

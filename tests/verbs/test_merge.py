@@ -521,6 +521,8 @@ def test_the_folder_is_no_scan_to_merge(shards: list[Scan], whole: Scan) -> None
     [
         ({"train_on": "all"}, r"--train-on \(assistant and all\)"),
         ({"max_length": 60}, r"--max-length \(\d+ and 60\)"),
+        ({"stride": 5}, r"--stride \(1 and 5\)"),
+        ({"template_arg": {"brief": True}}, "--template-arg"),
         ({"dtype": "bfloat16"}, r"dtype \(float32 and bfloat16\)"),
         ({"statistics": ["grad_hidden"]}, r"columns \(grad_hidden\)"),
         ({"model": "other"}, "the model's weights"),

@@ -17,6 +17,7 @@ from eaft_probe.cli import _run
 from eaft_probe.columns.summary import summarize
 from eaft_probe.errors import BadInput
 from eaft_probe.verbs import plan as planning
+from eaft_probe.verbs.merge import merge
 from eaft_probe.verbs.train import train
 
 WORDS = "the cat sat on a mat and then it ran over hills".split()  # noqa: SIM905
@@ -148,6 +149,11 @@ def test_two_days_give_one_scan(
     assert other.examples()["text"][0].startswith("03 Feb 2026\n")
     with pytest.raises(BadInput, match="--today is a date"):
         scan([row(0, 1)], tmp_path / "u", today="yesterday", **how)
+    next_row = scan([row(1, 1)], tmp_path / "v", today="2026-01-31", **how)
+    with pytest.raises(BadInput, match=r"--today \(2026-01-31 and 2026-02-03\)"):
+        merge([next_row, other], tmp_path / "m")
+    merged = merge([first, next_row], tmp_path / "m")
+    assert json.loads((merged.path / "plan.json").read_text())["today"] == "2026-01-31"
 
 
 def test_the_template_and_what_it_is_given(
