@@ -243,8 +243,8 @@ def examples_table(first: int, end: int) -> Any:
 
     example = np.arange(first // EXAMPLE, -(-end // EXAMPLE))
     n = len(example)
-    columns = [example, example.astype(str), ["word " * EXAMPLE] * n, ["[]"] * n,
-               [EXAMPLE] * n, [EXAMPLE] * n, [0.0] * n, [0.0] * n]  # fmt: skip
+    columns = [example, [None] * n, example.astype(str).tolist(), ["word " * EXAMPLE] * n,
+               ["[]"] * n, [EXAMPLE] * n, [EXAMPLE] * n, [0.0] * n, [0.0] * n]  # fmt: skip
     schema = examples_schema([])
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema)
 

@@ -422,6 +422,30 @@ def test_difference_of_a_scan_and_itself_is_0(scan: Scan) -> None:
     assert (ratio == 0).all()
 
 
+def test_difference_counts_both_scans_by_the_rule_of_the_first(
+    scan: Scan, few: pandas.DataFrame, tmp_path: Path
+) -> None:
+    wide = ConflictRule(3, 0.9)
+    second = scans_made.write(tmp_path / "wide", few, parts=1, rule=wide)
+    for pair, mine in (((scan, second), RULE), ((second, scan), wide)):
+        chart = plots.landscape(*pair, difference=True)
+        shares = [percent(flagged(s.tokens(), mine).mean()) for s in pair]
+        said = [t.get_text() for a in chart.axes for t in a.texts]
+        assert f"conflicts: {shares[0]} against {shares[1]}" in said
+        note = " ".join(chart.get_supxlabel().split())
+        assert f"by the first scan's rule: {mine}." in note
+    assert "first scan's" not in plots.landscape(scan, scan, difference=True).get_supxlabel()
+
+
+def test_difference_of_a_scan_whose_conflicts_were_counted_by_another_rule(
+    scan: Scan, few: pandas.DataFrame, tmp_path: Path
+) -> None:
+    whole = scans_made.write(tmp_path / "whole", few, parts=1, rule=ConflictRule(3, 0.9))
+    some = scans_made.keeping(whole, tmp_path / "some")
+    with pytest.raises(ScanError, match="another rule than the scan's own reads every token"):
+        plots.landscape(scan, some, difference=True)
+
+
 def test_difference_takes_the_densities_of_two_scans(scan: Scan, other: Scan) -> None:
     for scans, style in (
         ((scan,), "density"),

@@ -11,6 +11,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.counted import counted
 from eaft_probe.columns.planes import (
     ENTROPY_BINS,
@@ -56,7 +57,8 @@ def landscape(
 
     style: "scatter" draws a random 20,000 tokens of each scan as dots, as in arXiv 2601.02151,
         Fig. 1b.
-    difference: of two scans, log₂ of the ratio of their densities.
+    difference: of two scans, log₂ of the ratio of their densities; the first scan's rule counts
+        the conflicts of both.
     """
     found = opened(scans)
     if style not in ("density", "scatter"):
@@ -173,9 +175,14 @@ def outline(axes: Axes, scan: Scan, text: str) -> None:
         artist.set_in_layout(False)
 
 
-def conflict_share(scan: Scan) -> float:
-    """Exactly; the plane's cells do not end at the thresholds."""
-    return counted(scan).conflicts() / tokens(scan)
+def conflict_share(scan: Scan, rule: ConflictRule | None = None) -> float:
+    """Exactly; the plane's cells do not end at the thresholds. Under the scan's own rule, or
+    another one, which takes a scan that keeps all of its tokens."""
+    if rule is None or rule.said == scan.rule.said:
+        return counted(scan).conflicts() / tokens(scan)
+    scan.require_all("counting conflicts by another rule than the scan's own")
+    ((count,),) = scan.rows(f"SELECT count(*) FROM tokens WHERE {rule.sql}")
+    return int(count) / tokens(scan)
 
 
 def marginals(across: Axes, up: Axes, counts: NDArray[Any], by: int) -> None:
@@ -210,7 +217,11 @@ def _difference(scans: Sequence[Scan]) -> Chart:
     values = {"tokens_first": one, "tokens_second": other, "log2_ratio": ratio}
     data = cells(values, one + other, by).assign(first=first, second=second)
     top = ceiling([one + other], by)
+    rule = scans[0].rule
+    said = " against ".join(percent(conflict_share(s, rule)) for s in scans)
     note = f"{caption(scans)} Cells with fewer than {FEW} tokens of both are left blank."
+    if scans[1].rule.said != rule.said:
+        note += f" Conflicts of both scans are counted by the first scan's rule: {rule}."
     with new_chart(COLUMN, 3.3, data, note) as chart:
         main = chart.add_subplot()
         known = np.abs(ratio[np.isfinite(ratio)])
@@ -218,7 +229,6 @@ def _difference(scans: Sequence[Scan]) -> Chart:
         image = draw_plane(main, ratio, by, top, cmap="PuOr_r", vmin=-most, vmax=most)
         for scan in scans:
             bounds(main, scan, top)
-        said = " against ".join(percent(conflict_share(s)) for s in scans)
         outline(main, scans[0], f"conflicts: {said}")
         bar = chart.colorbar(image, ax=main, location="bottom", aspect=40, pad=0.02, extend="both")
         bar.set_label("log₂ of the ratio of densities")
