@@ -1,15 +1,14 @@
 """`plot landscape` of a synthetic scan against plain pandas and hexbin: seconds and peak memory.
 
 Every run is a fresh process, timed from its start to its end; imports and the picture's file count.
-`cold` counts the scan's tokens, `cached` takes the counts that `cold` left, `hexbin` is
-`pandas.read_parquet` of the same two columns of the same files and `matplotlib.hexbin` with
-logarithmic colours. They alternate. Memory is the highest resident set (`ru_maxrss`) of any run.
+`hexbin` is `pandas.read_parquet` of the same two columns of the same files and `matplotlib.hexbin`
+with logarithmic colours. They alternate. Memory is the highest resident set (`ru_maxrss`) of any
+run.
 The files have just been written: the disk is hardly read.
 """
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,10 +58,9 @@ def measured(args: argparse.Namespace) -> dict[str, list[Usage]]:
     """What every run took, by contestant. Round 0 does not count: it reads libraries from disk."""
     out = args.folder.parent / "landscape.png"
     plot = [sys.executable, "-m", "eaft_probe", "plot", "landscape", args.folder, "--out", out]
-    runs: dict[str, list[Usage]] = {"cold": [], "cached": [], "hexbin": []}
+    runs: dict[str, list[Usage]] = {"landscape": [], "hexbin": []}
     for number in range(args.rounds + 1):
-        shutil.rmtree(args.folder / "cache", ignore_errors=True)
-        for name, command in (("cold", plot), ("cached", plot), ("hexbin", child("hexbin", args))):
+        for name, command in (("landscape", plot), ("hexbin", child("hexbin", args))):
             used = used_by(command)
             print(f"{number}/{args.rounds} {name} {used.seconds:.2f} s", file=sys.stderr)
             if number > 0:

@@ -23,7 +23,6 @@ from eaft_probe.columns.planes import (
     PROB_BINS,
     PROB_STEP,
     Plane,
-    cached,
 )
 from eaft_probe.columns.positions import BINS, READS, SHAPES, along
 from eaft_probe.columns.quantiles import UPPER, quantiles_within
@@ -113,10 +112,7 @@ class OfTokens(Counts):
         return Plane(counts.reshape(ENTROPY_BINS, PROB_BINS))
 
     def along(self) -> Arrays:
-        def add_up() -> Arrays:
-            return along(self.scan.token_arrays(READS), self.scan.rule)
-
-        return cached(self.scan, "positions", repr(self.scan.rule), add_up, SHAPES)
+        return along(self.scan.token_arrays(READS), self.scan.rule)
 
 
 class OfTotals:

@@ -17,7 +17,7 @@ REJECTED, CONFLICTS = "rejected.jsonl", "conflicts.parquet"
 TOTALS = "totals.parquet"  # of a scan that does not keep all of its tokens
 UNITS = "units"  # its parts and their totals, until they are joined
 GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where somebody took them
-CACHE = "cache"  # histograms that figures made; may be removed at any time
+CACHE = "cache"  # of figures, by an earlier version; nothing reads it
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
 RULE_KEY = b"eaft_probe.rule"  # by which conflicts.parquet was flagged: `flag` writes two files
 

@@ -1,20 +1,13 @@
-"""The entropy–probability plane of a scan: exact 2-D histograms, out of core, cached, mergeable."""
+"""The entropy–probability plane of a scan: exact 2-D histograms, out of core, mergeable."""
 
-import hashlib
-import json
-import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_probe.columns.part_files import CACHE
 from eaft_probe.columns.table import Scan
-from eaft_probe.files import own_file, written_aside
 
 # Cells of 1/256 in probability and 1/32 nat in entropy, up to 16 nats (the uniform distribution
 # over 9 million tokens). Powers of two: a float32 times the step is exact, so is its cell, and
@@ -22,9 +15,6 @@ from eaft_probe.files import own_file, written_aside
 PROB_BINS, ENTROPY_BINS = 256, 512
 PROB_STEP, ENTROPY_STEP = 1 / 256, 1 / 32
 CELLS = PROB_BINS * ENTROPY_BINS
-FORMAT = 1  # of the cached files; another number makes the old ones unread
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -57,65 +47,11 @@ def cell(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def plane(scan: Scan) -> Plane:
-    """The whole scan's plane, from the cache where it has been made before."""
-
-    def count() -> Arrays:
-        counts = np.zeros(CELLS, np.int64)
-        for part in scan.token_arrays(["prob", "entropy"]):
-            counts += np.bincount(cell(part), minlength=CELLS)
-        return {"counts": counts.reshape(ENTROPY_BINS, PROB_BINS)}
-
-    shapes = {"counts": (ENTROPY_BINS, PROB_BINS)}
-    return Plane(cached(scan, "plane", "", count, shapes)["counts"])
-
-
-def cached(
-    scan: Scan,
-    name: str,
-    key: str,
-    make: Callable[[], Arrays],
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> Arrays:
-    """`make()`, or what it gave before for this very scan and `key`; kept in the scan's `cache/`.
-
-    A cache that cannot be read, that has other arrays than `shapes` says, or `counts` that are not
-    the scan's tokens, is made anew; one that cannot be written is done without.
-    """
-    said = json.dumps([FORMAT, name, key, scan.manifest], sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
-    path = scan.path / CACHE / f"{name}-{digest}.npz"
-    if path.parent.is_symlink():  # a folder somewhere else is nothing to read from or write to
-        return make()
-    try:
-        return _stored(scan, path, shapes)
-    except Exception:  # not there, or damaged: zlib, zip, npy and tokenizer errors of all kinds
-        made = make()
-    _store(path, made)
-    return made
-
-
-def _stored(scan: Scan, path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Arrays:
-    """Raises for what is no cache of this scan's tokens."""
-    with zipfile.ZipFile(own_file(path.parent, path.name)) as archive:
-        sizes = [entry.file_size for entry in archive.infolist()]
-        if len(sizes) > 8 or max(sizes) > 16 * CELLS:  # before it is unpacked; a plane has 8
-            raise ValueError("larger than any cache")
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    tokens = scan.manifest["counts"]["trained_tokens"]
-    counts = arrays.get("counts", np.array(tokens))
-    sound = all(a.dtype.kind in "if" and np.isfinite(a).all() for a in arrays.values())
-    alike = shapes is None or {n: a.shape for n, a in arrays.items()} == shapes
-    if not (sound and alike and counts.min() >= 0 and counts.sum() == tokens):
-        raise ValueError("not this scan's tokens")
-    return arrays
-
-
-def _store(path: Path, arrays: Arrays) -> None:
-    with suppress(OSError):  # a scan on a read-only disk is read just as well
-        path.parent.mkdir(exist_ok=True)
-        with written_aside(path) as aside, aside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+    """The whole scan's plane."""
+    counts = np.zeros(CELLS, np.int64)
+    for part in scan.token_arrays(["prob", "entropy"]):
+        counts += np.bincount(cell(part), minlength=CELLS)
+    return Plane(counts.reshape(ENTROPY_BINS, PROB_BINS))
 
 
 # --- what can be reached ---

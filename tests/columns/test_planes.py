@@ -1,5 +1,7 @@
-"""The plane against a double loop, its bounds against brute force, and the cache of figures."""
+"""The plane against a double loop, and its bounds against brute force."""
 
+import hashlib
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,14 +13,12 @@ import pytest
 import scans_made
 from numpy.typing import NDArray
 
-from eaft_probe.columns import planes
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import GROUPS, HIGH_ENTROPY, LOW_ENTROPY, groups
 from eaft_probe.columns.planes import (
     ENTROPY_BINS,
     PROB_BINS,
     Plane,
-    cached,
     coarse,
     greatest_entropy,
     least_entropy,
@@ -130,134 +130,26 @@ def test_groups_are_what_they_say(tokens: pandas.DataFrame) -> None:
         np.testing.assert_array_equal(found[name], mask, err_msg=name)
 
 
-# --- the cache ---
+# --- no cache: a scan's folder may come from anybody ---
 
 
-def stored(scan: Scan) -> list[Path]:
-    return sorted((scan.path / "cache").iterdir())
-
-
-def no_reading(*arguments: object, **named: object) -> None:
-    raise AssertionError("the tokens are read again")
-
-
-def test_the_second_call_reads_the_file(scan: Scan) -> None:
-    plane(scan)
-    (file,) = stored(scan)
-    counts = plane(scan).counts[::-1]  # as many tokens, elsewhere
-    np.savez_compressed(file, counts=counts)
-    np.testing.assert_array_equal(plane(Scan.open(scan.path)).counts, counts)
-
-
-@pytest.mark.parametrize(
-    "counts",
-    [np.full((ENTROPY_BINS, PROB_BINS), 7), np.ones(3), np.full((ENTROPY_BINS, PROB_BINS), np.nan)],
-    ids=["others", "few", "NaN"],
-)
-def test_a_cache_of_other_tokens_is_made_anew(scan: Scan, counts: np.ndarray) -> None:
-    first = plane(scan).counts
-    np.savez_compressed(stored(scan)[0], counts=counts)
-    np.testing.assert_array_equal(plane(scan).counts, first)
-
-
-def test_a_cache_that_is_a_link_is_neither_read_nor_written(scan: Scan, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (scan.path / "cache").symlink_to(tmp_path / "elsewhere")
-    plane(scan)
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-def test_the_tokens_are_not_read_again(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = plane(scan).counts
-    monkeypatch.setattr(Scan, "token_parts", no_reading)
-    np.testing.assert_array_equal(plane(scan).counts, first)
-
-
-def test_nothing_but_the_file_is_left(scan: Scan) -> None:
-    plane(scan)
-    assert [f.suffix for f in stored(scan)] == [".npz"]
-    assert not stored(scan)[0].name.startswith(".")
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "no archive", "head"])
-def test_a_damaged_cache_is_made_anew(scan: Scan, damage: str) -> None:
-    first = plane(scan).counts
-    (file,) = stored(scan)
-    whole = file.read_bytes()
-    broken = {
-        "empty": b"",
-        "text": b"not a cache",
-        "cut": whole[: len(whole) // 2],
-        "no archive": whole[:-30],
-        "head": b"\0" * 50 + whole[50:],
-    }[damage]
-    file.write_bytes(broken)
-    np.testing.assert_array_equal(plane(scan).counts, first)
-    assert file.read_bytes() == whole
-
-
-def test_a_cache_with_pickled_objects_is_not_loaded(scan: Scan) -> None:
-    first = plane(scan).counts
-    (file,) = stored(scan)
-    np.savez_compressed(file, counts=np.array([{"a": 1}], dtype=object))
-    np.testing.assert_array_equal(plane(scan).counts, first)
-
-
-def test_a_scan_that_cannot_be_written_is_drawn_all_the_same(
+def test_a_forged_cache_is_not_read_and_none_is_written(
     scan: Scan, tokens: pandas.DataFrame
 ) -> None:
-    (scan.path / "cache").write_text("a file where the folder would be")
-    np.testing.assert_array_equal(plane(scan).counts, counted(tokens))
-
-
-def test_a_full_disk_is_done_without(
-    scan: Scan, tokens: pandas.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object, **named: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(planes.np, "savez_compressed", full)
-    np.testing.assert_array_equal(plane(scan).counts, counted(tokens))
-    monkeypatch.undo()
-    np.testing.assert_array_equal(plane(scan).counts, counted(tokens))
-
-
-def test_another_key_or_name_or_scan_is_made_for_itself(
-    scan: Scan, tmp_path: Path, tokens: pandas.DataFrame
-) -> None:
-    calls = []
-
-    def make() -> dict[str, NDArray[np.int64]]:
-        calls.append(1)
-        return {"n": np.array([len(calls)])}
-
-    other = scans_made.write(tmp_path / "other", tokens.assign(prob=tokens["prob"] / 2))
-    for one, name, key in ((scan, "a", ""), (scan, "a", "k"), (scan, "b", ""), (other, "a", "")):
-        assert (
-            cached(one, name, key, make) == cached(one, name, key, no_reading) == {"n": len(calls)}
-        )
-    assert len(calls) == 4
-
-
-def test_a_scan_made_anew_in_the_same_folder_has_its_own_plane(
-    tmp_path: Path, tokens: pandas.DataFrame
-) -> None:
-    import shutil
-
-    old = scans_made.write(tmp_path / "s", tokens)
-    before = plane(old).counts
-    shutil.move(tmp_path / "s/cache", tmp_path / "kept")
-    shutil.rmtree(tmp_path / "s")
-    new = scans_made.write(tmp_path / "s", tokens.assign(prob=np.float32(0.5)))
-    shutil.move(tmp_path / "kept", tmp_path / "s/cache")
-    assert (plane(new).counts != before).any()
+    (scan.path / "cache").mkdir()
+    said = json.dumps([1, "plane", "", scan.manifest], sort_keys=True)  # the name that was read
+    name = f"plane-{hashlib.sha256(said.encode()).hexdigest()[:16]}.npz"
+    forged = counted(tokens)[::-1]  # as many tokens, elsewhere
+    np.savez_compressed(scan.path / "cache" / name, counts=forged)
+    before = sorted(scan.path.rglob("*"))
+    np.testing.assert_array_equal(plane(Scan.open(scan.path)).counts, counted(tokens))
+    assert sorted(scan.path.rglob("*")) == before
 
 
 def test_the_plane_does_not_depend_on_the_rule(scan: Scan) -> None:
     before = plane(scan).counts
     after = plane(scan.flag(ConflictRule(2, 0.5))).counts
     np.testing.assert_array_equal(before, after)
-    assert len(stored(scan)) == 1
 
 
 # --- reading pieces ---

@@ -103,17 +103,6 @@ def test_a_file_name_too_long_is_one_error(run, tmp_path: Path, length: int) -> 
             write(tmp_path / ("x" * length + end))
 
 
-def test_every_damage_of_a_cache_is_made_good(few, tmp_path: Path) -> None:
-    """`zlib.error`, NotImplementedError, TokenError come out of np.load."""
-    scan = scans_made.write(tmp_path / "s", few, parts=1)
-    first = plane(scan).counts
-    (file,) = (scan.path / "cache").iterdir()
-    whole = file.read_bytes()
-    for at in range(0, len(whole), 7):
-        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-        np.testing.assert_array_equal(plane(scan).counts, first)
-
-
 def test_bounds_of_float32_probabilities() -> None:
     """In float32 1 − 1e-12 is 1, and 0 · −∞ is NaN."""
     p = np.float32([0, 0.5, 1])

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -241,17 +240,10 @@ def test_parts_and_row_groups_do_not_change_the_data(
 
 
 @pytest.mark.parametrize("name", of_scans())
-def test_data_do_not_depend_on_the_cache(name: str, scan: Scan) -> None:
-    shutil.rmtree(scan.path / "cache", ignore_errors=True)
-    first, second = PLOTS[name](scan).data, PLOTS[name](scan).data
-    pandas.testing.assert_frame_equal(first, second)
-
-
-@pytest.mark.parametrize("name", of_scans())
 def test_another_rule_gives_the_data_of_a_scan_flagged_so(
     name: str, few: pandas.DataFrame, tmp_path: Path
 ) -> None:
-    """Whatever a first drawing left in the cache."""
+    """Whatever was drawn before."""
     twice = scans_made.write(tmp_path / "a", few, parts=1, rule=RULE)
     PLOTS[name](twice)
     wanted = PLOTS[name](

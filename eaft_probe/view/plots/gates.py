@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from eaft_probe.columns.groups import GROUPS, READS, groups
-from eaft_probe.columns.planes import cached
 from eaft_probe.columns.table import Scan
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scanned import open_base, resolved, token_columns
@@ -67,25 +66,19 @@ def _frame(panels: NDArray[Any], tables: Sequence[pandas.DataFrame], last: float
 def _sums(scan: Scan, wanted: Objective, base_scan: str | Path | None) -> dict[str, NDArray[Any]]:
     """sums (groups, SUMS) and histogram (groups, BINS) of the gates, out of core."""
     base = open_base(base_scan)
-
-    def add_up() -> dict[str, NDArray[Any]]:
-        frozen, rule = resolved(wanted, scan, base), scan.rule
-        sums, histogram = np.zeros((len(GROUPS), len(SUMS))), np.zeros((len(GROUPS), BINS))
-        reads = sorted({*wanted.reads, *READS, "logprob", "grad_logits"})
-        for columns in token_columns(scan, reads, base):
-            gate = frozen(columns).astype(np.float64)
-            nll, gradient = -columns["logprob"], columns["grad_logits"]
-            weight = columns["weight"]
-            values = weight * np.stack([gate**0, nll, gate * nll, gradient, gate * gradient, gate])
-            places = np.minimum((gate * (BINS / LARGEST)).astype(int), BINS - 1)
-            for i, mask in enumerate(groups(columns, rule).values()):
-                sums[i] += values[:, mask].sum(1)
-                histogram[i] += np.bincount(places[mask], weight[mask], BINS)
-        return {"sums": sums, "histogram": histogram}
-
-    against = base.manifest["parts"] if base else ""
-    shapes = {"sums": (len(GROUPS), len(SUMS)), "histogram": (len(GROUPS), BINS)}
-    return cached(scan, "gates", f"{wanted!r} {scan.rule!r} {against}", add_up, shapes)
+    frozen, rule = resolved(wanted, scan, base), scan.rule
+    sums, histogram = np.zeros((len(GROUPS), len(SUMS))), np.zeros((len(GROUPS), BINS))
+    reads = sorted({*wanted.reads, *READS, "logprob", "grad_logits"})
+    for columns in token_columns(scan, reads, base):
+        gate = frozen(columns).astype(np.float64)
+        nll, gradient = -columns["logprob"], columns["grad_logits"]
+        weight = columns["weight"]
+        values = weight * np.stack([gate**0, nll, gate * nll, gradient, gate * gradient, gate])
+        places = np.minimum((gate * (BINS / LARGEST)).astype(int), BINS - 1)
+        for i, mask in enumerate(groups(columns, rule).values()):
+            sums[i] += values[:, mask].sum(1)
+            histogram[i] += np.bincount(places[mask], weight[mask], BINS)
+    return {"sums": sums, "histogram": histogram}
 
 
 def _table(made: Mapping[str, NDArray[Any]], scan: str, title: str) -> pandas.DataFrame:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.planes import CELLS, ENTROPY_BINS, PROB_BINS, cached, cell, coarse
+from eaft_probe.columns.planes import CELLS, ENTROPY_BINS, PROB_BINS, cell, coarse
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import OBJECTIVES, objective, settable
@@ -128,28 +128,17 @@ class Map:
 
 def _map(scan: Scan, wanted: Objective, norm: str, base_scan: str | Path | None) -> Map:
     base = open_base(base_scan)
-
-    def add_up() -> dict[str, NDArray[Any]]:
-        frozen, rule = resolved(wanted, scan, base), scan.rule
-        counts, mass = np.zeros(CELLS, np.int64), np.zeros(CELLS)
-        conflict = 0.0
-        reads = sorted({*wanted.reads, norm, "prob", "entropy"})
-        for columns in token_columns(scan, reads, base):
-            norms = frozen(columns) * columns[norm] * columns["weight"]
-            index = cell(columns)
-            counts += np.bincount(index, columns["weight"], CELLS).astype(np.int64)
-            mass += np.bincount(index, norms, CELLS)
-            conflict += float(norms[rule(columns)].sum())
-        return {"counts": counts, "mass": mass, "conflict": np.array([conflict])}
-
-    against = base.manifest["parts"] if base else ""
-    key = f"{wanted!r} {norm} {scan.rule!r} {against}"
-    shapes = {"counts": (CELLS,), "mass": (CELLS,), "conflict": (1,)}
-    made = cached(scan, "gradients", key, add_up, shapes)
+    frozen, rule = resolved(wanted, scan, base), scan.rule
+    counts, mass, conflict = np.zeros(CELLS, np.int64), np.zeros(CELLS), 0.0
+    reads = sorted({*wanted.reads, norm, "prob", "entropy"})
+    for columns in token_columns(scan, reads, base):
+        norms = frozen(columns) * columns[norm] * columns["weight"]
+        index = cell(columns)
+        counts += np.bincount(index, columns["weight"], CELLS).astype(np.int64)
+        mass += np.bincount(index, norms, CELLS)
+        conflict += float(norms[rule(columns)].sum())
     square = (ENTROPY_BINS, PROB_BINS)
-    return Map(
-        made["counts"].reshape(square), made["mass"].reshape(square), float(made["conflict"][0])
-    )
+    return Map(counts.reshape(square), mass.reshape(square), conflict)
 
 
 # --- the picture ---

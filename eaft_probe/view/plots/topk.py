@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
-from eaft_probe.columns.planes import cached
 from eaft_probe.columns.statistics import STATISTICS, TOP_K
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn
@@ -38,8 +37,7 @@ def topk(*scans: Scan | str | Path) -> Chart:
     (scan,) = opened(scans)
     require_sample(scan, "plot topk")
     found = _available(scan)
-    shapes = {"sums": (len(found), 6), "plane": (BINS, BINS)}
-    made = cached(scan, "topk", repr(found), lambda: _sums(scan, found), shapes)
+    made = _sums(scan, found)
     data = _table(scan, found, made["sums"])
     with new_chart(6.8, 2.8, data, caption([scan], kept=True)) as chart:
         left, right = chart.subplots(1, 2)
