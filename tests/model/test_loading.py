@@ -273,6 +273,94 @@ def test_identity_follows_the_weights(copy: Path) -> None:
     assert find_model(str(copy)).identity() != before
 
 
+def sharded(folder: Path, name: str) -> Path:
+    """The folder with its weights moved to `name`, which an index names."""
+    weights = folder / "model.safetensors"
+    keys = list(tiny.build().state_dict())
+    (folder / name).parent.mkdir(exist_ok=True)
+    weights.rename(folder / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(keys, name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder / name
+
+
+def test_identity_follows_weights_that_an_index_names_in_a_subfolder(copy: Path) -> None:
+    shard = sharded(copy, "shards/a.safetensors")
+    before = find_model(str(copy)).identity()
+    assert load_model(str(copy)).parameters > 0
+    other = tiny.save(copy.parent / "other", tiny.build(seed=1))
+    shard.write_bytes((other / "model.safetensors").read_bytes())
+    assert find_model(str(copy)).identity() != before
+
+
+def test_identity_follows_weights_that_the_configuration_names(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    other = tiny.save(copy.parent / "other", tiny.build(seed=1)) / "model.safetensors"
+    (copy / "deep").mkdir()
+    found = {find_model(str(copy)).identity()}
+    for name, weights in (("b.safetensors", other), ("deep/c.safetensors", other)):
+        (copy / name).write_bytes(weights.read_bytes())
+        config["transformers_weights"] = name
+        (copy / "config.json").write_text(json.dumps(config))
+        loaded = load_model(str(copy)).head.weight
+        assert torch.equal(loaded, tiny.build(seed=1).lm_head.weight)
+        found.add(find_model(str(copy)).identity())
+    assert len(found) == 3
+
+
+def test_identity_follows_which_of_two_shards_is_loaded(copy: Path) -> None:
+    sharded(copy, "a.safetensors")
+    other = tiny.save(copy.parent / "other", tiny.build(seed=1)) / "model.safetensors"
+    (copy / "b.safetensors").write_bytes(other.read_bytes())
+    first = find_model(str(copy)).identity()
+    index = copy / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("a.safetensors", "b.safetensors"))
+    assert find_model(str(copy)).identity() != first
+
+
+def test_identity_of_common_shards_is_that_of_their_files(copy: Path) -> None:
+    alone = find_model(str(copy)).identity()
+    sharded(copy, "model-00001-of-00001.safetensors")
+    assert find_model(str(copy)).identity() == alone
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors"])
+def test_weights_outside_of_the_folder_are_refused(copy: Path, name: str) -> None:
+    shard = sharded(copy, "x.safetensors")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("x.safetensors", name))
+    shard.rename(copy.parent / "x.safetensors")
+    assert "must lie in the model's own folder" in refused(copy)
+    with pytest.raises(ModelError, match="own folder"):
+        find_model(str(copy)).identity()
+
+
+def test_an_index_that_names_a_pickle_needs_the_flag(copy: Path) -> None:
+    shard = sharded(copy, "w.bin")
+    torch.save(tiny.build().state_dict(), shard)
+    assert "w.bin; pickled weights need --allow-pickle" in refused(copy)
+    assert torch.equal(
+        load_model(str(copy), allow_pickle=True).head.weight, tiny.build().lm_head.weight
+    )
+
+
+def test_a_pickled_adapter_beside_the_weights_needs_the_flag(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text("{}")
+    (copy / "adapter_model.bin").write_bytes(b"")
+    assert "adapter_model.bin; pickled weights need --allow-pickle" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"weight_map": 1}', '{"weight_map": {"a": 1}}', "[" * 100_000]
+)
+def test_a_damaged_index_is_refused(copy: Path, text: str) -> None:
+    sharded(copy, "x.safetensors")
+    (copy / "model.safetensors.index.json").write_text(text)
+    refused(copy)
+    with pytest.raises(ModelError):
+        find_model(str(copy)).identity()
+
+
 def test_identity_reads_blocks_of_large_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
