@@ -37,6 +37,10 @@ class DataError(BadInput):
     """A data source that is missing, empty or unreadable."""
 
 
+class NothingScored(DataError):
+    """Data of which every row was rejected."""
+
+
 class FormatError(BadInput):
     """Columns that no known format, or more than one, explains."""
 

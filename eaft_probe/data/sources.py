@@ -4,28 +4,28 @@ A source can be read again and again in the same order, holds one record at a ti
 parses more than it must: a JSON line stays bytes until its unit is scored.
 """
 
-import atexit
 import codecs
 import csv
 import glob
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eaft_probe.errors import DataError, RowError, one_line
+from eaft_probe.errors import DataError, ProbeError, RowError, one_line
 
 DEMO = Path(__file__).with_name("demo.jsonl")
 LONGEST_LINE = 256_000_000  # bytes of a row
@@ -72,6 +72,46 @@ class Source(Protocol):
     def files(self) -> dict[str, str]:
         """File → its fingerprint alone, where there are files."""
 
+    def require_unchanged(self) -> None:
+        """Raises `ProbeError` where a file is no longer the one that was opened, as far as its
+        size, time and inode tell."""
+
+    def reopened(self) -> "Source":
+        """The same data, with nothing remembered of them."""
+
+
+def require_same_content(source: Source, fingerprint: str) -> None:
+    """The last look, before what was made of the data counts as finished: a file that was changed
+    within a tick of the file system's clock has the size and the time that it had.
+
+    Raises `ProbeError`."""
+    source.require_unchanged()
+    if source.reopened().fingerprint() != fingerprint:
+        raise ProbeError(f"{source.name} changed while it was being read; start again with "
+                         f"--overwrite")  # fmt: skip
+
+
+class Stamps:
+    """Size, time and inode of files as they were when this was made."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.then = {path: _stamp(path) for path in paths}
+
+    def require(self) -> None:
+        """Raises `ProbeError` where one of them has changed."""
+        for path, then in self.then.items():
+            if _stamp(path) != then:
+                raise ProbeError(f"{path} changed while it was being read; put the old file back "
+                                 f"and rerun, or start again with --overwrite")  # fmt: skip
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        now = path.stat()
+    except OSError:
+        return None
+    return now.st_size, now.st_mtime_ns, now.st_ino
+
 
 @dataclass(frozen=True)
 class Files:
@@ -79,6 +119,10 @@ class Files:
 
     name: str
     paths: tuple[Path, ...]
+    _stamps: Stamps = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_stamps", Stamps(self.paths))  # before anything is read
 
     def records(self) -> Iterator[Record]:
         row = 0
@@ -101,13 +145,75 @@ class Files:
 
     @cached_property
     def _alone(self) -> list[str]:
-        return [_fingerprint(path) for path in self.paths]
+        found = []
+        for path in self.paths:
+            with path.open("rb") as file:
+                found.append(_fingerprint(file))
+        return found
+
+    def require_unchanged(self) -> None:
+        self._stamps.require()
+
+    def reopened(self) -> "Files":
+        return Files(self.name, self.paths)
 
 
-def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").digest()
+def _fingerprint(file: Any) -> str:
+    content = hashlib.file_digest(file, "sha256").digest()
     return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """JSON lines of a stream, which can be read only once, where planning and scoring read twice.
+
+    The copy has no name: it goes with this process, however that ends.
+    """
+
+    name: str
+    copy: IO[bytes]
+
+    @classmethod
+    def of(cls, name: str, stream: IO[bytes]) -> "Spooled":
+        copy = tempfile.TemporaryFile()  # noqa: SIM115  open as long as this is read
+        shutil.copyfileobj(stream, copy)
+        copy.flush()
+        return cls(name, copy)
+
+    def records(self) -> Iterator[Record]:
+        for row, (line, value) in enumerate(_parsed(self._opened(), ".jsonl")):
+            yield Record(row, self.name, line, value)
+
+    def fingerprint(self) -> str:
+        return _fingerprint(self._opened())
+
+    def files(self) -> dict[str, str]:
+        return {}
+
+    def require_unchanged(self) -> None:
+        """Nobody else can write to it."""
+
+    def reopened(self) -> "Spooled":
+        return self
+
+    def _opened(self) -> io.BufferedReader:
+        return io.BufferedReader(_Again(self.copy))
+
+
+class _Again(io.RawIOBase):
+    """An open file read from its start, at a place of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self.file.fileno(), len(buffer), self.at)
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
 
 
 @dataclass(frozen=True)
@@ -116,6 +222,11 @@ class Rows:
 
     name: str
     rows: Sequence[Any]
+    _stamps: Stamps = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        mapped = getattr(self.rows, "cache_files", ())  # the files that a data set lies in
+        object.__setattr__(self, "_stamps", Stamps(Path(f["filename"]) for f in mapped))
 
     def records(self) -> Iterator[Record]:
         of_arrow = hasattr(self.rows, "_fingerprint")  # a `datasets.Dataset`
@@ -133,6 +244,12 @@ class Rows:
 
     def files(self) -> dict[str, str]:
         return {}
+
+    def require_unchanged(self) -> None:
+        self._stamps.require()
+
+    def reopened(self) -> "Rows":
+        return self
 
 
 def open_source(
@@ -153,7 +270,7 @@ def open_source(
         return Rows("rows", data)
     name = str(data)
     if name == "-":
-        return Files("-", (_spool(sys.stdin.buffer),))
+        return Spooled.of("-", sys.stdin.buffer)
     if not name.strip():  # Path("") is the folder that one happens to stand in
         raise DataError("DATA is an empty name; `.` is this folder")
     try:
@@ -190,14 +307,6 @@ def _empty(name: str) -> tuple[Path, ...]:
 def _suffix(path: Path) -> str:
     """The file type, compression taken off: data.jsonl.gz → .jsonl"""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
-
-
-def _spool(stream: io.BufferedIOBase | Any) -> Path:
-    """Standard input can be read only once, planning and scoring read twice."""
-    with tempfile.NamedTemporaryFile(prefix="eaft-probe-", suffix=".jsonl", delete=False) as file:
-        shutil.copyfileobj(stream, file)
-    atexit.register(Path(file.name).unlink, missing_ok=True)
-    return Path(file.name)
 
 
 def _from_disk(path: Path, split: str) -> Sequence[Any]:
@@ -241,11 +350,15 @@ Read = Iterator[tuple[int | None, Any]]
 def _read(path: Path) -> Read:
     try:
         with path.open("rb") as raw, _unpacked(raw, path.suffix) as file:
-            if file.peek(3).startswith(codecs.BOM_UTF8):
-                file.read(3)
-            yield from READERS[_suffix(path)](file)
+            yield from _parsed(file, _suffix(path))
     except (OSError, csv.Error, pa.ArrowException, UnicodeError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _parsed(file: io.BufferedReader, suffix: str) -> Read:
+    if file.peek(3).startswith(codecs.BOM_UTF8):
+        file.read(3)
+    yield from READERS[suffix](file)
 
 
 def _unpacked(raw: io.BufferedReader, suffix: str) -> io.BufferedReader:

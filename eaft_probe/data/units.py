@@ -67,13 +67,16 @@ class UnitPlan:
         return cls(source, selection, rows_per_unit, draft.drawn, rows, count, frozenset(files))
 
     def units(self) -> Iterator[Unit]:
+        """Raises `ProbeError` where the data changed before a unit was read to its end."""
         records, size, index = list[Record](), 0, 0
         for record in self.selection.records(self.source, self.drawn):
             full = len(records) == self.rows_per_unit or size + record.size > UNIT_BYTES
             if records and full:
+                self.source.require_unchanged()
                 yield Unit(index, tuple(records))
                 records, size, index = [], 0, index + 1
             records.append(record)
             size += record.size
         if records:
+            self.source.require_unchanged()
             yield Unit(index, tuple(records))

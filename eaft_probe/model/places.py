@@ -60,8 +60,9 @@ class Place:
             safe = (self.folder / "adapter_model.safetensors").exists()
             pickled += [] if safe else ["adapter_model.bin"]
         if pickled:
-            raise ModelError(f"the weights of {self.name} lie in {pickled[0]}; pickled weights need "
-                             f"--allow-pickle")  # fmt: skip
+            raise ModelError(
+                f"weights of {self.name} lie in {pickled[0]}; pickled weights need --allow-pickle"
+            )
 
     def _loaded(self) -> list[str]:
         """The files that the configuration or the index of safetensors chooses; none where nothing
@@ -82,8 +83,10 @@ class Place:
 
     def _inside(self, name: Any, source: str) -> str:
         if not isinstance(name, str) or name.startswith("/") or ".." in Path(name).parts:
-            raise ModelError(f"{self.name}: {source} names weights at {str(name)[:100]!r}; they must "
-                             f"lie in the model's own folder")  # fmt: skip
+            raise ModelError(
+                f"{self.name}: {source} names weights at {str(name)[:100]!r}; they must lie in the "
+                f"model's own folder"
+            )
         return name
 
     def _json(self, name: str) -> dict[str, Any]:

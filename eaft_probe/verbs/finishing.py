@@ -10,7 +10,7 @@ from typing import Any
 
 from eaft_probe.columns.part_files import REJECTED, UNITS, part_facts, part_folder, unit_report
 from eaft_probe.columns.table import write_manifest
-from eaft_probe.errors import DataError
+from eaft_probe.errors import NothingScored
 from eaft_probe.files import written_aside
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.join import join_units
@@ -26,7 +26,7 @@ def finish(
     facts: Mapping[str, Any],
     scratch: Path,
 ) -> None:
-    """`facts`: what a scorer says of its model. Raises `DataError` where no row was scored."""
+    """`facts`: what a scorer says of its model. Raises `NothingScored`."""
     units, count = part_folder(folder, settings.keep_tokens), plan["data"]["units"]
     counts, left_out, parts, last = Counter[str](), Counter[str](), [], None
     with written_aside(folder / REJECTED, scratch) as aside, aside.open("w") as file:
@@ -41,7 +41,7 @@ def finish(
     if not counts["trained_tokens"]:
         # Nothing that a corrected command should respect.
         remove_results(folder, scratch, ("tokens", "examples", UNITS))
-        raise DataError(
+        raise NothingScored(
             f"nothing to score in {plan['data']['source']}: all {counts['rejected']} rows were "
             f"rejected; {folder / REJECTED} says why"
         )

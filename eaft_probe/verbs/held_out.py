@@ -41,11 +41,13 @@ def read_held_out(
     if data is None:
         return [], []
     kept, tokens, lost = list[Window](), 0, Counter[str]()
-    for _, window in read_windows(open_data(data, settings), settings, model, lost):
+    source = open_data(data, settings)
+    for _, window in read_windows(source, settings, model, lost):
         if kept and tokens + len(window.ids) > most:
             break
         kept.append(window)
         tokens += len(window.ids)
+    source.require_unchanged()
     if not kept:
         raise DataError(f"{data}: no row has a trained token")
     return kept, [f"{data}: {count:,} {what}" for what, count in lost.items()]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
@@ -197,7 +198,7 @@ def remove_results(folder: Path, scratch: Path, names: Iterable[str] = RESULTS) 
     """
     for name in names:
         if (folder / name).exists():
-            os.replace(folder / name, scratch / f"old-{name}")
+            os.replace(folder / name, scratch / f"old-{name}.{secrets.token_hex(4)}")
 
 
 def _require_same(folder: Path, plan: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.prompts import Prompt, Prompts, line
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.render import Renderer, RenderOptions
-from eaft_probe.data.sources import Record, Source
+from eaft_probe.data.sources import Record, Source, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
 from eaft_probe.model.continuous import Continuous
@@ -153,6 +153,7 @@ def _answer(
     try:
         files.prepare(plan, settings.overwrite)
         _run(files, units, answerer)
+        require_same_content(units.source, plan["data"]["fingerprint"])
         return files.join(units.count, plan)
     except OSError as error:
         raise ProbeError(

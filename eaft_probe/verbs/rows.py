@@ -130,7 +130,9 @@ class Rows(Dataset[Mapping[str, Any]]):
             raise DataError("no row has a trained token; `eaft-probe render` shows why")
         lost.clear()  # of the look at the first rows
         made = _dataset(first, rows, cache).with_format("numpy")
-        return cls(made, source.name, source.fingerprint(), lost, {})
+        fingerprint = source.fingerprint()
+        source.require_unchanged()  # so it is that of the rows
+        return cls(made, source.name, fingerprint, lost, {})
 
     def __len__(self) -> int:
         return len(self.data)

@@ -18,7 +18,7 @@ from eaft_probe.columns.schemas import EXAMPLE_COLUMNS
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.columns.table import Scan
 from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
-from eaft_probe.data.sources import Source, open_source
+from eaft_probe.data.sources import Source, open_source, require_same_content
 from eaft_probe.data.units import Selection, Unit, UnitPlan
 from eaft_probe.engines import ENGINES
 from eaft_probe.engines.job import Job
@@ -215,6 +215,7 @@ def _score(
               ranks)  # fmt: skip
     with mine.writing():
         ENGINES[settings.engine](job)
+        require_same_content(units.source, plan["data"]["fingerprint"])
         if deposit:
             deposit.gather(mine)
         finish(folder, plan, settings, facts, mine.scratch)

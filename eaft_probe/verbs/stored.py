@@ -33,7 +33,7 @@ from eaft_probe.columns.part_files import (
 )
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.job import Scorer
-from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
+from eaft_probe.errors import BadInput, NothingScored, ProbeError, ScanError
 from eaft_probe.progress import Progress
 from eaft_probe.store import Infos, Store, local, same, written_here
 from eaft_probe.verbs.ownership import Ownership, owned
@@ -87,10 +87,10 @@ def at_work(
             deposit.pull(mine, progress)
         try:
             yield mine, deposit
-        except DataError as error:
+        except NothingScored as error:
             deposit.give_up(mine.folder)
             said = str(error).replace(str(mine.folder), store.shown)
-            raise DataError(said) from error
+            raise NothingScored(said) from error
     _keep(store, store.cache / WORK)
 
 

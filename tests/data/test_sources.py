@@ -266,6 +266,20 @@ def test_standard_input_can_be_read_twice(tmp_path: Path, monkeypatch: pytest.Mo
     source = open_source("-")
     assert source.name == "-"
     assert rows_of(source) == rows_of(source) == ROWS
+    assert list(tmp_path.iterdir()) == []  # of a process that is killed nothing is left
+    assert {(r.file, r.line) for r in source.records()} == {("-", i) for i in range(1, 6)}
+    as_file = open_source(write(tmp_path, "d.jsonl", jsonl(ROWS)))
+    assert source.fingerprint() == as_file.fingerprint()
+
+
+def test_standard_input_is_read_at_several_places_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"\xef\xbb\xbf" + MANY
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    source = open_source("-")
+    first, second = source.records(), source.records()
+    pairs = [(next(first).parse(), next(second).parse()) for _ in range(5000)]
+    assert [a for a, _ in pairs] == [b for _, b in pairs] == rows_of(source)
+    assert len(pairs) == len(MANY.splitlines())
 
 
 def test_nothing_named_is_the_demo() -> None:

@@ -298,6 +298,9 @@ def test_nothing_to_score(tmp_path: Path, model_folder: str) -> None:
         scan(rows, tmp_path / "s", model=model_folder)
     assert "no trained message" in (tmp_path / "s/rejected.jsonl").read_text()
     assert not (tmp_path / "s/manifest.json").exists()
+    scan(ROWS, tmp_path / "s", model=model_folder)
+    with pytest.raises(DataError, match="nothing to score"):
+        scan(rows, tmp_path / "s", model=model_folder, overwrite=True)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no rows"):
         scan(tmp_path / "empty.jsonl", tmp_path / "t", model=model_folder)

@@ -1,6 +1,7 @@
 """Scans into a store and out of it: the same bytes, whoever dies, whatever fails, however often."""
 
 import hashlib
+import json
 import random
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from eaft_probe.columns.full_gradients import FullGradients
 from eaft_probe.columns.part_files import CONFLICTS
 from eaft_probe.columns.summary import summarize
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
+from eaft_probe.progress import Silent
 from eaft_probe.store import Store
 from eaft_probe.verbs.gradients import gradients
 from eaft_probe.verbs.loading import Loading
@@ -575,3 +577,24 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     assert done.stderr == (
         "eaft-probe: nosuch://bucket/scan cannot be opened: Protocol not known: nosuch\n"
     )
+
+
+def test_data_that_become_unreadable_cost_no_part(
+    again: Callable[..., Scan], tmp_path: Path, model_folder: str
+) -> None:
+    """What was put so far stays; only data without a row to score leave nothing but why."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in OTHER))
+
+    class Removing(Silent):
+        def advance(self, rows: int, tokens: int) -> None:
+            (folder / "b.jsonl").unlink(missing_ok=True)
+
+    with pytest.raises(ProbeError, match=r"b\.jsonl"):
+        again(rows=folder, progress=Removing())
+    assert any(name.startswith("examples/part-") for name in Store(URL).names())
+    with pytest.raises(DataError, match="nothing to score"):
+        again(rows=[{"messages": []}] * 3, overwrite=True)
+    assert set(Store(URL).names()) == {"rejected.jsonl"}
