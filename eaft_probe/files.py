@@ -1,6 +1,8 @@
 """How every file is written, aside and moved into its place when it is whole, and what is read."""
 
+import fcntl
 import os
+import re
 import secrets
 import stat
 import time
@@ -11,7 +13,8 @@ from pathlib import Path
 
 from eaft_probe.errors import ScanError, one_line
 
-STALE = 3600  # seconds after which a file aside has no writer: one that was killed left it
+ASIDE = re.compile(r"\..*[0-9a-f]{8}\.part")  # the names of files aside
+STALE = 3600  # seconds after which a file aside has no writer, where locks do not tell
 
 
 @contextmanager
@@ -21,7 +24,7 @@ def written_aside(path: Path, within: Path | None = None) -> Iterator[Path]:
 
     A reader sees the old file or the whole new one, and of two writers the last. Nobody else knows
     the file's name: a link that stood there would lead what is written out of the folder.
-    Raises `OSError`.
+    What writers that were killed left in the folder goes before. Raises `OSError`.
     """
     folder = within or path.parent
     aside = folder / f".{path.name}.{secrets.token_hex(4)}.part"
@@ -29,8 +32,9 @@ def written_aside(path: Path, within: Path | None = None) -> Iterator[Path]:
         aside = folder / f".{secrets.token_hex(16)}.part"
     try:
         _sweep(folder.absolute())
-        yield aside
-        os.replace(aside, path)
+        with _held(aside):
+            yield aside
+            os.replace(aside, path)
     finally:
         with suppress(OSError):  # a name too long to be there
             aside.unlink(missing_ok=True)
@@ -38,12 +42,38 @@ def written_aside(path: Path, within: Path | None = None) -> Iterator[Path]:
 
 @cache  # once a process: a scan writes thousands of parts into the same folder
 def _sweep(folder: Path) -> None:
-    """Removes what writers that were killed left there."""
-    before = time.time() - STALE
     for left in folder.glob(".*.part"):
         with suppress(OSError):
-            if left.lstat().st_mtime < before:
+            if ASIDE.fullmatch(left.name) and _abandoned(left):
                 left.unlink()
+
+
+@contextmanager
+def _held(aside: Path) -> Iterator[None]:
+    """A new file, locked as long as its writer lives."""
+    file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def _abandoned(aside: Path) -> bool:
+    """Whether the writer of a file aside has ended."""
+    if not stat.S_ISREG(aside.lstat().st_mode):
+        return False
+    file = os.open(aside, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return time.time() - aside.lstat().st_mtime > STALE
+    finally:
+        os.close(file)
 
 
 def own_file(folder: Path, name: str) -> Path:

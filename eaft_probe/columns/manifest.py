@@ -126,14 +126,22 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
         size = path.stat().st_size
         if size > most:
             raise ScanError(f"{path} is damaged: {size:,} bytes, there can be {most:,}")
-        value = json.loads(path.read_bytes(), parse_constant=_no_number)
+        return parsed_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ScanError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def parsed_json(data: bytes, name: str) -> dict[str, Any]:
+    """The object that the file of that name holds. Raises `ScanError`."""
+    try:
+        value = json.loads(data, parse_constant=_no_number)
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}")
         if _deeper(({k: v for k, v in value.items() if k != "parts"}), DEEPEST):
             raise ValueError(f"nested more than {DEEPEST} levels deep")
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair prints nowhere
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise ScanError(f"{path} is damaged: {one_line(error)}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ScanError(f"{name} is damaged: {one_line(error)}") from error
     return value
 
 

@@ -13,13 +13,16 @@ from eaft_probe.columns.parts import FIELDS
 from eaft_probe.files import written_aside
 
 PLAN = "plan.json"
+PLAN_BYTES = 64_000_000  # a plan of 100,000 merged scans has 40
 REJECTED, CONFLICTS = "rejected.jsonl", "conflicts.parquet"
 TOTALS = "totals.parquet"  # of a scan that does not keep all of its tokens
 UNITS = "units"  # its parts and their totals, until they are joined
 GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where somebody took them
 CACHE = "cache"  # of figures, by an earlier version; nothing reads it
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
-RULE_KEY = b"eaft_probe.rule"  # by which conflicts.parquet was flagged: `flag` writes two files
+RULE_KEY = (
+    b"eaft_probe.rule"  # by which conflicts.parquet was flagged, which rule.json may be ahead of
+)
 
 
 def part_name(index: int) -> str:
@@ -87,7 +90,7 @@ def unit_report(folder: Path, index: int) -> dict[str, Any] | None:
         metadata = pq.read_schema(part_file(folder, "examples", index)).metadata or {}
         report = json.loads(metadata[REPORT_KEY])
         rows = pq.read_metadata(part_file(folder, "tokens", index)).num_rows
-    except (OSError, KeyError, ValueError, pa.ArrowException):
+    except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException):
         return None  # not there, or damaged by a crash: scored again
     wanted = report.get("kept_tokens", report["counts"]["trained_tokens"])
     return report if rows == wanted else None

@@ -1,8 +1,10 @@
 """A finished scan: opened, read piece by piece, queried and flagged."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,8 @@ class Scan:
         """A scan that anybody may have made: checked against its manifest, in every footer.
 
         `folder`: or the URL of a store, whose files are fetched first.
-        `verify`: every part is read and its sha256 compared; without it up to 64 MB of each kind.
+        `verify`: every part is read and its sha256 compared, and what is flagged is flagged again;
+        without it up to 64 MB of each kind are hashed.
         Raises `ScanError` where there is no finished scan of this schema version, or a damaged one.
         """
         store = Store.of(folder)
@@ -71,6 +74,8 @@ class Scan:
         scan = cls(path, manifest, store)
         if not scan.keeps_all:
             _ = scan.totals
+        if verify and scan.is_flagged:
+            scan._require_own_conflicts()
         return scan
 
     @property
@@ -145,8 +150,8 @@ class Scan:
 
     @property
     def is_flagged(self) -> bool:
-        """Whether both files that `flag` writes are there."""
-        return all((self.path / name).exists() for name in (CONFLICTS, RULE_FILE))
+        """Whether `flag` has given it a rule; conflicts.parquet is made again where it lacks."""
+        return (self.path / RULE_FILE).exists()
 
     @property
     def columns(self) -> list[str]:
@@ -211,24 +216,35 @@ class Scan:
 
     def conflicts(self) -> "pandas.DataFrame":
         """The flagged tokens with 80 characters of text on each side."""
-        file = self._conflicts_file()
+        file = self.conflicts_file()
         with reading(file):
             return pq.read_table(file, partitioning=None).to_pandas()
 
-    def _conflicts_file(self) -> Path:
-        """Raises `ScanError` where what is flagged is not there, damaged or of another rule."""
-        again = f"; `eaft-probe flag {self.path}` writes it anew"
-        try:
-            file = own_file(self.path, CONFLICTS).absolute()
-            found = footer(file, conflicts_shape)
-        except ScanError as error:
-            raise ScanError(f"{error}{again}") from error
-        if found.rows > self.manifest["counts"]["trained_tokens"]:
-            raise ScanError(f"{file} has more rows than the scan has tokens{again}")
-        by = (found.schema.metadata or {}).get(RULE_KEY, self.rule.said.encode())
-        if by != self.rule.said.encode():
-            raise ScanError(f"{file} was flagged by another rule than rule.json has{again}")
-        return file
+    def conflicts_file(self) -> Path:
+        """conflicts.parquet under `rule`, made again where it is damaged, missing or of another
+        rule: a `flag` that was killed leaves it behind rule.json.
+
+        Raises `ScanError` for a damaged part, and `ProbeError` where it cannot write.
+        """
+        rule, file = self.rule, self.path.absolute() / CONFLICTS
+        with suppress(ScanError):
+            found = footer(own_file(file.parent, CONFLICTS), conflicts_shape)
+            by = (found.schema.metadata or {}).get(RULE_KEY, rule.said.encode())
+            few = found.rows <= self.manifest["counts"]["trained_tokens"]
+            if by == rule.said.encode() and few:
+                return file
+        with self._flagging(rule):
+            return file
+
+    def _require_own_conflicts(self) -> None:
+        """The manifest has no hash of conflicts.parquet. Raises `ScanError`."""
+        file, rule = self.conflicts_file(), self.rule
+        with reading(file), pq.ParquetFile(file) as stored:
+            there = (row for batch in stored.iter_batches() for row in batch.to_pylist())
+            made = (row for part in self._conflicts_by_part(rule) for row in part.to_pylist())
+            if any(a != b for a, b in zip_longest(there, made)):
+                raise ScanError(f"{file} does not hold what rule.json flags; remove it, and it is "
+                                f"made again")  # fmt: skip
 
     def quantiles(self, column: str, at: Sequence[float]) -> list[float]:
         """Exact quantiles of a float column over the whole scan, in constant memory."""
@@ -239,17 +255,28 @@ class Scan:
 
         return quantiles(chunks, at)
 
-    @cached_property
+    @property
     def sql(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection with views `tokens` (with `conflict`), `examples`, `conflicts`.
 
-        `flag` ends it: the next use has the new rule.
+        The same one as long as the scan has the same rule, whoever flags it.
         """
+        rule, known = self.rule, self._connections
+        if rule not in known:
+            known.clear()
+            known[rule] = self._connected(rule)
+        return known[rule]
+
+    @cached_property
+    def _connections(self) -> dict[ConflictRule, duckdb.DuckDBPyConnection]:
+        return {}
+
+    def _connected(self, rule: ConflictRule) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()
         files = {kind: self.part_files(kind) for kind in ("tokens", "examples")}
         with reading(self.path):
-            for kind, listed in {**files, "conflicts": [self._conflicts_file()]}.items():
-                more = f", {self.rule.sql} AS conflict" if kind == "tokens" else ""
+            for kind, listed in {**files, "conflicts": [self.conflicts_file()]}.items():
+                more = f", {rule.sql} AS conflict" if kind == "tokens" else ""
                 source = f"read_parquet({_sql_list(listed)}, hive_partitioning = false)"
                 connection.execute(f"CREATE VIEW {kind} AS SELECT *{more} FROM {source}")
         return connection
@@ -269,6 +296,8 @@ class Scan:
     def flag(self, rule: ConflictRule) -> "Scan":
         """Writes `rule.json` and `conflicts.parquet`, part by part; the scan under the new rule.
 
+        The scan has the new rule once rule.json is there; see `conflicts_file`.
+
         Raises `ScanError` for a damaged part, or where the scan has not kept all of its tokens and
         was counted by another rule, and `ProbeError` where it cannot write.
         """
@@ -276,14 +305,9 @@ class Scan:
             raise ScanError(f"{self.place} kept --keep-tokens {self.keep_tokens} and counted its "
                             f"conflicts by its own rule; rescan for another")  # fmt: skip
         rule = self._resolved(rule)
-        try:
-            self._write_conflicts(rule)
+        with self._flagging(rule):
             rule.save(self.path)
-        except OSError as error:
-            why = error.strerror or one_line(error)
-            raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
-        self.give_back(CONFLICTS, RULE_FILE)
-        self.__dict__.pop("sql", None)  # its views have the rule that was
+        self.give_back(RULE_FILE, CONFLICTS)
         return Scan(self.path, self.manifest, self.store)
 
     def give_back(self, *names: str) -> None:
@@ -298,14 +322,23 @@ class Scan:
         config = self.manifest["config"]
         return ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
 
-    def _write_conflicts(self, rule: ConflictRule) -> None:
+    @contextmanager
+    def _flagging(self, rule: ConflictRule) -> Iterator[None]:
+        """conflicts.parquet is written aside, and takes its place at the end."""
         schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.said})
-        with (
-            written_aside(self.path / CONFLICTS) as aside,
-            pq.ParquetWriter(aside.absolute(), schema, compression="zstd") as writer,
-        ):
-            for index in range(len(self.manifest["parts"])):
-                writer.write_table(self._part_conflicts(index, rule))
+        try:
+            with written_aside(self.path / CONFLICTS) as aside:
+                with pq.ParquetWriter(aside.absolute(), schema, compression="zstd") as writer:
+                    for part in self._conflicts_by_part(rule):
+                        writer.write_table(part)
+                yield
+        except OSError as error:
+            why = error.strerror or one_line(error)
+            raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
+
+    def _conflicts_by_part(self, rule: ConflictRule) -> Iterator[pa.Table]:
+        for index in range(len(self.manifest["parts"])):
+            yield self._part_conflicts(index, rule)
 
     def _resolved(self, rule: ConflictRule) -> ConflictRule:
         """A rule by quantile gets the absolute thresholds that the scan has there."""

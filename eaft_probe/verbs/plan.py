@@ -8,17 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from eaft_probe.columns.conflicts import RULE_FILE, write_json
-from eaft_probe.columns.manifest import MANIFEST
+from eaft_probe.columns.manifest import MANIFEST, read_json
 from eaft_probe.columns.part_files import (
     CACHE,
     CONFLICTS,
     GRADIENTS,
     PLAN,
+    PLAN_BYTES,
     REJECTED,
     TOTALS,
     UNITS,
@@ -30,6 +31,7 @@ from eaft_probe.data.render import chat_templates
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.errors import BadInput, ScanError, one_line
+from eaft_probe.files import own_file
 from eaft_probe.model.loading import load_tokenizer, own_tokenizer, resolve_device
 from eaft_probe.model.places import Place, find_model
 from eaft_probe.settings import ScanSettings
@@ -120,8 +122,8 @@ def told_date(plan_file: Path, given: str | None = None, overwrite: bool = False
     with, so that two days give one scan, or this day."""
     stored: Any = None
     if not (given or overwrite):
-        with suppress(OSError, ValueError, AttributeError):
-            stored = json.loads(plan_file.read_text()).get("today")
+        with suppress(ScanError):  # not there, or to be refused later
+            stored = read_plan(plan_file).get("today")
     return str(given or stored or date.today().isoformat())
 
 
@@ -136,12 +138,17 @@ def threads(folder: Path, settings: ScanSettings, device: str) -> int | None:
     if device != "cpu" or settings.tp:
         return None
     if settings.threads is None and not settings.overwrite:
-        with suppress(OSError, ValueError, AttributeError):
-            stored = json.loads((folder / PLAN).read_text())
-            if has_parts(folder):
-                return cast(int | None, stored.get("threads"))
+        with suppress(ScanError):
+            stored = read_plan(folder / PLAN).get("threads")
+            if has_parts(folder) and (stored is None or isinstance(stored, int)):
+                return stored
     here = max(1, torch.get_num_threads() // (settings.workers or 1))
     return settings.threads or (here if settings.engine == "local" else 1)
+
+
+def read_plan(file: Path) -> dict[str, Any]:
+    """The plan of an earlier run. Raises `ScanError`."""
+    return read_json(own_file(file.parent, file.name), PLAN_BYTES)
 
 
 def is_finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
@@ -181,13 +188,21 @@ def prepare(folder: Path, plan: dict[str, Any], overwrite: bool, scratch: Path) 
             remove_results(folder, scratch)
         write_json(folder / PLAN, plan, scratch)
         units = part_folder(folder, plan.get("settings", {}).get("keep_tokens", "all"))
-        for made in (folder, units):
-            for kind in ("tokens", "examples"):
-                (made / kind).mkdir(parents=True, exist_ok=True)
-        if units != folder:
-            (units / "totals").mkdir(exist_ok=True)
+        kinds = [made / kind for made in (folder, units) for kind in ("tokens", "examples")]
+        kinds += [units / "totals"] if units != folder else []
+        require_no_links([folder / UNITS, folder / HALVED, *kinds])
+        for made in kinds:
+            made.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
+
+
+def require_no_links(folders: Iterable[Path]) -> None:
+    """What is written into a link to a folder lands in somebody else's."""
+    for folder in folders:
+        if folder.is_symlink():
+            raise ScanError(f"{folder} is a link, where a folder of its own should be; "
+                            f"remove it, or choose another --out")  # fmt: skip
 
 
 def remove_results(folder: Path, scratch: Path, names: Iterable[str] = RESULTS) -> None:
@@ -203,9 +218,9 @@ def remove_results(folder: Path, scratch: Path, names: Iterable[str] = RESULTS) 
 
 def _require_same(folder: Path, plan: dict[str, Any]) -> None:
     try:
-        stored = json.loads((folder / PLAN).read_text())
-    except ValueError as error:
-        raise ScanError(f"{folder / PLAN} is damaged; --overwrite starts anew") from error
+        stored = read_plan(folder / PLAN)
+    except ScanError as error:
+        raise ScanError(f"{error}; --overwrite starts anew") from error
     require_same(stored, plan, f"{folder} holds a scan")
 
 

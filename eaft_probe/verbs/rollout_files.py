@@ -10,7 +10,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from eaft_probe.columns.conflicts import write_json
 from eaft_probe.data.prompts import line
 from eaft_probe.errors import BadInput, DataError, ScanError, one_line
 from eaft_probe.files import written_aside
-from eaft_probe.verbs.plan import require_same
+from eaft_probe.verbs.plan import read_plan, require_no_links, require_same
 
 # Neither name ends as a data file does: a folder of rollouts can be scanned as it is.
 PLAN, PARTS, REJECTED = ".plan", ".parts", ".rejected.jsonl"
@@ -55,11 +54,10 @@ class RolloutFiles:
         return stored.get("counts") if self.path.exists() else None
 
     def _stored(self) -> dict[str, Any]:
-        with suppress(ValueError):
-            stored = json.loads(self.beside(PLAN).read_text())
-            if isinstance(stored, dict):
-                return stored
-        raise ScanError(f"{self.beside(PLAN)} is damaged; --overwrite starts anew")
+        try:
+            return read_plan(self.beside(PLAN))
+        except ScanError as error:
+            raise ScanError(f"{error}; --overwrite starts anew") from error
 
     def _begun(self) -> bool:
         return any(self.beside(PARTS).glob("part-*.json"))
@@ -70,6 +68,7 @@ class RolloutFiles:
         try:
             if overwrite or not self._begun():
                 self.clear()
+            require_no_links([self.beside(PARTS)])
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.beside(PLAN), plan)
             self.beside(PARTS).mkdir(exist_ok=True)
@@ -82,6 +81,8 @@ class RolloutFiles:
         """The answers go first, so that old ones are not taken for those of a new plan."""
         self.path.unlink(missing_ok=True)
         self.beside(REJECTED).unlink(missing_ok=True)
+        if self.beside(PARTS).is_symlink():
+            self.beside(PARTS).unlink()
         shutil.rmtree(self.beside(PARTS), ignore_errors=True)
         self.beside(PLAN).unlink(missing_ok=True)
 

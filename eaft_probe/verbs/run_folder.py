@@ -78,7 +78,7 @@ def _is_run(folder: Path) -> bool:
         found = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
         return False
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return (folder / LOG).exists() or bool(_checkpoints(folder))  # a run's, damaged
     return isinstance(found, dict) and {"objective", "fingerprint"} <= found.keys()
 
@@ -130,7 +130,7 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
     """A resumed run goes on with the settings and the data that it began with."""
     try:
         before = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{folder / CONFIG} is damaged; choose another --out") from error
     for name, value in json.loads(json.dumps(plan)).items():
         if name not in FREE and before.get(name) != value:

@@ -105,6 +105,7 @@ def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
         any(t is not None for t in thresholds) and not _same(finished.rule, rule)
     ):
         finished.flag(rule)
+    finished.conflicts_file()  # whole, if a `flag` was killed meanwhile
     return finished
 
 

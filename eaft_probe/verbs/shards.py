@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eaft_probe.columns.manifest import read_json
-from eaft_probe.columns.part_files import PLAN, REJECTED
+from eaft_probe.columns.part_files import PLAN, PLAN_BYTES, REJECTED
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError, one_line
 from eaft_probe.files import own_file
@@ -23,7 +23,6 @@ from eaft_probe.verbs.compare import WITHOUT_TEMPLATE
 SOURCE = "source"  # the column that is added to the examples
 KEPT_SOURCE = "source_in_data"  # what a pass-through column of that name is called from then on
 MOST_ROWS = 2**53  # as many as a manifest may count
-PLAN_BYTES = 64_000_000  # a plan of 100,000 merged scans has 40
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def rejected(scan: Scan) -> Iterator[dict[str, Any]]:
                     seen += 1
                     row = json.loads(line)
                     yield {**row, "row": int(row["row"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ScanError(f"{path} is damaged: {one_line(error)}") from error
     if seen != wanted:
         raise ScanError(f"{path} lists {seen} rows, where the manifest counts {wanted}")

@@ -10,7 +10,6 @@ the same bytes is no error, and one of other bytes is refused. The folder is los
 next run fetches what the store has.
 """
 
-import json
 import os
 import re
 import shutil
@@ -21,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.manifest import MANIFEST
+from eaft_probe.columns.manifest import MANIFEST, parsed_json
 from eaft_probe.columns.mirror import WORK, place
 from eaft_probe.columns.part_files import (
     GRADIENTS,
     PLAN,
+    PLAN_BYTES,
     REJECTED,
     TOTALS,
     UNITS,
@@ -38,7 +38,6 @@ from eaft_probe.progress import Progress
 from eaft_probe.store import Infos, Store, local, same, written_here
 from eaft_probe.verbs.ownership import Ownership, owned
 from eaft_probe.verbs.plan import RESULTS, SCAN_FILES, remove_results, require_same
-from eaft_probe.verbs.shards import PLAN_BYTES
 
 PART = re.compile(rf"(tokens|examples|{UNITS}/(tokens|examples|totals))/part-[0-9]{{5,9}}\.parquet")
 KINDS = ("tokens", "examples")  # in the order in which they are put: examples/ makes a part whole
@@ -227,10 +226,9 @@ class Deposit:
 
     def _parsed(self, name: str, data: bytes) -> dict[str, Any]:
         try:
-            return {**json.loads(data)}
-        except (ValueError, TypeError) as error:
-            raise ScanError(f"{self.store.shown}/{name} is damaged; --overwrite starts "
-                            f"anew") from error  # fmt: skip
+            return parsed_json(data, f"{self.store.shown}/{name}")
+        except ScanError as error:
+            raise ScanError(f"{error}; --overwrite starts anew") from error
 
     def _require_alike(self, name: str, theirs: bytes, ours: bytes) -> None:
         if name == MANIFEST:

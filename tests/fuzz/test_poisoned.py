@@ -1,9 +1,12 @@
 """A poisoned scan is refused in one line by every verb that opens one, and nothing else is lost."""
 
 import io
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +24,7 @@ from eaft_probe.columns.sample import drawn
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ProbeError, ScanError
+from eaft_probe.files import _sweep
 from eaft_probe.objectives.gates import objective
 from eaft_probe.settings import TrainSettings
 from eaft_probe.verbs.beside import Scans
@@ -159,20 +163,95 @@ def test_a_scan_without_a_poison_is_opened(scan: Path, sound: Path) -> None:
 
 
 def test_flag_mends_what_it_writes(scan: Path) -> None:
-    for broken in ("rule.json", "conflicts.parquet"):
-        (scan / broken).write_bytes(b"{")
-        assert _run(["show", str(scan)]) == 2
-        assert _run(["flag", str(scan)]) == 0
-        assert _run(["show", str(scan)]) == 0
+    (scan / "rule.json").write_bytes(b"{")
+    assert _run(["show", str(scan)]) == 2
+    assert _run(["flag", str(scan)]) == 0
+    assert _run(["show", str(scan)]) == 0
 
 
-def test_a_flag_that_was_cut_short_is_seen(scan: Path) -> None:
-    """conflicts.parquet of the new rule beside rule.json of the old one gave wrong numbers."""
-    before = (scan / "rule.json").read_bytes()
-    Scan.open(scan).flag(ConflictRule(2, 0.5))
-    (scan / "rule.json").write_bytes(before)
-    with pytest.raises(ScanError, match="another rule"):
-        _ = Scan.open(scan).sql
+@pytest.mark.parametrize("damage", ["cut", "missing", "of another rule", "a link", "a pipe"])
+def test_conflicts_are_made_again_from_the_rule(scan: Path, damage: str) -> None:
+    """conflicts.parquet of one rule beside rule.json of another gave wrong numbers."""
+    opened, file = Scan.open(scan), scan / "conflicts.parquet"
+    wanted, precious = opened.conflicts(), scan.parent / "precious"
+    precious.write_text("mine")
+    if damage == "cut":
+        os.truncate(file, 60)
+    elif damage == "of another rule":
+        before = (scan / "rule.json").read_bytes()
+        opened.flag(ConflictRule(2, 0.5))
+        (scan / "rule.json").write_bytes(before)
+    else:
+        file.unlink()
+    if damage == "a link":
+        file.symlink_to(precious)
+    if damage == "a pipe":
+        os.mkfifo(file)
+    with within(SECONDS):
+        counted = Scan.open(scan).rows("SELECT count(*) FROM conflicts")
+    assert counted == [(len(wanted),)]
+    assert Scan.open(scan).conflicts().equals(wanted)
+    assert Scan.open(scan).rule == RULE
+    assert precious.read_text() == "mine"
+
+
+def test_conflicts_that_cannot_be_made_again_are_one_line(scan: Path) -> None:
+    (scan / "conflicts.parquet").unlink()
+    (scan / "conflicts.parquet").mkdir()
+    with pytest.raises(ProbeError, match="cannot write what is flagged"):
+        Scan.open(scan).conflicts()
+
+
+@pytest.mark.parametrize("name", ["fewer conflicts", "conflicts of no example"])
+def test_forged_conflicts_are_seen_on_request(scan: Path, name: str) -> None:
+    Scan.open(scan, verify=True)
+    poison.LATE[name](scan)
+    with pytest.raises(ScanError, match=r"does not hold what rule\.json flags"):
+        Scan.open(scan, verify=True)
+    (scan / "conflicts.parquet").unlink()
+    Scan.open(scan, verify=True)
+
+
+KILLED = """
+import os, sys
+from eaft_probe import Scan
+from eaft_probe.columns.conflicts import ConflictRule
+left, replace = [int(sys.argv[2])], os.replace
+def dying(*names):
+    if not left[0]:
+        os._exit(9)
+    left[0] -= 1
+    replace(*names)
+os.replace = dying
+Scan.open(sys.argv[1]).flag(ConflictRule(2, 0.5))
+"""
+
+
+@pytest.mark.parametrize(("renames", "rule"), [(0, RULE), (1, ConflictRule(2, 0.5))])
+def test_a_flag_killed_at_a_rename_leaves_a_scan_of_one_rule(
+    scan: Path, tmp_path: Path, renames: int, rule: ConflictRule
+) -> None:
+    whole = Scan.open(shutil.copytree(scan, tmp_path / "whole")).flag(rule).conflicts()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(scan), str(renames)], check=False)
+    assert done.returncode == 9
+    _sweep.cache_clear()
+    opened = Scan.open(scan)
+    assert opened.rule == rule
+    assert opened.conflicts().equals(whole)
+    assert opened.rows("SELECT count(*) FROM tokens WHERE conflict") == [(len(whole),)]
+    assert opened.flag(rule).conflicts().equals(whole)
+    assert not list(scan.glob(".*"))
+
+
+def test_sql_follows_the_rule_whoever_flags(scan: Path) -> None:
+    one, other = Scan.open(scan), Scan.open(scan)
+    count = "SELECT count(*) FILTER (conflict), (SELECT count(*) FROM conflicts) FROM tokens"
+    ((before, listed),) = one.rows(count)
+    assert before == listed == int(one.tokens(["conflict"])["conflict"].sum())
+    other.flag(ConflictRule(2, 0.5))
+    ((after, listed),) = one.rows(count)
+    assert before < after == listed == int(one.tokens(["conflict"])["conflict"].sum())
+    assert one.sql is one.sql
 
 
 @pytest.mark.parametrize("name", ["a[1]", "a*b", "a?b", "it's", "x=1", "a\nb", "日本"])

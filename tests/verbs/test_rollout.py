@@ -408,3 +408,24 @@ def test_continuous_batching_writes_the_same_answers_again(tmp_path: Path, count
     first, again = (rollout(ROWS, tmp_path / f"{i}.jsonl", **asked) for i in (1, 2))
     assert first.answers == again.answers == 2 * first.prompts > 0
     assert first.path.read_bytes() == again.path.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{"])
+def test_a_damaged_plan_is_one_line(tmp_path: Path, counting: str, text: str) -> None:
+    out = tmp_path / "r.jsonl"
+    rollout(ROWS, out, model=counting, **SETTINGS)
+    out.with_name("r.jsonl.plan").write_text(text)
+    with pytest.raises(ScanError, match=r"plan is damaged.*--overwrite"):
+        rollout(ROWS, out, model=counting, **SETTINGS)
+
+
+def test_a_link_in_place_of_the_parts_is_not_written_through(tmp_path: Path, counting: str) -> None:
+    out, elsewhere = tmp_path / "r.jsonl", tmp_path / "elsewhere"
+    with pytest.raises(KeyboardInterrupt):
+        rollout(ROWS, out, model=counting, **SETTINGS, progress=Stop(4))
+    out.with_name("r.jsonl.parts").rename(elsewhere)
+    out.with_name("r.jsonl.parts").symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    with pytest.raises(ScanError, match=r"parts is a link"):
+        rollout(ROWS, out, model=counting, **SETTINGS)
+    assert sorted(elsewhere.iterdir()) == before

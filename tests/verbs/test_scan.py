@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,43 @@ def test_a_typo_costs_neither_the_folder_nor_an_old_scan(tmp_path: Path, model_f
     with pytest.raises(BadInput):
         scan(ROWS, out, model=model_folder, statistics=["entrpy"], overwrite=True)
     assert len(Scan.open(out).examples()) == len(ROWS)
+
+
+@pytest.mark.parametrize("link", ["examples", "tokens", "halved", "units"])
+def test_a_link_in_the_folder_is_not_written_through(
+    tmp_path: Path, model_folder: str, link: str
+) -> None:
+    """Of an interrupted scan; in a folder without a part the link itself is replaced."""
+    out, elsewhere = tmp_path / "s", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    scan(ROWS, out, model=model_folder, rows_per_unit=7)
+    (out / "manifest.json").unlink()
+    for kind in ("tokens", "examples"):
+        (out / kind / "part-00002.parquet").unlink()
+    if (out / link).exists():
+        shutil.move(out / link, elsewhere / link)
+    else:
+        (elsewhere / link).mkdir()
+    (out / link).symlink_to(elsewhere / link)
+    before = sorted(elsewhere.rglob("*"))
+    with pytest.raises(ScanError, match=f"{link} is a link"):
+        scan(ROWS, out, model=model_folder, rows_per_unit=7)
+    assert sorted(elsewhere.rglob("*")) == before
+    done = scan(ROWS, out, model=model_folder, rows_per_unit=7, overwrite=True)
+    assert len(done.examples()) == len(ROWS)
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "[]", "{", '{"today": 1e999, "threads": "x"}']
+)
+def test_a_damaged_plan_is_one_line(tmp_path: Path, model_folder: str, text: str) -> None:
+    out = tmp_path / "s"
+    scan(ROWS, out, model=model_folder)
+    (out / "plan.json").write_text(text)
+    with pytest.raises(ScanError, match=r"plan\.json is damaged|other settings"):
+        scan(ROWS, out, model=model_folder)
+    assert len(scan(ROWS, out, model=model_folder, overwrite=True).examples()) == len(ROWS)
 
 
 def test_a_start_that_was_cut_short_blocks_nothing(tmp_path: Path, model_folder: str) -> None:
