@@ -4,6 +4,7 @@ Body, head and loss run inside the forward pass of the module that DDP or FSDP w
 body by itself would skip their hooks and train on wrong gradients without a word.
 """
 
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from eaft_probe.columns.measure import TokenColumns, measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
-from eaft_probe.errors import BadInput, ModelError
+from eaft_probe.errors import BadInput, ModelError, one_line
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.objectives.loss import Reference, gated_loss
 from eaft_probe.objectives.objective import Objective
@@ -40,8 +41,17 @@ def gate(model: Any) -> Any:
 
 
 def unadapted(model: Any) -> Any:
-    """The causal language model inside a PEFT model, which has its adapters within."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """The causal language model inside a PEFT model, which has its adapters within. Raises
+    `ModelError` where the adapter is no part of the model but stands before its tokens."""
+    if not hasattr(model, "get_base_model"):
+        return model
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise ModelError(
+            f"{adapter.peft_type.value} trains vectors that stand for no tokens, "
+            f"which a gated loss cannot read; use LoRA"
+        )
+    return model.get_base_model()
 
 
 def _forward(
@@ -50,7 +60,6 @@ def _forward(
     *,
     trained: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
     objective: Objective | None = None,
     count: float | None = None,
     reads: Sequence[str] = (),
@@ -58,8 +67,8 @@ def _forward(
     base: TokenColumns | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    _require_known(others, reference, position_ids)
-    outputs = _body(self, input_ids, attention_mask, position_ids)
+    others = _taken(self.base_model, others, reference)
+    outputs = _body(self, input_ids, attention_mask, others)
     rows, columns, labels = targets(input_ids, trained)
     hidden, head, pull = outputs[0][rows, columns], _gathered_head(self), None
     if reference is not None:
@@ -75,20 +84,33 @@ def _forward(
     return {"loss": loss, "columns": gated.columns}
 
 
-def _require_known(others: dict[str, Any], reference: Any, position_ids: Any) -> None:
-    if unknown := [name for name, given in others.items() if given is not None]:
-        raise BadInput(f"a gated model reads tokens and knows no {', '.join(unknown)}")
-    if reference is not None and position_ids is not None:
-        raise BadInput("a reference does not see packed rows apart; leave out packing")
+def _taken(body: Any, others: dict[str, Any], reference: Any) -> dict[str, Any]:
+    """What a batch holds besides tokens. Raises `BadInput` where somebody would not see it."""
+    given = {name: value for name, value in others.items() if value is not None}
+    parameters = inspect.signature(body.forward).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if unknown := [name for name in given if not anything and name not in parameters]:
+        raise BadInput(f"{type(body).__name__} takes no {', '.join(unknown)}; leave it out of the "
+                       f"batch")  # fmt: skip
+    if given and reference is not None:
+        raise BadInput(f"a reference reads plain rows and would not see {', '.join(given)}; leave "
+                       f"it out, and packing with it")  # fmt: skip
+    return given
 
 
-def _body(model: Any, input_ids: Any, attention_mask: Any, position_ids: Any) -> Any:
+def _body(model: Any, input_ids: Any, attention_mask: Any, others: dict[str, Any]) -> Any:
     """The body's outputs; hidden states (B, T, D) come first."""
-    more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
-    more |= {"output_router_logits": True} if _routes(model) else {}
-    return model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more
-    )
+    router = {"output_router_logits": True} if _routes(model) else {}
+    try:
+        return model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **others, **router
+        )
+    except (TypeError, ValueError) as error:  # where kernels are missing that tell documents apart
+        if not others:
+            raise
+        raise BadInput(f"the model cannot take a batch with {', '.join(others)} "
+                       f"({one_line(error).rstrip('.')}); leave out packing and padding-free "
+                       f"batches") from error  # fmt: skip
 
 
 def _columns(
@@ -113,9 +135,11 @@ def _routes(model: Any) -> bool:
 
 
 def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> Any:
-    """The auxiliary loss as the model's own file defines it, with its coefficient."""
+    """The auxiliary loss as the model's own file defines it, with its coefficient: the config's,
+    where TRL keeps its `router_aux_loss_coef`."""
     balance = sys.modules[type(model).__module__].load_balancing_loss_func  # type: ignore[attr-defined]
     coefficient, experts, chosen = (getattr(model, name) for name in ROUTER)
+    coefficient = getattr(model.config.get_text_config(), ROUTER[0], coefficient)
     return coefficient * balance(outputs.router_logits, experts, chosen, attention_mask)
 
 

@@ -1,5 +1,6 @@
 """The gated loss for who brings a `Trainer` of their own, as its `compute_loss_func`."""
 
+import sys
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class GatedLoss:
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     ) -> torch.Tensor:
+        _require_no_smoothing(sys._getframe(1).f_locals.get("self"))
         logits = _logits(outputs, labels)
         labels = labels.to(logits.device)
         trained = labels != -100
@@ -61,6 +63,14 @@ class GatedLoss:
             raise BadInput("the model returns its router's aux_loss; give GatedLoss an "
                            "aux_loss_coef (0 leaves it out)")  # fmt: skip
         return self.aux_loss_coef * share * aux
+
+
+def _require_no_smoothing(caller: Any) -> None:
+    """Of the Trainer that calls: it tells its loss function nothing, and leaves label smoothing
+    out without a word. Raises `BadInput`."""
+    if getattr(getattr(caller, "args", None), "label_smoothing_factor", 0):
+        raise BadInput("GatedLoss takes the place of label smoothing; leave label_smoothing_factor "
+                       "out")  # fmt: skip
 
 
 def _logits(outputs: Any, labels: Any) -> torch.Tensor:

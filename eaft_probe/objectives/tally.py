@@ -6,7 +6,6 @@ import torch
 
 from eaft_probe.columns.log import LOG_GROUPS
 from eaft_probe.columns.measure import TokenColumns
-from eaft_probe.objectives.objective import Anchor
 
 GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
 OTHER, UNKNOWN = 0, 128
@@ -16,13 +15,13 @@ TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))
 
 
 def tally(
-    columns: TokenColumns, inputs: dict[str, torch.Tensor], anchor: Anchor | None
+    columns: TokenColumns, inputs: dict[str, torch.Tensor], loss: torch.Tensor
 ) -> torch.Tensor:
-    """(len(TALLY),) float64 sums over the batch's trained tokens."""
+    """(len(TALLY),) float64 sums over the batch's trained tokens. loss: what is trained, so with
+    an anchor's part and a router's, times the step's count."""
     nll, gate = -columns["logprob"].double(), columns["gate"].double()
     gated = (gate * nll).sum()
-    loss = gated + anchor.beta * columns["kl"].double().sum() if anchor else gated
-    sums = [torch.ones_like(nll).sum(), loss, nll.sum(), gated, gate.sum()]
+    sums = [torch.ones_like(nll).sum(), loss.detach().double(), nll.sum(), gated, gate.sum()]
     group = inputs["group"][inputs["trained"]] if "group" in inputs else None
     for name in LOGGED:
         if group is None:
@@ -36,7 +35,7 @@ def tally(
 
 
 def facts(sums: Sequence[float]) -> dict[str, float]:
-    """loss and nll (nats a token; with gates and anchor, and without), gate_mean, mass_gated (the
+    """loss and nll (nats a token; with gates, anchor and router, and without), gate_mean, mass_gated (the
     share of Σ nll that gates take away), count; nll and count of each group that has tokens."""
     s = dict(zip(TALLY, sums, strict=True))
     count, nll = max(s["count"], 1.0), s["nll"]

@@ -17,6 +17,7 @@ from eaft_probe.errors import BadInput, NonFinite
 from eaft_probe.objectives.forward import ReferenceModel, gate, unadapted
 from eaft_probe.objectives.gates import objective as named
 from eaft_probe.objectives.objective import Columns, Objective
+from eaft_probe.objectives.packing import PACKED, document_starts, later_document, require_apart
 from eaft_probe.objectives.scanned import OF_BASE
 from eaft_probe.objectives.tally import TALLY, facts, tally
 
@@ -49,7 +50,8 @@ class BatchStep:
     examples: Gathered
 
 
-READ = ("input_ids", "attention_mask", "position_ids", "trained")
+# What of a batch is for the loss and the log; everything else goes to the model.
+NOT_THE_MODELS = {"labels", "row", "group", *OF_BASE}
 
 
 class GatedLossMixin:
@@ -58,9 +60,11 @@ class GatedLossMixin:
     Minimises Σ gate · nll / N, N the trained tokens of the whole step, over all micro-batches and
     ranks; in evaluation the plain nll. Batches hold `input_ids`, `attention_mask` and `trained`
     (B, T), or `labels` with −100 where nothing is trained, and (B, T) columns such as `base_prob`
-    where the objective reads them. An objective with an anchor gets a `reference`. What would
-    replace the loss without a word is refused: label smoothing, a loss function of one's own,
-    sequence parallelism, Liger's fused loss. Raises `BadInput` and `ModelError`.
+    where the objective reads them; whatever else they hold goes to the model. An objective with an
+    anchor gets a `reference`. Rows packed with several documents are refused where the model lets
+    these see one another, which the first such batch shows. What would replace the loss without a
+    word is refused: label smoothing, a loss function or type of one's own, sequence parallelism,
+    Liger's fused loss. Raises `BadInput` and `ModelError`.
     """
 
     args: Any  # these are the Trainer's
@@ -70,6 +74,8 @@ class GatedLossMixin:
     state: Any
     add_callback: Any
     _prepare_inputs: Any
+    _set_signature_columns_if_needed: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -89,10 +95,13 @@ class GatedLossMixin:
             raise BadInput(f"objective {objective.name!r} needs a reference model")
         if reference and not objective.anchor:
             raise BadInput(f"objective {objective.name!r} has no use for a reference model")
+        self._set_signature_columns_if_needed()  # what the model takes, before its forward changes
+        self._signature_columns += ["trained", *objective.reads]
         gate(unadapted(self.model))
         self.add_callback(_AsLaunched(self))
         self.reference = reference
         self.objective = self.step_objective = objective
+        self.keeps_apart = False  # whether the model was seen to keep packed documents apart
         # By the count of the whole step: transformers 5.17 asks the first, 5.23 the second.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
 
@@ -116,6 +125,7 @@ class GatedLossMixin:
     ) -> Any:
         """The gated loss; of a batch outside of training its mean nll."""
         inputs = gated_inputs(inputs)
+        self._require_apart(inputs)
         if num_items_in_batch is None or not model.training:
             nll = -self.columns(inputs, ("logprob",))["logprob"].mean().to(inputs["trained"].device)
             return (nll, {"loss": nll}) if return_outputs else nll
@@ -129,7 +139,7 @@ class GatedLossMixin:
             rows = inputs["row"].tolist() if "row" in inputs else "unknown"
             raise NonFinite(f"the loss is not finite in step {self.state.global_step + 1}, rows "
                             f"{rows}; try a lower --learning-rate, or float32")  # fmt: skip
-        self.tally += tally(outputs["columns"], inputs, self.objective.anchor)
+        self.tally += tally(outputs["columns"], inputs, outputs["loss"] * count)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -138,6 +148,17 @@ class GatedLossMixin:
             logs |= facts(self.accelerator.reduce(self.tally).tolist())
             self.tally.zero_()
         super().log(logs, start_time)  # type: ignore[misc]
+
+    def _require_apart(self, inputs: dict[str, Any]) -> None:
+        """Proven once, on all ranks together: a sharded model's forward pass takes them all.
+        Raises `BadInput`."""
+        if self.keeps_apart or not PACKED & inputs.keys():
+            return
+        here = torch.tensor(later_document(inputs) is not None, device=self.args.device)
+        if int(self.accelerator.reduce(here.long())):
+            half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
+            require_apart(inputs, lambda i: self.columns(i, ("logprob",))["logprob"], half)
+            self.keeps_apart = True
 
     @torch.no_grad()
     def columns(
@@ -185,10 +206,8 @@ class GatedLossMixin:
 
 def _of_examples(logprob: torch.Tensor, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """(examples with a trained token,) mean nll; a packed row holds several, from position 0."""
-    first = torch.zeros_like(sample["input_ids"])
+    first = document_starts(sample).long()
     first[:, 0] = 1
-    if "position_ids" in sample:
-        first |= (sample["position_ids"] == 0).long()
     of = (first.flatten().cumsum(0) - 1).view_as(first)[sample["trained"]].cpu()
     counts = torch.bincount(of, minlength=int(first.sum())).double()
     sums = torch.zeros_like(counts).index_add_(0, of, -logprob.cpu().double())
@@ -201,10 +220,8 @@ def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs
     if "labels" not in inputs or "input_ids" not in inputs:
         raise BadInput(f"a batch needs input_ids and labels, found {', '.join(inputs)}")
-    trained = inputs["labels"] != -100
-    trained[:, 0] = False  # nothing predicts it
-    if "position_ids" in inputs:
-        trained &= inputs["position_ids"] != 0  # nor the first token of a packed row
+    trained = (inputs["labels"] != -100) & ~document_starts(inputs)  # nothing predicts those
+    trained[:, 0] = False
     if not torch.equal(inputs["labels"][trained], inputs["input_ids"][trained]):
         raise BadInput("labels that are not the input_ids of their own positions (shifted ones, "
                        "soft prompts) cannot be trained on")  # fmt: skip
@@ -212,15 +229,17 @@ def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the model's forward pass takes of a batch."""
-    return {n: inputs[n] for n in READ if n in inputs}
+    """What of a batch is the model's."""
+    return {n: c for n, c in inputs.items() if n not in NOT_THE_MODELS}
 
 
 def refuse(trainer: Any) -> None:
     args, parallel = trainer.args, getattr(trainer.accelerator, "parallelism_config", None)
+    loss_type = getattr(args, "loss_type", None)  # TRL's
     refused = {
         "label smoothing": args.label_smoothing_factor != 0,
         "a compute_loss_func": trainer.compute_loss_func is not None,
+        f"loss_type={loss_type!r}": loss_type != getattr(type(args), "loss_type", None),
         "Liger's fused loss": args.use_liger_kernel,
         "sequence parallelism": getattr(parallel, "sp_enabled", False),
         "context parallelism": getattr(parallel, "cp_enabled", False),

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 from eaft_probe import GatedLoss, GatedLossMixin
-from eaft_probe.errors import BadInput
+from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.objectives.gates import OBJECTIVES, objective
 from eaft_probe.objectives.scanned import OF_BASE
 
@@ -206,6 +206,95 @@ def test_a_router_s_loss_is_part_of_the_step(tmp_path) -> None:
     assert off(ours, {n: p.grad for n, p in theirs.named_parameters()}) < 1e-5
     without = one_step(tmp_path, objective("sft"), 8, model=tiny.build("qwen3-moe"))
     assert off(ours, without) > 1e-3
+
+
+def test_the_logged_loss_has_the_router_s_part(tmp_path) -> None:
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=1, logging_steps=1, report_to=[],
+        per_device_train_batch_size=ROWS, remove_unused_columns=False, disable_tqdm=True,
+        save_strategy="no", train_sampling_strategy="sequential",
+    )  # fmt: skip
+    model = tiny.build("qwen3-moe", output_router_logits=True, router_aux_loss_coef=0.3)
+    trained = model(**labelled(rows())).loss.item()
+    plain = tiny.build("qwen3-moe")(**labelled(rows())).loss.item()
+    trainer = Mine(model, arguments, train_dataset=rows(), data_collator=labelled, objective="sft")
+    trainer.train()
+    line = next(r for r in trainer.state.log_history if "nll" in r)
+    assert line["loss"] == pytest.approx(trained, rel=1e-4)
+    assert line["nll"] == pytest.approx(plain, rel=1e-4)
+    assert trained > plain + 0.1
+
+
+def test_label_smoothing_beside_the_loss_is_refused(tmp_path) -> None:
+    """The Trainer leaves it out where it has a loss function, and says nothing."""
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to=[], disable_tqdm=True,
+        label_smoothing_factor=0.1, remove_unused_columns=False, save_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(build(), arguments, train_dataset=rows(), data_collator=labelled,
+                      compute_loss_func=GatedLoss("sft"))  # fmt: skip
+    with pytest.raises(BadInput, match="leave label_smoothing_factor out"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("adapter", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_vectors_before_the_tokens_are_refused(adapter: str, tmp_path) -> None:
+    import peft
+
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    config = getattr(peft, adapter)(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ModelError, match="use LoRA"):
+        Mine(peft.get_peft_model(build(), config),
+             TrainingArguments(output_dir=str(tmp_path), use_cpu=True), objective="sft")  # fmt: skip
+
+
+def test_a_column_that_the_objective_reads_is_kept_by_default(tmp_path) -> None:
+    """The Trainer drops the columns that a forward pass does not name."""
+    from datasets import Dataset
+
+    class Mine(GatedLossMixin, Trainer):
+        pass
+
+    data = Dataset.from_dict({n: [[1, 2]] for n in ("input_ids", "labels", "position_ids",
+                                                    "base_prob", "comment")})  # fmt: skip
+    trainer = Mine(build(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+                   train_dataset=data, objective="stm", data_collator=lambda items: items)  # fmt: skip
+    (kept,) = next(iter(trainer.get_train_dataloader()))
+    assert kept.keys() == {"input_ids", "labels", "position_ids", "base_prob"}
+
+
+def test_trl_s_own_loss_and_router_s_weight(tmp_path, model_folder: str) -> None:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    class Mine(GatedLossMixin, trl.SFTTrainer):
+        pass
+
+    def made(model, **options):
+        arguments = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False,
+                                  gradient_checkpointing=False, **options)  # fmt: skip
+        data = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
+        return Mine(model, arguments, train_dataset=data, objective="sft",
+                    processing_class=AutoTokenizer.from_pretrained(model_folder))  # fmt: skip
+
+    with pytest.raises(BadInput, match="loss_type='dft' would replace the gated loss"):
+        made(build(), loss_type="dft")
+    batch = labelled(rows())
+    losses = {}
+    for coefficient in (0.0, 0.1, 0.2):
+        trainer = made(tiny.build("qwen3-moe", router_aux_loss_coef=0.5),
+                       router_aux_loss_coef=coefficient)  # fmt: skip
+        trainer.model.train()
+        count = int((batch["labels"][:, 1:] != -100).sum())
+        losses[coefficient] = trainer.compute_loss(trainer.model, batch, False, count).item()
+    assert losses[0.1] > losses[0.0] + 0.1
+    assert losses[0.2] - losses[0.0] == pytest.approx(2 * (losses[0.1] - losses[0.0]), rel=1e-4)
 
 
 def test_before_trl_s_trainer(tmp_path, model_folder: str) -> None:
