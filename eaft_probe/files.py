@@ -1,17 +1,20 @@
 """How every file is written, aside and moved into its place when it is whole, and what is read."""
 
+import errno
 import fcntl
 import os
 import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from eaft_probe.errors import ScanError, one_line
+from filelock import FileLock, Timeout
+
+from eaft_probe.errors import BadInput, ScanError, one_line
 
 ASIDE = re.compile(r"\..*[0-9a-f]{8}\.part")  # the names of files aside
 STALE = 3600  # seconds after which a file aside has no writer, where locks do not tell
@@ -74,6 +77,38 @@ def _abandoned(aside: Path) -> bool:
         return time.time() - aside.lstat().st_mtime > STALE
     finally:
         os.close(file)
+
+
+@contextmanager
+def locked(path: Path, what: object, note: Callable[[str], object]) -> Iterator[None]:
+    """While this runs, no other process of a machine is at work on `what`; the system forgets the
+    lock of a process that is killed. Where a file system has none, goes on and says so.
+
+    Raises `BadInput` where another one is at work, `OSError`.
+    """
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BadInput(f"{what} is in use by another run; wait for it, or choose another "
+                       f"--out") from None  # fmt: skip
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        note(f"the file system of {what} has no locks; do not start a second run there")
+    try:
+        yield
+    finally:
+        if lock.is_locked:  # a file that another one has opened meanwhile is seen to be gone
+            path.unlink(missing_ok=True)
+            lock.release()
+
+
+def require_writable(folder: Path) -> None:
+    """Before the long work; the folder need not be there. Raises `BadInput`."""
+    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"cannot write to {folder}: no permission in {there}; choose another --out")
 
 
 def own_file(folder: Path, name: str) -> Path:

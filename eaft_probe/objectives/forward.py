@@ -45,7 +45,7 @@ def unadapted(model: Any) -> Any:
     `ModelError` where the adapter is no part of the model but stands before its tokens."""
     if not hasattr(model, "get_base_model"):
         return model
-    adapter = getattr(model, "active_peft_config", None)
+    adapter: Any = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
         raise ModelError(
             f"{adapter.peft_type.value} trains vectors that stand for no tokens, "

@@ -35,8 +35,9 @@ def tally(
 
 
 def facts(sums: Sequence[float]) -> dict[str, float]:
-    """loss and nll (nats a token; with gates, anchor and router, and without), gate_mean, mass_gated (the
-    share of Σ nll that gates take away), count; nll and count of each group that has tokens."""
+    """loss and nll (nats a token; with gates, anchor and router, and without), gate_mean,
+    mass_gated (the share of Σ nll that gates take away), count; nll and count of each group that
+    has tokens."""
     s = dict(zip(TALLY, sums, strict=True))
     count, nll = max(s["count"], 1.0), s["nll"]
     made = {

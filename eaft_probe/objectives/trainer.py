@@ -1,8 +1,10 @@
 """The `Trainer` around a gated model: the step's count, its statistics, and what is logged."""
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from eaft_probe.columns.measure import TokenColumns
 from eaft_probe.errors import BadInput, NonFinite
@@ -297,6 +300,15 @@ class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, *args: Any) -> Any:
         return self.sampler or super()._get_train_sampler(*args)
+
+    def _save(self, output_dir: str | None = None, *more: Any, **named: Any) -> None:
+        """The model, with arguments that name the run but not where it lies, and without the blank
+        card of an adapter, which says where its base model lies."""
+        super()._save(output_dir, *more, **named)
+        folder, shared = Path(output_dir or self.args.output_dir), copy.copy(self.args)
+        shared.output_dir = Path(self.args.output_dir).name
+        torch.save(shared, folder / TRAINING_ARGS_NAME)
+        (folder / "README.md").unlink(missing_ok=True)
 
     def held_out_figures(self) -> dict[str, float]:
         """Of the model as it is."""

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -21,6 +21,8 @@ from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.model.loading import resolve_device
 from eaft_probe.objectives.trainer import require_as_launched
 from eaft_probe.settings import TrainSettings
+
+T = TypeVar("T")
 
 # Settings that TrainingArguments takes under the same name.
 PASSED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
@@ -122,18 +124,20 @@ def as_bad_input() -> Iterator[None]:
         raise BadInput(f"training cannot start: {one_line(error)}") from error
 
 
-def on_main(arguments: TrainingArguments, work: Callable[[], None]) -> None:
-    """Done by one process while the others wait; what it raises, all of them do. It begins once
-    all of them have got here: another one's failure must not cost an old run."""
-    failed: list[ProbeError | None] = [None]
+def on_main(arguments: TrainingArguments, work: Callable[[], T]) -> T:
+    """Done by one process while the others wait; what it gives or raises, all of them do. It
+    begins once all of them have got here: another one's failure must not cost an old run."""
+    made: list[Any] = [None, None]
     PartialState().wait_for_everyone()
     if arguments.process_index == 0:
         try:
-            work()
+            made = [work(), None]
         except ProbeError as error:
-            failed = [error]
-    if error_of_main := broadcast_object_list(failed)[0]:
+            made = [None, error]
+    result, error_of_main = broadcast_object_list(made)
+    if error_of_main:
         raise error_of_main
+    return result  # type: ignore[no-any-return]
 
 
 @contextmanager

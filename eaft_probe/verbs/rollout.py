@@ -19,6 +19,7 @@ from eaft_probe.data.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Record, Source, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
+from eaft_probe.files import require_writable
 from eaft_probe.model.continuous import Continuous
 from eaft_probe.model.loading import load_model, load_tokenizer
 from eaft_probe.model.places import find_model
@@ -117,6 +118,7 @@ def _writable(out: Path, data: Any) -> Path:
     inside = isinstance(data, str | Path) and Path(data).exists()
     if inside and out.resolve().is_relative_to(Path(data).resolve()):
         raise BadInput(f"--out {out} lies in the data, {data}; choose another place")
+    require_writable(out.parent)
     return out
 
 
@@ -146,15 +148,20 @@ def _answer(
 ) -> dict[str, int]:
     """Answers the units that are not there yet, and joins all."""
     settings = answerer.settings
+    files.require_unused()
     begun = not settings.overwrite
     todo = [i for i in range(units.count) if not (begun and files.has(i))]
     if todo:
         answerer.load()  # before a file is touched: a typo must not cost an old rollout
     try:
-        files.prepare(plan, settings.overwrite)
-        _run(files, units, answerer)
-        require_same_content(units.source, plan["data"]["fingerprint"])
-        return files.join(units.count, plan)
+        with files.alone(answerer.progress.note):
+            counts = files.finished(plan, settings.overwrite)  # by another run, meanwhile
+            if counts is None:
+                files.prepare(plan, settings.overwrite)
+                _run(files, units, answerer)
+                require_same_content(units.source, plan["data"]["fingerprint"])
+                counts = files.join(units.count, plan)
+            return counts
     except OSError as error:
         raise ProbeError(
             f"cannot write {files.path}: {error.strerror or one_line(error)}; what is finished "

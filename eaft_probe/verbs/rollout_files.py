@@ -4,12 +4,14 @@ F.jsonl                  the answers, one a line; there once all are
 F.jsonl.plan             the settings that a rerun must repeat; the counts once it is finished
 F.jsonl.parts/           one part a unit, until they are joined
 F.jsonl.rejected.jsonl   every row that was not answered, with the reason; where there are any
+F.jsonl.lock             while a run is at work
 """
 
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,11 @@ from typing import Any
 from eaft_probe.columns.conflicts import write_json
 from eaft_probe.data.prompts import line
 from eaft_probe.errors import BadInput, DataError, ScanError, one_line
-from eaft_probe.files import written_aside
+from eaft_probe.files import locked, written_aside
 from eaft_probe.verbs.plan import read_plan, require_no_links, require_same
 
 # Neither name ends as a data file does: a folder of rollouts can be scanned as it is.
-PLAN, PARTS, REJECTED = ".plan", ".parts", ".rejected.jsonl"
+PLAN, PARTS, REJECTED, LOCK = ".plan", ".parts", ".rejected.jsonl", ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,25 @@ class RolloutFiles:
     def _begun(self) -> bool:
         return any(self.beside(PARTS).glob("part-*.json"))
 
+    @contextmanager
+    def alone(self, note: Callable[[str], object]) -> Iterator[None]:
+        """For one run at a time. Raises `BadInput`."""
+        with ExitStack() as held:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.beside(LOCK), self.path, note))
+            except OSError as error:
+                raise BadInput(
+                    f"cannot write {self.path}: {error.strerror or one_line(error)}"
+                ) from error
+            yield
+
+    def require_unused(self) -> None:
+        """Before the long work. Raises `BadInput` where another run is at work."""
+        if self.beside(LOCK).exists():
+            with self.alone(str):
+                pass
+
     def prepare(self, plan: Mapping[str, Any], overwrite: bool) -> None:
         """Ready for this plan: what --overwrite gives up goes, and so does a plan without a part.
         Raises `BadInput`."""
@@ -69,7 +90,6 @@ class RolloutFiles:
             if overwrite or not self._begun():
                 self.clear()
             require_no_links([self.beside(PARTS)])
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.beside(PLAN), plan)
             self.beside(PARTS).mkdir(exist_ok=True)
         except OSError as error:

@@ -1,9 +1,10 @@
 """The folder of a training run: whether it may be written to, its checkpoints, its model card."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from eaft_probe.columns.conflicts import ConflictRule, write_json
 from eaft_probe.columns.log import LOG
-from eaft_probe.errors import BadInput, one_line
+from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.files import locked, require_writable
 from eaft_probe.settings import TrainSettings
 from eaft_probe.verbs.plan import told_date
 
-CONFIG, CARD = "train.json", "README.md"
+CONFIG, CARD, LOCK = "train.json", "README.md", ".lock"
 DONE = "done"  # a key of CONFIG, written last of all
 # What a checkpoint holds beside the model.
 OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
@@ -64,7 +66,8 @@ def require_free(folder: Path, settings: TrainSettings) -> None:
     """Raises `BadInput` where the folder holds what this run must not touch."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file; --out names a folder")
-    occupied = folder.exists() and any(folder.iterdir())
+    require_writable(folder)
+    occupied = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
     if occupied and not (settings.resume or settings.overwrite):
         raise BadInput(f"{folder} is not empty; give --resume, --overwrite or another --out")
     if occupied and not _is_run(folder):
@@ -112,24 +115,47 @@ def plan(
     return made | ({"mask_rule": asdict(rule)} if rule else {})
 
 
-def prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> None:
-    """The folder is touched only once everything stands: a typo must not cost an old run."""
-    try:
-        if settings.resume and (folder / CONFIG).exists():
-            _require_same(folder, plan)
-            _remove_cut_short(folder)
-        if settings.overwrite:
-            _remove_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, plan)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
+def require_unused(folder: Path) -> None:
+    """Before the long work. Raises `BadInput` where another run is in the folder."""
+    if (folder / LOCK).exists():
+        with locked(folder / LOCK, folder, str):
+            pass
 
 
-def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
-    """A resumed run goes on with the settings and the data that it began with."""
+@contextmanager
+def prepared(
+    folder: Path, settings: TrainSettings, plan: Mapping[str, Any], note: Callable[[str], object]
+) -> Iterator[bool]:
+    """The folder for this run alone, and whether the run is finished already. It is touched only
+    once everything stands: a typo must not cost an old run. Raises `BadInput`."""
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / LOCK, folder, note))
+            finished = _prepare(folder, settings, plan)
+        except OSError as error:
+            raise BadInput(f"cannot write to {folder}: "
+                           f"{error.strerror or one_line(error)}") from error  # fmt: skip
+        yield finished
+
+
+def _prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> bool:
+    require_free(folder, settings)  # another run may have come and gone
+    if settings.resume and (folder / CONFIG).exists():
+        before = _require_same(folder, plan)
+        if before.get(DONE) and _no_step_left(folder, before, plan):
+            return True
+        _remove_cut_short(folder)
+    if settings.overwrite:
+        _remove_run(folder)
+    write_json(folder / CONFIG, plan)
+    return False
+
+
+def _require_same(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A resumed run goes on with the settings and the data that it began with: these."""
     try:
-        before = json.loads((folder / CONFIG).read_text())
+        before: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{folder / CONFIG} is damaged; choose another --out") from error
     for name, value in json.loads(json.dumps(plan)).items():
@@ -137,10 +163,17 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
             said = NAMES.get(name, name)
             raise BadInput(f"{folder} was trained with another {said} ({before.get(name)!r}, now "
                            f"{value!r}); --resume goes on with the same")  # fmt: skip
-    checkpoint = last_checkpoint(folder)
-    if checkpoint and before.get(DONE) and at_end(checkpoint, plan):
-        raise BadInput(f"{folder} is finished: {_state(checkpoint)['global_step']} steps; raise "
-                       f"--max-steps or --num-train-epochs")  # fmt: skip
+    return before
+
+
+def _no_step_left(folder: Path, before: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Of a finished run. Without its checkpoints it can be no longer than it was."""
+    if checkpoint := last_checkpoint(folder):
+        return at_end(checkpoint, plan)
+    if any(before[name] != plan[name] for name in ("max_steps", "num_train_epochs")):
+        raise BadInput(f"{folder} is finished and has no checkpoint to go on from; choose another "
+                       f"--out, or give --overwrite")  # fmt: skip
+    return True
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -184,26 +217,37 @@ def room(folder: Path) -> str:
 
 
 def finish(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
-    """The model card, and the mark that nothing is left to do."""
-    _card(run, settings, lost)
-    plan = json.loads((run.path / CONFIG).read_text())
-    write_json(run.path / CONFIG, plan | {DONE: True})
+    """The model card, and the mark that nothing is left to do. Raises `ProbeError`."""
+    try:
+        _card(run, settings, lost)
+        plan = json.loads((run.path / CONFIG).read_text())
+        write_json(run.path / CONFIG, plan | {DONE: True})
+    except OSError as error:
+        raise ProbeError(f"cannot write to {run.path}: {error.strerror or one_line(error)}; the "
+                         f"model is there, --resume writes the rest") from error  # fmt: skip
+
+
+def _name(value: Any) -> Any:
+    """Of a file or folder its own name: a card is passed on. Anything else as it is."""
+    if isinstance(value, str) and value and (os.path.isabs(value) or os.path.exists(value)):
+        return Path(value).resolve().name
+    return value
 
 
 def _card(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
     """The model card: what was trained how, and what it learned and forgot."""
-    last = run.last
+    last, names = run.last, {k: _name(v) for k, v in asdict(settings).items()}
     figures = [f"| nll of the training data | | {last['nll']:.4f} |"]
     figures += [
         f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in run.before.items() if last[k] is not None
     ]
     text = [
-        "---", f"base_model: {settings.model}", "library_name: transformers", "---", "",
+        "---", f"base_model: {names['model']}", "library_name: transformers", "---", "",
         f"# {run.path.name}", "",
-        f"{settings.model} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
+        f"{names['model']} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
         f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has its history.", "",
         *(f"{count:,} {what}.\n" for what, count in lost.items()),
         "| nats a token | before | after |", "|---|---|---|", *figures, "",
-        "```json", json.dumps(asdict(settings), indent=1), "```", "",
+        "```json", json.dumps(names, indent=1), "```", "",
     ]  # fmt: skip
     (run.path / CARD).write_text("\n".join(text))

@@ -7,6 +7,7 @@ groups of the base model → Trainer → model, log, card.
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -55,9 +56,10 @@ def train(
     arguments = launch.training_arguments(data, chosen, folder)
     progress = (progress or Silent()) if arguments.process_index == 0 else Silent()
     run_folder.require_free(folder, chosen)  # before the long work, and made only after it
+    launch.on_main(arguments, lambda: run_folder.require_unused(folder))
     progress.note(f"loading {chosen.model}")
     model = load(chosen.model, chosen, arguments)
-    with launch.shared_folder() as cache:
+    with launch.shared_folder() as cache, ExitStack() as held:
         with launch.main_first(arguments):
             rows = _rows(data, chosen, scans, model, cache)
         _notes(rows, wanted, chosen, progress)
@@ -71,10 +73,13 @@ def train(
         plan = run_folder.plan(
             chosen, rows.source, rows.fingerprint, scans.rule, arguments.world_size
         )
-        launch.on_main(arguments, lambda: run_folder.prepare(folder, chosen, plan))
+        prepared = run_folder.prepared(folder, chosen, plan, progress.note)
+        if launch.on_main(arguments, lambda: held.enter_context(prepared)):
+            progress.note("nothing is left to do; raise --max-steps or --num-train-epochs")
+            return Run(folder, read_log(folder).to_pylist(), before)
         _run(trainer, folder, chosen, log)
-    finished = Run(folder, read_log(folder).to_pylist(), before)
-    launch.on_main(arguments, lambda: run_folder.finish(finished, chosen, rows.lost))
+        finished = Run(folder, read_log(folder).to_pylist(), before)
+        launch.on_main(arguments, lambda: run_folder.finish(finished, chosen, rows.lost))
     return finished
 
 

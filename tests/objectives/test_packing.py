@@ -159,8 +159,8 @@ def tell_apart(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one_or_more(several: Any, one: Any, told: str) -> Any:
     def either(*given, **named):
-        return (one if named.get(told) is None else several)(*given, **{
-            n: v for n, v in named.items() if n == told or n not in ("seq_idx", "cu_seqlens")})  # fmt: skip
+        known = {n: v for n, v in named.items() if n == told or n not in ("seq_idx", "cu_seqlens")}
+        return (one if named.get(told) is None else several)(*given, **known)
 
     return either
 

@@ -248,9 +248,9 @@ def test_vectors_before_the_tokens_are_refused(adapter: str, tmp_path) -> None:
         pass
 
     config = getattr(peft, adapter)(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ModelError, match="use LoRA"):
-        Mine(peft.get_peft_model(build(), config),
-             TrainingArguments(output_dir=str(tmp_path), use_cpu=True), objective="sft")  # fmt: skip
+        Mine(peft.get_peft_model(build(), config), arguments, objective="sft")
 
 
 def test_a_column_that_the_objective_reads_is_kept_by_default(tmp_path) -> None:
@@ -262,8 +262,9 @@ def test_a_column_that_the_objective_reads_is_kept_by_default(tmp_path) -> None:
 
     data = Dataset.from_dict({n: [[1, 2]] for n in ("input_ids", "labels", "position_ids",
                                                     "base_prob", "comment")})  # fmt: skip
-    trainer = Mine(build(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
-                   train_dataset=data, objective="stm", data_collator=lambda items: items)  # fmt: skip
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    trainer = Mine(build(), arguments, train_dataset=data, objective="stm",
+                   data_collator=lambda items: items)  # fmt: skip
     (kept,) = next(iter(trainer.get_train_dataloader()))
     assert kept.keys() == {"input_ids", "labels", "position_ids", "base_prob"}
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 
 from eaft_probe import Scan, rollout, scan
 from eaft_probe.cli import _run
@@ -264,6 +265,18 @@ def test_overwrite_replaces_a_rollout_and_nothing_else(tmp_path: Path, counting:
         with pytest.raises(ScanError, match="is no rollout"):
             rollout(ROWS, precious, model=counting, overwrite=overwrite, **SETTINGS)
     assert precious.read_text() == '{"thesis": 1}\n'
+
+
+def test_a_file_that_another_run_is_writing_is_refused(tmp_path: Path, counting: str) -> None:
+    out = tmp_path / "r.jsonl"
+    with FileLock(tmp_path / "r.jsonl.lock"):
+        with pytest.raises(BadInput, match="is in use by another run; wait for it"):
+            rollout(ROWS, out, model=counting, **SETTINGS)
+        with pytest.raises(BadInput, match="is in use by another run"):
+            RolloutFiles(out).alone(print).__enter__()  # where both began at once
+    first = rollout(ROWS, out, model=counting, **SETTINGS)
+    assert {p.name for p in tmp_path.iterdir()} == {"r.jsonl", "r.jsonl.plan"}
+    assert rollout(ROWS, out, model=counting, **SETTINGS) == first
 
 
 def test_rows_without_a_prompt_are_listed(tmp_path: Path, counting: str) -> None:

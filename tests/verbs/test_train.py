@@ -1,19 +1,24 @@
 """`train` from rows to a model folder, on a tiny model."""
 
 import json
+import os
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaft_probe.cli import _run
 from eaft_probe.columns.log import SCHEMA
-from eaft_probe.errors import BadInput, DataError, NonFinite
+from eaft_probe.errors import BadInput, DataError, NonFinite, ProbeError
 from eaft_probe.progress import Silent
+from eaft_probe.settings import TrainSettings
+from eaft_probe.verbs import run_folder
 from eaft_probe.verbs.train import Run, train
 from eaft_probe.view import plots
 
@@ -150,12 +155,86 @@ def test_resume_goes_on_with_the_same_run_only(run: Run, data, model_folder, tmp
     before = weights(out)
     with pytest.raises(BadInput, match="another objective"):
         train(data, out, objective="sft", **given)
-    with pytest.raises(BadInput, match="is finished: 6 steps"):
-        train(data, out, objective="eaft", **given)
     rows = [json.loads(r) for r in Path(data).read_text().split("\n")[:20]]
     with pytest.raises(BadInput, match="another data"):
         train(rows, out, objective="eaft", **given)
     assert all((w == before[n]).all() for n, w in weights(out).items())
+
+
+NOT_REPEATED = {"resume", "overwrite", "max_steps", "num_train_epochs", "logging_steps",
+                "save_steps", "save_total_limit", "eval_steps", "report_to", "device"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({f.name for f in fields(TrainSettings)} - NOT_REPEATED))
+def test_a_resumed_run_repeats_every_other_setting(name: str, tmp_path: Path) -> None:
+    settings = TrainSettings(resume=True)
+    plan = run_folder.plan(settings, "data", "fingerprint", None, 1)
+    (tmp_path / "train.json").write_text(json.dumps(plan | {name: "of another run"}))
+    with (
+        pytest.raises(BadInput, match=f"was trained with another {name} "),
+        run_folder.prepared(tmp_path, settings, plan, print),
+    ):
+        pass
+
+
+def test_resuming_a_finished_run_is_nothing_to_do(run: Run, data, model_folder, tmp_path) -> None:
+    out = tmp_path / "r"
+    shutil.copytree(run.path, out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    given = {"model": model_folder, "objective": "eaft", "eval_data": data, "retain_data": data,
+             "eval_steps": 4, "resume": True} | STEPS  # fmt: skip
+    again = train(data, out, **given)
+    assert (again.log, again.before) == (run.log, pytest.approx(run.before))
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)  # as people do who have the model
+    assert train(data, out, **given).log == run.log
+    assert all(p.read_bytes() == b for p, b in before.items() if p.exists())
+    assert {p.name for p in out.iterdir()} == {
+        p.name for p in run.path.iterdir() if not p.name.startswith("checkpoint-")
+    }
+    with pytest.raises(BadInput, match="no checkpoint to go on from"):
+        train(data, out, **given | {"max_steps": 9})
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_folder_in_use_is_refused_before_the_long_work(flag: str, run: Run, data, tmp_path):
+    shutil.copytree(run.path, tmp_path / "r")
+    with (
+        FileLock(tmp_path / "r/.lock"),
+        pytest.raises(BadInput, match="is in use by another run; wait for it"),
+    ):
+        train(data, tmp_path / "r", model="there is none", **{flag: True})
+
+
+def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "r", TrainSettings()
+    plan = run_folder.plan(settings, "data", "fingerprint", None, 1)
+    with run_folder.prepared(folder, settings, plan, print):
+        first = run_folder.prepared(folder, settings, plan, print)
+        with pytest.raises(BadInput, match="is in use by another run"):
+            first.__enter__()
+    assert [p.name for p in folder.iterdir()] == ["train.json"]
+    late = run_folder.prepared(folder, settings, plan, print)
+    with pytest.raises(BadInput, match="is not empty"):  # the first one is through
+        late.__enter__()
+
+
+def test_what_is_passed_on_names_no_place(data: str, model_folder: str, tmp_path: Path) -> None:
+    adapted = train(data, tmp_path / "r", model=model_folder, lora_r=4, eval_data=data, **STEPS)
+    said = [p for p in adapted.path.rglob("*") if p.is_file() and p.name != "train.json"
+            and str(tmp_path.parents[1]).encode() in p.read_bytes()]  # fmt: skip
+    assert {p.name for p in said} == {"adapter_config.json"}  # by which PEFT finds the base model
+    card = (adapted.path / "README.md").read_text()
+    assert f"base_model: {Path(model_folder).name}\n" in card
+    assert f'"eval_data": "{Path(data).name}"' in card
+    arguments = torch.load(adapted.path / "training_args.bin", weights_only=False)
+    assert (arguments.output_dir, arguments.max_steps) == ("r", 6)
+
+
+def test_a_card_that_cannot_be_written_is_one_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "README.md").mkdir()
+    with pytest.raises(ProbeError, match=r"cannot write to .*: Is a directory; the model is there"):
+        run_folder.finish(replace(run, path=tmp_path), TrainSettings(), {})
 
 
 def test_overwriting_with_a_typo_costs_nothing(run: Run, data, model_folder, tmp_path) -> None:
@@ -242,6 +321,14 @@ def test_an_output_that_cannot_be_made_is_one_error(out, data, model_folder, tmp
     with pytest.raises(BadInput):
         train(data, tmp_path / out, model=model_folder, **STEPS)
     assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_a_folder_without_permission_is_seen_before_the_long_work(data, tmp_path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o500)
+    if os.access(tmp_path / "theirs", os.W_OK):
+        pytest.skip("root may write anywhere")
+    with pytest.raises(BadInput, match=r"no permission in .*; choose another --out"):
+        train(data, tmp_path / "theirs/a/r", model="there is none", **STEPS)
 
 
 def test_a_run_of_other_processes_is_not_resumed(run: Run, data, model_folder, tmp_path) -> None:

@@ -25,7 +25,7 @@ from transformers.integrations import integration_utils
 
 from eaft_probe.cli import _run
 from eaft_probe.columns.log import read_log
-from eaft_probe.errors import BadInput, ProbeError
+from eaft_probe.errors import ProbeError
 from eaft_probe.objectives import forward
 from eaft_probe.verbs import train as verb
 from eaft_probe.verbs.run_log import RunLog
@@ -113,8 +113,7 @@ def test_a_last_step_within_an_epoch_is_the_last(settings, data, model_folder, t
     again = train(data, stopped_at(5, run, tmp_path / "b"), resume=True, **given)
     assert_same(again, run)
     assert {p.name for p in (tmp_path / "b").iterdir()} == {p.name for p in run.path.iterdir()}
-    with pytest.raises(BadInput, match="is finished: 5 steps"):
-        train(data, tmp_path / "b", resume=True, **given)
+    assert train(data, tmp_path / "b", resume=True, **given).log == again.log  # nothing is left
 
 
 def test_intervals_may_change_on_resuming(whole: Run, again, tmp_path: Path) -> None:
