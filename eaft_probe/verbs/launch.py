@@ -151,6 +151,11 @@ def main_first(arguments: TrainingArguments) -> Iterator[None]:
 
 @contextmanager
 def shared_folder() -> Iterator[str]:
-    """A temporary folder of one name for all processes, removed at the end."""
-    with tempfile.TemporaryDirectory() as own:
+    """A temporary folder of one name for all processes, removed at the end. Raises `BadInput`."""
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise BadInput(f"no temporary folder for the tokens: {one_line(error)}; set TMPDIR to a "
+                       f"folder with room") from error  # fmt: skip
+    with made as own:
         yield str(broadcast_object_list([own])[0])

@@ -79,7 +79,10 @@ def _dataset(
         cause = error.__cause__
         if isinstance(cause, ProbeError):
             raise cause from None
-        raise DataError(one_line(cause or error)) from error
+        said = one_line(cause or error)
+        if isinstance(cause, OSError):
+            said = f"the tokens cannot be kept in {cache}: {said}; TMPDIR names another place"
+        raise DataError(said) from error
 
 
 PLACE = ("row", "turn", "start", "length")

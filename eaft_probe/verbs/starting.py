@@ -40,8 +40,12 @@ def reading(settings: TrainSettings) -> ScanSettings:
 
 
 def with_lora(whole: Any, settings: TrainSettings) -> Any:
+    """The model, or a new adapter on it, ready to be trained. Raises `BadInput`."""
     whole.train()
     if settings.lora_r is None:
+        if not all(p.is_floating_point() for p in whole.parameters()):
+            raise BadInput(f"{settings.model} has quantized weights, which stay as they are; give "
+                           f"--lora-r to train an adapter over them")  # fmt: skip
         return whole.requires_grad_(True)  # a merged adapter has left the rest frozen
     from peft import LoraConfig, get_peft_model
 

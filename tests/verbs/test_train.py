@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from eaft_probe.cli import _run
 from eaft_probe.columns.log import SCHEMA
@@ -290,6 +290,20 @@ def test_an_adapter_over_4_bits_is_trained(data: str, tmp_path: Path) -> None:
     assert run.before["retain_kl"] == pytest.approx(0, abs=1e-6)
 
 
+def test_weights_in_8_bits_are_trained_through_an_adapter_only(data: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny.save(tmp_path / "m", tiny.build("llama", hidden_size=64, intermediate_size=128))
+    asked = BitsAndBytesConfig(load_in_8bit=True)
+    packed = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", quantization_config=asked, device_map="cpu"
+    )
+    model = str(tiny.save(tmp_path / "q", packed))
+    with pytest.raises(BadInput, match=r"has quantized weights, .* give --lora-r"):
+        train(data, tmp_path / "r", model=model, **STEPS)
+    assert not (tmp_path / "r").exists()
+    assert train(data, tmp_path / "r", model=model, lora_r=4, **STEPS).last["step"] == 6
+
+
 def test_a_run_goes_on_from_an_adapter(data: str, model_folder: str, tmp_path: Path) -> None:
     first = train(data, tmp_path / "a", model=model_folder, lora_r=4, **STEPS)
     again = train(data, tmp_path / "b", model=model_folder, adapter=str(first.path),
@@ -352,6 +366,8 @@ def test_held_out_rows_that_cannot_be_read_are_said(
     held = tmp_path / "held.jsonl"
     good = json.dumps({"question": "a b", "answer": "the cat sat"})
     held.write_text(f'{good}\n{{"question": "bad"}}\nnot json\n')
-    train(data, tmp_path / "r", model=model_folder, eval_data=str(held), max_steps=1,
-          progress=Notes())  # fmt: skip
-    assert f"{held}: 2 rows left out; `eaft-probe render` says why" in notes
+    for kind in ("eval_data", "retain_data"):
+        notes.clear()
+        train(data, tmp_path / kind, model=model_folder, max_steps=1, progress=Notes(),
+              **{kind: str(held)})  # fmt: skip
+        assert f"{held}: 2 rows left out; `eaft-probe render` says why" in notes

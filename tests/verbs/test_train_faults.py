@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from transformers.integrations import integration_utils
 
 from eaft_probe.cli import _run
 from eaft_probe.columns.log import read_log
-from eaft_probe.errors import ProbeError
+from eaft_probe.errors import BadInput, ProbeError
 from eaft_probe.objectives import forward
 from eaft_probe.verbs import train as verb
 from eaft_probe.verbs.run_log import RunLog
@@ -214,6 +215,12 @@ def test_a_full_disk_at_the_final_model(
         train(data, tmp_path / "r", **given)
     room_again(monkeypatch)
     assert_same(again(tmp_path / "r"), whole)
+
+
+def test_no_temporary_folder_is_one_error(data, model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(BadInput, match="set TMPDIR to a folder with room"):
+        train(data, tmp_path / "r", model=model_folder)
 
 
 # --- killed and interrupted processes ---
