@@ -19,6 +19,8 @@ from eaft_probe.errors import BadInput, ScanError, one_line
 ASIDE = re.compile(r"\..*[0-9a-f]{8}\.part")  # the names of files aside
 STALE = 3600  # seconds after which a file aside has no writer, where locks do not tell
 
+MARKED = 65_536  # bytes at either end of a file that are searched for a mark
+
 
 @contextmanager
 def written_aside(path: Path, within: Path | None = None) -> Iterator[Path]:
@@ -109,6 +111,28 @@ def require_writable(folder: Path) -> None:
     there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise BadInput(f"cannot write to {folder}: no permission in {there}; choose another --out")
+
+
+def require_replaceable(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
+    """Raises `BadInput` where `path` is anything but a new name, an empty file or an earlier
+    output of the same kind, which `is_ours` tells."""
+    try:
+        kind = path.stat()
+    except (OSError, ValueError):
+        return  # not there, or whoever writes says why it cannot be
+    if not stat.S_ISREG(kind.st_mode):
+        raise BadInput(f"{path} is not a plain file; choose another name")
+    if kind.st_size and not is_ours(path):
+        raise BadInput(f"{path} exists and is not an earlier {what}; choose another name or give "
+                       f"--overwrite")  # fmt: skip
+
+
+def marked(path: Path, mark: bytes) -> bool:
+    """Whether a file has the mark of the program that wrote it, near its beginning or its end."""
+    with path.open("rb") as file:
+        first = file.read(MARKED)
+        file.seek(-min(MARKED, path.stat().st_size), os.SEEK_END)
+        return mark in first or mark in file.read()
 
 
 def own_file(folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ What fails for a moment is asked again; what fails for good is one line.
 """
 
 import hashlib
+import os
 import posixpath
 import re
 import secrets
@@ -26,6 +27,8 @@ PROBE = "tokens/.writable"
 AT_ONCE = 8  # files on their way from an object store
 LOCAL = re.compile(r"(?:file|local):(?://)?(?=/)")
 MD5 = re.compile(r"[0-9a-f]{32}|[A-Za-z0-9+/]{22}==")  # S3 in digits, Google in base64
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PATHS = ("model", "adapter", "reference", "chat_template")  # settings that may be paths
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # by scheme
 
@@ -36,6 +39,23 @@ Infos = Mapping[str, Mapping[str, Any]]  # name → what the store says of it
 def local(place: str | Path) -> Path:
     """A folder of this machine, which may be given as file:///folder."""
     return Path(LOCAL.sub("", str(place), count=1))
+
+
+def name_of(place: str | Path) -> str:
+    """What data, a model or a scan is called in what people pass on: the last part of a path on
+    this machine. A hub id stays, and so does the URL of a store, without its password."""
+    store = Store.of(str(place))
+    if store:
+        return store.shown
+    path = local(place).expanduser()
+    if HUB_ID.fullmatch(str(place)) and not path.exists():
+        return str(place)
+    return Path(os.path.abspath(path)).name or str(place)
+
+
+def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved settings with names in place of paths; see `name_of`."""
+    return {k: name_of(v) if v and k in PATHS else v for k, v in settings.items()}
 
 
 @dataclass(frozen=True)

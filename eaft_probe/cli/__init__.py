@@ -3,15 +3,15 @@
 Verbs are imported when they run, so that `--help` answers at once.
 """
 
-import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
 
 from eaft_probe.cli import measure, read  # noqa: F401, which give the app its commands
 from eaft_probe.cli.app import app
-from eaft_probe.cli.printing import INTERRUPTED
+from eaft_probe.cli.printing import INTERRUPTED, StandardOutput
 from eaft_probe.errors import LONGEST, BadInput, ProbeError, one_line
 
 TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet that is none
@@ -19,7 +19,11 @@ TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet 
 
 def main() -> None:
     """Runs the command line. The one place where errors become a line and an exit status."""
-    sys.exit(_run(sys.argv[1:]))
+    sys.stdout = StandardOutput(sys.stdout)  # type: ignore[assignment]
+    status = _run(sys.argv[1:])
+    with suppress(typer.Exit):
+        sys.stdout.flush()
+    sys.exit(status)
 
 
 def _require_once(arguments: list[str]) -> None:
@@ -41,10 +45,11 @@ def _run(arguments: list[str]) -> int:
         return _complain(error, error.exit_status)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `eaft-probe show DIR | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except MemoryError as error:
+        return _complain(f"out of memory: {error}", ProbeError.exit_status)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryException":  # DuckDB's, which is no MemoryError
+            return _complain(f"out of memory: {error}", ProbeError.exit_status)
         if type(error).__module__.split(".")[0] in TABLE_LIBRARIES:
             return _complain(f"a file of the scan is damaged: {error}", BadInput.exit_status)
         status = getattr(error, "exit_code", None)

@@ -5,12 +5,39 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
 
 INTERRUPTED, GATE_TRIPPED = 130, 3
+
+
+class StandardOutput:
+    """Standard output whose reader may leave early, as `head` does: that ends the command, and is
+    no failure. The parser and Rich, both of which make status 1 of it, never see it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._while_read():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._while_read():
+            self.stream.flush()
+
+    @contextmanager
+    def _while_read(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            raise typer.Exit from None
 
 
 def speaks() -> bool:
@@ -58,9 +85,11 @@ def tell_summary(
 ) -> None:
     """A summary as JSON or as `tell` prints it; exit 3 where the gate is tripped."""
     tripped = gate is not None and gate(summary)
-    if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
-    else:
-        tell(summary)
-    if tripped:
-        raise typer.Exit(GATE_TRIPPED)
+    try:
+        if as_json:
+            print(json.dumps(summary, ensure_ascii=False))
+        else:
+            tell(summary)
+    finally:  # also where nobody read it to the end
+        if tripped:
+            raise typer.Exit(GATE_TRIPPED)

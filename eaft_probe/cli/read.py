@@ -52,7 +52,8 @@ def show(
     if wanted.export is not None:
         from eaft_probe.verbs.export import export as verb
 
-        print(f"{verb(opened, wanted.export):,} rows in {wanted.export}", file=sys.stderr)
+        rows = verb(opened, wanted.export, wanted.overwrite)
+        print(f"{rows:,} rows in {wanted.export}", file=sys.stderr)
     if wanted.example is not None and (as_json or gate):
         raise BadInput("--example shows one example; --json and --fail-if speak of the whole scan")
     if wanted.example is not None:
@@ -116,13 +117,14 @@ def plot(
 
     wanted = make_settings(PlotSettings, settled(given, config))
     out = out or f"{kind}.png"
-    plots.require_endings(out, data)
-    chart = plots.draw(kind, folders, {k: getattr(wanted, k) for k in settled(given, config)})
+    plots.require_writable(out, data, wanted.overwrite)
+    taken = {k: getattr(wanted, k) for k in settled(given, config) if k != "overwrite"}
+    chart = plots.draw(kind, folders, taken)
     if kind in plots.TABLES:
         show_frame(console(), chart.data.drop(columns=["scan"] if len(folders) == 1 else []))
     written = [(chart.write, out), *([(chart.write_data, data)] if data else [])]
     for write, path in written:
-        write(path)
+        write(path, overwrite=wanted.overwrite)
         print(path)
 
 
@@ -134,7 +136,8 @@ def report(given: dict[str, Any], folder: Dir, config: Config = None) -> None:
     from eaft_probe.view.report import report as write
 
     wanted: ReportSettings = make_settings(ReportSettings, settled(given, config))
-    print(write(Scan.open(folder), wanted.out, wanted.against, **wanted.comparing()))
+    print(write(Scan.open(folder), wanted.out, wanted.against, overwrite=wanted.overwrite,
+                **wanted.comparing()))  # fmt: skip
 
 
 @app.command("list")

@@ -140,7 +140,7 @@ def parsed_json(data: bytes, name: str) -> dict[str, Any]:
         if _deeper(({k: v for k, v in value.items() if k != "parts"}), DEEPEST):
             raise ValueError(f"nested more than {DEEPEST} levels deep")
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair prints nowhere
-    except (ValueError, RecursionError, MemoryError) as error:
+    except (ValueError, RecursionError) as error:
         raise ScanError(f"{name} is damaged: {one_line(error)}") from error
     return value
 

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eaft_probe.errors import ScanError, one_line
+from eaft_probe.errors import ProbeError, ScanError, one_line
 from eaft_probe.files import own_file
 
 HASHED = 64_000_000  # bytes of a scan that are hashed whenever it is opened: 2 million tokens
@@ -31,10 +31,13 @@ Fits = Callable[[pa.Schema], str | None]  # what is wrong with the columns of a 
 
 @contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """What the table libraries raise over a file as a `ScanError`."""
+    """What the table libraries raise over a file as a `ScanError`; `ProbeError` where the memory
+    does not do, which says nothing of the file."""
     try:
         yield
-    except (pa.ArrowException, duckdb.Error, OSError, MemoryError) as error:
+    except (MemoryError, duckdb.OutOfMemoryException) as error:  # Arrow's is a MemoryError
+        raise ProbeError(f"out of memory while reading {path}: {one_line(error)}") from error
+    except (pa.ArrowException, duckdb.Error, OSError) as error:
         raise ScanError(f"{path} is damaged: {one_line(error)}") from error
 
 

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -25,12 +24,12 @@ import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eaft_probe.errors import DataError, ProbeError, RowError, one_line
+from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
+from eaft_probe.store import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
 LONGEST_LINE = 256_000_000  # bytes of a row
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +124,10 @@ class Files:
         object.__setattr__(self, "_stamps", Stamps(self.paths))  # before anything is read
 
     def records(self) -> Iterator[Record]:
-        row = 0
+        row, names = 0, dict(zip(self.paths, self._names, strict=True))
         for path in self.paths:
             for line, value in _read(path):
-                yield Record(row, str(path), line, value)
+                yield Record(row, names[path], line, value)
                 row += 1
 
     def fingerprint(self) -> str:
@@ -141,7 +140,17 @@ class Files:
         return self._alone[0] if len(self.paths) == 1 else together
 
     def files(self) -> dict[str, str]:
-        return dict(zip(map(str, self.paths), self._alone, strict=True))
+        return dict(zip(self._names, self._alone, strict=True))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The paths from the folder that holds them all: parts and lists of rejected rows are
+        passed on, and where the data lay on this machine is nobody's business."""
+        if self.name == "-":
+            return ["-"]
+        whole = [path.absolute() for path in self.paths]
+        folder = os.path.commonpath([path.parent for path in whole])
+        return [path.relative_to(folder).as_posix() for path in whole]
 
     @cached_property
     def _alone(self) -> list[str]:
@@ -231,7 +240,7 @@ class Rows:
     def records(self) -> Iterator[Record]:
         of_arrow = hasattr(self.rows, "_fingerprint")  # a `datasets.Dataset`
         for row, value in enumerate(self.rows):
-            yield Record(row, self.name, None, without_nulls(value) if of_arrow else value)
+            yield Record(row, name_of(self.name), None, without_nulls(value) if of_arrow else value)
 
     def fingerprint(self) -> str:
         known = getattr(self.rows, "_fingerprint", None)
@@ -294,6 +303,21 @@ def open_source(
     if HUB_ID.fullmatch(name) and _suffix(path) not in READERS and not path.parent.exists():
         return Rows(name, _from_hub(name, config_name, split, revision))
     raise DataError(f"no such file or folder: {name}")
+
+
+def require_outside(out: str | Path, data: Any, flag: str = "--out") -> None:
+    """Raises `BadInput` where the next run would read `out` as data, or it is the data."""
+    if not isinstance(data, str | Path) or str(data) == "-" or Store.of(out):
+        return
+    place, given = local(out).resolve(), os.path.expanduser(data)
+    if os.path.exists(given):
+        inside = place.is_relative_to(Path(given).resolve())
+    else:
+        files = (Path(p) for p in glob.iglob(given, recursive=True))
+        inside = any(p.is_file() and p.resolve().is_relative_to(place) for p in files)
+    if inside:
+        raise BadInput(f"{flag} {out} lies in the data, {data}: the next run would read it as "
+                       f"data; choose another place")  # fmt: skip
 
 
 def _readable(paths: Iterator[Path]) -> tuple[Path, ...]:

@@ -19,6 +19,7 @@ class ShowSettings:
     worst: int = option("how many of the worst examples", 3)
     export: str | None = option("write the rows with their loss to F.jsonl")
     verify: bool = option("read every part and compare its sha256, however large the scan", False)
+    overwrite: bool = option("--export: replace a file that is no earlier export", False)
 
     def __post_init__(self) -> None:
         if self.worst < 0:
@@ -94,6 +95,7 @@ class PlotSettings:
     by: Literal["tokens", "distributions"] | None = option(
         "compare: tokens, where the fingerprints of the same data differ"
     )
+    overwrite: bool = option("replace files that are no earlier figure or its data", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class ReportSettings(CompareSettings):
 
     out: str = option("the HTML file", "report.html")
     against: str | None = option("another finished scan, compared with this one on the page")
+    overwrite: bool = option("replace a file that is no earlier report", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

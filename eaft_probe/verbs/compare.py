@@ -22,6 +22,7 @@ from eaft_probe.columns.groups import GROUPS, READS, groups
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.settings import CompareSettings, make_settings
+from eaft_probe.store import name_of
 
 By = Literal["tokens", "distributions"]
 # Formats whose rows go past the chat template: a base and a chat model may share their tokens.
@@ -71,7 +72,7 @@ class Comparison:
 
 def _origin(scan: Scan) -> dict[str, str]:
     data, model = scan.manifest["data"], scan.manifest["model"]
-    return {"path": scan.place, "data": data["source"], "model": model["name"]}
+    return {"path": name_of(scan.place), "data": data["source"], "model": model["name"]}
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -10,19 +11,29 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from eaft_probe.columns.table import Scan
+from eaft_probe.data.sources import LONGEST_LINE, require_outside
 from eaft_probe.errors import ProbeError, ScanError, one_line
-from eaft_probe.files import written_aside
+from eaft_probe.files import require_replaceable, written_aside
+from eaft_probe.verbs.shards import stored_plan
+
+# What every line has, by which an earlier export is known.
+OWN = {"example", "key", "mean_nll", "mean_entropy", "conflicts", "trained_tokens"}
 
 
-def export(scan: Scan, path: str | Path) -> int:
+def export(scan: Scan, path: str | Path, overwrite: bool = False) -> int:
     """Writes one JSON line a row, in the order of the data, and returns how many.
 
     Each has `example`, `key`, `messages` (or `text`), `mean_nll`, `mean_entropy`, `conflicts`,
     `tokens`, `trained_tokens` and the pass-through columns; where each turn is an example of its
-    own, over all turns of the row. Raises `ProbeError` where it cannot write.
+    own, over all turns of the row. Raises `ProbeError` where it cannot write,
+    and `BadInput` where `path` lies in the data, or is another file than an earlier export (which
+    `overwrite` replaces).
     """
     scan.require_all("--export")
+    require_outside(path, stored_plan(scan).get("data", {}).get("source"), "--export")
     path, written = Path(path), 0
+    if not overwrite:
+        require_replaceable(path, "export", _is_export)
     counts = "SELECT example, count(*) FROM conflicts GROUP BY example"
     conflicts = dict(scan.rows(counts))
     try:
@@ -35,6 +46,13 @@ def export(scan: Scan, path: str | Path) -> int:
     except OSError as error:
         raise ProbeError(f"cannot write {path}: {one_line(error)}") from error
     return written
+
+
+def _is_export(path: Path) -> bool:
+    with path.open("rb") as file, suppress(ValueError, RecursionError):
+        row = json.loads(file.readline(LONGEST_LINE))
+        return isinstance(row, dict) and row.keys() >= OWN
+    return False
 
 
 def _rows(scan: Scan, part: int) -> Iterator[dict[str, Any]]:

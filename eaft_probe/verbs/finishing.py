@@ -13,6 +13,7 @@ from eaft_probe.columns.table import write_manifest
 from eaft_probe.errors import NothingScored
 from eaft_probe.files import written_aside
 from eaft_probe.settings import ScanSettings
+from eaft_probe.store import name_of, without_paths
 from eaft_probe.verbs.join import join_units
 from eaft_probe.verbs.plan import remove_results
 
@@ -50,9 +51,9 @@ def finish(
         folder,
         {
             "command": "scan",
-            "config": asdict(settings),
+            "config": without_paths(asdict(settings)),
             "model": _model_facts(plan, settings, facts["model"]),
-            "data": plan["data"],
+            "data": {**plan["data"], "source": name_of(plan["data"]["source"])},
             "chat_template": plan["chat_template"],
             "columns": facts["columns"],
             "parts": parts,
@@ -70,8 +71,8 @@ def _model_facts(
     plan: Mapping[str, Any], settings: ScanSettings, loaded: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
-        "name": settings.model,
-        "adapter": settings.adapter,
+        "name": name_of(settings.model),
+        "adapter": settings.adapter and name_of(settings.adapter),
         "revision": settings.revision,
         **loaded,
         "identity": plan["model_identity"],

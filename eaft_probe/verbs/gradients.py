@@ -29,8 +29,10 @@ from eaft_probe.model.places import find_model
 from eaft_probe.model.whole import WholeModel
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import GradientSettings, make_settings
+from eaft_probe.store import without_paths
 from eaft_probe.verbs.plan import folder_identity
 from eaft_probe.verbs.reread import Ids, contexts
+from eaft_probe.verbs.shards import stored_plan
 
 SAVE_SECONDS = 10.0  # between writings of what is done
 # How far a token's nll may lie from the scan's, nats: rounding is 1e-4, other weights or another
@@ -64,12 +66,15 @@ def gradients(
 
 
 def _of_scan(scan: Scan, settings: GradientSettings) -> GradientSettings:
-    """The model that the scan was made under, where none is given."""
-    theirs = scan.manifest["model"]
+    """The model that the scan was made under, where none is given: the manifest has its name,
+    the plan where it lay."""
+    theirs, plan = scan.manifest["model"], stored_plan(scan)
+    paths = plan.get("opened") or plan.get("settings") or {}
     if settings.model is None:
-        settings = replace(settings, model=theirs["name"],
+        settings = replace(settings, model=paths.get("model") or theirs["name"],
                            revision=settings.revision or theirs["revision"])  # fmt: skip
-    return replace(settings, adapter=settings.adapter or theirs["adapter"])
+    adapter = settings.adapter or paths.get("adapter") or theirs["adapter"]
+    return replace(settings, adapter=adapter)
 
 
 def _made(scan: Scan, settings: GradientSettings) -> Made:
@@ -82,7 +87,7 @@ def _made(scan: Scan, settings: GradientSettings) -> Made:
         raise BadInput(f"{scan.path} was made under other weights than those of {said}; its model "
                        f"was {theirs['name']}")  # fmt: skip
     return Made(full_gradients.scan_identity(scan), model, adapter, settings.dtype, settings.seed,
-                settings.sample, config=asdict(settings))  # fmt: skip
+                settings.sample, config=without_paths(asdict(settings)))  # fmt: skip
 
 
 def _before(scan: Scan, made: Made) -> FullGradients | None:

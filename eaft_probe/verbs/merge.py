@@ -52,6 +52,7 @@ from eaft_probe.verbs.shards import (
 from eaft_probe.verbs.stored import at_work, sight
 
 MEANING = {"unit": "", "meaning": "the data that the example came from"}
+OPENED = ("model", "adapter")  # as the first scan's command named them, for `gradients`
 FROM_PLAN = ("model_files", "reference_identity", "today")
 
 
@@ -107,6 +108,7 @@ def _plan(shards: Sequence[Shard]) -> dict[str, Any]:
         "model_identity": manifest["model"].get("identity"),
         "adapter_identity": manifest["model"].get("adapter_identity"),
         "chat_template": manifest["chat_template"],
+        "opened": stored.get("opened") or {n: stored.get("settings", {}).get(n) for n in OPENED},
         **{name: stored[name] for name in FROM_PLAN if name in stored},
     }
 

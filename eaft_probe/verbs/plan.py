@@ -166,9 +166,13 @@ def is_finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _only_scan_files(folder: Path) -> bool:
-    """An empty folder, or what a start that was cut short left behind."""
+    """An empty folder, or what a start that was cut short left behind: the plan is written before
+    anything has content, so what has some is somebody else's, by whatever name."""
     return folder.is_dir() and all(
-        p.name in SCAN_FILES or p.name.startswith(f"{RUNNING}.") for p in folder.iterdir()
+        p.name.startswith(f"{RUNNING}.")
+        or p.name == RUNNING
+        or (p.name in SCAN_FILES and not (any(p.iterdir()) if p.is_dir() else p.stat().st_size))
+        for p in folder.iterdir()
     )
 
 
@@ -230,7 +234,7 @@ def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) 
         f"{name} {_short(was)} there, {_short(now)} now"
         for name, was, now in _differences(stored, json.loads(json.dumps(plan)))
         # The same data by another path, or in a plan that says less of them.
-        if name != "data.source" and not name.startswith("data.files")
+        if not name.startswith(("data.source", "data.files", "opened"))
     ]
     if differing:
         raise ScanError(f"{what} with other settings ({'; '.join(differing)}); choose another "

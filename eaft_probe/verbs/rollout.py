@@ -16,7 +16,7 @@ from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.prompts import Prompt, Prompts, line
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.render import Renderer, RenderOptions
-from eaft_probe.data.sources import Record, Source, require_same_content
+from eaft_probe.data.sources import Record, Source, require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
 from eaft_probe.files import require_writable
@@ -115,9 +115,7 @@ def _writable(out: Path, data: Any) -> Path:
     """The file to write. Raises `BadInput` where it could not be read as data, or is the data."""
     if out.suffix != ".jsonl":
         raise BadInput(f"--out {out}: the answers are JSON lines, so give a name in .jsonl")
-    inside = isinstance(data, str | Path) and Path(data).exists()
-    if inside and out.resolve().is_relative_to(Path(data).resolve()):
-        raise BadInput(f"--out {out} lies in the data, {data}; choose another place")
+    require_outside(out, data)
     require_writable(out.parent)
     return out
 

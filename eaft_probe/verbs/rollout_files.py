@@ -44,7 +44,7 @@ class RolloutFiles:
         Raises `ScanError` where the files hold anything else that is worth keeping.
         """
         if not self.beside(PLAN).exists():
-            if self.path.exists() or self.beside(PARTS).exists():
+            if any(p.exists() for p in (self.path, self.beside(PARTS), self.beside(REJECTED))):
                 raise ScanError(f"{self.path} exists and is no rollout; choose another --out")
             return None
         if overwrite:

@@ -18,7 +18,7 @@ from eaft_probe.columns.schemas import EXAMPLE_COLUMNS
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.columns.table import Scan
 from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
-from eaft_probe.data.sources import Source, open_source, require_same_content
+from eaft_probe.data.sources import Source, open_source, require_outside, require_same_content
 from eaft_probe.data.units import Selection, Unit, UnitPlan
 from eaft_probe.engines import ENGINES
 from eaft_probe.engines.job import Job
@@ -76,6 +76,7 @@ def _scan(
     progress: Progress,
     ranks: Ranks | None = None,
 ) -> Scan:
+    require_outside(out, data)
     source = open_data(data, settings)
     row_format = data_format(source, settings)
     units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from eaft_probe.columns.log import read_log
 from eaft_probe.data.render import Renderer, RenderOptions
+from eaft_probe.data.sources import require_outside
 from eaft_probe.errors import ProbeError, one_line
 from eaft_probe.model.loading import CausalLM, quiet
 from eaft_probe.objectives.gates import objective
@@ -55,6 +56,8 @@ def train(
     chosen = run_folder.dated(chosen, folder, scans.today)
     arguments = launch.training_arguments(data, chosen, folder)
     progress = (progress or Silent()) if arguments.process_index == 0 else Silent()
+    for given in (data, chosen.eval_data, chosen.retain_data):
+        require_outside(folder, given)
     run_folder.require_free(folder, chosen)  # before the long work, and made only after it
     launch.on_main(arguments, lambda: run_folder.require_unused(folder))
     progress.note(f"loading {chosen.model}")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -20,29 +21,38 @@ from eaft_probe.columns.planes import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PRO
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn, one_line
-from eaft_probe.files import written_aside
+from eaft_probe.files import marked, require_replaceable, written_aside
+from eaft_probe.store import name_of
 from eaft_probe.view.against import against as compared
 from eaft_probe.view.chosen import columns, examples, last_part, listed, pairs, short
 from eaft_probe.view.notices import template_notices
-from eaft_probe.view.page import Figure, library_versions, page
+from eaft_probe.view.page import GENERATOR, Figure, library_versions, page
 
 READS = ("example", "position", "token", "char_start", "char_end", "logprob", "prob", "entropy")
 
 
 def report(
-    scan: Scan, out: str | Path, against: Scan | str | Path | None = None, **settings: Any
+    scan: Scan,
+    out: str | Path,
+    against: Scan | str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    **settings: Any,
 ) -> Path:
     """Writes the report, aside and renamed, and returns its path: at most 8 MB for any scan.
 
     `against`: another scan, which the page compares with this one as `compare` does, in at most
     1 MB more; `settings` are those of `compare`, whose errors are raised before anything is
     written.
-    Raises `BadInput` where the scan holds no tokens or `out` cannot be written, `MissingColumn`
+    Raises `BadInput` where the scan holds no tokens, `out` cannot be written or is another file
+    than an earlier report (`overwrite` replaces it), `MissingColumn`
     where the scan lacks a column that the report is about.
     """
     path = Path(out)
     if path.is_dir():
         raise BadInput(f"cannot write {path}: it is a folder; name a file with --out")
+    if not overwrite:
+        require_replaceable(path, "report", partial(marked, mark=GENERATOR))
     with _writing(path), TemporaryFile(dir=path.parent):
         pass  # said now rather than after minutes of reading
     # First, as it is the part that may refuse.
@@ -178,7 +188,7 @@ def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
         "counts": manifest["counts"],
         "settings": manifest["config"],
         "versions": manifest.get("versions", {}),
-        "report": {"scan": scan.place, "drawn with": library_versions()},
+        "report": {"scan": name_of(scan.place), "drawn with": library_versions()},
     }
     return [
         (title, [(str(k), short(v)) for k, v in values.items() if v not in (None, [], {})])

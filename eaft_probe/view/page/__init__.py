@@ -20,6 +20,7 @@ import vl_convert
 
 from eaft_probe.printable import printable
 
+GENERATOR = b'<meta name="generator" content="eaft-probe">'  # by which a report is known
 SCRIPTS = ("report.js", "landscape.js", "chart.js", "examples.js", "against.js")
 WRAPPED = '"use strict";\n(() => {{\n{}}})();\n'  # its names stay out of the window's
 LIBRARY = "Object.assign(window, { vegaEmbed });"

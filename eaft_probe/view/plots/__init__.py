@@ -31,9 +31,9 @@ for _plot in (landscape, gradients, gates, stability, positions, tokens, dynamic
 TABLES = ("gates", "tokens", "topk")  # whose data is a table that fits a terminal
 
 
-def require_endings(out: str, data: str | None) -> None:
+def require_writable(out: str, data: str | None, overwrite: bool) -> None:
     """Raises `BadInput` for files that could not be written, before the work is done."""
-    ending(out, chart.FIGURES, "--out")
+    chart.require_figure(Path(out), overwrite)
     if data is not None:
         ending(data, chart.TABLES, "--data")
 

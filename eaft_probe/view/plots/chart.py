@@ -4,12 +4,14 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
@@ -17,8 +19,9 @@ from matplotlib.figure import Figure
 
 from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ProbeError, one_line
-from eaft_probe.files import written_aside
+from eaft_probe.files import marked, require_replaceable, written_aside
 from eaft_probe.printable import printable
+from eaft_probe.store import name_of
 
 COLUMN = 3.4  # inches: one column of a two-column paper
 FONT = "DejaVu Sans"  # ships with matplotlib: the same figure everywhere
@@ -53,7 +56,18 @@ YELLOW_PURPLE: Colormap = LinearSegmentedColormap.from_list(
     "yellow_purple", matplotlib.colormaps["magma_r"]([i / 255 * 0.82 for i in range(256)])
 )
 CAPTION_CHARACTERS = 22  # an inch, at 5.5 points
-FIGURES, TABLES = ("png", "svg", "pdf"), ("parquet", "csv")  # endings
+# By ending: what is said of the figure in the file, and how that stands there.
+METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": "eaft-probe"},
+    "svg": {"Creator": "eaft-probe", "Date": None},
+    "pdf": {"Creator": "eaft-probe", "CreationDate": None},
+}
+MARKS = {
+    "png": b"tEXtSoftware\0eaft-probe",
+    "svg": b"<dc:title>eaft-probe</dc:title>",
+    "pdf": b"/Creator (eaft-probe)",
+}
+FIGURES, TABLES = tuple(METADATA), ("parquet", "csv")  # endings
 
 
 class Chart(Figure):
@@ -68,16 +82,20 @@ class Chart(Figure):
             self.savefig(buffer, format="png", dpi=150)
         return buffer.getvalue()
 
-    def write(self, path: str | Path) -> None:
-        """Saves as the ending says: png, svg or pdf. Raises `BadInput` and `ProbeError`."""
-        path, kind = Path(path), ending(path, FIGURES, "--out")
-        dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    def write(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Saves as the ending says: png, svg or pdf. Raises `ProbeError`, and `BadInput` for
+        another file than an earlier figure, unless `overwrite`."""
+        path, kind = Path(path), require_figure(Path(path), overwrite)
         with matplotlib.rc_context(STYLE), _saved(path) as aside:
-            self.savefig(aside, format=kind, metadata=dated)
+            self.savefig(aside, format=kind, metadata=METADATA[kind])
 
-    def write_data(self, path: str | Path) -> None:
-        """Saves `data` as the ending says: parquet or csv. Raises `BadInput` and `ProbeError`."""
+    def write_data(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Saves `data` as the ending says: parquet or csv. Raises `ProbeError`, and `BadInput`
+        for another file than a table of the same columns, unless `overwrite`."""
         path, kind = Path(path), ending(path, TABLES, "--data")
+        if not overwrite:
+            columns = list(map(str, self.data.columns))
+            require_replaceable(path, "table of this figure", lambda p: _columns(p) == columns)
         with _saved(path) as aside:
             if kind == "csv":
                 self.data.to_csv(aside, index=False)
@@ -92,6 +110,24 @@ def ending(path: str | Path, known: Sequence[str], flag: str) -> str:
         said = ", .".join(known[:-1]) + f" or .{known[-1]}"
         raise BadInput(f"{flag} takes a .{said} file, found {str(path)!r}")
     return found
+
+
+def require_figure(path: Path, overwrite: bool) -> str:
+    """The path's ending. Raises `BadInput` where it is another file than an earlier figure."""
+    kind = ending(path, FIGURES, "--out")
+    if not overwrite:
+        require_replaceable(path, "figure", partial(marked, mark=MARKS[kind]))
+    return kind
+
+
+def _columns(path: Path) -> list[str]:
+    """Of a table that there is already; none of a file that is no table."""
+    try:
+        if path.suffix.lower() == ".csv":
+            return list(pandas.read_csv(path, nrows=0).columns)
+        return list(pq.read_schema(path.absolute()).names)
+    except (ValueError, OSError, pa.ArrowException):  # pandas' and Unicode's are ValueErrors
+        return []
 
 
 @contextmanager
@@ -143,7 +179,7 @@ def names(scans: Sequence[Scan]) -> list[str]:
     made = [f"{data}, {Path(model).name}" for data, model in pairs]
     made = [_cut(shown(m)) for m in made]
     if len(set(made)) < len(made):
-        made = [_cut(shown(s.place)[::-1])[::-1] for s in scans]  # folders differ at the end
+        made = [_cut(shown(name_of(s.place))) for s in scans]
     if len(set(made)) < len(made):
         made = [f"{i}: {m}" for i, m in enumerate(made, 1)]
     return made

@@ -17,6 +17,7 @@ from eaft_probe.view.plots.chart import (
     COLOURS,
     Chart,
     caption,
+    names,
     new_chart,
     opened,
     require_sample,
@@ -65,7 +66,7 @@ def _pictured(found: Sequence[int]) -> int:
 def _table(scan: Scan, found: Sequence[int], sums: NDArray[np.float64]) -> pandas.DataFrame:
     return pandas.DataFrame(
         {
-            "scan": str(scan.path),
+            "scan": names([scan])[0],
             "k": found,
             "pearson_r": [_pearson(s) for s in sums],
             "mean_shortfall": [_shortfall(s) for s in sums],
