@@ -5,6 +5,9 @@ and exits with `exit_status`. `RowError` never leaves the data room: it rejects 
 A message often quotes somebody else's file, so each of them is one printable line by itself.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from eaft_probe.printable import printable
 
 LONGEST = 1000  # characters of a message
@@ -49,6 +52,12 @@ class ModelError(BadInput):
     """A model or tokenizer that does not exist, does not load or does not fit its head proof."""
 
 
+class TooLittleMemory(ModelError):
+    """A model that does not fit the memory that is free. Exit status 1."""
+
+    exit_status = 1
+
+
 class ScanError(BadInput):
     """A scan folder that is missing, incomplete or made with other settings."""
 
@@ -72,6 +81,39 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     'first second\\\\x1b[2J'
     """
     return _line(str(error), limit) or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that there was too little memory, as Python, torch or the system
+    says it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryException"
+        or (
+            isinstance(error, RuntimeError | OSError)
+            and any(w in str(error) for w in ("allocate memory", "out of memory"))
+        )
+    )
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Somebody else's code over somebody else's files: whatever it raises is a `ModelError`.
+
+    No list of exceptions: a cut file is a `struct.error`, a model without heads a
+    `ZeroDivisionError`, and a panic of tokenizers is not even an `Exception`.
+    """
+    try:
+        yield
+    except (_Said, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if out_of_memory(error):
+            raise TooLittleMemory(f"{what}: not enough memory: {one_line(error)}") from error
+        plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+        kind = "" if plain else f"{type(error).__name__}: "
+        hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""
+        raise ModelError(f"{what}: {kind}{one_line(error)}{hint}") from error
 
 
 def _line(text: str, limit: int) -> str:

@@ -155,6 +155,20 @@ def own_file(folder: Path, name: str) -> Path:
     return path
 
 
+def require_utf8(name: str | Path) -> None:
+    """Raises `BadInput` for a name that no text file can hold: manifests and reports name files."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"the name {str(name)[:200]!r} is not UTF-8; rename the file") from error
+
+
+def require_plain(path: Path) -> None:
+    """Raises `BadInput` for a pipe or a device: opening it may wait for ever, or never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadInput(f"{path} is no plain file")
+
+
 def cache_folder() -> Path:
     """EAFT_PROBE_CACHE, or eaft-probe below the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -3,6 +3,10 @@
 Verbs are imported when they run, so that `--help` answers at once.
 """
 
+import codecs
+import io
+import locale
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -12,18 +16,31 @@ import typer
 from eaft_probe.cli import measure, read  # noqa: F401, which give the app its commands
 from eaft_probe.cli.app import app
 from eaft_probe.cli.printing import INTERRUPTED, StandardOutput
-from eaft_probe.errors import LONGEST, BadInput, ProbeError, one_line
+from eaft_probe.errors import LONGEST, BadInput, ProbeError, one_line, out_of_memory
+from eaft_probe.files import require_utf8
 
 TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet that is none
 
 
 def main() -> None:
     """Runs the command line. The one place where errors become a line and an exit status."""
-    sys.stdout = StandardOutput(sys.stdout)  # type: ignore[assignment]
+    _speak_utf8()
+    if sys.stdout is not None:
+        sys.stdout = StandardOutput(sys.stdout)  # type: ignore[assignment]
     status = _run(sys.argv[1:])
-    with suppress(typer.Exit):
+    with suppress(typer.Exit, AttributeError):  # standard output may be closed
         sys.stdout.flush()
     sys.exit(status)
+
+
+def _speak_utf8() -> None:
+    """Every file here is UTF-8, and so are the names in them: in another locale Python starts over
+    in its UTF-8 mode, for libraries and worker processes too."""
+    if os.name == "posix" and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # half of a character is printed, too
 
 
 def _require_once(arguments: list[str]) -> None:
@@ -39,24 +56,44 @@ def _require_once(arguments: list[str]) -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
+        for argument in arguments:
+            require_utf8(argument)
         _require_once(arguments)
-        return int(app(arguments, standalone_mode=False) or 0)
+        status = int(app(arguments, standalone_mode=False) or 0)
+        if sys.stdout is not None:  # closed by who started this
+            sys.stdout.flush()  # a full disk shows here
+        return status
     except ProbeError as error:
         return _complain(error, error.exit_status)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except MemoryError as error:
-        return _complain(f"out of memory: {error}", ProbeError.exit_status)
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryException":  # DuckDB's, which is no MemoryError
-            return _complain(f"out of memory: {error}", ProbeError.exit_status)
-        if type(error).__module__.split(".")[0] in TABLE_LIBRARIES:
-            return _complain(f"a file of the scan is damaged: {error}", BadInput.exit_status)
-        status = getattr(error, "exit_code", None)
-        if status is None:
-            raise
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # tokenizers' panics are no `Exception`
+        return _give_up(error)
+
+
+def _give_up(error: BaseException) -> int:
+    """An error that nothing expected, as one line; EAFT_PROBE_TRACEBACK=1 shows where it rose."""
+    if isinstance(error, OSError):
+        _print_no_more()  # else what is still to be written fails once more at exit
+    if out_of_memory(error):
+        return _complain(f"not enough memory: {one_line(error)}", ProbeError.exit_status)
+    if type(error).__module__.split(".")[0] in TABLE_LIBRARIES:
+        return _complain(f"a file of the scan is damaged: {error}", BadInput.exit_status)
+    status = getattr(error, "exit_code", None)
+    if status is not None:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return _complain(message, int(status)) if message else int(status)
+    if os.environ.get("EAFT_PROBE_TRACEBACK"):
+        raise error
+    kind = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "
+    return _complain(f"{kind}{one_line(error)}", ProbeError.exit_status)
+
+
+def _print_no_more() -> None:
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(error: object, status: int) -> int:
@@ -64,6 +101,6 @@ def _complain(error: object, status: int) -> int:
     from eaft_probe.verbs.said import first_to_say
 
     line = f"eaft-probe: {one_line(Exception(error), LONGEST)}"
-    if first_to_say(line):
+    if first_to_say(line) and sys.stderr is not None:
         print(line, file=sys.stderr)
     return status

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from eaft_probe.errors import BadInput
-from eaft_probe.settings import read_config
+from eaft_probe.settings import read_config, typed
 
 Dir = Annotated[str, typer.Argument(metavar="DIR", help="a finished scan")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -20,23 +20,35 @@ FailIf = Annotated[
 ]
 Data = Annotated[str | None, typer.Argument(metavar="DATA", help="default: the bundled demo")]
 Config = Annotated[str | None, typer.Option("--config", help="YAML file with any of the flags")]
+ADDED = (
+    inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+    inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config),
+)
 
 
 def flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command one option for each field of `kind`; it receives those given as `given`."""
+    """Gives a command --config and one option for each field of `kind`.
+
+    It receives the fields that the command line or the file gives as `given`; its own parameters
+    may stand in the file, too. The command line wins.
+    """
     hints = get_type_hints(kind)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
 
-        def run(**values: Any) -> None:
+        def run(context: typer.Context, config: str | None, **values: Any) -> None:
             named = {p.name: values.pop(p.name) for p in own}
             given = {k: _parsed(hints[k], v, k) for k, v in values.items() if v not in (None, [])}
-            command(**named, given=given)
+            settings = read_config(config) if config else {}
+            for parameter in own:
+                _configure(parameter, named, settings, context)
+            command(**named, given=settings | given)
 
         options = [_option(f, hints[f.name]) for f in fields(kind)]
-        run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
+        every = [*own, *ADDED, *options]
+        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in every}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run
 
@@ -87,6 +99,17 @@ def _value(text: str) -> Any:
     return read if isinstance(read, bool | int | float) else text
 
 
-def settled(given: Mapping[str, Any], config: str | None) -> dict[str, Any]:
-    """The command line wins over the config file."""
-    return {**(read_config(config) if config else {}), **given}
+def _configure(
+    parameter: inspect.Parameter,
+    named: dict[str, Any],
+    settings: dict[str, Any],
+    context: typer.Context,
+) -> None:
+    """A command's own parameter as the config file has it, unless the command line gives it."""
+    name = parameter.name.removeprefix("as_")  # `as_json` is --json
+    if name not in settings:
+        return
+    value = typed(parameter.annotation, name, settings.pop(name))
+    source = context.get_parameter_source(parameter.name)
+    if source is None or source.name != "COMMANDLINE":
+        named[parameter.name] = value

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from eaft_probe.cli.app import app
-from eaft_probe.cli.flags import Config, Data, Dir, FailIf, Json, flags, settled
+from eaft_probe.cli.flags import Data, Dir, FailIf, Json, flags
 from eaft_probe.cli.gate import parsed_gate
 from eaft_probe.cli.printing import console, reported, show_scan, speaks, tell_summary
 from eaft_probe.errors import BadInput
@@ -26,25 +26,23 @@ def scan(
     given: dict[str, Any],
     data: Data = None,
     out: Annotated[str, typer.Option(help="the scan's folder")] = "eaft-scan",
-    config: Config = None,
     as_json: Json = False,
     fail_if: FailIf = None,
 ) -> None:
     """Score every trained token of DATA under a model."""
     gate = parsed_gate(fail_if)
-    settings = settled(given, config)
     if data is None:
-        settings.setdefault("keep", ["topic", "planted", "planted_text"])
-    if settings.get("dry_run"):
-        _dry_run(data, settings, as_json, gate)
+        given.setdefault("keep", ["topic", "planted", "planted_text"])
+    if given.get("dry_run"):
+        _dry_run(data, given, as_json, gate)
         return
     for name in EstimateSettings.only():
-        if settings.pop(name, False) and name != "dry_run":
+        if given.pop(name, False) and name != "dry_run":
             raise BadInput(f"--{name.replace('_', '-')} says what to estimate by: give --dry-run")
     from eaft_probe.verbs.scan import scan as verb
 
     with reported(f"the same command goes on from what {out} has") as progress:
-        finished = verb(data, out, progress=progress, **settings)
+        finished = verb(data, out, progress=progress, **given)
     if speaks():
         show_scan(finished, as_json, gate, worst=1)
 
@@ -67,7 +65,6 @@ def rollout(
     given: dict[str, Any],
     data: Data = None,
     out: Annotated[str, typer.Option(help="the answers, F.jsonl")] = "rollout.jsonl",
-    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Sample a model's own answers to the prompts of DATA, ready to scan."""
@@ -75,7 +72,7 @@ def rollout(
     from eaft_probe.verbs.rollout import rollout as verb
 
     with reported(f"the same command goes on from what {out}.parts has") as progress:
-        done = verb(data, out, progress=progress, **settled(given, config))
+        done = verb(data, out, progress=progress, **given)
     if as_json:
         scanned = {"scan": summarize(done.scan)} if done.scan else {}
         print(json.dumps(done.summary() | scanned, ensure_ascii=False))
@@ -91,28 +88,25 @@ def train(
     given: dict[str, Any],
     data: Data = None,
     out: Annotated[str, typer.Option(help="the run's folder")] = "eaft-run",
-    config: Config = None,
 ) -> None:
     """Fine-tune a model on DATA with a gated objective."""
     from eaft_probe.verbs.train import train as verb
 
     with reported(f"--resume goes on from the last checkpoint in {out}") as progress:
-        run = verb(data, out, progress=progress, **settled(given, config))
+        run = verb(data, out, progress=progress, **given)
     if speaks():
         print(f"{run}; the model and its log lie in {out}")
 
 
 @app.command()
 @flags(GradientSettings)
-def gradients(
-    given: dict[str, Any], folder: Dir, config: Config = None, as_json: Json = False
-) -> None:
+def gradients(given: dict[str, Any], folder: Dir, as_json: Json = False) -> None:
     """Exact whole-model gradient norms of sampled tokens, beside the closed forms."""
     from eaft_probe.verbs.gradients import gradients as verb
     from eaft_probe.view.terminal import show_frame
 
     with reported(f"the same command goes on from what {folder} has") as progress:
-        found = verb(folder, progress=progress, **settled(given, config))
+        found = verb(folder, progress=progress, **given)
     if as_json:
         print(json.dumps(found.summary(), ensure_ascii=False))
         return
@@ -122,9 +116,7 @@ def gradients(
 
 @app.command()
 @flags(ScanSettings)
-def render(
-    given: dict[str, Any], data: Data = None, config: Config = None, as_json: Json = False
-) -> None:
+def render(given: dict[str, Any], data: Data = None, as_json: Json = False) -> None:
     """The first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass.
 
     With --json a line a rendering, of all rows unless --limit says how many.
@@ -133,10 +125,10 @@ def render(
     from eaft_probe.verbs import render as verb
     from eaft_probe.view.terminal import show_rendered
 
-    settings, out = settled(given, config), console()
-    if "sample" not in settings and not as_json:
-        settings.setdefault("limit", 5)
-    for found in verb.render(data, **settings):
+    out = console()
+    if "sample" not in given and not as_json:
+        given.setdefault("limit", 5)
+    for found in verb.render(data, **given):
         if as_json:
             told = (verb.rejected_json(found) if isinstance(found, Rejected)
                     else verb.as_json(*found))  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from eaft_probe.cli.app import app
-from eaft_probe.cli.flags import Config, Dir, FailIf, Json, flags, settled
+from eaft_probe.cli.flags import Dir, FailIf, Json, flags
 from eaft_probe.cli.gate import parsed_gate
 from eaft_probe.cli.printing import console, reported, show_scan, tell_summary
 from eaft_probe.errors import BadInput
@@ -23,12 +23,12 @@ from eaft_probe.settings import (
 
 @app.command()
 @flags(RuleSettings)
-def flag(given: dict[str, Any], folder: Dir, config: Config = None, as_json: Json = False) -> None:
+def flag(given: dict[str, Any], folder: Dir, as_json: Json = False) -> None:
     """Flag a finished scan by another rule, without the model."""
     from eaft_probe.columns.conflicts import ConflictRule
     from eaft_probe.columns.table import Scan
 
-    wanted: RuleSettings = make_settings(RuleSettings, settled(given, config))
+    wanted: RuleSettings = make_settings(RuleSettings, given)
     rule = ConflictRule.given(wanted.entropy_below, wanted.prob_below, wanted.quantile)
     show_scan(Scan.open(folder).flag(rule), as_json, None, worst=0)
 
@@ -38,12 +38,11 @@ def flag(given: dict[str, Any], folder: Dir, config: Config = None, as_json: Jso
 def show(
     given: dict[str, Any],
     folder: Dir,
-    config: Config = None,
     as_json: Json = False,
     fail_if: FailIf = None,
 ) -> None:
     """Summary of a scan, its conflicts by group, and the worst examples."""
-    wanted: ShowSettings = make_settings(ShowSettings, settled(given, config))
+    wanted: ShowSettings = make_settings(ShowSettings, given)
     gate = parsed_gate(fail_if)
     from eaft_probe.columns.table import Scan
     from eaft_probe.view.terminal import legend, show_example
@@ -71,7 +70,6 @@ def compare(
     given: dict[str, Any],
     first: Annotated[str, typer.Argument(metavar="A", help="a finished scan: the base model's")],
     second: Annotated[str, typer.Argument(metavar="B", help="a finished scan: the tuned model's")],
-    config: Config = None,
     as_json: Json = False,
     fail_if: FailIf = None,
 ) -> None:
@@ -80,7 +78,7 @@ def compare(
     from eaft_probe.verbs.compare import compare as verb
     from eaft_probe.view.terminal import show_comparison
 
-    found = verb(first, second, **settled(given, config)).summary()
+    found = verb(first, second, **given).summary()
     tell_summary(found, as_json, gate, lambda summary: show_comparison(console(), summary))
 
 
@@ -90,14 +88,13 @@ def merge(
     given: dict[str, Any],
     folders: Annotated[list[str], typer.Argument(metavar="A B...", help="finished scans")],
     out: Annotated[str, typer.Option(help="the folder of the whole")] = "eaft-merged",
-    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Join finished scans of disjoint data into one, without the model."""
     from eaft_probe.verbs.merge import merge as verb
 
     with reported(f"the same command goes on from what {out} has") as progress:
-        merged = verb(folders, out, progress=progress, **settled(given, config))
+        merged = verb(folders, out, progress=progress, **given)
     show_scan(merged, as_json, None, worst=0)
 
 
@@ -109,16 +106,15 @@ def plot(
     folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="finished scans, or runs")],
     out: Annotated[str | None, typer.Option(help="F.png, F.svg or F.pdf; KIND.png")] = None,
     data: Annotated[str | None, typer.Option(help="its data as F.parquet or F.csv")] = None,
-    config: Config = None,
 ) -> None:
     """Draw a figure of finished scans, without the model."""
     from eaft_probe.view import plots
     from eaft_probe.view.terminal import show_frame
 
-    wanted = make_settings(PlotSettings, settled(given, config))
+    wanted = make_settings(PlotSettings, given)
     out = out or f"{kind}.png"
     plots.require_writable(out, data, wanted.overwrite)
-    taken = {k: getattr(wanted, k) for k in settled(given, config) if k != "overwrite"}
+    taken = {k: getattr(wanted, k) for k in given if k != "overwrite"}
     chart = plots.draw(kind, folders, taken)
     if kind in plots.TABLES:
         show_frame(console(), chart.data.drop(columns=["scan"] if len(folders) == 1 else []))
@@ -130,12 +126,12 @@ def plot(
 
 @app.command()
 @flags(ReportSettings)
-def report(given: dict[str, Any], folder: Dir, config: Config = None) -> None:
+def report(given: dict[str, Any], folder: Dir) -> None:
     """Write a finished scan as one offline HTML page: its landscape to brush, its examples."""
     from eaft_probe.columns.table import Scan
     from eaft_probe.view.report import report as write
 
-    wanted: ReportSettings = make_settings(ReportSettings, settled(given, config))
+    wanted: ReportSettings = make_settings(ReportSettings, given)
     print(write(Scan.open(folder), wanted.out, wanted.against, overwrite=wanted.overwrite,
                 **wanted.comparing()))  # fmt: skip
 

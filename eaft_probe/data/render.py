@@ -21,7 +21,7 @@ from eaft_probe.data.inline import inlined
 from eaft_probe.data.messages import Message
 from eaft_probe.data.spans import Located, Locator, Span
 from eaft_probe.data.traced import leaves
-from eaft_probe.errors import ModelError, RowError, one_line
+from eaft_probe.errors import ModelError, RowError, foreign, one_line
 from eaft_probe.settings import DataSettings
 
 TrainOn = Literal["assistant", "last", "all"]
@@ -87,15 +87,16 @@ class Renderer:
                 f"tokens needs; use a model with a tokenizer.json"
             )
         self.tokenizer, self.options = tokenizer, options or RenderOptions()
-        self.added = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
-        self.specials = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
-        self.templates = chat_templates(tokenizer, self.options.chat_template)
+        with foreign("the tokenizer cannot be used"):
+            self.added = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
+            self.specials = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
+            self.templates = chat_templates(tokenizer, self.options.chat_template)
+            # Asked for once: each takes as long as 5 tokens of a row.
+            self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self.templates and "default" not in self.templates:
             names = ", ".join(self.templates)
             raise ModelError(f"no chat template named 'default', only {names}")
         self._locators: dict[str, Locator] = {}
-        # Asked for once: each takes as long as 5 tokens of a row.
-        self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
 
     def __call__(self, example: Example) -> Rendered:
         """The example in one rendering, whatever `turns` says."""
@@ -239,7 +240,8 @@ class Renderer:
 
     def encode(self, text: str, plain: bool) -> tuple[list[int], NDArray[np.int32]]:
         """The ids of a rendered conversation, or of `plain` text, and their (T, 2) characters."""
-        encoded = self._encoder.encode(text, add_special_tokens=plain)
+        with foreign("the tokenizer cannot encode a row"):
+            encoded = self._encoder.encode(text, add_special_tokens=plain)
         ids, chars = encoded.ids, _untrimmed(text, encoded.offsets)
         if len(ids) > 1 and ids[-1] == ids[-2] == self._eos_id and not _ends(chars[-1], text):
             ids, chars = ids[:-1], chars[:-1]  # a tokenizer that adds its own end of text
@@ -251,10 +253,8 @@ class Renderer:
     def _encoder(self) -> Any:
         """What `tokenizer(text)` ends up in; going there costs as much as it takes for 40 tokens.
         A copy, which nobody else sets to cut or to pad."""
-        try:
+        with foreign("the tokenizer cannot be copied"):  # a component written in Python
             encoder = copy.deepcopy(self.tokenizer.backend_tokenizer)
-        except Exception as error:  # a component written in Python
-            raise ModelError(f"the tokenizer cannot be copied: {one_line(error)}") from error
         encoder.no_truncation()
         encoder.no_padding()
         encoder.encode_special_tokens = bool(getattr(self.tokenizer, "split_special_tokens", False))

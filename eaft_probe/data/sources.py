@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
+from eaft_probe.files import require_utf8
 from eaft_probe.store import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
@@ -278,7 +279,10 @@ def open_source(
     if not isinstance(data, str | Path):
         return Rows("rows", data)
     name = str(data)
+    require_utf8(name)
     if name == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed, and `-` reads from it")
         return Spooled.of("-", sys.stdin.buffer)
     if not name.strip():  # Path("") is the folder that one happens to stand in
         raise DataError("DATA is an empty name; `.` is this folder")
@@ -292,8 +296,10 @@ def open_source(
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         return Rows(name, _from_disk(path, split))
     if path.is_dir():
-        return Files(name, _readable(p for p in path.rglob("*") if p.is_file()) or _empty(name))
+        return Files(name, _readable(path.rglob("*")) or _empty(name))
     if path.exists():
+        if not path.is_file():  # it is read twice: to plan, and to score
+            raise DataError(f"{name} is no plain file; `-` reads JSON lines from standard input")
         if _suffix(path) not in READERS:
             raise DataError(f"{name}: unknown file type; expected one of {', '.join(READERS)}")
         return Files(name, (path,))
@@ -321,7 +327,10 @@ def require_outside(out: str | Path, data: Any, flag: str = "--out") -> None:
 
 
 def _readable(paths: Iterator[Path]) -> tuple[Path, ...]:
-    return tuple(sorted(p for p in paths if _suffix(p) in READERS))
+    found = tuple(sorted(p for p in paths if _suffix(p) in READERS and p.is_file()))
+    for path in found:
+        require_utf8(path)
+    return found
 
 
 def _empty(name: str) -> tuple[Path, ...]:

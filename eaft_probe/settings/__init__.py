@@ -13,7 +13,7 @@ from eaft_probe.settings.finished import (
     ShowSettings,
     require_delta,
 )
-from eaft_probe.settings.reading import make_settings, read_config
+from eaft_probe.settings.reading import make_settings, read_config, typed
 from eaft_probe.settings.rollout import RolloutSettings
 from eaft_probe.settings.scan import EstimateSettings, RuleSettings, ScanSettings, kept_share
 from eaft_probe.settings.train import TrainSettings
@@ -36,4 +36,5 @@ __all__ = [
     "make_settings",
     "read_config",
     "require_delta",
+    "typed",
 ]

@@ -7,6 +7,8 @@ from eaft_probe.errors import BadInput
 from eaft_probe.settings.common import DataSettings, ModelSettings
 from eaft_probe.settings.option import flag, option
 
+MOST_PROCESSES = 1024  # or threads of one: torch crashes where the system gives no more of them
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuleSettings:
@@ -65,6 +67,10 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
             value, least = getattr(self, name), 2 if name == "max_length" else 1
             if value not in (None, "auto") and value < least:
                 raise BadInput(f"{flag(name)} is a whole number from {least}, found {value}")
+        for name in ("workers", "threads"):
+            if (getattr(self, name) or 0) > MOST_PROCESSES:
+                raise BadInput(f"{flag(name)} is at most {MOST_PROCESSES:,}, found "
+                               f"{getattr(self, name)}")  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers of a scan may depend on: what a rerun must repeat.

@@ -10,7 +10,7 @@ from typing import Any
 
 from eaft_probe.columns.part_files import REJECTED, UNITS, part_facts, part_folder, unit_report
 from eaft_probe.columns.table import write_manifest
-from eaft_probe.errors import NothingScored
+from eaft_probe.errors import NothingScored, ScanError
 from eaft_probe.files import written_aside
 from eaft_probe.settings import ScanSettings
 from eaft_probe.store import name_of, without_paths
@@ -32,7 +32,10 @@ def finish(
     counts, left_out, parts, last = Counter[str](), Counter[str](), [], None
     with written_aside(folder / REJECTED, scratch) as aside, aside.open("w") as file:
         for index in range(count):
-            report = unit_report(units, index) or {}
+            report = unit_report(units, index)
+            if report is None:
+                raise ScanError(f"{folder} has lost its part {index}: something else removed it; "
+                                f"the same command makes it again")  # fmt: skip
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
             counts.update(report["counts"])
             left_out.update(report.get("left_out", {}))
