@@ -111,9 +111,16 @@ def foreign(what: str) -> Iterator[None]:
         if out_of_memory(error):
             raise TooLittleMemory(f"{what}: not enough memory: {one_line(error)}") from error
         plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
-        kind = "" if plain else f"{type(error).__name__}: "
+        kind = "" if plain else f"{_kind(type(error))}: "
         hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""
         raise ModelError(f"{what}: {kind}{one_line(error)}{hint}") from error
+
+
+def _kind(error: type[BaseException]) -> str:
+    """The name by which people look it up: KeyError, struct.error."""
+    return (
+        error.__name__ if error.__module__ == "builtins" else f"{error.__module__}.{error.__name__}"
+    )
 
 
 def _line(text: str, limit: int) -> str:

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from functools import cached_property, wraps
 from pathlib import Path
+from time import monotonic as time_now
 from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
+from eaft_probe.data.bounded import BoundedEnvironment, Counted, asked
 from eaft_probe.data.messages import Message
 from eaft_probe.data.timeout import TookTooLong, at_most
 from eaft_probe.data.traced import (
@@ -38,7 +38,9 @@ from eaft_probe.data.traced import (
 from eaft_probe.errors import BadInput, ModelError, RowError, one_line
 
 # A template renders a row in a millisecond; loops in loops would never end.
-SECONDS, MOST_LATE = 10.0, 3
+SECONDS = 5.0  # of a rendering, and another one for each million characters that it is given
+SLOW, MOST_SLOW = 1.0, 15.0  # seconds from which on one counts as slow, and of all slow ones
+LONGEST = 200_000  # characters of a template; those that are known have some 20,000
 TOOLS = -2  # the "message" of what `tools` say
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Strings by which templates choose what to write; shown or not, they are no words of a message.
@@ -73,11 +75,15 @@ class ChatTemplate:
     source: str
     values: Mapping[str, Any] = field(default_factory=dict)
     today: date = field(default_factory=date.today)
-    late: list[float] = field(init=False, default_factory=list, compare=False)  # ran too long
+    slow: list[float] = field(init=False, default_factory=list, compare=False)  # seconds
 
     @cached_property
     def _environment(self) -> "TracingEnvironment":
         return TracingEnvironment(self.today)
+
+    @cached_property
+    def _plain_environment(self) -> "TracingEnvironment":
+        return TracingEnvironment(self.today, instrumented=False)
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -86,11 +92,18 @@ class ChatTemplate:
     @cached_property
     def _plain(self) -> jinja2.Template:
         """The template for strings without a history, of which nothing is asked."""
-        return TracingEnvironment(self.today, instrumented=False).from_string(self.source)
+        return self._plain_environment.from_string(self.source)
 
     def compiled(self) -> None:
-        """Raises `jinja2.TemplateError` where the source is no template."""
-        _ = self._compiled
+        """Raises `ModelError`, which says why, where the source is no template."""
+        if len(self.source) > LONGEST:
+            raise ModelError(f"more than {LONGEST:,} characters")
+        try:
+            _ = self._compiled
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"line {error.lineno}: {one_line(error)}") from error
+        except Exception as error:  # nested too deeply for Jinja, or for Python's own compiler
+            raise ModelError(f"{type(error).__name__}: {one_line(error)}") from error
 
     @cached_property
     def has_marks(self) -> bool:
@@ -123,7 +136,8 @@ class ChatTemplate:
         given = _Given()
         conversation = [given.message(i, m, calls_as_text) for i, m in enumerate(messages)]
         listed = given.traced(list(tools), TOOLS, "tools") if tools else None
-        with self._as_row_error():
+        size = sum(len(source.text) for source in given.sources)
+        with self._as_row_error(self._environment, size):
             text = self._environment.run(
                 self._compiled, conversation, given.sources, messages=conversation,
                 tools=listed, documents=None, add_generation_prompt=prompt, **self.values,
@@ -134,24 +148,35 @@ class ChatTemplate:
     def text(self, messages: Sequence[Message]) -> str:
         """The same text alone, of messages with nothing but a content; a fifth of the time."""
         conversation = [{"role": m.role, "content": m.content} for m in messages]
-        with self._as_row_error():
+        size = sum(len(m.content) for m in messages)
+        with self._as_row_error(self._plain_environment, size):
             given = {"messages": conversation, "tools": None, "documents": None,
                      "add_generation_prompt": False, **self.values}  # fmt: skip
-            return "".join(self._plain.root_render_func(self._plain.new_context(given)))
+            written = self._plain.root_render_func(self._plain.new_context(given))
+            return "".join(self._plain_environment.metered(written))
 
     @contextmanager
-    def _as_row_error(self) -> Iterator[None]:
+    def _as_row_error(self, environment: Any, size: int) -> Iterator[None]:
+        """`size`: characters that the template is given."""
+        more, began = size / 1e6, time_now()
         try:
-            with at_most(SECONDS):
+            environment.allow(size)
+            with at_most(SECONDS + more):
                 yield
         except TookTooLong as error:
-            self.late.append(SECONDS)
-            if len(self.late) >= MOST_LATE:  # else every row of a million would take as long
-                raise ModelError(f"the chat template ran longer than {SECONDS:g} s, "
-                                 f"{MOST_LATE} times") from error  # fmt: skip
-            raise RowError(f"the chat template ran longer than {SECONDS:g} s") from error
+            raise RowError(f"the chat template ran longer than {SECONDS + more:.3g} s") from error
         except Exception as error:  # a template is a program of somebody else's
             raise RowError(f"the chat template refuses this row: {one_line(error)}") from error
+        finally:
+            self._add(time_now() - began, SLOW + more)
+
+    def _add(self, seconds: float, slow: float) -> None:
+        """Raises `ModelError` where slow renderings add up: a million rows would never be done."""
+        if seconds > slow:
+            self.slow.append(seconds)
+            if sum(self.slow) > MOST_SLOW:
+                raise ModelError(f"the chat template is too slow: {len(self.slow)} renderings took "
+                                 f"{sum(self.slow):.0f} s")  # fmt: skip
 
 
 def reads_date(source: str) -> bool:
@@ -163,11 +188,12 @@ def read_template(file: str) -> str:
     """The template in a file. Raises `BadInput` where it is none."""
     try:
         source = Path(file).read_text(encoding="utf-8")
-        TracingEnvironment(date.today()).from_string(source)
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read --chat-template {file}: {one_line(error)}") from error
-    except jinja2.TemplateSyntaxError as error:
-        raise BadInput(f"--chat-template {file}, line {error.lineno}: {one_line(error)}") from error
+    try:
+        ChatTemplate(source).compiled()
+    except ModelError as error:
+        raise BadInput(f"--chat-template {file}, {error}") from error
     return source
 
 
@@ -235,18 +261,23 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-class TracingEnvironment(ImmutableSandboxedEnvironment):
+class TracingEnvironment(BoundedEnvironment):
     """Runs templates; knows the message that the innermost loop over messages is at."""
 
     def __init__(self, today: date, instrumented: bool = True) -> None:
         self.instrumented = instrumented
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, loopcontrols])
         self.now = datetime.combine(today, time())
+
+        def strftime_now(form: str) -> str:
+            return self.now.strftime(form)
+
         own = {"tojson": _tojson, "join": _join, "replace": _replace, "safe": _safe}
-        self.filters = {n: own.get(n) or _tracing(f) for n, f in self.filters.items()} | own
+        theirs: dict[str, Any] = {n: _tracing(f) for n, f in jinja2.filters.FILTERS.items()}
+        self.filters = {n: self._bounded(n, f) for n, f in (theirs | own).items()}
         self.globals |= {
             "raise_exception": _raise_exception,
-            "strftime_now": lambda form: self.now.strftime(form),
+            "strftime_now": strftime_now,
             "dict": _Dict(),
             "namespace": _Namespace,
         }
@@ -266,7 +297,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
     def _written(self, texts: Iterable[str]) -> Traced:
         """The whole text. Read as it is written, so that the loop is the one a piece came from."""
         parts, pieces = list[str](), list[Piece]()
-        for text in texts:
+        for text in self.metered(texts):
             parts.append(text)
             pieces += self._placed(pieces_of(text), self._loop)
         return Traced("".join(parts), tuple(pieces))
@@ -277,9 +308,9 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
     def concat(self, texts: Iterable[str]) -> Traced:
         """What a macro or a block wrote. One that shows another message's words, such as a tool's
         result within the turn that called it, belongs to that message."""
+        whole = joined(self.metered(texts))
         if not self.instrumented:
-            return joined(texts)
-        whole = joined(texts)
+            return whole
         shown = {self._sources[p.source].message for p in whole._pieces if p.source != TEMPLATE}
         others = [m for m in shown - {self._loop} if m >= 0 and self._roles[m] != "assistant"]
         loop = others[0] if len(others) == 1 else self._loop
@@ -299,8 +330,9 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         self._loop = self._outer.pop()
         return ""
 
-    def tilde(self, *values: Any) -> Traced:
-        return joined([str(v) for v in values])
+    def tilde(self, *values: Any) -> str:
+        texts = list(self.metered(map(str, values)))
+        return joined(texts) if self.instrumented else "".join(texts)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **named: Any) -> Any:
         """Methods of the template's own strings take ours for what they are."""
@@ -316,12 +348,12 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *args, **named)
 
     def _generate(self, source: nodes.Template, *args: Any, **named: Any) -> str:
-        source = _Instrumented().visit(source) if self.instrumented else source
+        source = (_Instrumented() if self.instrumented else Counted()).visit(source)
         return super()._generate(source, *args, **named)
 
 
-class _Instrumented(NodeTransformer):
-    """Lets loops tell which item they are at, and `~` keep the history of what it joins."""
+class _Instrumented(Counted):
+    """Lets loops tell which item they are at."""
 
     def visit_For(self, node: nodes.For) -> list[nodes.Node]:
         self.generic_visit(node)
@@ -331,17 +363,9 @@ class _Instrumented(NodeTransformer):
         node.body.insert(0, _told("next_item", item))
         return [_told("enter_loop"), node, _told("leave_loop")]
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _asked("tilde", *node.nodes)
-
-
-def _asked(name: str, *values: nodes.Expr) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(name), list(values), [], None, None)
-
 
 def _told(name: str, *values: nodes.Expr) -> nodes.ExprStmt:
-    return nodes.ExprStmt(_asked(name, *values))
+    return nodes.ExprStmt(asked(name, *values))
 
 
 class _Marks(Extension):
@@ -379,6 +403,9 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _require_public(name)
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # two that hold each other twice would be written for ever
 
 
 def _require_public(name: Any) -> None:

@@ -1,6 +1,7 @@
 """A record of the data → what is made of it, or why nothing is: one way for all verbs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -41,12 +42,22 @@ class Reader(Generic[Made]):
         """The row with what was made of it, or why nothing was."""
         key = ""
         try:
-            row = record.parse()
-            example = self.row_format(row)
-            key = example.key
-            return row, self.make(example)
+            with _depth_as_row_error():
+                row = record.parse()
+                example = self.row_format(row)
+                key = example.key
+                return row, self.make(example)
         except RowError as error:
             if self.strict:
                 place = record.file if record.line is None else f"{record.file}:{record.line}"
                 raise BadInput(f"row {record.row} ({place}): {error}") from error
             return Rejected(record.row, record.file, record.line, str(error), key)
+
+
+@contextmanager
+def _depth_as_row_error() -> Iterator[None]:
+    """Parquet and memory hold rows of any depth."""
+    try:
+        yield
+    except RecursionError as error:
+        raise RowError("the row is nested too deeply") from error

@@ -12,7 +12,6 @@ from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
 from eaft_probe.data.chat_template import REASONING, ChatTemplate, read_template
@@ -21,7 +20,7 @@ from eaft_probe.data.inline import inlined
 from eaft_probe.data.messages import Message
 from eaft_probe.data.spans import Located, Locator, Span
 from eaft_probe.data.traced import leaves
-from eaft_probe.errors import ModelError, RowError, foreign, one_line
+from eaft_probe.errors import ModelError, RowError, foreign
 from eaft_probe.settings import DataSettings
 
 TrainOn = Literal["assistant", "last", "all"]
@@ -164,11 +163,9 @@ class Renderer:
             template = ChatTemplate(self.templates[name], values, today)
             try:
                 template.compiled()
-            except TemplateError as error:
+            except ModelError as error:
                 model = self.tokenizer.name_or_path
-                raise ModelError(
-                    f"the chat template of {model} is not valid: {one_line(error)}"
-                ) from error
+                raise ModelError(f"the chat template of {model} is not valid: {error}") from error
             self._locators[name] = Locator(template, self.stops, self.added)
         return self._locators[name]
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -29,7 +30,10 @@ from eaft_probe.files import require_utf8
 from eaft_probe.store import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
-LONGEST_LINE = 256_000_000  # bytes of a row
+LONGEST_ROW = (
+    10_000_000  # bytes of a line, paragraph, field; its tokens take some hundred times that
+)
+DEEPEST = 100  # levels of nesting in a row; what walks it calls itself for each of them
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -365,6 +369,8 @@ def _from_hub(name: str, config: str | None, split: str, revision: str | None) -
 
 
 def _parse_json(line: bytes) -> Any:
+    if _depth(line) > DEEPEST:
+        raise RowError(f"malformed JSON: more than {DEEPEST} levels deep")
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -373,6 +379,17 @@ def _parse_json(line: bytes) -> Any:
         raise RowError(f"malformed JSON: {error.msg} at column {error.colno}") from error
     except (RecursionError, ValueError) as error:  # nested too deeply; a number of 5000 digits
         raise RowError(f"malformed JSON: {one_line(error)}") from error
+
+
+def _depth(line: bytes) -> int:
+    """Levels of nesting, or a smaller bound on them where that is no more than DEEPEST."""
+    if (most := line.count(b"[") + line.count(b"{")) <= DEEPEST:
+        return most
+    brackets = (b for b in _BRACKETS.findall(line) if not b.startswith(b'"'))
+    return max(accumulate(1 if b in b"[{" else -1 for b in brackets), default=0)
+
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
 
 
 # --- one reader a file type: open binary file → (line or None, bytes | row | RowError) ---
@@ -418,14 +435,14 @@ def _lines(file: Any) -> Iterator[tuple[int, Any]]:
     """Lines from 1; one that is too long is an error of its own: a few bytes of an archive may
     unpack to a line larger than any memory."""
     number = 0
-    while line := file.readline(LONGEST_LINE + 1):
+    while line := file.readline(LONGEST_ROW + 1):
         number += 1
-        if len(line) <= LONGEST_LINE:
+        if len(line) <= LONGEST_ROW:
             yield number, line
             continue
         while line and not line.endswith(b"\n"):
-            line = file.readline(LONGEST_LINE)
-        yield number, RowError(f"a line of more than {LONGEST_LINE:,} bytes")
+            line = file.readline(LONGEST_ROW)
+        yield number, RowError(f"a line of more than {LONGEST_ROW:,} bytes")
 
 
 def _jsonl(file: Any) -> Read:
@@ -440,20 +457,60 @@ def _json(file: Any) -> Read:
         yield from _jsonl(file)
         return
     try:
-        yield from ((None, row) for row in ijson.items(file, "item", use_float=True))
-    except ijson.JSONError as error:
+        yield from ((None, row) for row in _elements(_Metered(file)))
+    except (ijson.JSONError, RowError) as error:
         # The array cannot be followed past this point, so what comes after it is not counted.
         yield None, RowError(f"malformed JSON array, nothing after it read: {one_line(error)}")
 
 
+@dataclass
+class _Metered:
+    """A file that gives up where an element is longer than a row may be."""
+
+    file: Any
+    read_since: int = 0  # bytes
+
+    def read(self, size: int = -1) -> bytes:
+        if self.read_since > LONGEST_ROW:
+            raise RowError(f"a row of more than {LONGEST_ROW:,} bytes")
+        content: bytes = self.file.read(size)
+        self.read_since += len(content)
+        return content
+
+
+STARTS, ENDS = ("start_map", "start_array"), ("end_map", "end_array")
+
+
+def _elements(file: _Metered) -> Iterator[Any]:
+    """The elements of an array. Raises `RowError` where one is too deep, or too long."""
+    depth, builder = 0, ijson.ObjectBuilder()
+    for event, value in ijson.basic_parse(file, use_float=True):
+        depth -= event in ENDS
+        if depth:
+            builder.event(event, value)
+        if depth == 1 and event not in STARTS:
+            yield builder.value
+            builder, file.read_since = ijson.ObjectBuilder(), 0
+        depth += event in STARTS
+        if depth > DEEPEST:
+            raise RowError(f"more than {DEEPEST} levels deep")
+
+
 def _csv(file: Any) -> Read:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST_ROW)
     # Undecodable bytes become lone surrogates, which rejects their own row and no other.
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(text)
+    reader = csv.DictReader(_bounded_lines(text))
     for row in reader:
         fits = None not in row and None not in row.values()
         yield reader.line_num, row if fits else RowError("not as many fields as the header")
+
+
+def _bounded_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(LONGEST_ROW + 1):
+        if len(line) > LONGEST_ROW:
+            raise csv.Error(f"a line of more than {LONGEST_ROW:,} characters")
+        yield line
 
 
 def _parquet(file: Any) -> Read:
@@ -503,21 +560,27 @@ def _arrow(file: Any) -> Read:
 
 def _txt(file: Any) -> Read:
     """Blank-line paragraphs, numbered by their first line."""
-    first, lines = 0, list[bytes]()
+    first, size, lines = 0, 0, list[bytes]()
     for number, line in _lines(file):
         if isinstance(line, RowError):
             yield number, line
         elif line.strip():
-            first = first if lines else number
+            first = first if size else number
+            size += len(line)
             lines.append(line)
-        elif lines:
+            if size > LONGEST_ROW:
+                lines.clear()
+        elif size:
             yield first, _paragraph(lines)
-            lines = []
-    if lines:
+            size, lines = 0, []
+    if size:
         yield first, _paragraph(lines)
 
 
 def _paragraph(lines: list[bytes]) -> Any:
+    """`lines`: none where there were too many."""
+    if not lines:
+        return RowError(f"a paragraph of more than {LONGEST_ROW:,} bytes; blank lines part them")
     try:
         return {"text": b"".join(lines).decode("utf-8-sig").strip()}
     except UnicodeDecodeError as error:

@@ -194,7 +194,12 @@ def _escaped_html(text: str) -> Traced:
 
 def _respelling(name: str) -> Callable[..., Traced]:
     made: Callable[..., str] = getattr(str, name)
-    return lambda self, *args: self._derived(made(self, *args))
+
+    def respelled(self: Traced, *args: Any) -> Traced:
+        return self._derived(made(self, *args))
+
+    respelled.__name__ = name  # by which a sandbox knows what may grow
+    return respelled
 
 
 # Methods that give the same text in other letters, or filled up.

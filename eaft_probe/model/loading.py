@@ -18,7 +18,8 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import ModelError, one_line
-from eaft_probe.files import cache_folder
+from eaft_probe.files import cache_folder, require_plain
+from eaft_probe.model.adapter_patterns import require_quick
 from eaft_probe.model.foreign import loads
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.places import CONTEXT_KEYS, Place, find_model
@@ -324,6 +325,8 @@ def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bo
         return model
     if not (Path(adapter) / "adapter_config.json").exists():
         raise ModelError(f"--adapter {adapter} has no adapter_config.json")
+    for inside in Path(adapter).iterdir():
+        require_plain(inside)
     if not allow_pickle and not (Path(adapter) / "adapter_model.safetensors").exists():
         raise ModelError(
             f"--adapter {adapter} has no adapter_model.safetensors; "
@@ -333,6 +336,7 @@ def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bo
 
     if PeftConfig.from_pretrained(adapter).is_prompt_learning:
         raise ModelError(f"--adapter {adapter} is a learned prompt; only layers can be adapted")
+    require_quick(adapter, (name for name, _ in model.named_modules()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # of saving; it is read
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

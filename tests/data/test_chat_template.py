@@ -1,5 +1,6 @@
 """Templates run as transformers runs them, and each character's origin."""
 
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from renderings_made import CHAT, TOOL, TOOL_CHAT, called, said, system, tool, u
 from templates_public import Public, of_trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from eaft_probe.data import chat_template
+from eaft_probe.data import bounded, chat_template
 from eaft_probe.data.chat_template import ChatTemplate, Rendering, read_template, reads_date
 from eaft_probe.data.formats import Message
 from eaft_probe.data.traced import DERIVED, TEMPLATE
@@ -248,14 +249,68 @@ def test_the_day_is_the_one_that_is_given() -> None:
 
 def test_a_template_that_hangs_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "SECONDS", 0.05)
+    monkeypatch.setattr(chat_template, "SLOW", 0.04)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     template = ChatTemplate("{% if messages[0].content == 'hang' %}" + loops + "{% endif %}ok")
-    for _ in range(chat_template.MOST_LATE - 1):
+    for _ in range(2):
         with pytest.raises(RowError, match=r"ran longer than 0\.05 s"):
             template.render([user("hang")])
         assert template.render([user("Hi")]).text == "ok"
-    with pytest.raises(ModelError, match=r"ran longer than 0\.05 s, 3 times"):
+    monkeypatch.setattr(chat_template, "MOST_SLOW", 0.1)
+    with pytest.raises(ModelError, match="too slow: 3 renderings took"):
         template.render([user("hang")])
+
+
+GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}"
+GROWN = [  # what it starts with, what each step makes of it
+    ("'aa'", "ns.x ~ ns.x"), ("'aa'", "ns.x + ns.x"), ("'aa'", "ns.x|replace('a', 'aaa')"),
+    ("[1]", "ns.x + ns.x"), ("[1]", "[ns.x, ns.x, ns.x]"), ("[1]", "{'a': ns.x, 'b': ns.x}"),
+    ("2", "ns.x * ns.x"), ("'aa'", "ns.x.join([ns.x, ns.x])"),
+]  # fmt: skip
+BOMBS = [
+    "10 ** (10 ** 8)", "'x' * 10 ** 10", "10 ** 10 * [1]", "'x'|center(10 ** 10)",
+    "'x'.ljust(10 ** 10)", "'%1000000000d' % 1", "'%*d' % (1000000000, 1)",
+    "'{:>1000000000}'.format('x')", "'{:{}}'.format('x', '1000000000')",
+    "strftime_now('%1000000000d')", "5|round(-100000000)", "(5).to_bytes(10 ** 10, 'big')",
+    "('\t' * 10 ** 6).expandtabs(10 ** 6)", "('a' * 10 ** 6).replace('a', 'b' * 10 ** 6)",
+    "('a' * 10 ** 6).translate({97: 'b' * 10 ** 6})", "('a\n' * 10 ** 6)|indent(10 ** 6)",
+    "range(99999)|join('a' * 10 ** 6)", "('{0}' * 10 ** 5).format('x' * 10 ** 6)",
+    "{'a': [1]}|tojson(indent=10 ** 9)",
+]  # fmt: skip
+REFUSED = r"would (make|compute)|is given a|more than"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [*(f"{{{{ {b} }}}}" for b in BOMBS),
+     *(GROW.replace("START", a).replace("STEP", b) for a, b in GROWN)],
+)  # fmt: skip
+def test_a_step_that_makes_too_much_is_refused_before(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is one step in C, or few: no clock strikes in it, and its memory is gone before."""
+    monkeypatch.setattr(bounded, "MOST_MADE", 30_000_000)
+    template, began = ChatTemplate(source), time.process_time()
+    with pytest.raises(RowError, match=REFUSED):
+        template.render([user("Hi")])
+    with pytest.raises(RowError, match=REFUSED):
+        template.text([user("Hi")])
+    assert time.process_time() - began < 5
+
+
+def test_what_a_template_may_make_grows_with_what_it_is_given() -> None:
+    long = user("word " * 400_000)
+    copies = ChatTemplate(
+        "{% for i in range(90) %}{{ (messages[0].content ~ '.')|length }}{% endfor %}"
+    )
+    assert copies.text([long]) == "2000001" * 90
+
+
+@pytest.mark.parametrize("source", ["{{" + "(" * 50_000, "{% if x %}" * 500 + "{% endif %}" * 500,
+                                    "x" * 300_000])  # fmt: skip
+def test_a_template_too_deep_or_too_long_is_none(source: str) -> None:
+    with pytest.raises(ModelError, match=r"RecursionError|SyntaxError|nested|characters"):
+        ChatTemplate(source).compiled()
 
 
 def test_a_template_that_refuses_says_why_in_one_line() -> None:

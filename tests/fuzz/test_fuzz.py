@@ -104,7 +104,7 @@ def test_a_line_larger_than_any_row_rejects_itself(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kilobyte of an archive unpacks to a line that no memory holds."""
-    monkeypatch.setattr("eaft_probe.data.sources.LONGEST_LINE", 50)
+    monkeypatch.setattr("eaft_probe.data.sources.LONGEST_ROW", 50)
     rows = [b'{"text": "a"}', b'{"text": "' + b"x" * 200 + b'"}', b'{"text": "b"}']
     content = b"\n\n".join(rows)
     path = tmp_path / f"x{suffix}"
@@ -120,16 +120,17 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
 def test_a_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ran for days; now each row has its time, and the third that needs more ends the run."""
+    """It ran for days; now each row has its time, and what is slow for too long ends the run."""
     monkeypatch.setattr(chat_template, "SECONDS", 0.1)
+    monkeypatch.setattr(chat_template, "SLOW", 0.1)
     template = tiny.CHAT_TEMPLATE + "{% if messages | length > 2 %}" + LOOPS + "{% endif %}"
     render = chat_template.ChatTemplate(template)
     short = [Message("user", "a"), Message("assistant", "b")]
-    for _ in range(chat_template.MOST_LATE - 1):
-        with pytest.raises(RowError, match="ran longer"):
-            render.render([*short, *short])
-        assert "b<|im_end|>" in render.render(short).text
-    with pytest.raises(ModelError, match="ran longer"):
+    with pytest.raises(RowError, match="ran longer"):
+        render.render([*short, *short])
+    assert "b<|im_end|>" in render.render(short).text
+    monkeypatch.setattr(chat_template, "MOST_SLOW", 0.15)
+    with pytest.raises(ModelError, match="too slow"):
         render.render([*short, *short])
 
 
