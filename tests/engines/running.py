@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from forked import SECONDS, Forked
 
 UNITS, ROWS_A_UNIT = 12, 4
-SECONDS = 120  # that a hanging process is waited for
 SETTINGS: dict[str, Any] = {"rows_per_unit": ROWS_A_UNIT, "threads": 1}
 
 
@@ -43,21 +41,7 @@ def left_over(folder: Path) -> list[str]:
 def command(data: Path, out: Path, model: str, *more: str) -> list[str]:
     """A scan as SETTINGS have it, on the command line."""
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-    return ["-m", "eaft_probe", "scan", str(data), "--out", str(out), "--model", model,
-            *settings, *more]  # fmt: skip
-
-
-def started(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
-    given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen([sys.executable, *arguments], text=True, env=given,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-
-
-def ran(arguments: list[str], **environment: str) -> tuple[int, str, str]:
-    """(status, output, errors) of a process that has ended."""
-    process = started(arguments, **environment)
-    out, errors = process.communicate(timeout=SECONDS)
-    return process.returncode, out, errors
+    return ["scan", str(data), "--out", str(out), "--model", model, *settings, *more]
 
 
 def until(holds: Callable[[], Any], seconds: float = SECONDS) -> None:
@@ -67,7 +51,7 @@ def until(holds: Callable[[], Any], seconds: float = SECONDS) -> None:
         time.sleep(0.01)
 
 
-def begun(process: "subprocess.Popen[str]", folder: Path, parts: int = 1) -> None:
+def begun(process: Forked, folder: Path, parts: int = 1) -> None:
     """Waits until a scan has so many parts, and stops where it has ended before."""
 
     def stands() -> bool:

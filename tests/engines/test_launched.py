@@ -1,39 +1,51 @@
 """The processes of a launcher share the units of a scan."""
 
 import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from running import SECONDS, begun, command, hashes, left_over, ran, started
+from forked import SECONDS, Forked, launch, main, ran
+from running import SETTINGS, begun, command, hashes, left_over
 
 from eaft_probe import Scan, scan
 from eaft_probe.errors import BadInput
 
-LAUNCH = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 
 
 def test_ranks_take_units(data: Path, model_folder: str, undisturbed: Path, tmp_path: Path) -> None:
-    status, out, errors = ran([*LAUNCH, *command(data, tmp_path / "s", model_folder)])
-    assert status == 0, errors
+    given = command(data, tmp_path / "s", model_folder)
+    done = subprocess.run([sys.executable, *TORCHRUN, "-m", "eaft_probe", *given], text=True,
+                          capture_output=True, timeout=SECONDS)  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     assert Scan.open(tmp_path / "s").manifest["counts"]["examples"] == 47
-    assert out.count("trained tokens (") == 1
-    assert errors.count("loading ") == 1
+    assert done.stdout.count("trained tokens (") == 1
+    assert done.stderr.count("loading ") == 1
     assert not left_over(tmp_path / "s")
+
+
+def rank_1_killed(given: list[str], out: Path, restarts: int) -> tuple[Forked, str, str]:
+    """The launcher, and what was said, when a scan has ended of which rank 1 was killed."""
+    process = Forked(partial(launch, restarts=restarts), main, given)
+    begun(process, out)
+    ranks = psutil.Process(process.pid).children()
+    ranks[-1].kill()
+    said = process.communicate()
+    psutil.wait_procs(ranks, timeout=10)
+    return process, *said
 
 
 def test_a_killed_rank_means_a_rerun(
     data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = started([*LAUNCH, *command(data, tmp_path / "s", model_folder)])
-    begun(process, tmp_path / "s")
-    ranks = psutil.Process(process.pid).children()
-    next(r for r in ranks if r.environ().get("RANK") == "1").kill()
-    process.communicate(timeout=90)
-    psutil.wait_procs(ranks, timeout=10)
+    rank_1_killed(command(data, tmp_path / "s", model_folder), tmp_path / "s", restarts=0)
     if not (tmp_path / "s/manifest.json").exists():  # rank 0 may have been quicker than its end
-        scan(data, tmp_path / "s", model=model_folder, rows_per_unit=4, threads=1)
+        scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     assert not left_over(tmp_path / "s")
 
@@ -42,12 +54,8 @@ def test_a_launcher_may_start_them_again(
     data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     """The new ranks meet, though the launcher's store has seen others, and go on."""
-    launch = [*LAUNCH, "--max-restarts=1"]
-    process = started([*launch, *command(data, tmp_path / "s", model_folder)])
-    begun(process, tmp_path / "s")
-    ranks = psutil.Process(process.pid).children()
-    next(r for r in ranks if r.environ().get("RANK") == "1").kill()
-    out, errors = process.communicate(timeout=SECONDS)
+    given = command(data, tmp_path / "s", model_folder)
+    process, out, errors = rank_1_killed(given, tmp_path / "s", restarts=1)
     assert process.returncode == 0, errors
     assert out.count("trained tokens (") == 1
     assert hashes(tmp_path / "s") == hashes(undisturbed)
@@ -56,7 +64,7 @@ def test_a_launcher_may_start_them_again(
 
 def test_bad_input_ends_all_ranks(data: Path, model_folder: str, tmp_path: Path) -> None:
     given = command(data, tmp_path / "s", model_folder, "--keep", "nothing")
-    status, _, errors = ran([*LAUNCH, *given])
+    status, _, errors = ran(launch, main, given)
     assert status != 0
     assert "eaft-probe: --keep nothing: no such column" in errors
     assert not (tmp_path / "s").exists()
@@ -67,7 +75,7 @@ def test_an_estimate_is_said_once(
     more: tuple[str, ...], data: Path, model_folder: str, tmp_path: Path
 ) -> None:
     given = command(data, tmp_path / "s", model_folder, "--dry-run", "--device-flops=1e9", *more)
-    status, out, errors = ran([*LAUNCH, *given])
+    status, out, errors = ran(launch, main, given)
     assert status == 0, errors
     assert out.count("scored tokens") == errors.count("counting the rows of") == 1
     assert not (tmp_path / "s").exists()

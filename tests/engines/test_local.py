@@ -1,6 +1,7 @@
 """Worker processes: the same bytes, whoever dies."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -11,21 +12,32 @@ import psutil
 import pytest
 import tiny
 import torch
-from running import SETTINGS, Bar, begun, command, hashes, kill, left_over, ran, started
+from forked import Forked, main
+from running import SETTINGS, Bar, begun, command, hashes, kill, left_over
 from running import workers as worker_processes
 
 from eaft_probe import Scan, scan
+from eaft_probe.cli import _run
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.job import DEATHS, Waiting
 from eaft_probe.errors import BadInput, ProbeError
 
 
-def test_workers_give_the_bytes_of_one_process(
+def test_a_killed_workers_unit_goes_to_another(
     data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    bar, threads = Bar(), torch.get_num_threads()
+    """The bytes, the counts and the bar are those of one process that nothing disturbed."""
+    killed: list[psutil.Process] = []
+
+    def then(bar: Bar) -> None:
+        if not killed:
+            killed.append(worker_processes()[0])
+            kill(killed[-1])
+
+    bar, threads = Bar(then), torch.get_num_threads()
     done = scan(data, tmp_path / "s", model=model_folder, workers=2, progress=bar, **SETTINGS)
+    assert sum("SIGKILL" in note for note in bar.notes) == 1
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     counts = done.manifest["counts"]
     assert (bar.starts, bar.rows, bar.tokens) == (1, counts["rows"], counts["trained_tokens"])
@@ -36,25 +48,6 @@ def test_workers_give_the_bytes_of_one_process(
     assert not left_over(tmp_path / "s")
     assert torch.get_num_threads() == threads
     assert not worker_processes()
-
-
-def test_a_killed_workers_unit_goes_to_another(
-    data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    killed = []
-
-    def then(bar: Bar) -> None:
-        if len(killed) < 2 and bar.rows > 10 * len(killed):
-            killed.append(worker_processes()[0])
-            kill(killed[-1])
-
-    bar = Bar(then)
-    done = scan(data, tmp_path / "s", model=model_folder, workers=2, progress=bar, **SETTINGS)
-    assert len(killed) == 2
-    assert sum("SIGKILL" in note for note in bar.notes) == 2
-    assert hashes(tmp_path / "s") == hashes(undisturbed)
-    counts = done.manifest["counts"]
-    assert (bar.rows, bar.tokens) == (counts["rows"], counts["trained_tokens"])
 
 
 DEADLY = """
@@ -88,6 +81,7 @@ def deadly(model_folder: str, tmp_path: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_unit_that_ends_every_worker_stops_the_scan(
     data: Path, model_folder: str, deadly: str, tmp_path: Path
 ) -> None:
@@ -95,12 +89,12 @@ def test_a_unit_that_ends_every_worker_stops_the_scan(
     lines = data.read_text().splitlines()
     poisoned = tmp_path / "poisoned.jsonl"
     poisoned.write_text("\n".join([*lines[:21], lines[21].replace("jumps", "~"), *lines[22:]]))
-    given = command(poisoned, tmp_path / "s", deadly, "--workers=2", "--trust-remote-code")
-    status, _, errors = ran(given, HF_MODULES_CACHE=str(tmp_path / "modules"))
-    (said,) = [line for line in errors.splitlines() if line.startswith("eaft-probe: ")]
-    assert (status, "Traceback" in errors) == (1, False)
-    assert f"unit 5, rows 20 to 23 of {poisoned}, ended {DEATHS} workers" in said
-    assert errors.count("are scored again") == DEATHS - 1
+    bar = Bar()
+    said = f"unit 5, rows 20 to 23 of {poisoned}, ended {DEATHS} workers"
+    with pytest.raises(ProbeError, match=re.escape(said)):
+        scan(poisoned, tmp_path / "s", model=deadly, workers=2, trust_remote_code=True,
+             progress=bar, **SETTINGS)  # fmt: skip
+    assert sum("are scored again" in note for note in bar.notes) == DEATHS - 1
     scan(poisoned, tmp_path / "whole", model=model_folder, **SETTINGS)
     kept, whole = hashes(tmp_path / "s"), hashes(tmp_path / "whole")
     assert len(kept) >= 2 * 5
@@ -138,7 +132,7 @@ def test_a_unit_waits_though_nobody_is_there_to_take_it() -> None:
 def test_workers_end_with_their_parent_and_a_rerun_finishes(
     data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = started(command(data, tmp_path / "s", model_folder, "--workers", "2"))
+    process = Forked(main, command(data, tmp_path / "s", model_folder, "--workers", "2"))
     begun(process, tmp_path / "s")
     workers = worker_processes(process.pid)
     assert len(workers) == 2
@@ -153,7 +147,7 @@ def test_workers_end_with_their_parent_and_a_rerun_finishes(
 
 
 def test_an_interruption_is_one_line(data: Path, model_folder: str, tmp_path: Path) -> None:
-    process = started(command(data, tmp_path / "s", model_folder, "--workers", "2"))
+    process = Forked(main, command(data, tmp_path / "s", model_folder, "--workers", "2"))
     begun(process, tmp_path / "s")
     workers = worker_processes(process.pid)
     process.send_signal(signal.SIGINT)
@@ -164,6 +158,7 @@ def test_an_interruption_is_one_line(data: Path, model_folder: str, tmp_path: Pa
     assert not any(w.is_running() and w.status() != "zombie" for w in workers)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_what_a_worker_finds_wrong_is_said(data: Path, model_folder: str, tmp_path: Path) -> None:
     """While it loads, when the folder is not touched yet; while it scores, see `test_ray.py`."""
     with pytest.raises(BadInput, match="--max-length 9999"):
@@ -172,7 +167,9 @@ def test_what_a_worker_finds_wrong_is_said(data: Path, model_folder: str, tmp_pa
     assert not worker_processes()
 
 
-def test_engine_settings_are_checked(data: Path, model_folder: str, tmp_path: Path) -> None:
+def test_engine_settings_are_checked(
+    data: Path, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for settings, message in [
         ({"workers": 0}, "--workers is a whole number from 1, found 0"),
         ({"workers": -3}, "--workers is a whole number from 1"),
@@ -183,10 +180,11 @@ def test_engine_settings_are_checked(data: Path, model_folder: str, tmp_path: Pa
     ]:
         with pytest.raises(BadInput, match=message):
             scan(data, tmp_path / "s", **{"model": model_folder, **settings})
-    status, _, errors = ran(command(data, tmp_path / "s", model_folder, "--workers", "0"))
-    assert (status, len(errors.splitlines())) == (2, 1)
+    assert _run(command(data, tmp_path / "s", model_folder, "--workers", "0")) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_another_process_halves_the_batches_that_one_had_to(
     data: Path, model_folder: str, tmp_path: Path
 ) -> None:
@@ -233,19 +231,18 @@ def disk(undisturbed: Path, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_full_disk_costs_no_byte(
-    data: Path, model_folder: str, undisturbed: Path, disk: Path
+    data: Path, model_folder: str, undisturbed: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = command(data, disk / "s", model_folder, "--workers", "2")
-    status, _, errors = ran(given)
-    assert status == 1
-    assert "Traceback" not in errors
-    assert "No space left on device; what is finished stays, the same command goes on" in errors
+    assert _run(given) == 1
+    said = "No space left on device; what is finished stays, the same command goes on"
+    assert said in capsys.readouterr().err
     kept, whole = hashes(disk / "s"), hashes(undisturbed)
     assert kept
     assert kept.items() < whole.items()
     subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
-    status, _, errors = ran(given)
-    assert status == 0, errors
+    assert _run(given) == 0
     assert hashes(disk / "s") == whole
     assert not left_over(disk / "s")
