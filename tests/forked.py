@@ -83,10 +83,11 @@ def main(arguments: Sequence[str]) -> None:
     runpy.run_module("eaft_probe", run_name="__main__")
 
 
-def launch(call: Callable[..., Any], *arguments: Any, restarts: int = 0) -> None:
-    """torchrun with two processes, without GPUs, of which there may be fewer."""
+def torchrun(call: Callable[..., Any], *arguments: Any, restarts: int = 0) -> None:
+    """Two processes under torch's launcher, without GPUs, of which there may be fewer."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config = LaunchConfig(
         1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(time.time_ns()),
         max_restarts=restarts, start_method="fork", monitor_interval=0.05,

@@ -1,14 +1,12 @@
 """The command line as a user meets it: exit statuses, one line on standard error, JSON."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import SECONDS, Forked, main
 
 from eaft_probe.cli import _run
 
@@ -164,30 +162,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_interrupt_exits_130_and_a_kill_is_survived(tmp_path: Path, model_folder: str) -> None:
     """A real process, interrupted and then killed while it works, then left to finish."""
-    rows = [{"question": "q" * 40, "answer": "word " * 300} for _ in range(400)]
+    rows = [{"question": "q" * 40, "answer": "word " * 300} for _ in range(100)]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    command = [sys.executable, "-m", "eaft_probe", "scan", str(data), "--model", model_folder,
-               "--rows-per-unit", "8", "--out"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["scan", str(data), "--model", model_folder, "--rows-per-unit", "4", "--out"]
     cut = tmp_path / "cut"
     for sent, expected in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         had = len(list(cut.glob("examples/part-*")))
-        process = subprocess.Popen(
-            [*command, str(cut)], stderr=subprocess.PIPE, env=environment, text=True,
-            # A suite started in the background inherits an ignored SIGINT, which children keep.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
+        process = Forked(main, [*command, str(cut)])
+        deadline = time.monotonic() + SECONDS
         while len(list(cut.glob("examples/part-*"))) <= had and time.monotonic() < deadline:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(sent)
-        errors = process.communicate()[1]
+        _, errors = process.communicate()
         assert process.returncode == expected, errors
         assert "Traceback" not in errors
     for out in (cut, tmp_path / "whole"):
-        subprocess.run([*command, str(out)], check=True, capture_output=True, env=environment)
+        assert _run([*command, str(out)]) == 0
     for part in sorted((tmp_path / "whole").glob("*/part-*.parquet")):
         assert part.read_bytes() == (cut / part.relative_to(tmp_path / "whole")).read_bytes()
 

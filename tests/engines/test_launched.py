@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from forked import SECONDS, Forked, launch, main, ran
+from forked import SECONDS, Forked, main, ran, torchrun
 from running import SETTINGS, begun, command, hashes, left_over
 
 from eaft_probe import Scan, scan
@@ -31,7 +31,7 @@ def test_ranks_take_units(data: Path, model_folder: str, undisturbed: Path, tmp_
 
 def rank_1_killed(given: list[str], out: Path, restarts: int) -> tuple[Forked, str, str]:
     """The launcher, and what was said, when a scan has ended of which rank 1 was killed."""
-    process = Forked(partial(launch, restarts=restarts), main, given)
+    process = Forked(partial(torchrun, restarts=restarts), main, given)
     begun(process, out)
     ranks = psutil.Process(process.pid).children()
     ranks[-1].kill()
@@ -64,7 +64,7 @@ def test_a_launcher_may_start_them_again(
 
 def test_bad_input_ends_all_ranks(data: Path, model_folder: str, tmp_path: Path) -> None:
     given = command(data, tmp_path / "s", model_folder, "--keep", "nothing")
-    status, _, errors = ran(launch, main, given)
+    status, _, errors = ran(torchrun, main, given)
     assert status != 0
     assert "eaft-probe: --keep nothing: no such column" in errors
     assert not (tmp_path / "s").exists()
@@ -75,7 +75,7 @@ def test_an_estimate_is_said_once(
     more: tuple[str, ...], data: Path, model_folder: str, tmp_path: Path
 ) -> None:
     given = command(data, tmp_path / "s", model_folder, "--dry-run", "--device-flops=1e9", *more)
-    status, out, errors = ran(launch, main, given)
+    status, out, errors = ran(torchrun, main, given)
     assert status == 0, errors
     assert out.count("scored tokens") == errors.count("counting the rows of") == 1
     assert not (tmp_path / "s").exists()

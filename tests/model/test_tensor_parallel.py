@@ -1,9 +1,6 @@
 """A model in shards on two processes gives the numbers of one process, and rank 0 alone works."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from forked import main, ran, torchrun
 from transformers import AutoModelForCausalLM
 
 import eaft_probe
@@ -22,14 +20,6 @@ from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.model.tensor_parallel import ShardedHead, join
 
-HERE = Path(__file__).parent
-SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
-import test_tensor_parallel
-test_tensor_parallel.on_a_rank({folder!r})
-"""
-SECONDS = 180  # a hang is a failure
 # name → architecture and fields: an own head, tied embeddings, a vocabulary that does not divide by
 # two, a bias, a soft-cap, a scale, experts.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,19 +60,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save(folder / "broken", broken)
     rows = [{"prompt": f"say {i}", "completion": "the fox " * (1 + i % 5)} for i in range(11)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    script = folder / "rank.py"
-    script.write_text(SCRIPT.format(paths=[str(HERE), str(HERE.parent)], folder=str(folder)))
-    done = torchrun(str(script))
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, _, errors = ran(torchrun, on_a_rank, str(folder))
+    assert status == 0, errors[-3000:]
     return folder
-
-
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Without GPUs, of which there may be fewer than processes."""
-    given = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=SECONDS,
-                          env=given)  # fmt: skip
 
 
 # --- on each of the ranks ---
@@ -187,8 +167,8 @@ def test_other_ways_to_spread_or_change_a_model_are_refused(more: Any, ranks: Pa
 
 
 def test_bad_input_is_one_line_of_rank_0(ranks: Path) -> None:
-    done = torchrun("-m", "eaft_probe", "scan", str(ranks / "rows.jsonl"), "--tp", "--out",
-                    str(ranks / "bad"), "--model", str(ranks / "nothing"))  # fmt: skip
-    assert done.returncode != 0
-    assert done.stderr.count("eaft-probe: no model at") == 1
+    given = ["scan", str(ranks / "rows.jsonl"), "--tp", "--out", str(ranks / "bad")]
+    status, _, errors = ran(torchrun, main, [*given, "--model", str(ranks / "nothing")])
+    assert status != 0
+    assert errors.count("eaft-probe: no model at") == 1
     assert not (ranks / "bad").exists()

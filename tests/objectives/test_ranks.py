@@ -1,7 +1,5 @@
 """Two processes, with DDP or FSDP2, give the gradients of one."""
 
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import tiny
 import torch
+from forked import ran, torchrun
 from test_trainer import Gradients, gate, off, one_step
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,14 +16,6 @@ from torch.distributed.tensor import DTensor
 
 from eaft_probe.errors import ModelError
 from eaft_probe.objectives.gates import objective
-
-HERE = Path(__file__).parent
-SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
-import test_ranks
-test_ranks.on_a_rank({out!r})
-"""
 
 
 class Case(NamedTuple):
@@ -61,12 +52,8 @@ def test_a_head_in_shards_of_its_own_is_refused(ranks: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made of all cases, started once."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = folder / "rank.py"
-    script.write_text(SCRIPT.format(paths=[str(HERE), str(HERE.parent)], out=str(folder)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-               "--master-port=0", "--standalone", str(script)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, _, errors = ran(torchrun, on_a_rank, str(folder))
+    assert status == 0, errors[-2000:]
     return folder
 
 

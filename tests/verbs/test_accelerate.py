@@ -6,8 +6,6 @@ wrapping, our training and torch's sharding are the real ones, over gloo.
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,15 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from test_train_ranks import HERE, require_equal, torchrun, write_rows
+from forked import main, ran, torchrun
+from test_train_ranks import require_equal, write_rows
 
 import eaft_probe
-from eaft_probe.cli import _run
 from eaft_probe.verbs import launch
 from eaft_probe.verbs import train as verb
 from eaft_probe.verbs.run_log import RunLog
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
-import test_accelerate
-test_accelerate.on_a_rank(sys.argv[1:])
-"""
 SETTINGS = {"objective": "talr", "max_steps": 8, "per_device_train_batch_size": 2,
             "logging_steps": 2, "save_steps": 3, "learning_rate": 1e-3,
             "device": "cpu"}  # fmt: skip
@@ -41,21 +33,19 @@ KILLED_IN = 5  # the step, behind the checkpoint of step 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Path:
-    """Data, a script for the launcher, and the run on one process, undisturbed."""
+    """Data, settings, and the run on one process, undisturbed."""
     folder = tmp_path_factory.mktemp("accelerate")
     write_rows(folder / "rows.jsonl", 21, words=5)
     (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"model": model_folder}))
-    paths = [str(HERE), str(HERE.parent)]
-    (folder / "rank.py").write_text(SCRIPT.format(paths=paths))
     eaft_probe.train(str(folder / "rows.jsonl"), folder / "one", model=model_folder,
                      gradient_accumulation_steps=2, **SETTINGS)  # fmt: skip
     return folder
 
 
-def train(folder: Path, config: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return torchrun(str(folder / "rank.py"), "train", str(folder / "rows.jsonl"), "--config",
-                    str(folder / "settings.yaml"), "--out", str(folder / config), "--resume",
-                    **environment(config), **more)  # fmt: skip
+def train(folder: Path, config: str, **more: str) -> tuple[int, str, str]:
+    given = ["train", str(folder / "rows.jsonl"), "--config", str(folder / "settings.yaml"),
+             "--out", str(folder / config), "--resume"]  # fmt: skip
+    return ran(torchrun, on_a_rank, given, **environment(config), **more)
 
 
 def environment(config: str) -> dict[str, str]:
@@ -83,7 +73,7 @@ def on_a_rank(arguments: list[str]) -> None:
         as_if_on_gpus()
     if "KILLED" in os.environ:
         verb.RunLog = Killed
-    sys.exit(_run(arguments))
+    main(arguments)
 
 
 def as_if_on_gpus() -> None:
@@ -104,15 +94,15 @@ def as_if_on_gpus() -> None:
 @pytest.mark.parametrize("config", ["accelerate_ddp.yaml", "accelerate_fsdp2.yaml"])
 def test_killed_and_resumed_equals_undisturbed(config: str, folder: Path) -> None:
     out = folder / config
-    killed = train(folder, config, KILLED="yes")
-    assert killed.returncode != 0
-    assert "exitcode  : -9" in killed.stderr
+    status, _, errors = train(folder, config, KILLED="yes")
+    assert status != 0
+    assert "exitcode  : -9" in errors
     assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-3"]
-    done = train(folder, config)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("the model and its log lie in") == 1
+    status, said, errors = train(folder, config)
+    assert status == 0, errors[-3000:]
+    assert said.count("the model and its log lie in") == 1
     for once in ("loading ", "1 rows left out", "going on from checkpoint-3", "  step "):
-        assert done.stderr.count(once) == 1
+        assert errors.count(once) == 1
     assert (out / "checkpoint-8/pytorch_model_fsdp.bin").exists() == ("fsdp" in config)
     require_equal(out, folder / "one")
 

@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import scans_made
 import tiny
+from forked import Forked
 from pandas.testing import assert_frame_equal
 
 from eaft_probe import Scan, compare, scan
@@ -29,6 +31,7 @@ from eaft_probe.columns.summary import summarize, worst_examples
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.model.loading import load_model
+from eaft_probe.progress import Silent
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.beside import require_same_data
 from eaft_probe.verbs.gradients import gradients
@@ -299,21 +302,15 @@ def test_an_interrupted_merge_goes_on_byte_for_byte(
     assert files(tmp_path / "m") == files(folder / "merged")
 
 
-def test_a_killed_merge_goes_on(folder: Path, shards: list[Scan], tmp_path: Path) -> None:
-    code = """
-import os, sys
-from eaft_probe.progress import Silent
-from eaft_probe.verbs.merge import merge
-
 class Kill(Silent):
-    def advance(self, rows, tokens):
-        os.kill(os.getpid(), 9)
+    def advance(self, rows: int, tokens: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-merge(sys.argv[2:], sys.argv[1], progress=Kill())
-"""
-    given = [str(tmp_path / "m"), *(str(s.path) for s in shards)]
-    killed = subprocess.run([sys.executable, "-c", code, *given], capture_output=True)
-    assert killed.returncode == -9, killed.stderr
+
+def test_a_killed_merge_goes_on(folder: Path, shards: list[Scan], tmp_path: Path) -> None:
+    given = [str(s.path) for s in shards]
+    killed = Forked(partial(merge, progress=Kill()), given, str(tmp_path / "m"))
+    assert killed.wait() == -signal.SIGKILL, killed.communicate()
     assert len(list((tmp_path / "m").glob("examples/part-*"))) == 1
     merge(shards, tmp_path / "m")
     assert files(tmp_path / "m") == files(merge(shards, folder / "merged").path)

@@ -4,8 +4,6 @@ import hashlib
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from stores_made import Flaky
 
 from eaft_probe import Scan, compare, scan
 from eaft_probe import store as stores
+from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule
 from eaft_probe.columns.full_gradients import FullGradients
 from eaft_probe.columns.part_files import CONFLICTS
@@ -570,11 +569,9 @@ def test_exact_norms_go_where_the_scan_is(
 # --- the command line ---
 
 
-def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "eaft_probe", "show", "nosuch://bucket/scan"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
+def test_the_command_line_says_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["show", "nosuch://bucket/scan"]) == 2
+    assert capsys.readouterr().err == (
         "eaft-probe: nosuch://bucket/scan cannot be opened: Protocol not known: nosuch\n"
     )
 

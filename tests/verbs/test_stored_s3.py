@@ -1,7 +1,6 @@
 """Scans under s3:// against a server of that protocol (moto), from several processes."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forked, main
 
 from eaft_probe import Scan, scan
 from eaft_probe import store as stores
@@ -75,22 +75,21 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def started(data: Path, model_folder: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started(data: Path, model_folder: str) -> Iterator[Callable[..., Forked]]:
     """Starts the same scan as a process of its own."""
-    running: list[subprocess.Popen[str]] = []
+    running: list[Forked] = []
 
-    def start(url: str, *more: str, cache: Path | None = None) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "eaft_probe", "scan", str(data), "--model", model_folder,
-                   "--out", url, "--rows-per-unit", "4", "--threads", "1", *more]  # fmt: skip
-        env = os.environ | ({"EAFT_PROBE_CACHE": str(cache)} if cache else {})
-        running.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE))  # fmt: skip
+    def start(url: str, *more: str, cache: Path | None = None) -> Forked:
+        given = ["scan", str(data), "--model", model_folder, "--out", url,
+                 "--rows-per-unit", "4", "--threads", "1", *more]  # fmt: skip
+        env = {"EAFT_PROBE_CACHE": str(cache)} if cache else {}
+        running.append(Forked(main, given, **env))
         return running[-1]
 
     yield start
     for process in running:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def parts(url: str) -> dict[str, bytes]:
@@ -128,7 +127,7 @@ def test_what_another_machine_put_is_seen(bucket: str) -> None:
 
 
 def test_killed_with_its_workers_and_finished_by_two_others(
-    bucket: str, started: Callable[..., "subprocess.Popen[str]"], data: Path, tmp_path: Path,
+    bucket: str, started: Callable[..., Forked], data: Path, tmp_path: Path,
     model_folder: str,
 ) -> None:  # fmt: skip
     url = f"{bucket}/deep/scan"

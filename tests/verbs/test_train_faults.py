@@ -8,8 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import SECONDS, Forked, main
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
@@ -38,7 +37,6 @@ EPOCHS = {"num_train_epochs": 3.0, "logging_steps": 1, "save_steps": 2, "save_to
 # For the runs that are killed: about 3 s of steps on one core, a checkpoint every 0.1 s.
 LONG = EPOCHS | {"num_train_epochs": 60.0, "save_steps": 7, "save_total_limit": 1,
                  "logging_steps": 3}  # fmt: skip
-SECONDS = 120  # a hang is a failure
 
 
 @pytest.fixture(scope="module")
@@ -225,32 +223,27 @@ def test_no_temporary_folder_is_one_error(data, model_folder, tmp_path, monkeypa
 
 # --- killed and interrupted processes ---
 
-KILLED_WHILE_SAVING = """
-import os, signal
-import torch
-from eaft_probe.cli import main
 
-save = torch.save
-def killed(what, path, *more, **named):
-    save(what, path, *more, **named)
-    if "checkpoint-14" in str(path):
-        os.truncate(path, os.path.getsize(path) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-torch.save = killed
-main()
-"""
+def killed_while_saving(arguments: list[str]) -> None:
+    save = torch.save
+
+    def killed(what: Any, path: Any, *more: Any, **named: Any) -> None:
+        save(what, path, *more, **named)
+        if "checkpoint-14" in str(path):
+            half(Path(path))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = killed
+    main(arguments)
 
 
-def started(script: list[str], data: str, model: str, out: Path) -> "subprocess.Popen[str]":
+def started(call: Callable[..., None], data: str, model: str, out: Path) -> Forked:
     flags = [f"--{n.replace('_', '-')}={v}" for n, v in LONG.items()]
-    return subprocess.Popen(
-        [sys.executable, *script, "train", data, "--model", model, "--out", str(out),
-         "--objective", "eaft", *flags],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    given = ["train", data, "--model", model, "--out", str(out), "--objective", "eaft", *flags]
+    return Forked(call, given)
 
 
-def after_a_checkpoint(process: "subprocess.Popen[str]", out: Path) -> None:
+def after_a_checkpoint(process: Forked, out: Path) -> None:
     """Waits for a whole checkpoint."""
     end = time.monotonic() + SECONDS
     while not list(out.glob("checkpoint-*/trainer_state.json")):
@@ -267,11 +260,11 @@ def long(data: str, model_folder: str, tmp_path_factory: pytest.TempPathFactory)
 
 def test_killed_at_any_moment(data, model_folder, long: Run, again, tmp_path: Path) -> None:
     out, wait = tmp_path / "r", random.uniform(0, 0.8)
-    process = started(["-m", "eaft_probe"], data, model_folder, out)
+    process = started(main, data, model_folder, out)
     after_a_checkpoint(process, out)
     time.sleep(wait)
     process.kill()
-    process.communicate(timeout=SECONDS)
+    process.communicate()
     assert process.returncode == -signal.SIGKILL, f"finished before {wait:.2f} s; raise LONG"
     assert not (out / "model.safetensors").exists()
     print(f"killed after {wait:.3f} s: {sorted(p.name for p in out.iterdir())}")
@@ -280,8 +273,8 @@ def test_killed_at_any_moment(data, model_folder, long: Run, again, tmp_path: Pa
 
 def test_killed_while_saving(data, model_folder, long: Run, again, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    process = started(["-c", KILLED_WHILE_SAVING], data, model_folder, out)
-    process.communicate(timeout=SECONDS)
+    process = started(killed_while_saving, data, model_folder, out)
+    process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert {p.name for p in out.glob("checkpoint-*")} == {"checkpoint-7", "checkpoint-14"}
     assert_same(again(out, **LONG), long)
@@ -289,10 +282,10 @@ def test_killed_while_saving(data, model_folder, long: Run, again, tmp_path: Pat
 
 def test_interrupted_by_hand(data, model_folder, long: Run, again, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    process = started(["-m", "eaft_probe"], data, model_folder, out)
+    process = started(main, data, model_folder, out)
     after_a_checkpoint(process, out)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=SECONDS)[1]
+    errors = process.communicate()[1]
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.strip().split("\n")[-1] == (

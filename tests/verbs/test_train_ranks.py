@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from forked import SECONDS, main, ran, torchrun
 from pandas.testing import assert_frame_equal
 from safetensors.torch import load_file
 
@@ -26,13 +27,6 @@ from eaft_probe.verbs import train as verb
 from eaft_probe.verbs.run_log import RunLog
 
 HERE = Path(__file__).parent
-SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
-import test_train_ranks
-test_train_ranks.on_a_rank({folder!r})
-"""
-SECONDS = 120  # a hang is a failure
 # 21 rows, and 4 at once on two processes: the last micro-batch of an epoch holds one row for the
 # first of them and none for the second.
 ROWS, EPOCHS = 21, 2
@@ -68,10 +62,8 @@ def ranks(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "rows.jsonl", ROWS, words=5)
     write_rows(folder / "held.jsonl", 60, words=12)
     eaft_probe.scan(str(folder / "rows.jsonl"), folder / "scan", model=model_folder)
-    script = folder / "rank.py"
-    script.write_text(SCRIPT.format(paths=[str(HERE), str(HERE.parent)], folder=str(folder)))
-    done = torchrun(str(script))
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, _, errors = ran(torchrun, on_a_rank, str(folder))
+    assert status == 0, errors[-3000:]
     return folder
 
 
@@ -97,20 +89,6 @@ def trained(folder: Path, out: str, name: str, **more: Any) -> Any:
 def on_one(folder: Path, name: str) -> Path:
     steps = 2 * CASES[name].get("gradient_accumulation_steps", 1)
     return trained(folder, f"one-{name}", name, gradient_accumulation_steps=steps).path
-
-
-def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return launched("torch.distributed.run", "--nproc-per-node=2", "--standalone", *arguments,
-                    **environment)  # fmt: skip
-
-
-def launched(
-    launcher: str, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Without GPUs, of which there may be fewer than processes."""
-    given = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
-    command = [sys.executable, "-m", launcher, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=given)
 
 
 # --- on each of the ranks ---
@@ -246,13 +224,13 @@ def test_nothing_is_left_behind(ranks: Path) -> None:
 
 def test_fsdp_without_gpus_is_refused(ranks: Path) -> None:
     shutil.copytree(ranks / "two-eaft", ranks / "fsdp")
-    done = torchrun("-m", "eaft_probe", *command(ranks, "fsdp", "--overwrite"),
-                    ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")  # fmt: skip
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("eaft-probe: ")]
+    status, out, errors = ran(torchrun, main, command(ranks, "fsdp", "--overwrite"),
+                              ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")  # fmt: skip
+    assert status != 0
+    said = [line for line in errors.splitlines() if line.startswith("eaft-probe: ")]
     assert len(said) == 1  # of two processes
     assert "FSDP was asked for, but the model is not sharded" in said[0]
-    assert "nll" not in done.stdout + done.stderr  # the table's header
+    assert "nll" not in out + errors  # the table's header
     assert files(ranks / "fsdp") == files(ranks / "two-eaft")
 
 
@@ -260,8 +238,22 @@ def test_accelerate_launches_it_and_one_process_speaks(ranks: Path) -> None:
     shutil.copytree(ranks / "two-eaft", ranks / "accelerate")
     given = command(ranks, "accelerate", "--overwrite", "--per-device-train-batch-size", "2")
     config = str(HERE.parents[1] / "examples/accelerate_ddp.yaml")
-    done = launched("accelerate.commands.launch", "--config_file", config, "--num_processes", "2",
-                    "--main_process_port", "0", "-m", "eaft_probe", *given)  # fmt: skip
+    accelerate = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+        "eaft_probe",
+        *given,
+    ]
+    done = subprocess.run(accelerate, capture_output=True, text=True, timeout=SECONDS,
+                          env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the model and its log lie in") == 1
     for once in ("loading ", "1 rows left out", "  step "):
