@@ -1,7 +1,7 @@
 """See which tokens of a fine-tuning data set fight what the model already believes.
 
->>> from eaft_probe import Scan, scan                                    # doctest: +SKIP
->>> scan("data.jsonl", "eaft-scan", model="smollm2").tokens(["token", "prob", "conflict"])
+>>> from eaft_probe import scan
+>>> scan("data.jsonl", "eaft-scan", model="smollm2").tokens(["token", "prob"])  # doctest: +SKIP
 """
 
 import logging

@@ -1,12 +1,17 @@
-"""The pages in docs/ say what the program does."""
+"""The pages in docs/ and the examples in docstrings say what the program does."""
 
+import doctest
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+EXAMPLES = [
+    p for p in sorted((ROOT / "eaft_probe").rglob("*.py")) if ">>> " in p.read_text("utf-8")
+]
 
 
 def test_the_examples_of_trained_tokens_are_what_is_trained() -> None:
@@ -26,3 +31,11 @@ def test_the_examples_of_trained_tokens_are_what_is_trained() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_the_examples_of_docstrings_give_what_they_show(path: Path) -> None:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted
+    assert not found.failed

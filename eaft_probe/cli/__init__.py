@@ -25,11 +25,12 @@ TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet 
 def main() -> None:
     """Runs the command line. The one place where errors become a line and an exit status."""
     _speak_utf8()
-    if sys.stdout is not None:
-        sys.stdout = StandardOutput(sys.stdout)  # type: ignore[assignment]
+    out = None if sys.stdout is None else StandardOutput(sys.stdout)  # it may be closed
+    sys.stdout = out  # type: ignore[assignment]
     status = _run(sys.argv[1:])
-    with suppress(typer.Exit, AttributeError):  # standard output may be closed
-        sys.stdout.flush()
+    with suppress(typer.Exit):
+        if out is not None:
+            out.flush()
     sys.exit(status)
 
 

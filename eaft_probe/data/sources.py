@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -30,9 +31,7 @@ from eaft_probe.files import require_utf8
 from eaft_probe.store import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
-LONGEST_ROW = (
-    10_000_000  # bytes of a line, paragraph, field; its tokens take some hundred times that
-)
+LONGEST_ROW = 10_000_000  # bytes of a line, paragraph or field; tokens take 100 times that
 DEEPEST = 100  # levels of nesting in a row; what walks it calls itself for each of them
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 

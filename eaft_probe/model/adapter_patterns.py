@@ -35,8 +35,10 @@ def require_quick(adapter: str, names: Iterable[str]) -> None:
             capture_output=True, check=True, timeout=SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"--adapter {adapter}: a pattern of its adapter_config.json is matched "
-                         f"for more than {SECONDS:g} s; list the modules instead") from error  # fmt: skip
+        raise ModelError(
+            f"--adapter {adapter}: a pattern of its adapter_config.json is matched for more than "
+            f"{SECONDS:g} s; list the modules instead"
+        ) from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip().splitlines() or ["no word"])[-1]
         raise ModelError(f"--adapter {adapter}: a pattern of its adapter_config.json is no regular "

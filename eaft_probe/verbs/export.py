@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from eaft_probe.columns.table import Scan
-from eaft_probe.data.sources import LONGEST_LINE, require_outside
+from eaft_probe.data.sources import LONGEST_ROW, require_outside
 from eaft_probe.errors import ProbeError, ScanError, one_line
 from eaft_probe.files import require_replaceable, written_aside
 from eaft_probe.verbs.shards import stored_plan
@@ -50,7 +50,7 @@ def export(scan: Scan, path: str | Path, overwrite: bool = False) -> int:
 
 def _is_export(path: Path) -> bool:
     with path.open("rb") as file, suppress(ValueError, RecursionError):
-        row = json.loads(file.readline(LONGEST_LINE))
+        row = json.loads(file.readline(LONGEST_ROW))
         return isinstance(row, dict) and row.keys() >= OWN
     return False
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from forked import SECONDS, Forked
+from forked import SECONDS, Forked, main
 
 UNITS, ROWS_A_UNIT = 12, 4
 SETTINGS: dict[str, Any] = {"rows_per_unit": ROWS_A_UNIT, "threads": 1}
@@ -42,6 +42,10 @@ def command(data: Path, out: Path, model: str, *more: str) -> list[str]:
     """A scan as SETTINGS have it, on the command line."""
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     return ["scan", str(data), "--out", str(out), "--model", model, *settings, *more]
+
+
+def started(arguments: list[str]) -> Forked:
+    return Forked(main, arguments)
 
 
 def until(holds: Callable[[], Any], seconds: float = SECONDS) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from forked import Forked, main
-from running import SETTINGS, Bar, begun, command, hashes, kill, left_over
+from running import SETTINGS, Bar, begun, command, hashes, kill, left_over, started
 from running import workers as worker_processes
 
 from eaft_probe import Scan, scan
@@ -132,7 +132,7 @@ def test_a_unit_waits_though_nobody_is_there_to_take_it() -> None:
 def test_workers_end_with_their_parent_and_a_rerun_finishes(
     data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = Forked(main, command(data, tmp_path / "s", model_folder, "--workers", "2"))
+    process = started(command(data, tmp_path / "s", model_folder, "--workers", "2"))
     begun(process, tmp_path / "s")
     workers = worker_processes(process.pid)
     assert len(workers) == 2
@@ -147,7 +147,7 @@ def test_workers_end_with_their_parent_and_a_rerun_finishes(
 
 
 def test_an_interruption_is_one_line(data: Path, model_folder: str, tmp_path: Path) -> None:
-    process = Forked(main, command(data, tmp_path / "s", model_folder, "--workers", "2"))
+    process = started(command(data, tmp_path / "s", model_folder, "--workers", "2"))
     begun(process, tmp_path / "s")
     workers = worker_processes(process.pid)
     process.send_signal(signal.SIGINT)
@@ -215,6 +215,17 @@ def test_a_scan_goes_on_with_the_threads_that_it_began_with(
             scan(data, tmp_path / "s", model=model_folder, rows_per_unit=4, threads=2)
     finally:
         torch.set_num_threads(before)
+    assert hashes(tmp_path / "s") == hashes(undisturbed)
+
+
+def test_a_part_that_lost_rows_is_scored_again(
+    data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "s")
+    (tmp_path / "s/manifest.json").unlink()
+    part = tmp_path / "s/tokens/part-00003.parquet"
+    pq.write_table(pq.read_table(part, partitioning=None)[:-1], part)
+    scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
     assert hashes(tmp_path / "s") == hashes(undisturbed)
 
 

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forked import Forked, main
-from running import SETTINGS, Bar, begun, command, hashes, left_over
+from running import SETTINGS, Bar, begun, command, hashes, left_over, started
 
 from eaft_probe import scan
 from eaft_probe.errors import ScanError
@@ -101,7 +100,7 @@ def test_a_run_that_lost_its_folder_can_change_nothing(tmp_path: Path) -> None:
 def test_a_paused_run_that_wakes_leaves_the_scan_alone(
     data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = Forked(main, command(data, tmp_path / "s", model_folder))
+    process = started(command(data, tmp_path / "s", model_folder))
     begun(process, tmp_path / "s")
     process.send_signal(signal.SIGSTOP)
     assert not (tmp_path / "s/manifest.json").exists()

@@ -8,8 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from forked import Forked, main
-from running import SETTINGS, Bar, begun, command, hashes, kill, left_over, until
+from running import SETTINGS, Bar, begun, command, hashes, kill, left_over, started, until
 
 from eaft_probe import scan
 from eaft_probe.errors import BadInput
@@ -111,7 +110,7 @@ def test_a_lost_driver_means_a_rerun(
 ) -> None:
     given = command(data, tmp_path / "s", model_folder, "--engine", "ray", "--workers", "2",
                     "--address", cluster.address)  # fmt: skip
-    process = Forked(main, given)
+    process = started(given)
     begun(process, tmp_path / "s")
     process.send_signal(signal.SIGKILL)
     process.communicate()

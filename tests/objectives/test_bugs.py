@@ -33,11 +33,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import test_trainer
+import steps
 import tiny
 import torch
-from test_trainer import Other, collate, off, one_step
-from test_truth import (
+from published import (
     BASE,
     LOSSES,
     Problem,
@@ -48,6 +47,7 @@ from test_truth import (
     trainers_step,
     true_tokens,
 )
+from steps import Other, collate, off, one_step
 
 from eaft_probe.errors import BadInput
 from eaft_probe.model.head import Head, head_of
@@ -65,7 +65,7 @@ READY = SimpleNamespace(  # a trainer that nothing is to be said against
 
 @pytest.fixture(autouse=True)
 def _rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_trainer, "rows", lambda: list(told()))
+    monkeypatch.setattr(steps, "rows", lambda: list(told()))
 
 
 def resolved(name: str, **fields: Any) -> Objective:
@@ -274,10 +274,8 @@ def test_packed_rows_do_not_see_each_other(
     """The first token of a row is not predicted from the row before; TALR's median is over rows,
     not over packs."""
     apart = one_step(tmp_path, objective(name), 4, model=sure())
-    monkeypatch.setattr(test_trainer, "rows", packed)
-    monkeypatch.setattr(
-        test_trainer, "collate", lambda items: {n: c[None] for n, c in items[0].items()}
-    )
+    monkeypatch.setattr(steps, "rows", packed)
+    monkeypatch.setattr(steps, "collate", lambda items: {n: c[None] for n, c in items[0].items()})
     together = one_step(tmp_path, objective(name), 1, model=sure(), steps_of=3)
     assert off(together, apart) < 1e-5
 

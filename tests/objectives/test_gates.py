@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,6 +12,7 @@ import reference
 import scans_made
 import torch
 from numpy.typing import NDArray
+from steps import Whole, WholeStep
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, UnknownName
@@ -68,25 +68,6 @@ def examples(count: int = 503) -> dict[str, NDArray[Any]]:
     known, first = np.unique(columns["example"], return_index=True)
     own = [-columns["logprob"][columns["example"] == e].astype(np.float64).mean() for e in known]
     return {"mean_nll": np.float32(own), "base_mean_nll": columns["base_mean_nll"][first]}
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A population in one piece, of arrays or of tensors."""
-
-    columns: Columns
-
-    def mean(self, of: Callable[[Columns], Any]) -> float:
-        return float(np.mean(np.asarray(of(self.columns)), dtype=np.float64))
-
-    def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
-        return float(np.quantile(np.float64(np.asarray(of(self.columns))), at))
-
-
-@dataclass(frozen=True)
-class WholeStep:
-    tokens: Whole
-    examples: Whole
 
 
 class Declared(Mapping[str, Any]):

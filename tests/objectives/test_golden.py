@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_truth import sure, trainer_of
+from published import sure, trainer_of
 
 from eaft_probe.objectives.gates import OBJECTIVES, objective
 

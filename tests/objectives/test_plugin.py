@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from test_trainer import ROWS, Keep, build, collate, off, one_step, rows
+from steps import ROWS, Keep, build, collate, off, one_step, rows
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 

@@ -9,13 +9,14 @@ import pytest
 import tiny
 import torch
 from forked import ran, torchrun
-from test_trainer import Gradients, gate, off, one_step
+from steps import Gradients, off, one_step
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from eaft_probe.errors import ModelError
 from eaft_probe.objectives.gates import objective
+from eaft_probe.objectives.trainer import gate
 
 
 class Case(NamedTuple):

@@ -17,7 +17,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from forked import main, ran, torchrun
-from test_train_ranks import require_equal, write_rows
+from runs import require_equal, write_rows
 
 import eaft_probe
 from eaft_probe.verbs import launch

@@ -20,6 +20,7 @@ from eaft_probe.columns import totals as totals_module
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.counted import OfTokens, OfTotals
 from eaft_probe.columns.part_files import TOTALS, part_file, sha256, write_parquet
+from eaft_probe.columns.planes import CELLS
 from eaft_probe.columns.quantiles import TOO_LOW, quantiles, quantiles_within, upper_bits
 from eaft_probe.columns.summary import summarize
 from eaft_probe.columns.table import write_manifest
@@ -456,11 +457,11 @@ def test_totals_that_the_manifest_does_not_know(sampled: Scan, tmp_path: Path) -
 # --- adding up ---
 
 
-def some_totals(seed: int) -> pa.Table:
+def some_totals(seed: int, **columns: Any) -> pa.Table:
     """Of tokens that never were, some pairs of their few words commoner than others."""
     words = [" a", " b", " a", " c", " a", " d", " e", " b", " f", " g", " h"]
     frame = scans_made.measured(scans_made.places(300, seed), seed, follow=False)
-    frame = scans_made.with_text(frame, words)
+    frame = scans_made.with_text(frame, words).assign(**columns)
     examples = pa.table({
         "example": frame["example"].unique(),
         "messages": [json.dumps([{"role": "assistant"}] * 6)] * frame["example"].nunique(),
@@ -468,6 +469,16 @@ def some_totals(seed: int) -> pa.Table:
     })  # fmt: skip
     tokens = pa.Table.from_pandas(frame, preserve_index=False)
     return totals_module.unit_totals(tokens, examples, ["tag"], ConflictRule(), set())
+
+
+@pytest.mark.parametrize(
+    ("prob", "octave"),
+    [(1, 0), (2**-8, 0), (0.99 * 2**-8, 1), (2**-9, 1), (0.99 * 2**-9, 2), (2**-70, 62),
+     (0.99 * 2**-70, 63), (2**-140, 63), (0, 63)],
+)  # fmt: skip
+def test_rare_tokens_are_parted_by_octaves(prob: float, octave: int) -> None:
+    found = sums_of(some_totals(0, prob=np.float32(prob)))["cell"][0]
+    assert {int(key) // (totals_module.SIDES * CELLS) for key in found} == {octave}
 
 
 def assert_same(a: pa.Table, b: pa.Table) -> None:

@@ -83,8 +83,13 @@ def test_held_out_and_retained_data_are_measured(run: Run) -> None:
     assert "| retain_kl | 0.0000 |" in (run.path / "README.md").read_text()
 
 
-def test_its_dynamics_can_be_drawn(run: Run, tmp_path: Path) -> None:
-    plots.dynamics(run.path).write(tmp_path / "d.png")
+def test_its_dynamics_can_be_drawn(run: Run) -> None:
+    lines = [line.get_ydata() for axes in plots.dynamics(run.path).axes for line in axes.lines]
+    wanted = [[r["group_nll"] for r in run.log if r["group"] == group]
+              for group in ("high", "low", "conflict")]  # fmt: skip
+    print(lines, wanted)
+    for line, nll in zip(lines, wanted, strict=True):
+        assert list(line) == pytest.approx(nll)
 
 
 def test_resumed_equals_uninterrupted(run: Run, data: str, model_folder: str, tmp_path) -> None:

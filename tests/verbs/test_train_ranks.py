@@ -12,12 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from forked import SECONDS, main, ran, torchrun
-from pandas.testing import assert_frame_equal
-from safetensors.torch import load_file
+from runs import log, require_equal, weights, write_rows
 
 import eaft_probe
 from eaft_probe.cli import _run
@@ -65,16 +63,6 @@ def ranks(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     status, _, errors = ran(torchrun, on_a_rank, str(folder))
     assert status == 0, errors[-3000:]
     return folder
-
-
-def write_rows(path: Path, count: int, words: int) -> None:
-    """Rows of unequal length, and one that is malformed."""
-    rows = [
-        {"messages": [{"role": "user", "content": f"say {i}"},
-                      {"role": "assistant", "content": "the fox jumps " * (1 + i % words)}]}
-        for i in range(count)
-    ]  # fmt: skip
-    path.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
 
 
 def trained(folder: Path, out: str, name: str, **more: Any) -> Any:
@@ -158,23 +146,6 @@ def command(folder: Path, out: str, *more: str) -> list[str]:
 
 
 # --- the numbers ---
-
-
-def require_equal(found: Path, wanted: Path) -> None:
-    """The logs and the weights of two runs."""
-    assert_frame_equal(log(found), log(wanted), rtol=1e-5, atol=1e-6)  # counts exactly
-    theirs = weights(wanted)
-    for name, weight in weights(found).items():
-        torch.testing.assert_close(weight, theirs[name], rtol=1e-5, atol=1e-5)
-
-
-def log(folder: Path) -> pd.DataFrame:
-    """But for the folder's name."""
-    return pd.read_parquet(folder / "log.parquet").drop(columns="run")
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(next(folder.glob("*model.safetensors")))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -20,6 +20,7 @@ ATTACKS = (
     'a \u202eright to left\u202c \u2066isolated\u2069 "}]; window.hacked = 6 //',
     "null \x00 escape \x1b[2J separator \u2028 tag \U000e0041 end",
 )
+THEIRS = [f"B{attack}" for attack in ATTACKS]  # of a second scan
 
 
 def hostile_scan(folder: Path, model: str) -> Scan:

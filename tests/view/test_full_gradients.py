@@ -182,7 +182,10 @@ def test_poor_samples_are_drawn(
     """One token, a scan of one token, norms that do not vary; a warning would fail."""
     made = scans_made.write(tmp_path / "s", tokens[:count], parts=1)
     chart = plots.gradients(sampled(made, size, norm=norm), norm="full")
-    chart.write(tmp_path / "f.png")
+    chart.draw_without_rendering()
+    sums = chart.data.groupby("norm")[["tokens", "sampled"]].sum()
+    assert set(sums.index) == set(NORMS)
+    assert (sums == [count, min(count, size)]).all(axis=None)
 
 
 @pytest.mark.parametrize("rule", [ConflictRule(0, 0.2), ConflictRule(99, 2)])

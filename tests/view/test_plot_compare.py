@@ -1,5 +1,3 @@
-# Fixtures of the figures' own tests are imported and then asked for by name.
-# ruff: noqa: F811, F401
 """The figure of a comparison: its data against pandas, its artists, and what it refuses."""
 
 import math
@@ -10,9 +8,9 @@ import numpy as np
 import pandas
 import pytest
 import scans_made
+from figures import HOSTILE, RULE, WORDS, drawn, flagged, nudged
 from matplotlib.quiver import Quiver
 from matplotlib.text import Text
-from test_plots import HOSTILE, RULE, WORDS, coarse_pixels, drawn, few, flagged, other, scan, tokens
 
 from eaft_probe import Scan, plots
 from eaft_probe.cli import _run
@@ -22,17 +20,9 @@ from eaft_probe.verbs.compare import compare
 from eaft_probe.view.plots import Chart
 from eaft_probe.view.plots.chart import percent
 
+pytestmark = pytest.mark.usefixtures("coarse_pixels")
 Frame = pandas.DataFrame
 BOUNDS = ["entropy_from", "prob_from"]
-
-
-def nudged(tokens: Frame) -> Frame:
-    """The same labels under a model that moved a little."""
-    random = np.random.default_rng(7)
-    moved = tokens["logprob"] + random.normal(0.1, 0.9, len(tokens))
-    logprob = np.minimum(moved, -1e-6).astype(np.float32)
-    entropy = (tokens["entropy"] * random.uniform(0.5, 1.3, len(tokens))).astype(np.float32)
-    return tokens.assign(logprob=logprob, prob=np.exp(logprob), entropy=entropy)
 
 
 @pytest.fixture(scope="module")
@@ -192,14 +182,17 @@ def test_one_token_is_enough(few: Frame, tmp_path: Path, count: int) -> None:
     """And no cell with enough of them for an arrow."""
     pair = [scans_made.write(tmp_path / n, t[:count], parts=1)
             for n, t in (("a", few), ("b", nudged(few)))]  # fmt: skip
-    drawn(plots.compare(*pair)).write(tmp_path / "f.png")
+    data = drawn(plots.compare(*pair)).data
+    assert data[data["group"] == "cell"]["tokens"].sum() == count
 
 
 def test_all_tokens_alike(few: Frame, tmp_path: Path) -> None:
     columns = few.columns.difference(["example", "turn", "position"])
     alike = few.assign(**{c: few[c].iloc[5] for c in columns})
     pair = [scans_made.write(tmp_path / n, alike, parts=1) for n in "ab"]
-    drawn(plots.compare(*pair))
+    data = drawn(plots.compare(*pair)).data
+    (cell,) = data[data["group"] == "cell"].to_dict("records")
+    assert [cell[n] for n in ("tokens", "learned", "forgotten")] == [len(few), 0, 0]
 
 
 def test_texts_of_the_data_are_drawn_not_obeyed(few: Frame, tmp_path: Path) -> None:
@@ -215,7 +208,7 @@ def test_texts_of_the_data_are_drawn_not_obeyed(few: Frame, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["x" * 100, "中" * 40, "_a", "🙂" * 48])
 def test_long_and_odd_names_fit(few: Frame, tmp_path: Path, name: str) -> None:
     pair = [scans_made.write(tmp_path / n, few, parts=1, source=name, model=n * 60) for n in "ab"]
-    drawn(plots.compare(*pair))
+    assert drawn(plots.compare(*pair)).data["tokens"].max() == len(few)
 
 
 def test_the_command_draws_it(scan: Scan, tuned: Scan, other: Scan, tmp_path: Path,

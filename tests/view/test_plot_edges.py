@@ -1,5 +1,3 @@
-# Fixtures of the figures' own tests are imported and then asked for by name.
-# ruff: noqa: F811, F401
 """Odd rules, names, files, bases and caches: every figure stands, or says in one line why not."""
 
 import json
@@ -8,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scans_made
-from test_plots import WORDS, charts, drawn, few, logged, of_scans, run, scan, subjects, tokens
+from figures import WORDS, caption, drawn, logged, of_scans
 
 from eaft_probe import plots
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.planes import greatest_entropy, least_entropy, plane
+from eaft_probe.columns.planes import greatest_entropy, least_entropy
 from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.objectives.gates import objective
 from eaft_probe.view.plots import PLOTS
@@ -23,7 +21,11 @@ from eaft_probe.view.plots.chart import names, percent
 @pytest.mark.parametrize("rule", [(99, 2), (9, 0.5), (1e6, 1e6), (-50, -50)], ids=str)
 @pytest.mark.parametrize("name", of_scans())
 def test_a_rule_beyond_the_axes_takes_no_room(name, rule, few, tmp_path: Path) -> None:
-    drawn(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=ConflictRule(*rule))))
+    given = ConflictRule(*rule)
+    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=given)))
+    assert f"conflict: {given}." in caption(chart)
+    ends = [y for a in chart.axes if a.get_ylabel() == "entropy (nats)" for y in a.get_ylim()]
+    assert all(0 <= y < 5 for y in ends)
 
 
 def test_percent_of_all_and_nearly_all() -> None:
@@ -65,9 +67,11 @@ def test_a_scan_beside_itself_is_told_apart(scan) -> None:
 
 def test_long_tokens_in_other_scripts_fit(few, tmp_path: Path) -> None:
     words = [*WORDS, "中" * 20, "🙂" * 30, "z" * 300, "\0" * 20]
-    drawn(
-        plots.tokens(scans_made.write(tmp_path / "s", few, words=words, rule=ConflictRule(2, 0.5)))
-    )
+    scan = scans_made.write(tmp_path / "s", few, words=words, rule=ConflictRule(2, 0.5))
+    chart = drawn(plots.tokens(scan))
+    labels = [t.get_text() for t in chart.axes[0].get_yticklabels()]
+    assert len(labels) == len(chart.data) > 10
+    assert not set("中🙂\0") & set("".join(labels))
 
 
 def test_runs_named_with_an_underscore_are_in_the_legend(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 """Figures: their data against pandas and loops, their files, and the texts that they survive."""
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import scans_made
+from figures import (
+    HOSTILE,
+    RULE,
+    WORDS,
+    Charts,
+    Subjects,
+    caption,
+    drawn,
+    flagged,
+    logged,
+    of_scans,
+    parameters,
+)
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -22,33 +33,11 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, MissingColumn, ProbeError, ScanError, UnknownName
 from eaft_probe.objectives.gates import OBJECTIVES, objective
 from eaft_probe.view.plots import PLOTS, Chart, draw
-from eaft_probe.view.plots.chart import STYLE, percent, shown
+from eaft_probe.view.plots.chart import percent, shown
 from eaft_probe.view.plots.landscape import sample, step
 
-RULE = ConflictRule(0.8, 0.25)
-HOSTILE = "$x_1^{ 数据 🙂 \u202e\u200b \0 \n \\frac{ " + "y" * 300
-WORDS = ["$x_1^{", "数据", "🙂", "\u202ea", "\0", "\n", "_b", " ", "'\"", "%s", "$", "ünï"]
+pytestmark = pytest.mark.usefixtures("coarse_pixels")
 NORMS = ("grad_logits", "grad_head", "grad_hidden")
-LOG = {"run": "r", "tokens_seen": 0, "lr": 1e-5, "nll": 1.0, "loss": 1.0, "gate_mean": 1.0,
-       "mass_gated": 0.0, "eval_nll": 1.0, "retain_nll": 1.0, "retain_kl": 0.0}  # fmt: skip
-Subjects = Callable[[str], list[Any]]
-Charts = Callable[[str], Chart]
-
-
-@pytest.fixture(autouse=True)
-def coarse_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the time for the same figure."""
-    monkeypatch.setitem(STYLE, "savefig.dpi", 70)
-
-
-@pytest.fixture(scope="module")
-def tokens() -> pandas.DataFrame:
-    return scans_made.measured(scans_made.places(2000))
-
-
-@pytest.fixture(scope="module")
-def few(tokens: pandas.DataFrame) -> pandas.DataFrame:
-    return tokens[:300]
 
 
 @pytest.fixture(scope="module")
@@ -58,71 +47,8 @@ def based(tokens: pandas.DataFrame) -> pandas.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def scan(tmp_path_factory: pytest.TempPathFactory, tokens: pandas.DataFrame) -> Scan:
-    return scans_made.write(tmp_path_factory.mktemp("made") / "s", tokens, rule=RULE)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    """Other tokens of other data under the same model."""
-    folder = tmp_path_factory.mktemp("other") / "s"
-    made = scans_made.measured(scans_made.places(900, 3), 4)
-    return scans_made.write(folder, made, parts=2, rule=RULE, source="others.jsonl")
-
-
-@pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, based: pandas.DataFrame) -> Scan:
     return scans_made.write(tmp_path_factory.mktemp("base") / "s", based, model="base")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return logged(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def subjects(scan: Scan, run: Path) -> Subjects:
-    """What a figure of that name is drawn from: a finished scan, or a training run."""
-    return lambda name: subject(name, scan, run)
-
-
-@pytest.fixture(scope="module")
-def charts(subjects: Subjects) -> Charts:
-    """A figure of that name, drawn once for all tests that only look at it."""
-    return cache(lambda name: PLOTS[name](*subjects(name)))
-
-
-def subject(name: str, scan: Scan, run: Path) -> list[Any]:
-    (given,) = (p.name for p in parameters(name) if p.kind is p.VAR_POSITIONAL)
-    return {"scans": [scan], "runs": [run], "pair": [scan, scan]}[given]
-
-
-def parameters(name: str) -> list[inspect.Parameter]:
-    return list(inspect.signature(PLOTS[name]).parameters.values())
-
-
-def of_scans() -> list[str]:
-    return [n for n in PLOTS if any(p.name == "scans" for p in parameters(n))]
-
-
-def logged(
-    folder: Path,
-    name: str = "eaft",
-    groups: Sequence[str] = ("all", "high", "low", "conflict"),
-    steps: Sequence[int] = (0, 10, 20),
-    **fields: Any,
-) -> Path:
-    """A training run's log, as DESIGN section 6 lists its columns."""
-    rows = [
-        {"step": s, "group": g, "group_count": 5 + i, "group_nll": 3.0 / (s + 1 + i)}
-        for s in steps
-        for i, g in enumerate(groups)
-    ]
-    folder.mkdir(exist_ok=True)
-    pandas.DataFrame(rows).assign(**{**LOG, "objective": name, **fields}).to_parquet(
-        folder / "log.parquet"
-    )
-    return folder
 
 
 def in_float64(tokens: pandas.DataFrame) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -135,22 +61,11 @@ def in_float64(tokens: pandas.DataFrame) -> tuple[dict[str, list[float]], dict[s
     return columns, {"mean_nll": means, "base_mean_nll": means}
 
 
-def flagged(tokens: pandas.DataFrame, rule: ConflictRule = RULE) -> pandas.Series:
-    below = np.float32([rule.entropy_below, rule.prob_below])
-    return (tokens["entropy"] < below[0]) & (tokens["prob"] < below[1])
-
-
 def cells(tokens: pandas.DataFrame, by: int = 8) -> pandas.DataFrame:
     """The lower bounds of each token's cell of `by` / 256 and `by` / 32 nats."""
     p = np.minimum(np.floor(tokens["prob"].astype(np.float64) * 256 / by), 256 // by - 1)
     h = np.floor(tokens["entropy"].astype(np.float64) * 32 / by)
     return pandas.DataFrame({"prob_from": p * by / 256, "entropy_from": h * by / 32})
-
-
-def drawn(chart: Chart) -> Chart:
-    """Laid out, with every text measured: whatever would warn does."""
-    chart.draw_without_rendering()
-    return chart
 
 
 # --- what every figure promises ---
@@ -174,7 +89,7 @@ def test_axes_are_labelled(name: str, charts: Charts) -> None:
 
 @pytest.mark.parametrize("name", of_scans())
 def test_the_caption_names_model_data_tokens_and_rule(name: str, charts: Charts) -> None:
-    said = " ".join(charts(name).get_supxlabel().split())
+    said = caption(charts(name))
     assert "rows.jsonl under made, 2,000 trained tokens" in said
     assert "entropy < 0.8 nats and prob < 0.25" in said
 
@@ -272,19 +187,25 @@ def test_texts_of_the_data_are_drawn_not_obeyed(
 
 @pytest.mark.parametrize("name", of_scans())
 def test_one_token_is_enough(name: str, few: pandas.DataFrame, tmp_path: Path) -> None:
-    drawn(PLOTS[name](scans_made.write(tmp_path / "s", few[:1], parts=1)))
+    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", few[:1], parts=1)))
+    assert re.search(r"\b1 trained tokens?;", caption(chart))
 
 
 @pytest.mark.parametrize("name", of_scans())
 def test_no_flagged_token(name: str, few: pandas.DataFrame, tmp_path: Path) -> None:
-    drawn(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=ConflictRule(0, 0.2))))
+    rule = ConflictRule(0, 0.2)
+    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=rule)))
+    assert f"conflict: {rule}." in caption(chart)
+    assert not chart.data.filter(like="conflict").fillna(0).to_numpy().any()
 
 
 @pytest.mark.parametrize("name", of_scans())
 def test_all_tokens_alike(name: str, few: pandas.DataFrame, tmp_path: Path) -> None:
     columns = few.columns.difference(["example", "turn", "position"])
     alike = few.assign(**{c: few[c].iloc[5] for c in columns})
-    drawn(PLOTS[name](scans_made.write(tmp_path / "s", alike, parts=1)))
+    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", alike, parts=1)))
+    assert "300 trained tokens" in caption(chart)
+    assert chart.data.get("prob_from", pandas.Series([0])).nunique() == 1
 
 
 @pytest.mark.parametrize("name", of_scans())
@@ -786,7 +707,11 @@ def test_a_group_without_tokens_is_said(tmp_path: Path) -> None:
 
 def test_hostile_objectives_and_runs_are_drawn(tmp_path: Path) -> None:
     pair = [logged(tmp_path / n, "$x_{ 🙂\n", run=f"{n} $\0\u202e") for n in "ab"]
-    plots.dynamics(*pair).write(tmp_path / "f.png")
+    chart = drawn(plots.dynamics(*pair))
+    legend = [t.get_text() for t in chart.axes[0].get_legend().get_texts()]
+    assert len(legend) == 2
+    assert all("\\u202e" in text for text in legend)
+    assert not set("🙂\n\0\u202e") & set("".join(legend))
 
 
 def test_a_log_that_is_none_is_refused(tmp_path: Path) -> None:

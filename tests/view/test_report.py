@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import scans_made
 from hostile import ATTACKS, hostile_scan
+from pages import payload, without
 
 from eaft_probe import Scan, scan
 from eaft_probe.cli import _run
@@ -31,12 +31,6 @@ def done(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Scan:
 @pytest.fixture(scope="module")
 def html(done: Scan, tmp_path_factory: pytest.TempPathFactory) -> str:
     return report(done, tmp_path_factory.mktemp("out") / "report.html").read_text("utf-8")
-
-
-def payload(html: str) -> Any:
-    found = re.search(r'<script id="payload" type="application/json">(.*?)</script>', html)
-    assert found is not None
-    return json.loads(found[1])
 
 
 def dense(steps: list[int], shape: tuple[int, int]) -> np.ndarray:
@@ -152,15 +146,6 @@ def test_one_token_and_no_conflict(tmp_path: Path, model_folder: str) -> None:
     assert found["pairs"]["rows"] == []
     assert found["headline"][0]["figure"] == "None"
     assert report(done, tmp_path / "r.html").stat().st_size < 1_200_000
-
-
-def without(done: Scan, folder: Path, columns: tuple[str, ...]) -> Scan:
-    """A copy of the scan that lacks some columns."""
-    shutil.copytree(done.path, folder)
-    for file in Scan.open(folder).part_files("tokens"):
-        pq.write_table(pq.read_table(file).drop_columns(columns), file)
-    copied = Scan(folder, done.manifest)
-    return scans_made.resealed(copied, columns=[c for c in done.columns if c not in columns])
 
 
 def test_missing_columns(done: Scan, tmp_path: Path) -> None:

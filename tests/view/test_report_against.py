@@ -14,14 +14,13 @@ import pandas
 import pytest
 import scans_made
 import yaml
-from hostile import ATTACKS
+from figures import RULE, nudged
+from hostile import ATTACKS, THEIRS
+from pages import payload, without
 from PIL import Image
-from test_plot_compare import nudged
-from test_report import payload, without
 
 from eaft_probe import Scan
 from eaft_probe.cli import _run
-from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.counted import OfTokens
 from eaft_probe.columns.planes import ENTROPY_BINS, PROB_BINS, Plane
 from eaft_probe.errors import BadInput, MissingColumn, ScanError
@@ -34,57 +33,13 @@ from eaft_probe.view.page import encode
 from eaft_probe.view.report import report
 
 Frame = pandas.DataFrame
-RULE = ConflictRule(0.8, 0.25)
 LAYOUTS = [(3, None, 3, None), (1, None, 4, 7), (5, 60, 2, 13)]  # parts and row groups of A, of B
-THEIRS = [f"B{attack}" for attack in ATTACKS]
-
-
-@pytest.fixture(scope="module")
-def tokens() -> Frame:
-    return scans_made.measured(scans_made.places(1500))
-
-
-@pytest.fixture(scope="module")
-def a(tmp_path_factory: pytest.TempPathFactory, tokens: Frame) -> Scan:
-    folder = tmp_path_factory.mktemp("against") / "a"
-    return scans_made.write(folder, tokens, rule=RULE, words=ATTACKS, source=ATTACKS[0])
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory, tokens: Frame) -> Scan:
-    """The same labels, under a model with other words of its own."""
-    folder = tmp_path_factory.mktemp("against") / "b"
-    return scans_made.write(folder, nudged(tokens), 4, RULE, 70, model=ATTACKS[2], words=THEIRS,
-                            source=ATTACKS[0])  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    frame = scans_made.measured(scans_made.places(700, 3), 4)
-    folder = tmp_path_factory.mktemp("against") / "c"
-    return scans_made.write(folder, frame, rule=RULE, words=THEIRS, source=ATTACKS[1])
-
-
-@pytest.fixture(scope="module")
-def moved_page(a: Scan, tuned: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(a, tmp_path_factory.mktemp("page") / "moved.html", tuned)
-
-
-@pytest.fixture(scope="module")
-def apart_page(a: Scan, other: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(a, tmp_path_factory.mktemp("page") / "apart.html", other.path)
-
-
-@pytest.fixture(params=["moved_page", "apart_page"])
-def file(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(request.param)
-    return found
 
 
 # --- numbers ---
 
 
-@pytest.mark.parametrize("name", ["tuned", "other"])
+@pytest.mark.parametrize("name", ["tuned", "apart"])
 def test_the_numbers_are_those_of_compare(
     a: Scan, name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: Any
 ) -> None:
@@ -134,8 +89,8 @@ def test_headline_of_a_comparison(a: Scan, tuned: Scan) -> None:
     assert moved_cards({**found, "conflicts_a": 0})[2].figure == "None"
 
 
-def test_headline_of_distributions(a: Scan, other: Scan, tmp_path: Path) -> None:
-    found = compare(a, other).summary()
+def test_headline_of_distributions(a: Scan, apart: Scan, tmp_path: Path) -> None:
+    found = compare(a, apart).summary()
     conflicts = found["quantities"]["conflict_share"]
     cards = apart_cards(found)
     assert cards[0].figure == f"{conflicts['ratio']:.3g} times"
@@ -146,8 +101,8 @@ def test_headline_of_distributions(a: Scan, other: Scan, tmp_path: Path) -> None
         assert apart_cards(made)[0].figure == said
 
 
-def test_too_few_examples_for_an_interval_is_said(a: Scan, tokens: Frame, tmp_path: Path) -> None:
-    few = tokens[tokens["example"] < 5]
+def test_too_few_examples_for_an_interval_is_said(a: Scan, labels: Frame, tmp_path: Path) -> None:
+    few = labels[labels["example"] < 5]
     b = scans_made.write(tmp_path / "b", few, rule=RULE, source="few")
     found = against(a, b)
     assert any("no intervals: they take at least 10 examples" in n
@@ -168,14 +123,14 @@ def test_the_figure_is_the_plots(a: Scan, tuned: Scan, moved_page: Path) -> None
 
 
 def test_the_section_takes_a_megabyte_at_most(
-    a: Scan, other: Scan, tuned: Scan, monkeypatch: pytest.MonkeyPatch
+    a: Scan, apart: Scan, tuned: Scan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The densest picture there can be, of noise in every cell, beside all the rest."""
     drawing, random = import_module("eaft_probe.view.plots.landscape"), np.random.default_rng(0)
     noise = Plane(random.integers(1, 10 ** random.integers(1, 8, (ENTROPY_BINS, PROB_BINS))))
     monkeypatch.setattr(OfTokens, "plane", lambda _: noise)
     monkeypatch.setattr(drawing, "step", lambda _: 1)
-    dense = len(against(a, other)["figure"]["png"])
+    dense = len(against(a, apart)["figure"]["png"])
     assert 300_000 < dense < 900_000
     assert len(encode({**against(a, tuned), "figure": None}).encode()) < 100_000
 
@@ -190,12 +145,12 @@ def changes(tokens: Frame, tuned: Frame) -> Frame:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_the_furthest_tokens_are_those_of_a_frame(
-    tokens: Frame, tmp_path: Path, layout: tuple[Any, ...]
+    labels: Frame, tmp_path: Path, layout: tuple[Any, ...]
 ) -> None:
-    b_tokens = nudged(tokens)
-    a = scans_made.write(tmp_path / "a", tokens, layout[0], RULE, layout[1])
+    b_tokens = nudged(labels)
+    a = scans_made.write(tmp_path / "a", labels, layout[0], RULE, layout[1])
     b = scans_made.write(tmp_path / "b", b_tokens, layout[2], RULE, layout[3])
-    made, frame = movers(compare(a, b)), changes(tokens, b_tokens)
+    made, frame = movers(compare(a, b)), changes(labels, b_tokens)
     for kind, rising in (("forgotten", True), ("learned", False)):
         order = ["change", "example", "position"]
         wanted = frame.sort_values(order, ascending=[rising, True, True])[:MOST]
@@ -209,8 +164,8 @@ def test_the_furthest_tokens_are_those_of_a_frame(
         assert list(found["conflict_b"]) == list(RULE(b_tokens.loc[wanted.index]))
 
 
-def test_tokens_stand_in_their_text(tokens: Frame, tmp_path: Path) -> None:
-    pair = [scans_made.write(tmp_path / n, t) for n, t in (("a", tokens), ("b", nudged(tokens)))]
+def test_tokens_stand_in_their_text(labels: Frame, tmp_path: Path) -> None:
+    pair = [scans_made.write(tmp_path / n, t) for n, t in (("a", labels), ("b", nudged(labels)))]
     texts = pair[0].examples().set_index("example")["text"]
     there = pair[0].tokens().set_index(["example", "position"])
     for row in movers(compare(*pair))["forgotten"]:
@@ -223,10 +178,10 @@ def test_tokens_stand_in_their_text(tokens: Frame, tmp_path: Path) -> None:
 
 
 def test_what_is_held_does_not_grow(
-    tokens: Frame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labels: Frame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = [scans_made.write(tmp_path / n, t, 1, group=50)
-            for n, t in (("a", tokens), ("b", nudged(tokens)))]  # fmt: skip
+            for n, t in (("a", labels), ("b", nudged(labels)))]  # fmt: skip
     seen: list[int] = []
     furthest = movers_module._furthest
 
@@ -240,8 +195,8 @@ def test_what_is_held_does_not_grow(
     assert max(seen) <= MOST + 50
 
 
-def test_only_what_is_learned_or_forgotten_is_listed(tokens: Frame, tmp_path: Path) -> None:
-    few = tokens[:4].assign(logprob=np.float32([-2, -2, -2, -2]))
+def test_only_what_is_learned_or_forgotten_is_listed(labels: Frame, tmp_path: Path) -> None:
+    few = labels[:4].assign(logprob=np.float32([-2, -2, -2, -2]))
     moved = few.assign(logprob=np.float32([-1.9, -9, -1, -2]))
     a, b = (scans_made.write(tmp_path / n, t, 1) for n, t in (("a", few), ("b", moved)))
     made = movers(compare(a, b))
@@ -250,12 +205,12 @@ def test_only_what_is_learned_or_forgotten_is_listed(tokens: Frame, tmp_path: Pa
     assert movers(compare(a, a)) == {"forgotten": [], "learned": []}
 
 
-def test_ties_go_by_place(tokens: Frame, tmp_path: Path) -> None:
-    alike = tokens.assign(logprob=np.float32(-1))
+def test_ties_go_by_place(labels: Frame, tmp_path: Path) -> None:
+    alike = labels.assign(logprob=np.float32(-1))
     pair = [scans_made.write(tmp_path / n, t, 3, group=17)
             for n, t in (("a", alike), ("b", alike.assign(logprob=np.float32(-4))))]  # fmt: skip
     found = [(r["example"], r["position"]) for r in movers(compare(*pair))["forgotten"]]
-    assert found == list(tokens[["example", "position"]].itertuples(index=False, name=None))[:MOST]
+    assert found == list(labels[["example", "position"]].itertuples(index=False, name=None))[:MOST]
 
 
 def test_scans_without_the_models_choice(a: Scan, tuned: Scan, tmp_path: Path) -> None:
@@ -269,8 +224,8 @@ def test_scans_without_the_models_choice(a: Scan, tuned: Scan, tmp_path: Path) -
 # --- untrusted text ---
 
 
-def test_text_of_either_scan_is_text(file: Path) -> None:
-    html = file.read_text("utf-8")
+def test_text_of_either_scan_is_text(either: Path) -> None:
+    html = either.read_text("utf-8")
     inside = html.split('type="application/json">', 1)[1].split("</script>", 1)[0]
     assert not set("<>&") & set(inside)
     assert not any(ord(c) < 32 or c in "\u202e\u2028\x7f\U000e0041" for c in inside)
@@ -278,7 +233,7 @@ def test_text_of_either_scan_is_text(file: Path) -> None:
     assert json.dumps(THEIRS[0])[2:-1] in inside.replace("\\u003c", "<").replace(
         "\\u003e", ">"
     ) or (
-        file.name == "apart.html"  # where no token of B is shown, its data's name is
+        either.name == "apart.html"  # where no token of B is shown, its data's name is
         and ATTACKS[1] in payload(html)["against"]["summary"]["b"]["data"]
     )
 
@@ -301,11 +256,11 @@ def refused(arguments: list[str], folder: Path, capsys: Any) -> str:
 
 
 def test_scans_that_do_not_match_are_refused_as_compare_does(
-    a: Scan, tokens: Frame, tmp_path: Path, capsys: Any
+    a: Scan, labels: Frame, tmp_path: Path, capsys: Any
 ) -> None:
-    ids = tokens["token_id"].copy()
+    ids = labels["token_id"].copy()
     ids.iloc[700] += 1
-    b = scans_made.write(tmp_path / "b", tokens.assign(token_id=ids), source=ATTACKS[0])
+    b = scans_made.write(tmp_path / "b", labels.assign(token_id=ids), source=ATTACKS[0])
     assert _run(["compare", str(a.path), str(b.path)]) == 2
     said = capsys.readouterr().err
     assert "is no scan of the same tokens" in said
@@ -343,13 +298,13 @@ def test_how_to_compare_needs_a_scan_to_compare_with(a: Scan, tmp_path: Path, ca
 
 
 def test_a_config_file_names_the_other_scan(
-    a: Scan, other: Scan, tmp_path: Path, capsys: Any
+    a: Scan, apart: Scan, tmp_path: Path, capsys: Any
 ) -> None:
     config, out = tmp_path / "c.yaml", tmp_path / "made.html"
-    config.write_text(yaml.safe_dump({"against": str(other.path), "seed": 2, "out": str(out)}))
+    config.write_text(yaml.safe_dump({"against": str(apart.path), "seed": 2, "out": str(out)}))
     assert _run(["report", str(a.path), "--config", str(config)]) == 0
     made = payload(out.read_text("utf-8"))["against"]["summary"]
-    assert dict(figures(made)) == dict(figures(compare(a, other, seed=2).summary()))
+    assert dict(figures(made)) == dict(figures(compare(a, apart, seed=2).summary()))
     config.write_text("againts: x")
     assert "did you mean 'against'" in refused([str(a.path), "--config", str(config)], tmp_path,
                                                capsys)  # fmt: skip

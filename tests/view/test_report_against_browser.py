@@ -1,5 +1,3 @@
-# Fixtures of the other tests of the page are imported and then asked for by name.
-# ruff: noqa: F811, F401
 """A report of one scan against another in a real browser. Skips where there is none."""
 
 from pathlib import Path
@@ -7,19 +5,22 @@ from typing import Any
 
 import pytest
 from hostile import ATTACKS
-from test_report_against import a, apart_page, file, moved_page, other, tokens, tuned
-from test_report_browser import CONTRAST, By, WebDriverWait, browser, by_id, load, requests
+from pages import CONTRAST, by_id, load, requests
 
 from eaft_probe import Scan
 from eaft_probe.verbs.compare import compare
 from eaft_probe.view.movers import MOST
 from eaft_probe.view.report import report
 
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
-def test_it_loads_in_silence_and_is_read_in_both_themes(browser: Any, file: Path) -> None:
-    page = load(browser, file)
+
+def test_it_loads_in_silence_and_is_read_in_both_themes(browser: Any, either: Path) -> None:
+    page = load(browser, either)
     assert page.get_log("browser") == []
-    assert [u for u in requests(page) if u.startswith("file:")] == [file.as_uri()]
+    assert [u for u in requests(page) if u.startswith("file:")] == [either.as_uri()]
     assert by_id(page, "against-link").is_displayed()
     picture = by_id(page, "against-picture")
     assert picture.get_property("naturalWidth") > 1000
@@ -36,12 +37,14 @@ def test_it_loads_in_silence_and_is_read_in_both_themes(browser: Any, file: Path
     assert printed == "none"
 
 
-def test_markup_of_either_scan_is_text(browser: Any, file: Path) -> None:
-    page = load(browser, file)
+def test_markup_of_either_scan_is_text(browser: Any, either: Path) -> None:
+    page = load(browser, either)
     inside = "#against script, #against img:not(#against-picture), #against svg, #against [onerror]"
     assert page.find_elements(By.CSS_SELECTOR, inside) == []
     assert page.execute_script("return window.hacked") is None
-    assert ATTACKS[2 if file.name == "moved.html" else 1].split()[0] in by_id(page, "against").text
+    assert (
+        ATTACKS[2 if either.name == "moved.html" else 1].split()[0] in by_id(page, "against").text
+    )
 
 
 def test_the_page_shows_the_numbers_of_a_comparison(
@@ -67,9 +70,9 @@ def test_the_page_shows_the_numbers_of_a_comparison(
 
 
 def test_the_page_shows_the_numbers_of_distributions(
-    browser: Any, a: Scan, other: Scan, apart_page: Path
+    browser: Any, a: Scan, apart: Scan, apart_page: Path
 ) -> None:
-    page, found = load(browser, apart_page), compare(a, other).summary()
+    page, found = load(browser, apart_page), compare(a, apart).summary()
     assert "compared as distributions" in by_id(page, "against-said").text
     assert page.find_elements(By.CSS_SELECTOR, "#against-movers li") == []
     (rows,) = cells(page)
@@ -94,11 +97,11 @@ def cells(page: Any) -> list[list[list[str]]]:
 
 
 @pytest.mark.parametrize("width", [1360, 380])
-def test_nothing_is_wider_than_the_window(browser: Any, file: Path, width: int) -> None:
+def test_nothing_is_wider_than_the_window(browser: Any, either: Path, width: int) -> None:
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        page = load(browser, file)
+        page = load(browser, either)
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         WebDriverWait(page, 5).until(lambda _: page.execute_script(wide) <= 0)
     finally:

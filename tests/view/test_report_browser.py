@@ -1,57 +1,23 @@
 """The report in a real browser: Debian's chromium, driven by selenium. Skips where they are not."""
 
-import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hostile import ATTACKS, hostile_scan
-from test_report import without
+from pages import CONTRAST, by_id, load, requests, without
 
 from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.printable import printable
 from eaft_probe.view.report import report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--no-first-run", "--window-size=1360,1000")  # fmt: skip
-# WCAG contrast of every element with text of its own, its background looked up through parents.
-CONTRAST = """
-const light = (c) => { const v = c.map((x) => (x /= 255) <= .04045 ? x / 12.92
-    : ((x + .055) / 1.055) ** 2.4); return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
-const parts = (c) => c.match(/[\\d.]+/g).map(Number);
-const behind = (e) => { for (; e; e = e.parentElement) {
-    const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; }
-    return [255, 255, 255]; };
-return [...document.body.querySelectorAll("*")].filter((e) => e.checkVisibility() &&
-    e.tagName !== "OPTION" && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
-  .map((e) => { const a = light(parts(getComputedStyle(e).color)), b = light(behind(e));
-    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.outerHTML.slice(0, 120)]; })
-  .sort((a, b) => a[0] - b[0])[0];"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no chromium: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    with webdriver.Chrome(options=options, service=service) as opened:
-        yield opened
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +33,6 @@ def file(done: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(browser: Any, file: Path) -> Any:
     return load(browser, file)
-
-
-def load(browser: Any, file: Path) -> Any:
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)  # what earlier pages left
-    browser.get(file.as_uri())
-    WebDriverWait(browser, 10).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#chart canvas"))
-    return browser
-
-
-def by_id(page: Any, name: str) -> Any:
-    return page.find_element(By.ID, name)
 
 
 def show(page: Any, element: Any) -> None:
@@ -110,12 +64,6 @@ def counted(done: Scan, prob: tuple[float, float], entropy: tuple[float, float])
 def said(counts: tuple[int, int], of: int) -> str:
     share = f"{100 * counts[0] / of:.3g}%"
     return f"{counts[0]:,} of {of:,} tokens ({share}), {counts[1]:,} of them conflicts"
-
-
-def requests(page: Any) -> list[str]:
-    events = [json.loads(e["message"])["message"] for e in page.get_log("performance")]
-    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    return [e["request"]["url"] for e in sent]
 
 
 def test_loads_in_silence(page: Any, file: Path, browser: Any) -> None:
