@@ -139,7 +139,8 @@ def make(args: argparse.Namespace) -> None:
     from eaft_probe.columns.part_files import part_facts, write_part
     from eaft_probe.columns.schemas import tokens_schema
     from eaft_probe.columns.statistics import chosen_statistics
-    from eaft_probe.columns.table import write_manifest
+    from eaft_probe.columns.table import Scan, write_manifest
+    from eaft_probe.folder import Folder
     from eaft_probe.settings import ScanSettings
 
     for kind in ("tokens", "examples"):
@@ -151,7 +152,7 @@ def make(args: argparse.Namespace) -> None:
     for index, (first, end) in enumerate(pairwise(edges.clip(max=args.tokens).tolist())):
         tables = tokens_table(index, first, end, schema), examples_table(first, end)
         counts = {"trained_tokens": end - first}
-        write_part(args.folder, index, *tables, {"counts": counts, "rejected": []})
+        write_part(Folder(args.folder), index, *tables, {"counts": counts, "rejected": []})
         parts.append(part_facts(args.folder, index, end - first))
     counts = {"rows": examples, "examples": examples, "rejected": 0, "cut_examples": 0}
     manifest = {
@@ -165,7 +166,8 @@ def make(args: argparse.Namespace) -> None:
         "counts": {**counts, "tokens": args.tokens, "trained_tokens": args.tokens},
         "special_tokens": [],
     }
-    write_manifest(args.folder, manifest).flag(ConflictRule())
+    write_manifest(Folder(args.folder), manifest)
+    Scan.open(args.folder).flag(ConflictRule())
 
 
 def tokens_table(part: int, first: int, end: int, schema: Any) -> Any:

@@ -23,23 +23,28 @@ MARKED = 65_536  # bytes at either end of a file that are searched for a mark
 
 
 @contextmanager
-def written_aside(path: Path, within: Path | None = None) -> Iterator[Path]:
-    """A file beside `path` to write to, or in the folder `within` on the same file system. It takes
-    the place of `path` in one step, or goes.
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to. It takes the place of `path` in one step, or goes.
 
-    A reader sees the old file or the whole new one, and of two writers the last. Nobody else knows
-    the file's name: a link that stood there would lead what is written out of the folder.
-    What writers that were killed left in the folder goes before. Raises `OSError`.
+    A reader sees the old file or the whole new one, and of two writers the last. Raises `OSError`.
     """
-    folder = within or path.parent
-    aside = folder / f".{path.name}.{secrets.token_hex(4)}.part"
+    with aside_of(path) as aside:
+        yield aside
+        os.replace(aside, path)
+
+
+@contextmanager
+def aside_of(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which is gone at the end. Nobody else knows its name: a
+    link that stood there would lead what is written out of the folder. What writers that were
+    killed left in the folder goes before."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     if len(os.fsencode(aside.name)) > 255:  # the system would name the file aside, not this one
-        aside = folder / f".{secrets.token_hex(16)}.part"
+        aside = path.with_name(f".{secrets.token_hex(16)}.part")
     try:
-        _sweep(folder.absolute())
+        _sweep(path.parent.absolute())
         with _held(aside):
             yield aside
-            os.replace(aside, path)
     finally:
         with suppress(OSError):  # a name too long to be there
             aside.unlink(missing_ok=True)

@@ -136,7 +136,6 @@ class Store:
         self,
         wanted: Mapping[str, Path],
         sha256: Mapping[str, str] | None = None,
-        within: Path | None = None,
     ) -> None:
         """Files into their places here, each whole or not at all; see `written_aside`.
 
@@ -144,7 +143,7 @@ class Store:
         """
 
         def one(name: str) -> None:
-            with written_here(wanted[name], within) as aside:
+            with written_here(wanted[name]) as aside:
                 self._fetch(name, aside)
                 if sha256 is not None and _sha256(aside.read_bytes()) != sha256[name]:
                     raise ScanError(f"{self.shown}/{name} is not the part that the manifest "
@@ -252,11 +251,11 @@ class Store:
 
 
 @contextmanager
-def written_here(path: Path, within: Path | None = None) -> Iterator[Path]:
+def written_here(path: Path) -> Iterator[Path]:
     """`written_aside`, into a folder that need not be there. Raises `ProbeError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path, within) as aside:
+        with written_aside(path) as aside:
             yield aside
     except OSError as error:
         raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error

@@ -1,7 +1,7 @@
 """Finished scans written by hand: real distributions over a small vocabulary, in plain float64."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.conflicts import ConflictRule, write_json
 from eaft_probe.columns.kept import kept_tokens
 from eaft_probe.columns.keys import EACH, TOGETHER
+from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION
 from eaft_probe.columns.part_files import (
     TOTALS,
     part_facts,
@@ -24,8 +25,9 @@ from eaft_probe.columns.part_files import (
 )
 from eaft_probe.columns.schemas import examples_schema, tokens_schema
 from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.columns.table import Scan, write_manifest
+from eaft_probe.columns.table import Scan
 from eaft_probe.columns.totals import unit_totals
+from eaft_probe.folder import Folder
 
 VOCAB, WIDTH = 64, 8
 TOP_K = (5, 10, 20, 50)
@@ -153,7 +155,9 @@ def write(
         mine = tokens[tokens["example"].isin(unit)]
         table = pa.Table.from_pandas(mine[schema.names], schema, preserve_index=False)
         examples = _examples(mine, turns)
-        write_part(folder, index, table, examples, {"counts": {"trained_tokens": len(mine)}})
+        write_part(
+            Folder(folder), index, table, examples, {"counts": {"trained_tokens": len(mine)}}
+        )
         file = folder / "tokens" / part_name(index)
         if group is not None:
             pq.write_table(table, file, row_group_size=group)
@@ -171,7 +175,7 @@ def write(
                    "renderings": tokens.groupby(list(key)).ngroups, "cut_examples": 0},
         "special_tokens": [],
     }  # fmt: skip
-    return write_manifest(folder, manifest).flag(rule or ConflictRule())
+    return written(folder, manifest).flag(rule or ConflictRule())
 
 
 def keeping(scan: Scan, folder: Path, share: float = 0.5) -> Scan:
@@ -182,13 +186,19 @@ def keeping(scan: Scan, folder: Path, share: float = 0.5) -> Scan:
     kept = kept_tokens(tokens, examples, rule, share)
     for kind in ("tokens", "examples"):
         (folder / kind).mkdir(parents=True)
-    write_part(folder, 0, *kept, {"counts": {"trained_tokens": len(kept[0])}})
+    write_part(Folder(folder), 0, *kept, {"counts": {"trained_tokens": len(kept[0])}})
     write_parquet(folder / TOTALS, totals)
     config = {**scan.manifest["config"], "keep_tokens": f"sample:{share}",
               "entropy_below": rule.entropy_below, "prob_below": rule.prob_below}  # fmt: skip
     manifest = {**scan.manifest, "config": config, "totals": sha256(folder / TOTALS),
                 "parts": [part_facts(folder, 0, len(kept[0]))]}  # fmt: skip
-    return write_manifest(folder, manifest).flag(rule)
+    return written(folder, manifest).flag(rule)
+
+
+def written(folder: Path, manifest: Mapping[str, Any]) -> Scan:
+    """A scan with this manifest, whichever it had."""
+    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **manifest})
+    return Scan.open(folder)
 
 
 def model_facts(name: str, vocab_size: int) -> dict[str, Any]:
@@ -203,7 +213,7 @@ def resealed(scan: Scan, **changes: Any) -> Scan:
     sizes = [pq.read_metadata(f).num_rows for f in scan.part_files("tokens")]
     parts = [part_facts(scan.path, i, rows) for i, rows in enumerate(sizes)]
     counts = {**scan.manifest["counts"], "trained_tokens": sum(sizes)}
-    return write_manifest(scan.path, {**scan.manifest, "parts": parts, "counts": counts, **changes})
+    return written(scan.path, {**scan.manifest, "parts": parts, "counts": counts, **changes})
 
 
 def _examples(tokens: pandas.DataFrame, turns: str | None) -> pa.Table:

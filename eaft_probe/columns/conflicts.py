@@ -88,6 +88,10 @@ class ConflictRule:
             raise ScanError(f"{why}{one_line(error)}; `eaft-probe flag` writes it anew") from error
 
 
-def write_json(path: Path, value: Any, within: Path | None = None) -> None:
-    with written_aside(path, within) as aside:
-        aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any) -> None:
+    with written_aside(path) as aside:
+        aside.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

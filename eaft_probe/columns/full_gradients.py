@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,7 +151,7 @@ def write(scan: Scan, sample: Mapping[str, NDArray[Any]], norms: NDArray[Any], m
     _write(scan, held, made)
 
 
-def join(scan: Scan, found: Sequence[FullGradients], first: Sequence[int], within: Path) -> None:
+def join(scan: Scan, found: Sequence[FullGradients], first: Sequence[int]) -> None:
     """Writes the samples of scans, whose row 0 is row `first` of `scan`, as one of `scan`.
 
     A token stands for as many as before: what a stratum of the whole has is the sum over its scans.
@@ -167,13 +166,13 @@ def join(scan: Scan, found: Sequence[FullGradients], first: Sequence[int], withi
               for g, f in zip(found, first, strict=True)]  # fmt: skip
     held = {n: c.to_numpy() for n, c in pandas.concat(tables, join="inner").items()}
     sums = {n: sum(getattr(g.made, n) for g in found) for n in ("sample", "left_out")}
-    _write(scan, held, replace(made, scan=scan_identity(scan), **sums), within)
+    _write(scan, held, replace(made, scan=scan_identity(scan), **sums))
 
 
-def _write(scan: Scan, held: Mapping[str, Any], made: Made, within: Path | None = None) -> None:
+def _write(scan: Scan, held: Mapping[str, Any], made: Made) -> None:
     schema = _schema(held).with_metadata({MADE_KEY: json.dumps(asdict(made))})
     arrays = [pa.array(held[f.name].astype(f.type.to_pandas_dtype())) for f in schema]
-    write_parquet(scan.path / GRADIENTS, pa.Table.from_arrays(arrays, schema=schema), within)
+    write_parquet(scan.path / GRADIENTS, pa.Table.from_arrays(arrays, schema=schema))
     scan.give_back(GRADIENTS)
 
 

@@ -131,7 +131,7 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
         raise ScanError(f"{path} is damaged: {one_line(error)}") from error
 
 
-def parsed_json(data: bytes, name: str) -> dict[str, Any]:
+def parsed_json(data: bytes, name: str | Path) -> dict[str, Any]:
     """The object that the file of that name holds. Raises `ScanError`."""
     try:
         value = json.loads(data, parse_constant=_no_number)

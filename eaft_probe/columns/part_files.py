@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.columns.parts import FIELDS
+from eaft_probe.errors import ScanError
 from eaft_probe.files import written_aside
+from eaft_probe.folder import Destination, Folder
 
 PLAN = "plan.json"
 PLAN_BYTES = 64_000_000  # a plan of 100,000 merged scans has 40
@@ -40,31 +43,57 @@ def part_folder(folder: Path, keep_tokens: str) -> Path:
 
 
 def write_part(
-    folder: Path,
+    folder: Folder,
     index: int,
     tokens: pa.Table,
     examples: pa.Table,
     report: Mapping[str, Any],
-    within: Path | None = None,
+    plan: str | None = None,
     totals: pa.Table | None = None,
     last_row: int | None = None,
 ) -> None:
-    """One unit's files. The examples part is renamed last: where it stands, all do.
+    """One unit's files. The examples part comes last: where it stands, all do.
 
-    `within`: the folder in which they are written before; see `written_aside`. `totals` and the
-    `last_row` of the unit: of a scan that does not keep all of its tokens.
+    `plan`: the digest of what a rerun must match, so that a run of another plan cannot mix in.
+    `totals` and the `last_row` of the unit: of a scan that does not keep all of its tokens.
+    Raises `ScanError` where another run wrote other bytes.
     """
+    files = {} if totals is None else {"totals": parquet_bytes(totals)}
     if totals is not None:
-        write_parquet(part_file(folder, "totals", index), totals, within)
         report = {**report, "kept_tokens": len(tokens), "last_row": last_row}
+    files["tokens"] = parquet_bytes(tokens)
+    report = {**report, "plan": plan, "tokens_sha256": hashlib.sha256(files["tokens"]).hexdigest()}
     examples = examples.replace_schema_metadata({REPORT_KEY: json.dumps(report)})
-    for kind, table in (("tokens", tokens), ("examples", examples)):
-        write_parquet(part_file(folder, kind, index), table, within)
+    files["examples"] = parquet_bytes(examples)
+    named = {f"{kind}/{part_name(index)}": data for kind, data in files.items()}
+    put_once(folder, named, lambda: unit_report(folder.path, index, plan) is not None)
 
 
-def write_parquet(path: Path, table: pa.Table, within: Path | None = None) -> None:
-    with written_aside(path, within) as aside:
-        pq.write_table(table, aside.absolute(), **_encoding(table.schema))
+def put_once(place: Destination, files: Mapping[str, bytes], done: Callable[[], bool]) -> None:
+    """A unit's files, the last of which makes it whole, into their places.
+
+    Raises `ScanError` where the unit is `done` by now and some file has other bytes; what a run
+    left that died half-way is replaced.
+    """
+    for name, data in files.items():
+        if place.create(name, data) in (None, data):
+            continue
+        if done():
+            raise ScanError(f"{place.shown}/{name} was already written with different bytes, by a "
+                            f"run on different hardware; wait for that run to finish, then run the "
+                            f"same command again")  # fmt: skip
+        place.put(name, data)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    with written_aside(path) as aside:
+        aside.write_bytes(parquet_bytes(table))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    written = BytesIO()
+    pq.write_table(table, written, **_encoding(table.schema))
+    return written.getvalue()
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
@@ -84,16 +113,26 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def unit_report(folder: Path, index: int) -> dict[str, Any] | None:
-    """What a finished unit reported; None where it is not finished."""
+def unit_report(folder: Path, index: int, plan: str | None = None) -> dict[str, Any] | None:
+    """What a finished unit reported; None where it is not finished, or is of another `plan`."""
+    report = stored_report(folder, index)
     try:
-        metadata = pq.read_schema(part_file(folder, "examples", index)).metadata or {}
-        report = json.loads(metadata[REPORT_KEY])
         rows = pq.read_metadata(part_file(folder, "tokens", index)).num_rows
-    except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException):
+    except (OSError, pa.ArrowException):
         return None  # not there, or damaged by a crash: scored again
+    if not report or plan not in (None, report.get("plan", plan)):
+        return None
     wanted = report.get("kept_tokens", report["counts"]["trained_tokens"])
     return report if rows == wanted else None
+
+
+def stored_report(folder: Path, index: int) -> dict[str, Any]:
+    """What the examples part of a unit says, whether its tokens are there or not."""
+    try:
+        metadata = pq.read_schema(part_file(folder, "examples", index)).metadata or {}
+        return dict(json.loads(metadata[REPORT_KEY]))
+    except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException):
+        return {}
 
 
 def part_facts(folder: Path, index: int, rows: int) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, write_json
+from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, json_bytes
 from eaft_probe.columns.keys import EACH, TOGETHER, named_place
-from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
+from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION, parsed_json, read_manifest
 from eaft_probe.columns.mirror import mirrored
 from eaft_probe.columns.part_files import (
     CONFLICTS,
@@ -34,6 +34,7 @@ from eaft_probe.columns.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
 from eaft_probe.files import own_file, written_aside
+from eaft_probe.folder import Destination
 from eaft_probe.store import Store, local
 
 if TYPE_CHECKING:
@@ -429,7 +430,18 @@ def _sql_list(paths: Sequence[Path]) -> str:
     return f"[{quoted}]"
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any], within: Path | None = None) -> Scan:
-    """The last file of a scan: once it stands, the scan is complete."""
-    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **manifest}, within)
-    return Scan.open(folder)
+def write_manifest(place: Destination, manifest: Mapping[str, Any]) -> None:
+    """The last file of a scan: once it stands, the scan is complete. Another run may have finished
+    the same scan. Raises `ScanError` where it has other parts."""
+    data = json_bytes({"schema_version": SCHEMA_VERSION, **manifest})
+    theirs = place.create(MANIFEST, data)
+    require_same_scan(theirs or data, data, place.shown)
+
+
+def require_same_scan(theirs: bytes, ours: bytes, where: str) -> None:
+    """Raises `ScanError` where two manifests describe other parts; one may name the same data by
+    another path."""
+    a, b = (parsed_json(data, f"{where}/{MANIFEST}") for data in (theirs, ours))
+    if any(a.get(what) != b.get(what) for what in ("parts", "counts", "columns", "totals")):
+        raise ScanError(f"{where} was finished by another run with other parts; --overwrite starts "
+                        f"anew")  # fmt: skip

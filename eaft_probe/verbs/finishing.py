@@ -1,6 +1,7 @@
 """The end of a scan: rejected.jsonl, then the manifest, from which on the scan is complete."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,34 +9,38 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.part_files import REJECTED, UNITS, part_facts, part_folder, unit_report
+from eaft_probe.columns.part_files import (
+    REJECTED,
+    UNITS,
+    part_facts,
+    part_file,
+    part_folder,
+    sha256,
+    unit_report,
+)
 from eaft_probe.columns.table import write_manifest
 from eaft_probe.errors import NothingScored, ScanError
 from eaft_probe.files import written_aside
+from eaft_probe.folder import Folder
 from eaft_probe.settings import ScanSettings
 from eaft_probe.store import name_of, without_paths
 from eaft_probe.verbs.join import join_units
-from eaft_probe.verbs.plan import remove_results
+from eaft_probe.verbs.plan import plan_digest, require_plan
 
 PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def finish(
-    folder: Path,
-    plan: Mapping[str, Any],
-    settings: ScanSettings,
-    facts: Mapping[str, Any],
-    scratch: Path,
+    place: Folder, plan: Mapping[str, Any], settings: ScanSettings, facts: Mapping[str, Any]
 ) -> None:
-    """`facts`: what a scorer says of its model. Raises `NothingScored`."""
+    """`facts`: what a scorer says of its model. Raises `NothingScored`, and `ScanError` where
+    another run has removed a part."""
+    folder = place.path
     units, count = part_folder(folder, settings.keep_tokens), plan["data"]["units"]
     counts, left_out, parts, last = Counter[str](), Counter[str](), [], None
-    with written_aside(folder / REJECTED, scratch) as aside, aside.open("w") as file:
+    with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
         for index in range(count):
-            report = unit_report(units, index)
-            if report is None:
-                raise ScanError(f"{folder} has lost its part {index}: something else removed it; "
-                                f"the same command makes it again")  # fmt: skip
+            report = _whole(units, index, plan_digest(plan))
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
             counts.update(report["counts"])
             left_out.update(report.get("left_out", {}))
@@ -44,14 +49,16 @@ def finish(
                 parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
     if not counts["trained_tokens"]:
         # Nothing that a corrected command should respect.
-        remove_results(folder, scratch, ("tokens", "examples", UNITS))
+        for kind in ("tokens", "examples", UNITS):
+            shutil.rmtree(folder / kind, ignore_errors=True)
         raise NothingScored(
             f"nothing to score in {plan['data']['source']}: all {counts['rejected']} rows were "
             f"rejected; {folder / REJECTED} says why"
         )
-    kept = {} if units == folder else {**join_units(folder, count, scratch), "last_row": last}
+    kept = {} if units == folder else {**join_units(place, count), "last_row": last}
+    require_plan(place, plan)
     write_manifest(
-        folder,
+        place,
         {
             "command": "scan",
             "config": without_paths(asdict(settings)),
@@ -65,9 +72,20 @@ def finish(
             "versions": {name: _version(name) for name in PACKAGES},
             **kept,
         },
-        scratch,
     )
-    remove_results(folder, scratch, (UNITS,))
+    shutil.rmtree(folder / UNITS, ignore_errors=True)
+
+
+def _whole(units: Path, index: int, plan: str) -> dict[str, Any]:
+    """What a unit reported. Raises `ScanError` where its two files are not of one run: two that
+    differ in hardware were at it at once."""
+    report = unit_report(units, index, plan)
+    tokens = part_file(units, "tokens", index)
+    if report is None or report.get("tokens_sha256") not in (None, sha256(tokens)):
+        part_file(units, "examples", index).unlink(missing_ok=True)
+        raise ScanError(f"{tokens} is missing, or not the one that this scan wrote: another run is "
+                        f"at work there; run the same command again")  # fmt: skip
+    return report
 
 
 def _model_facts(

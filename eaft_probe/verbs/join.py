@@ -21,6 +21,7 @@ from eaft_probe.columns.part_files import (
     write_part,
 )
 from eaft_probe.columns.totals import MANY, added_up, columns_of, sums_of, table_of
+from eaft_probe.folder import Folder
 from eaft_probe.verbs.fold import folded
 from eaft_probe.verbs.shards import SOURCE, Shard, span
 
@@ -31,17 +32,17 @@ PART_TOKENS, PART_BYTES = 500_000, 32_000_000
 Tables = tuple[pa.Table, pa.Table]  # of tokens and examples
 
 
-def join_units(folder: Path, units: int, scratch: Path) -> dict[str, Any]:
+def join_units(place: Folder, units: int) -> dict[str, Any]:
     """Joins the units' parts and adds up their totals; what the manifest says of both.
 
     The units stay until the manifest stands: a scan that is killed here goes on from them.
     """
-    parts = []
+    parts, folder = [], place.path
     for index, (tokens, examples) in enumerate(_parts(folder / UNITS, units)):
         report = {"counts": {"trained_tokens": len(tokens), "examples": len(examples)}}
-        write_part(folder, index, tokens, examples, report, scratch)
+        write_part(place, index, tokens, examples, report)
         parts.append(part_facts(folder, index, len(tokens)))
-    write_parquet(folder / TOTALS, folded(folder / UNITS, units, scratch), scratch)
+    write_parquet(folder / TOTALS, folded(folder / UNITS, units))
     return {"parts": parts, "totals": sha256(folder / TOTALS)}
 
 
@@ -83,13 +84,11 @@ def _joined(held: list[Tables]) -> Tables:
 # --- merge ---
 
 
-def join_totals(
-    folder: Path, aside: Path, shards: Sequence[Shard], kept: Sequence[str]
-) -> dict[str, Any]:
+def join_totals(folder: Path, shards: Sequence[Shard], kept: Sequence[str]) -> dict[str, Any]:
     """What the manifest says of the totals, where the scans have some."""
     if shards[0].scan.keeps_all:
         return {}
-    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards), aside)
+    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards))
     last = shards[-1].first + span(shards[-1].scan) - 1
     return {"totals": sha256(folder / TOTALS), "last_row": last}
 

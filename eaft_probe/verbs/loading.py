@@ -1,5 +1,6 @@
 """What loads the models of a scan, in whichever process they are to work."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ import torch
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.errors import BadInput
+from eaft_probe.folder import Folder
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress
@@ -23,7 +25,7 @@ class Loading:
     """Loads and proves the models and makes a scorer. It is sent to workers, so it is small."""
 
     folder: Path
-    scratch: Path  # where parts are written aside
+    plan: Mapping[str, Any]  # which every part is of
     row_format: RowFormat
     settings: ScanSettings
     tokens_per_batch: int
@@ -49,7 +51,8 @@ class Loading:
             require_same_vocabulary(model, reference, settings.reference, settings.model)
         statistics = chosen_statistics(settings.statistics, reference is not None)
         return Scorer(self.folder, model, reference, self.row_format, statistics, settings,
-                      self.tokens_per_batch, progress, self.scratch)  # fmt: skip
+                      self.tokens_per_batch, progress, self.plan,
+                      None if self.deposit else Folder(self.folder))  # fmt: skip
 
 
 def _depositing(
@@ -57,13 +60,11 @@ def _depositing(
 ) -> Depositing:
     """A part is made in the run's folder; on a machine without it in one of the worker's own."""
     deposit.require_here()
-    if load.scratch.is_dir():
+    if load.folder.is_dir():
         return Depositing(load.scorer(progress, device), deposit, load.folder)
     own = TemporaryDirectory(prefix="eaft-probe-")
     folder = Path(own.name)
-    for kind in deposit.units:
-        (folder / kind).mkdir(parents=True)
-    there = replace(load, folder=folder, scratch=folder)
+    there = replace(load, folder=folder)
     return Depositing(there.scorer(progress, device), deposit, folder, own)
 
 

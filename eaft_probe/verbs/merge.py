@@ -32,11 +32,11 @@ from eaft_probe.columns.schemas import examples_schema
 from eaft_probe.columns.table import Scan, write_manifest
 from eaft_probe.errors import ScanError
 from eaft_probe.files import written_aside
+from eaft_probe.folder import Folder
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import MergeSettings, make_settings
 from eaft_probe.verbs.join import join_totals
-from eaft_probe.verbs.ownership import Ownership
-from eaft_probe.verbs.plan import is_finished, prepare
+from eaft_probe.verbs.plan import begin, is_finished
 from eaft_probe.verbs.shards import (
     SOURCE,
     Shard,
@@ -80,16 +80,16 @@ def merge(
     require_alike(opened)
     shards, progress = shards_of(opened), progress or Silent()
     plan = _plan(shards)
-    with sight(out) as folder:
-        finished = is_finished(folder, plan, chosen.overwrite)
+    with sight(out) as seen:
+        finished = is_finished(seen, plan, chosen.overwrite)
     if not finished:
-        with at_work(out, plan, chosen.overwrite, progress) as (mine, deposit):
-            prepare(mine.folder, plan, chosen.overwrite, mine.scratch)
+        with at_work(out, plan, chosen.overwrite, progress) as (folder, deposit):
+            begin(folder, plan, chosen.overwrite)
             if deposit:
-                deposit.begin(mine, chosen.overwrite)
-            _join(mine, shards, plan, progress)
+                deposit.begin(folder, chosen.overwrite)
+            _join(folder, shards, plan, progress)
             if deposit:
-                deposit.close(mine)
+                deposit.close(folder)
     merged = Scan.open(out)
     if not merged.is_flagged:
         merged.flag(_rule(opened, progress))
@@ -135,32 +135,29 @@ def _rule(scans: Sequence[Scan], progress: Progress) -> ConflictRule:
 
 
 def _join(
-    mine: Ownership, shards: Sequence[Shard], plan: dict[str, Any], progress: Progress
+    folder: Folder, shards: Sequence[Shard], plan: dict[str, Any], progress: Progress
 ) -> None:
-    folder, aside = mine.folder, mine.scratch
     parts = [(s, index) for s in shards for index in range(len(s.scan.manifest["parts"]))]
     progress.start("merge", len(parts))
     kept = list(dict.fromkeys(name for shard in shards for name in shard.kept.values()))
     listed = []
-    with mine.writing():
-        for number, (shard, index) in enumerate(parts):
-            listed.append(_join_part(folder, aside, number, shard, index, kept))
-            progress.advance(1, listed[-1]["rows"])
-        _join_rejected(folder, aside, shards)
-        totals = join_totals(folder, aside, shards, kept)
-        manifest = _manifest(shards, plan, listed, kept) | totals
-        _join_gradients(Scan(folder, manifest), aside, shards, progress)
-        write_manifest(folder, manifest, aside)
+    for number, (shard, index) in enumerate(parts):
+        listed.append(_join_part(folder, number, shard, index, kept))
+        progress.advance(1, listed[-1]["rows"])
+    _join_rejected(folder.path, shards)
+    manifest = _manifest(shards, plan, listed, kept) | join_totals(folder.path, shards, kept)
+    _join_gradients(Scan(folder.path, manifest), shards, progress)
+    write_manifest(folder, manifest)
 
 
-def _join_rejected(folder: Path, aside: Path, shards: Sequence[Shard]) -> None:
-    with written_aside(folder / REJECTED, aside) as path, path.open("w", encoding="utf-8") as file:
+def _join_rejected(folder: Path, shards: Sequence[Shard]) -> None:
+    with written_aside(folder / REJECTED) as path, path.open("w", encoding="utf-8") as file:
         for shard in shards:
             for row in rejected(shard.scan):
                 file.write(json.dumps(shard.number(row), ensure_ascii=False) + "\n")
 
 
-def _join_gradients(merged: Scan, aside: Path, shards: Sequence[Shard], progress: Progress) -> None:
+def _join_gradients(merged: Scan, shards: Sequence[Shard], progress: Progress) -> None:
     """The exact norms, where every scan has them and of samples made alike."""
     missing = [s.scan.path for s in shards if not (s.scan.path / GRADIENTS).exists()]
     if len(missing) == len(shards):
@@ -169,23 +166,23 @@ def _join_gradients(merged: Scan, aside: Path, shards: Sequence[Shard], progress
         if missing:
             raise ScanError(f"{missing[0]} has none")
         found = [FullGradients.open(s.scan) for s in shards]
-        full_gradients.join(merged, found, [s.first for s in shards], aside)
+        full_gradients.join(merged, found, [s.first for s in shards])
     except ScanError as error:
         progress.note(f"{GRADIENTS} is left out: {error}; `eaft-probe gradients {merged.path}` "
                       f"makes one of the whole")  # fmt: skip
 
 
 def _join_part(
-    folder: Path, aside: Path, number: int, shard: Shard, index: int, kept: Sequence[str]
+    folder: Folder, number: int, shard: Shard, index: int, kept: Sequence[str]
 ) -> dict[str, Any]:
     """Part `index` of a scan as part `number` of the whole, unless it is there; its facts."""
-    if unit_report(folder, number) is None:
+    if unit_report(folder.path, number) is None:
         tokens, examples = _read(shard, index)
         counts = {"trained_tokens": len(tokens), "examples": len(examples)}
         tables = _moved(tokens, shard), _named(examples, shard, kept)
-        write_part(folder, number, *tables, {"counts": counts}, aside)
-    rows = pq.read_metadata(part_file(folder, "tokens", number)).num_rows
-    return part_facts(folder, number, rows)
+        write_part(folder, number, *tables, {"counts": counts})
+    rows = pq.read_metadata(part_file(folder.path, "tokens", number)).num_rows
+    return part_facts(folder.path, number, rows)
 
 
 def _read(shard: Shard, index: int) -> tuple[pa.Table, pa.Table]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
@@ -12,8 +11,8 @@ from typing import Any
 
 import torch
 
-from eaft_probe.columns.conflicts import RULE_FILE, write_json
-from eaft_probe.columns.manifest import MANIFEST, read_json
+from eaft_probe.columns.conflicts import RULE_FILE, json_bytes
+from eaft_probe.columns.manifest import MANIFEST, parsed_json, read_json
 from eaft_probe.columns.part_files import (
     CACHE,
     CONFLICTS,
@@ -23,27 +22,26 @@ from eaft_probe.columns.part_files import (
     REJECTED,
     TOTALS,
     UNITS,
-    part_folder,
 )
 from eaft_probe.data.chat_template import reads_date
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.render import chat_templates
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
-from eaft_probe.errors import BadInput, ScanError, one_line
+from eaft_probe.errors import ScanError
 from eaft_probe.files import own_file
+from eaft_probe.folder import Destination, Folder
 from eaft_probe.model.loading import load_tokenizer, own_tokenizer, resolve_device
 from eaft_probe.model.places import Place, find_model
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs.ownership import RUNNING
-from eaft_probe.verbs.score import HALVED
 
 # Tokens of a batch where --tokens-per-batch is auto. On 2 CPU cores 800 to 3,200 tokens a batch
 # were equally fast and 8,000 slower by a tenth; a GPU wants more.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
 RESULTS = (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, GRADIENTS, TOTALS, "tokens", "examples",
-           UNITS, HALVED, CACHE)  # fmt: skip
-SCAN_FILES = (*RESULTS, PLAN, RUNNING)
+           UNITS, CACHE)  # fmt: skip
+EARLIER = ("running", "halved")  # of versions before 0.2, which nothing reads
+SCAN_FILES = (*RESULTS, PLAN, *EARLIER)
 
 
 def make_plan(
@@ -151,7 +149,7 @@ def read_plan(file: Path) -> dict[str, Any]:
     return read_json(own_file(file.parent, file.name), PLAN_BYTES)
 
 
-def is_finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
+def is_finished(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds this very scan, done. Raises `ScanError` where it holds anything
     else that is worth keeping."""
     if not (folder / PLAN).exists():
@@ -160,8 +158,9 @@ def is_finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
         return False
     if overwrite:
         return False
+    place = Folder(folder)
     if (folder / MANIFEST).exists() or has_parts(folder):
-        _require_same(folder, plan)
+        _require_same(place, place.get(PLAN, PLAN_BYTES) or b"", plan)
     return (folder / MANIFEST).exists()
 
 
@@ -169,8 +168,8 @@ def _only_scan_files(folder: Path) -> bool:
     """An empty folder, or what a start that was cut short left behind: the plan is written before
     anything has content, so what has some is somebody else's, by whatever name."""
     return folder.is_dir() and all(
-        p.name.startswith(f"{RUNNING}.")
-        or p.name == RUNNING
+        p.name.endswith(".part")
+        or p.name in EARLIER
         or (p.name in SCAN_FILES and not (any(p.iterdir()) if p.is_dir() else p.stat().st_size))
         for p in folder.iterdir()
     )
@@ -181,24 +180,31 @@ def has_parts(folder: Path) -> bool:
     return any(any((f / "examples").glob("part-*")) for f in (folder, folder / UNITS))
 
 
-def prepare(folder: Path, plan: dict[str, Any], overwrite: bool, scratch: Path) -> None:
-    """Makes the folder ready for this plan: what another left there without a part counts for
-    nothing, what --overwrite gives up goes, the manifest first and the plan last.
-
-    `scratch`: the folder of this run inside `folder`, see `ownership.py`.
+def begin(place: Destination, plan: Mapping[str, Any], overwrite: bool) -> None:
+    """Puts the plan where there is none: what --overwrite gives up goes, and what another plan left
+    that has no part. Raises `ScanError` where the place holds a scan with other settings by then.
     """
+    stored, names = place.get(PLAN, PLAN_BYTES), list(place.names())
+    begun = any("examples/" in name for name in names)
+    if overwrite or stored is None or (not begun and _other_plan(stored, plan)):
+        clear(place, names)
+    data = json_bytes(plan)
+    _require_same(place, place.create(PLAN, data) or data, plan)
+
+
+def _other_plan(stored: bytes, plan: Mapping[str, Any]) -> bool:
     try:
-        if overwrite or not has_parts(folder):
-            remove_results(folder, scratch)
-        write_json(folder / PLAN, plan, scratch)
-        units = part_folder(folder, plan.get("settings", {}).get("keep_tokens", "all"))
-        kinds = [made / kind for made in (folder, units) for kind in ("tokens", "examples")]
-        kinds += [units / "totals"] if units != folder else []
-        require_no_links([folder / UNITS, folder / HALVED, *kinds])
-        for made in kinds:
-            made.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror or one_line(error)}") from error
+        return plan_digest(parsed_json(stored, PLAN)) != plan_digest(plan)
+    except (ScanError, KeyError, TypeError, AttributeError):
+        return True  # damaged
+
+
+def require_plan(place: Destination, plan: Mapping[str, Any]) -> None:
+    """Raises `ScanError` where another run has replaced the scan by now."""
+    stored = place.get(PLAN, PLAN_BYTES)
+    if stored is None:
+        raise ScanError(f"another run has removed the scan from {place.shown}")
+    _require_same(place, stored, plan)
 
 
 def require_no_links(folders: Iterable[Path]) -> None:
@@ -209,23 +215,28 @@ def require_no_links(folders: Iterable[Path]) -> None:
                             f"remove it, or choose another --out")  # fmt: skip
 
 
-def remove_results(folder: Path, scratch: Path, names: Iterable[str] = RESULTS) -> None:
-    """Only the files of a scan; the manifest first, so that no half of one looks complete.
-
-    Moved before they are removed: a run that has lost its scratch folder to another, while it was
-    paused here, must not remove what that one has made.
-    """
-    for name in names:
-        if (folder / name).exists():
-            os.replace(folder / name, scratch / f"old-{name}.{secrets.token_hex(4)}")
+def clear(place: Destination, names: Iterable[str]) -> None:
+    """Only the files of a scan; the manifest first, so that no half of one looks complete, and the
+    plan last."""
+    rest = [n for n in names if n.split("/")[0] in (*RESULTS, *EARLIER) and n != MANIFEST]
+    for some in ([MANIFEST], rest, [PLAN]):
+        place.remove(some)
 
 
-def _require_same(folder: Path, plan: dict[str, Any]) -> None:
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """What every part carries, so that a run of another plan cannot mix in. The data count, not
+    the path that they have."""
+    told = {n: v for n, v in plan["data"].items() if n not in ("source", "files")}
+    text = json.dumps({**plan, "data": told}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _require_same(place: Destination, stored: bytes, plan: Mapping[str, Any]) -> None:
     try:
-        stored = read_plan(folder / PLAN)
+        theirs = parsed_json(stored, f"{place.shown}/{PLAN}")
     except ScanError as error:
         raise ScanError(f"{error}; --overwrite starts anew") from error
-    require_same(stored, plan, f"{folder} holds a scan")
+    require_same(theirs, plan, f"{place.shown} holds a scan")
 
 
 def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) -> None:

@@ -1,6 +1,6 @@
 """`scan`: every trained token of a data set under a model, into a folder of parquet parts.
 
-plan → check the folder → own it → load → score unit after unit → manifest → flag. A unit that is
+plan → check the folder → load → score unit after unit → manifest → flag. A unit that is
 already there is skipped, so a killed scan goes on where it stopped.
 """
 
@@ -24,6 +24,7 @@ from eaft_probe.engines import ENGINES
 from eaft_probe.engines.job import Job
 from eaft_probe.engines.ranks import Ranks, launched
 from eaft_probe.errors import BadInput, DataError, RowError
+from eaft_probe.folder import Folder
 from eaft_probe.model.loading import own_tokenizer, resolve_device
 from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
@@ -31,8 +32,8 @@ from eaft_probe.settings import ScanSettings, make_settings
 from eaft_probe.verbs.finishing import finish
 from eaft_probe.verbs.fold import FOLD, fold
 from eaft_probe.verbs.loading import Loading, with_absolute_paths
-from eaft_probe.verbs.ownership import Ownership
-from eaft_probe.verbs.plan import is_finished, make_plan, prepare, threads, told_date
+from eaft_probe.verbs.plan import begin as begin_scan
+from eaft_probe.verbs.plan import is_finished, make_plan, plan_digest, threads, told_date
 from eaft_probe.verbs.stored import Deposit, at_work, sight
 
 FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
@@ -83,16 +84,16 @@ def _scan(
     chosen_statistics(settings.statistics, settings.reference is not None)
     ENGINES[settings.engine]
     plan = make_plan(source, row_format, units, settings)
-    with sight(out) as folder:
-        plan["threads"] = threads(folder, settings, plan["device"])
+    with sight(out) as seen:
+        plan["threads"] = threads(seen, settings, plan["device"])
         if "today" in plan:
-            plan["today"] = told_date(folder / PLAN, settings.today, settings.overwrite)
+            plan["today"] = told_date(seen / PLAN, settings.today, settings.overwrite)
             settings = replace(settings, today=plan["today"])
-        finished = is_finished(folder, plan, settings.overwrite)
+        finished = is_finished(seen, plan, settings.overwrite)
     if not finished:
-        with at_work(out, plan, settings.overwrite, progress) as (mine, deposit):
-            if not is_finished(mine.folder, plan, settings.overwrite):  # by another run, by now
-                _score(mine, deposit, units, row_format, plan, settings, progress, ranks)
+        with at_work(out, plan, settings.overwrite, progress) as (folder, deposit):
+            if not is_finished(folder.path, plan, settings.overwrite):  # by another run, by now
+                _score(folder, deposit, units, row_format, plan, settings, progress, ranks)
     opened = Scan.open(out)
     shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
     return _flagged(opened, settings)
@@ -174,7 +175,7 @@ def _same(stored: ConflictRule, asked: ConflictRule) -> bool:
 
 
 def _score(
-    mine: Ownership,
+    folder: Folder,
     deposit: Deposit | None,
     units: UnitPlan,
     row_format: RowFormat,
@@ -183,29 +184,28 @@ def _score(
     progress: Progress,
     ranks: Ranks | None,
 ) -> None:
-    folder, facts = mine.folder, dict[str, Any]()
-    parts = part_folder(folder, settings.keep_tokens)
+    facts, digest = dict[str, Any](), plan_digest(plan)
+    parts = part_folder(folder.path, settings.keep_tokens)
 
     def begin(told: Mapping[str, Any]) -> Iterator[Unit]:
         """The folder is touched only once a model stands: a typo must not cost an old scan."""
         facts.update(told)
         if told.get("template_limits"):
             progress.note(told["template_limits"])
-        prepare(folder, plan, settings.overwrite, mine.scratch)
+        begin_scan(folder, plan, settings.overwrite)
         if deposit:
-            deposit.begin(mine, settings.overwrite)
+            deposit.begin(folder, settings.overwrite)
         progress.start("scan", units.rows)
         for unit in units.units():
-            mine.require()
-            if parts != folder and unit.index % FOLD == 0:
-                fold(parts, unit.index, mine.scratch)
-            if unit_report(parts, unit.index) is None:
+            if parts != folder.path and unit.index % FOLD == 0:
+                fold(parts, unit.index)
+            if unit_report(parts, unit.index, digest) is None:
                 yield unit
             else:  # an earlier run has finished it
                 progress.advance(len(unit.records), 0)
 
     absolute = with_absolute_paths(settings)
-    load = Loading(folder.absolute(), mine.scratch.absolute(), row_format, absolute,
+    load = Loading(folder.path.absolute(), plan, row_format, absolute,
                    plan["tokens_per_batch"], plan["threads"], deposit)  # fmt: skip
     progress.note(f"loading {settings.model}")
     if own_tokenizer(settings.adapter):
@@ -215,14 +215,13 @@ def _score(
     job = Job(load, begin, progress, units.count, None if spread else plan["device"],
               1 if settings.tp else settings.workers, plan["threads"], settings.address,
               ranks)  # fmt: skip
-    with mine.writing():
-        ENGINES[settings.engine](job)
-        require_same_content(units.source, plan["data"]["fingerprint"])
-        if deposit:
-            deposit.gather(mine)
-        finish(folder, plan, settings, facts, mine.scratch)
-        if deposit:
-            deposit.close(mine)
+    ENGINES[settings.engine](job)
+    require_same_content(units.source, plan["data"]["fingerprint"])
+    if deposit:
+        deposit.gather(folder)
+    finish(folder, plan, settings, facts)
+    if deposit:
+        deposit.close(folder)
 
 
 # `help(scan)` shows every setting with its default, from the one place that defines them.

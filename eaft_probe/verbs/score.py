@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.kept import kept_tokens
 from eaft_probe.columns.measure import TokenColumns, measure
-from eaft_probe.columns.part_files import part_folder, write_part
+from eaft_probe.columns.part_files import part_folder, stored_report, write_part
 from eaft_probe.columns.schemas import TEXT, examples_schema, tokens_schema
 from eaft_probe.columns.statistics import Statistic
 from eaft_probe.columns.totals import unit_totals
@@ -27,12 +27,11 @@ from eaft_probe.data.render import Rendered, Renderer, RenderOptions
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
-from eaft_probe.files import written_aside
+from eaft_probe.folder import Destination, Folder
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
 from eaft_probe.settings import ScanSettings, kept_share
-
-HALVED = "halved"  # a file a unit: its batches that were too large for the memory, one a line
+from eaft_probe.verbs.plan import plan_digest, require_plan
 
 
 class Scorer:
@@ -48,10 +47,11 @@ class Scorer:
         settings: ScanSettings,
         budget: int,
         progress: Progress,
-        scratch: Path | None = None,
+        plan: Mapping[str, Any] | None = None,
+        plan_in: Destination | None = None,
     ) -> None:
         self.folder, self.model, self.reference = folder, model, reference
-        self.scratch = scratch  # files are written there before they take their place
+        self.plan, self.plan_in = plan, plan_in  # which every part is of, and where it must stand
         self.halved: set[str] = set()  # batches of the unit at hand
         self.statistics, self.settings = statistics, settings
         self.budget, self.progress = budget, progress
@@ -112,7 +112,17 @@ class Scorer:
             totals = unit_totals(tokens, examples, settings.keep, rule, self.special_tokens)
             share = kept_share(settings.keep_tokens)
             tokens, examples = kept_tokens(tokens, examples, rule, share)
-        write_part(folder, unit.index, tokens, examples, rows.report(), self.scratch, totals, last)
+        write_part(Folder(folder), unit.index, tokens, examples, self._report(rows),
+                   self._required_plan(), totals, last)  # fmt: skip
+
+    def _required_plan(self) -> str | None:
+        """Its digest. Raises `ScanError` where another run has replaced the scan by now."""
+        if self.plan is not None and self.plan_in is not None:
+            require_plan(self.plan_in, self.plan)
+        return None if self.plan is None else plan_digest(self.plan)
+
+    def _report(self, rows: "UnitRows") -> dict[str, Any]:
+        return rows.report() | ({"halved": sorted(self.halved)} if self.halved else {})
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -131,9 +141,10 @@ class Scorer:
         }
 
     def _halved(self, unit: int) -> set[str]:
-        """The batches of a unit that were halved before, by this process or another."""
-        record = self.folder / HALVED / f"{unit:05d}.txt"
-        return set(record.read_text().split()) if record.exists() else set()
+        """The batches that were halved where the unit was scored before, and is damaged: other
+        batches give other last digits."""
+        folder = part_folder(self.folder, self.settings.keep_tokens)
+        return set(stored_report(folder, unit).get("halved", ()))
 
     def _measured(
         self, batch: TokenBatch, name: str, counts: dict[str, int]
@@ -152,16 +163,10 @@ class Scorer:
         ]
 
     def _remember(self, name: str, batch: TokenBatch) -> None:
-        """Records the halving before it is made, so that a rerun makes it too: other batches
-        give other last digits."""
         if len(batch.window) == 1:
             raise ProbeError("out of memory on a single example; lower --max-length")
         torch.cuda.empty_cache()
         self.halved.add(name)
-        record = self.folder / HALVED / f"{int(name.split('/')[0]):05d}.txt"
-        record.parent.mkdir(exist_ok=True)
-        with written_aside(record, self.scratch) as aside:
-            aside.write_text("".join(f"{n}\n" for n in sorted(self.halved)))
 
 
 class UnitRows:

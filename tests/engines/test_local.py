@@ -18,6 +18,7 @@ from running import workers as worker_processes
 
 from eaft_probe import Scan, scan
 from eaft_probe.cli import _run
+from eaft_probe.columns.part_files import REPORT_KEY
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.job import DEATHS, Waiting
@@ -193,8 +194,10 @@ def test_another_process_halves_the_batches_that_one_had_to(
         scan(data, out, model=model_folder, **SETTINGS)
         for lost in ("manifest.json", "tokens/part-00001.parquet"):
             (out / lost).unlink()
-        (out / "halved").mkdir()
-        (out / "halved/00001.txt").write_text("1/0/\n")
+        examples = out / "examples/part-00001.parquet"
+        table = pq.read_table(examples, partitioning=None)
+        said = json.loads(table.schema.metadata[REPORT_KEY]) | {"halved": ["1/0/"]}
+        pq.write_table(table.replace_schema_metadata({REPORT_KEY: json.dumps(said)}), examples)
         done = scan(data, out, model=model_folder, workers=workers, **SETTINGS)
         assert done.manifest["counts"]["halved"] == 1
         made.append(hashes(out))

@@ -23,7 +23,6 @@ from eaft_probe.columns.part_files import TOTALS, part_file, sha256, write_parqu
 from eaft_probe.columns.planes import CELLS
 from eaft_probe.columns.quantiles import TOO_LOW, quantiles, quantiles_within, upper_bits
 from eaft_probe.columns.summary import summarize
-from eaft_probe.columns.table import write_manifest
 from eaft_probe.columns.totals import added, added_up, sums_of, table_of
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.objectives.gates import OBJECTIVES
@@ -407,7 +406,7 @@ def damaged(scan: Scan, folder: Path, change: Callable[[pa.Table], pa.Table]) ->
     table = pq.read_table(folder / TOTALS)
     pq.write_table(change(table), folder / TOTALS)
     manifest = {**scan.manifest, "totals": sha256(folder / TOTALS)}
-    return write_manifest(folder, manifest)
+    return scans_made.written(folder, manifest)
 
 
 def with_sums(change: Callable[[Any], None]) -> Callable[[pa.Table], pa.Table]:
