@@ -48,7 +48,6 @@ class Job:
     workers: int | None = None  # None: as many as the engine finds right
     threads: int | None = None  # of the CPU, that each of them takes
     address: str | None = None
-    ranks: Any = None  # the other processes of a launcher, see `ranks.py`
 
 
 @dataclass

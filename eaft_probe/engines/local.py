@@ -1,15 +1,13 @@
 """The local engine: this process alone, or one worker process a GPU, or as many as are asked for.
 
 This process plans and shows the one progress bar; workers load the model and take one unit after
-the other. A worker that dies is replaced and its unit given to another. Under a launcher the other
-ranks are workers too.
+the other. A worker that dies is replaced and its unit given to another.
 """
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -29,8 +27,8 @@ def run(job: Job) -> None:
 
     Raises what a worker raises, or `ProbeError` where workers die over the same unit.
     """
-    count = 1 if job.ranks else min(job.workers or _gpus(job.device), job.units)
-    if count > 1 or job.ranks:
+    count = min(job.workers or _gpus(job.device), job.units)
+    if count > 1:
         Crew(job, count).run()
         return
     threads = torch.get_num_threads()
@@ -41,7 +39,7 @@ def run(job: Job) -> None:
 
 
 def _run_here(job: Job) -> None:
-    scorer = job.load(job.progress)
+    scorer = job.load(job.progress, job.device)
     ahead = ReadAhead(scorer.read)
     try:
         for unit in job.begin(scorer.facts):
@@ -64,7 +62,7 @@ class Worker:
 
     connection: "Connection[Any, Any]"
     name: str
-    process: subprocess.Popen[bytes] | None = None  # None: a rank, which its launcher started
+    process: subprocess.Popen[bytes]
     loaded: bool = False
     units: list[Unit] = field(default_factory=list)  # it scores the first and reads the others
     rows: int = 0  # of the first, as far as the bar knows
@@ -91,8 +89,6 @@ class Worker:
     def end(self) -> str:
         """Ends the process, if it has not ended itself; how it ended, for people."""
         self.connection.close()
-        if self.process is None:
-            return "left"
         with suppress(ProcessLookupError):
             self.process.kill()
         status = self.process.wait()
@@ -114,8 +110,6 @@ class Crew:
 
     def run(self) -> None:
         try:
-            for connection in job_ranks(self.job):
-                self._add(Worker(connection, f"rank {len(self.workers) + 1}"))
             for _ in range(self.count):
                 self._hire()
             while not self._finished():
@@ -124,8 +118,7 @@ class Crew:
                     self._hear(worker)
         finally:
             for worker in self.workers:
-                if worker.process is not None:  # ranks are told by their owner how it ended
-                    worker.end()
+                worker.end()
 
     def _finished(self) -> bool:
         if not self.workers:
@@ -149,10 +142,8 @@ class Crew:
         self.hired += 1
         device = job.device
         if device == "cuda":
-            device = f"cuda:{job.ranks.local if job.ranks else number % _gpus(device)}"
-        self._add(Worker.started(number + 1, device or ""))
-
-    def _add(self, worker: Worker) -> None:
+            device = f"cuda:{number % _gpus(device)}"
+        worker = Worker.started(number + 1, device or "")
         self.workers.append(worker)
         worker.give("load", self.job.load)
 
@@ -198,11 +189,7 @@ class Crew:
             task = f"{said(unit)} are scored again"
         self.job.progress.note(f"{worker.name} {why}; {task}")
         self.unloaded += not worker.loaded
-        if worker.process is not None and self.unloaded < DEATHS:
+        if self.unloaded < DEATHS:
             self._hire()
         if self.waiting is not None:
             self._deal()
-
-
-def job_ranks(job: Job) -> Iterator["Connection[Any, Any]"]:
-    yield from job.ranks.connections if job.ranks else ()

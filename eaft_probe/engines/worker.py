@@ -2,7 +2,6 @@
 
 Messages are pickled (name, value) pairs over a connection to the process that plans.
     to a worker: load, unit          from it: ready, advance, note, done, failed
-The last one to a worker begins with OVER instead, which no pickle does.
 """
 
 import os
@@ -19,8 +18,6 @@ from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import AHEAD, ReadAhead
 from eaft_probe.engines.job import Load, Scorer
 from eaft_probe.errors import ProbeError, one_line
-
-OVER = b"over"
 
 
 class Told:
@@ -70,38 +67,27 @@ class Work:
 
 
 def serve(connection: "Connection[Any, Any]", device: str | None = None) -> None:
-    """Works until told that it is over. Raises what ended the work, where that was an error."""
-    inbox: SimpleQueue[bytes] = SimpleQueue()
+    """Works until the planning process ends this one, or is gone."""
+    inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     work = Work(Told(connection), device)
-    while not (message := inbox.get()).startswith(OVER):
+    while True:
+        name, value = inbox.get()
         try:
-            getattr(work, pickle.loads(message)[0])(pickle.loads(message)[1])
+            getattr(work, name)(value)
             while work.has_more_than(AHEAD if not inbox.empty() else 0):
                 work.score()
         except Exception as error:
             work.told.tell("failed", _portable(error))
-    ended = pickle.loads(message.removeprefix(OVER))
-    if ended is not None:
-        raise ended
 
 
-def tell_over(connection: "Connection[Any, Any]", error: ProbeError | None) -> None:
-    """Ends the `serve` at the other end, which raises `error` where there is one."""
-    with suppress(OSError):  # it is gone
-        connection.send_bytes(OVER + pickle.dumps(error))
-        connection.close()
-
-
-def _listen(connection: "Connection[Any, Any]", inbox: "SimpleQueue[bytes]") -> None:
+def _listen(connection: "Connection[Any, Any]", inbox: "SimpleQueue[tuple[str, Any]]") -> None:
     """Where the planning process is gone, this one goes at once, even in the middle of a unit: the
-    unit's part is renamed into place whole or not at all."""
-    try:
-        while not (message := connection.recv_bytes()).startswith(OVER):
-            inbox.put(message)
-        inbox.put(message)
-    except (EOFError, OSError):
-        os._exit(1)
+    unit's part takes its place whole or not at all."""
+    with suppress(EOFError, OSError):
+        while True:
+            inbox.put(connection.recv())
+    os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:

@@ -22,10 +22,10 @@ from eaft_probe.data.sources import Source, open_source, require_outside, requir
 from eaft_probe.data.units import Selection, Unit, UnitPlan
 from eaft_probe.engines import ENGINES
 from eaft_probe.engines.job import Job
-from eaft_probe.engines.ranks import Ranks, launched
+from eaft_probe.engines.torchrun import Launched, Ranks, launched
 from eaft_probe.errors import BadInput, DataError, RowError
 from eaft_probe.folder import Folder
-from eaft_probe.model.loading import own_tokenizer, resolve_device
+from eaft_probe.model.loading import own_tokenizer
 from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import ScanSettings, make_settings
@@ -61,21 +61,12 @@ def scan(
     progress = progress or Silent()
     if chosen.tp:
         join(chosen.device)  # from here on this is rank 0
-    if chosen.tp or not launched():
-        return _scan(data, out, chosen, progress)
-    with Ranks(chosen.engine) as ranks:
-        if ranks.rank == 0:
-            return _scan(data, out, chosen, progress, ranks)
-        ranks.serve(resolve_device(chosen.device))
-        return Scan.open(out)
+    ranks = Ranks() if chosen.tp or not launched() else Launched(chosen.engine)
+    return _scan(data, out, chosen, Silent() if ranks.rank else progress, ranks)
 
 
 def _scan(
-    data: Any,
-    out: str | Path,
-    settings: ScanSettings,
-    progress: Progress,
-    ranks: Ranks | None = None,
+    data: Any, out: str | Path, settings: ScanSettings, progress: Progress, ranks: Ranks
 ) -> Scan:
     require_outside(out, data)
     source = open_data(data, settings)
@@ -83,20 +74,27 @@ def _scan(
     units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
     chosen_statistics(settings.statistics, settings.reference is not None)
     ENGINES[settings.engine]
-    plan = make_plan(source, row_format, units, settings)
-    with sight(out) as seen:
-        plan["threads"] = threads(seen, settings, plan["device"])
-        if "today" in plan:
-            plan["today"] = told_date(seen / PLAN, settings.today, settings.overwrite)
-            settings = replace(settings, today=plan["today"])
-        finished = is_finished(seen, plan, settings.overwrite)
+    plan, finished = ranks.shared(_planned(out, make_plan(source, row_format, units, settings),
+                                           settings) if not ranks.rank else None)  # fmt: skip
+    settings = replace(settings, today=plan.get("today", settings.today))
     if not finished:
         with at_work(out, plan, settings.overwrite, progress) as (folder, deposit):
             if not is_finished(folder.path, plan, settings.overwrite):  # by another run, by now
                 _score(folder, deposit, units, row_format, plan, settings, progress, ranks)
     opened = Scan.open(out)
     shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
-    return _flagged(opened, settings)
+    return opened if ranks.rank else _flagged(opened, settings)
+
+
+def _planned(
+    out: str | Path, plan: dict[str, Any], settings: ScanSettings
+) -> tuple[dict[str, Any], bool]:
+    """The plan with what an earlier run into `out` has settled, and whether that is finished."""
+    with sight(out) as folder:
+        plan["threads"] = threads(folder, settings, plan["device"])
+        if "today" in plan:
+            plan["today"] = told_date(folder / PLAN, settings.today, settings.overwrite)
+        return plan, is_finished(folder, plan, settings.overwrite)
 
 
 def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
@@ -182,7 +180,7 @@ def _score(
     plan: dict[str, Any],
     settings: ScanSettings,
     progress: Progress,
-    ranks: Ranks | None,
+    ranks: Ranks,
 ) -> None:
     facts, digest = dict[str, Any](), plan_digest(plan)
     parts = part_folder(folder.path, settings.keep_tokens)
@@ -192,11 +190,12 @@ def _score(
         facts.update(told)
         if told.get("template_limits"):
             progress.note(told["template_limits"])
-        begin_scan(folder, plan, settings.overwrite)
-        if deposit:
-            deposit.begin(folder, settings.overwrite)
-        progress.start("scan", units.rows)
-        for unit in units.units():
+        with ranks.first():
+            begin_scan(folder, plan, settings.overwrite and not ranks.rank)
+            if deposit:
+                deposit.begin(folder, settings.overwrite and not ranks.rank)
+        progress.start("scan", units.rows // ranks.size)
+        for unit in filter(ranks.takes, units.units()):
             if parts != folder.path and unit.index % FOLD == 0:
                 fold(parts, unit.index)
             if unit_report(parts, unit.index, digest) is None:
@@ -212,16 +211,19 @@ def _score(
         progress.note(f"tokenizer and chat template are those of {settings.adapter}")
     # A model that spreads itself over devices is loaded as the settings say.
     spread = settings.tp or settings.device_map is not None
-    job = Job(load, begin, progress, units.count, None if spread else plan["device"],
-              1 if settings.tp else settings.workers, plan["threads"], settings.address,
-              ranks)  # fmt: skip
+    alone = settings.tp or ranks.size > 1
+    job = Job(load, begin, progress, units.count, None if spread else ranks.device(plan["device"]),
+              1 if alone else settings.workers, plan["threads"], settings.address)  # fmt: skip
     ENGINES[settings.engine](job)
-    require_same_content(units.source, plan["data"]["fingerprint"])
-    if deposit:
-        deposit.gather(folder)
-    finish(folder, plan, settings, facts)
-    if deposit:
-        deposit.close(folder)
+    ranks.wait()
+    with ranks.first():
+        if not ranks.rank:
+            require_same_content(units.source, plan["data"]["fingerprint"])
+            if deposit:
+                deposit.gather(folder)
+            finish(folder, plan, settings, facts)
+            if deposit:
+                deposit.close(folder)
 
 
 # `help(scan)` shows every setting with its default, from the one place that defines them.
