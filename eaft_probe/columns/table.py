@@ -308,7 +308,7 @@ class Scan:
         rule = self._resolved(rule)
         with self._flagging(rule):
             rule.save(self.path)
-        self.give_back(RULE_FILE, CONFLICTS)
+        self.give_back(CONFLICTS, RULE_FILE)
         return Scan(self.path, self.manifest, self.store)
 
     def give_back(self, *names: str) -> None:
