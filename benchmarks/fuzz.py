@@ -2,11 +2,13 @@
 
     python benchmarks/fuzz.py --inputs 12000
 
-An area is a strategy and a property in `tests/fuzz/areas.py`; atheris (libFuzzer) mutates the bytes
-that hypothesis reads its choices from, and keeps those that reach new branches of the package. Each
-area runs in processes of its own, since libFuzzer ends the one that it runs in. A defect is an
-exception that is none of the program's own, a message of more than one printable line, more than
-10 s, or a wrong count; it is told by the place that raised it.
+An area is a strategy and a property in `tests/fuzz/`, in `areas.py` or `hostile_areas.py`; atheris
+(libFuzzer) mutates the bytes that hypothesis reads its choices from, and keeps those that reach new
+branches of the package. Each area runs in processes of its own, since libFuzzer ends the one that
+it runs in. A defect is an exception that is none of the program's own, a message of more than one
+printable line, more than
+20 s, a wrong count, more memory than an area allows, or a file where none was asked for; it is told
+by the place that raised it.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
 AREAS = ("row", "named_format", "sound_row", "file", "sound_file", "typed_file", "place",
-         "template", "config", "manifest_file", "part", "totals_file")  # fmt: skip
+         "template", "config", "manifest_file", "part", "totals_file", "model_folder", "adapter",
+         "growing_file", "growing_template", "command_config")  # fmt: skip
 COLUMNS = ("inputs", "refused", "accepted", "slowest", "defects")
 
 
@@ -58,15 +61,24 @@ def parsed() -> argparse.Namespace:
 def run(area: str, inputs: int, seed: int, guided: bool) -> dict[str, Any]:
     """One area in a process of its own, and its line of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "found.json"
+        out, empty = Path(folder) / "found.json", Path(folder) / "empty"
+        empty.mkdir()  # where it stands and is at home, and writes nothing
+        temporary = Path(folder) / "temporary"
+        temporary.mkdir()
+        environment = {**os.environ, "HOME": str(empty), "TMPDIR": str(temporary),
+                       "XDG_CACHE_HOME": str(temporary), "HF_HOME": str(temporary),
+                       "MPLCONFIGDIR": str(temporary), "HF_HUB_OFFLINE": "1"}  # fmt: skip
         command = [sys.executable, __file__, "--worker", area, "--inputs", str(inputs)]
         command += ["--seed", str(seed), "--out", str(out), *(["--guided"] if guided else [])]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+        outside = sorted(str(p.relative_to(empty)) for p in empty.rglob("*"))
         if not out.exists():  # a crash of the whole process is a defect, too
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             row = dict.fromkeys(COLUMNS, 0) | {"defects": {f"{area}: process": last[:200]}}
         else:
             row = json.loads(out.read_text())
+        if outside:
+            row["defects"][f"{area}: outside"] = f"wrote {outside[:5]}"
     cells = [f"{row[c]:>10,}" for c in COLUMNS[:3]] + [f"{row['slowest']:>9.2f}s",
                                                        f"{len(row['defects']):>10}"]  # fmt: skip
     print(f"{area:14}{'coverage' if guided else 'hypothesis':12}" + "".join(cells), flush=True)
@@ -79,8 +91,10 @@ def work(name: str, inputs: int, seed: int, out: Path, guided: bool) -> None:
 
         with atheris.instrument_imports(include=["eaft_probe"]):
             import areas
+            import hostile_areas
     else:
         import areas
+        import hostile_areas  # noqa: F401
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
 

@@ -36,13 +36,14 @@ def require_quick(adapter: str, names: Iterable[str]) -> None:
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ModelError(
-            f"--adapter {adapter}: a pattern of its adapter_config.json is matched for more than "
+            f"--adapter {adapter}: matching a pattern of its adapter_config.json takes more than "
             f"{SECONDS:g} s; list the modules instead"
         ) from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip().splitlines() or ["no word"])[-1]
-        raise ModelError(f"--adapter {adapter}: a pattern of its adapter_config.json is no regular "
-                         f"expression: {said}") from error  # fmt: skip
+        raise ModelError(
+            f"--adapter {adapter}: adapter_config.json holds a pattern that is none: {said}"
+        ) from error
 
 
 def _patterns(value: object) -> list[str]:

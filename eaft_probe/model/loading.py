@@ -351,7 +351,11 @@ def _converted(place: Place) -> Path:
     target = cache_folder() / f"{Path(place.gguf).stem}-{place.identity()[:16]}"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"cannot write the cache: {one_line(error)}; EAFT_PROBE_CACHE names "
+                         f"another folder") from error  # fmt: skip
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
         unpacked = Path(temporary) / "model"
         with quiet():

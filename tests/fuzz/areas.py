@@ -51,7 +51,7 @@ from eaft_probe.settings import (
 )
 from eaft_probe.view.plots.chart import caption, names
 
-SECONDS = 10  # that one input may take; on a quiet machine they take milliseconds
+SECONDS = 20  # that one input may take; on a quiet machine they take milliseconds
 
 
 class Late(BaseException):
@@ -75,14 +75,17 @@ class Area:
 
     inputs: st.SearchStrategy[Any]
     run: Callable[[Any], object]
+    few: int  # inputs of the suite's; `benchmarks/fuzz.py` has more
 
 
 AREAS: dict[str, Area] = {}
 
 
-def area(inputs: st.SearchStrategy[Any]) -> Callable[[Callable[[Any], object]], Callable[..., Any]]:
+def area(
+    inputs: st.SearchStrategy[Any], few: int = 60
+) -> Callable[[Callable[[Any], object]], Callable[..., Any]]:
     def add(run: Callable[[Any], object]) -> Callable[[Any], object]:
-        AREAS[run.__name__] = Area(inputs, run)
+        AREAS[run.__name__] = Area(inputs, run, few)
         return run
 
     return add
