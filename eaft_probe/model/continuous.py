@@ -24,7 +24,7 @@ from eaft_probe.model.sampling import (
     seeded,
 )
 
-PAGE = 256  # tokens of a page of the cache
+PAGE = 256  # tokens of a page of the cache: the default, whose name differs between versions
 # Without a limit the whole free memory of a CPU machine becomes cache: 40 short answers took 50 s.
 CPU_STEP = 512  # tokens of a step
 
@@ -70,7 +70,7 @@ class Continuous:
             sized = {"num_blocks": self.batch_size * math.ceil(longest / PAGE),
                      "max_batch_tokens": max(CPU_STEP, self.batch_size)}  # fmt: skip
         return ContinuousBatchingConfig(
-            page_size=PAGE, max_requests_per_batch=self.batch_size, seed=number(seed) % 2**31,
+            max_requests_per_batch=self.batch_size, seed=number(seed) % 2**31,
             **sized,
         )  # fmt: skip
 
