@@ -87,18 +87,22 @@ def _abandoned(aside: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, what: object, note: Callable[[str], object]) -> Iterator[None]:
+def locked(
+    path: Path, what: object, note: Callable[[str], object], shared: bool = False
+) -> Iterator[None]:
     """While this runs, no other process of a machine is at work on `what`; the system forgets the
     lock of a process that is killed. Where a file system has none, goes on and says so.
 
-    Raises `BadInput` where another one is at work, `OSError`.
+    Raises `OSError`, and where another one is at work `BadInput`, unless `what` may be `shared`.
     """
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
-        raise BadInput(f"{what} is in use by another run; wait for it, or choose another "
-                       f"--out") from None  # fmt: skip
+        if not shared:
+            raise BadInput(f"{what} is in use by another run; wait for it, or choose another "
+                           f"--out") from None  # fmt: skip
+        note(f"another run is at work on {what}: this one is slower than waiting for it")
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise

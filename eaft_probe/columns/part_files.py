@@ -22,6 +22,7 @@ TOTALS = "totals.parquet"  # of a scan that does not keep all of its tokens
 UNITS = "units"  # its parts and their totals, until they are joined
 GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where somebody took them
 CACHE = "cache"  # of figures, by an earlier version; nothing reads it
+LOCK = ".lock"  # held by a run of this machine as long as it is at work there
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
 RULE_KEY = (
     b"eaft_probe.rule"  # by which conflicts.parquet was flagged, which rule.json may be ahead of

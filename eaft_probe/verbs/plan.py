@@ -17,6 +17,7 @@ from eaft_probe.columns.part_files import (
     CACHE,
     CONFLICTS,
     GRADIENTS,
+    LOCK,
     PLAN,
     PLAN_BYTES,
     REJECTED,
@@ -41,7 +42,7 @@ AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
 RESULTS = (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, GRADIENTS, TOTALS, "tokens", "examples",
            UNITS, CACHE)  # fmt: skip
 EARLIER = ("running", "halved")  # of versions before 0.2, which nothing reads
-SCAN_FILES = (*RESULTS, PLAN, *EARLIER)
+SCAN_FILES = (*RESULTS, PLAN, LOCK, *EARLIER)
 
 
 def make_plan(

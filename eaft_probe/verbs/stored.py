@@ -24,6 +24,7 @@ from eaft_probe.columns.manifest import MANIFEST
 from eaft_probe.columns.mirror import WORK, place
 from eaft_probe.columns.part_files import (
     GRADIENTS,
+    LOCK,
     PLAN,
     PLAN_BYTES,
     REJECTED,
@@ -36,6 +37,7 @@ from eaft_probe.columns.table import require_same_scan
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.job import Scorer
 from eaft_probe.errors import BadInput, NothingScored, ProbeError, ScanError
+from eaft_probe.files import locked
 from eaft_probe.folder import Folder, writing_into
 from eaft_probe.progress import Progress
 from eaft_probe.store import Infos, Store, local, same
@@ -78,7 +80,10 @@ def at_work(
     """The folder to make a scan in, and how it gets into the store."""
     store = Store.of(out)
     folder = Folder(local(out) if store is None else store.cache / WORK)
-    with writing_into(folder.path):
+    with (
+        writing_into(folder.path),
+        locked(folder.path / LOCK, out, progress.note, shared=True),
+    ):
         if store is None:
             yield folder, None
         else:
@@ -200,9 +205,10 @@ class Deposit:
 
     def _files(self) -> Infos:
         """What a run reads of a scan; whatever else is there has a name that leads who knows
-        where."""
-        own = (PLAN, REJECTED, TOTALS, MANIFEST)
-        return {n: i for n, i in self.store.names().items() if n in own or PART.fullmatch(n)}
+        where. Without a plan there is no scan."""
+        own, there = (PLAN, REJECTED, TOTALS, MANIFEST), self.store.names()
+        known = {n: i for n, i in there.items() if n in own or PART.fullmatch(n)}
+        return known if PLAN in there else {}
 
 
 class Depositing:

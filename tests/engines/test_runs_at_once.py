@@ -19,10 +19,14 @@ def test_a_second_run_with_the_same_settings_does_no_harm(
 
     def then(bar: Bar) -> None:
         if not seconds and bar.rows >= 8:
-            seconds.append(scan(data, tmp_path / "s", model=model_folder, **SETTINGS))
+            seconds.append(
+                scan(data, tmp_path / "s", model=model_folder, progress=note, **SETTINGS)
+            )
 
+    note = Bar()
     first = scan(data, tmp_path / "s", model=model_folder, progress=Bar(then), **SETTINGS)
     assert first.manifest == seconds[0].manifest
+    assert "another run is at work on" in note.notes[0]
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     assert not left_over(tmp_path / "s")
 
