@@ -1,4 +1,4 @@
-"""Prompts as token ids → a model's answers as token ids. The sampling is `transformers`' or vLLM's.
+"""Prompts as token ids → a model's answers as token ids. The sampling is `transformers`'.
 
 What is done here is around it: prompts alike in length share a batch, a beginning that they have in
 common is read once, and so is a prompt of which several answers are wanted.
@@ -8,17 +8,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from os.path import commonprefix  # of any sequences, not only paths
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from eaft_probe.errors import BadInput, ProbeError
+from eaft_probe.errors import ProbeError
 from eaft_probe.model.loading import CausalLM, quiet
-from eaft_probe.model.places import Place, context_length
 from eaft_probe.model.prefix import empty_prefix
 
 # A pass of its own for the beginning that prompts share reads all weights once more: below this
@@ -61,18 +58,6 @@ class Answer:
         return len(self.ids) + (self.stop is not None)
 
 
-class Sampler(Protocol):
-    """Who answers prompts. The same seed and prompts, in the same order, give the same answers."""
-
-    max_length: int  # tokens of a prompt with its answer
-    vocab_size: int
-
-    def sample(
-        self, prompts: Sequence[Ids], stops: Iterable[int], seed: str, report: Report
-    ) -> list[list[Answer]]:
-        """`n` answers to each of the prompts, each up to one of `stops` or the model's own."""
-
-
 def own_stops(generation_config: Any) -> frozenset[int]:
     """The ids that a model's own configuration ends an answer with."""
     ids = generation_config.eos_token_id
@@ -80,7 +65,8 @@ def own_stops(generation_config: Any) -> frozenset[int]:
 
 
 class Generator:
-    """A `Sampler` by `transformers`' `generate`, in batches of at most `batch_size` answers."""
+    """Answers prompts by `transformers`' `generate`, in batches of at most `batch_size` answers.
+    The same seed and prompts, in the same order, give the same answers."""
 
     def __init__(self, model: CausalLM, sampling: Sampling, batch_size: int) -> None:
         self.model, self.sampling, self.batch_size = model, sampling, batch_size
@@ -185,48 +171,6 @@ def drawing(sampling: Sampling, stops: frozenset[int]) -> Any:
         pad_token_id=min(stops, default=0),  # so that no token of an answer is taken for it
         **how,
     )
-
-
-class Vllm:
-    """A `Sampler` by vLLM, where that is installed. It batches continuously by itself."""
-
-    def __init__(self, place: Place, sampling: Sampling, vocab_size: int, **options: Any) -> None:
-        """`options` go to `vllm.LLM`. Raises `BadInput` where vLLM is missing."""
-        try:
-            self.vllm = import_module("vllm")
-        except ImportError as error:
-            raise BadInput(
-                "--engine vllm: vLLM is not installed here; pip install vllm, or leave --engine out"
-            ) from error
-        if place.gguf is not None:
-            raise BadInput(f"--engine vllm takes a model folder or a hub id, not {place.name}")
-        self.sampling, self.vocab_size = sampling, vocab_size
-        self.max_length = context_length(place.folder) or 4096
-        self.own_stops = own_stops(_generation_config(place.folder))
-        # "vllm": not the sampling settings that the model's files bring.
-        self.engine = self.vllm.LLM(model=str(place.folder), generation_config="vllm", **options)
-
-    def sample(
-        self, prompts: Sequence[Ids], stops: Iterable[int], seed: str, report: Report
-    ) -> list[list[Answer]]:
-        ends = frozenset(stops) | self.own_stops
-        asked = self.vllm.SamplingParams(
-            n=self.sampling.n, temperature=self.sampling.temperature, top_p=self.sampling.top_p,
-            top_k=0, max_tokens=self.sampling.max_new_tokens, stop_token_ids=sorted(ends),
-            seed=number(seed) % 2**63, detokenize=False,
-        )  # fmt: skip
-        given = [{"prompt_token_ids": list(p)} for p in prompts]
-        made = self.engine.generate(given, asked, use_tqdm=False)
-        answers = [[Answer.of(o.token_ids, ends) for o in row.outputs] for row in made]
-        report(len(prompts), sum(a.tokens for row in answers for a in row))
-        return answers
-
-
-def _generation_config(folder: Path) -> Any:
-    """The folder's generation_config.json, which not every model has."""
-    if (folder / "generation_config.json").exists():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig()
 
 
 class _Steps:

@@ -21,10 +21,6 @@ class RolloutSettings(DataSettings, ModelSettings):
         "answers sampled at once: auto (32; 128 on a GPU) or a number", "auto"
     )
     rows_per_unit: int = option("rows that are answered and resumed together", 64)
-    engine: Literal["transformers", "continuous", "vllm"] = option(
-        "who samples: transformers in batches or, for a GPU, continuously; vllm where installed",
-        "transformers",
-    )
     then_scan: str | None = option("score the answers under the same model, into this folder")
     overwrite: bool = option("replace a rollout made with other settings", False)
 
@@ -41,8 +37,6 @@ class RolloutSettings(DataSettings, ModelSettings):
             raise BadInput(f"--top-p lies above 0 and is at most 1, found {self.top_p}")
         if self.n > 1 and self.temperature == 0:
             raise BadInput(f"--temperature 0 gives the same answer {self.n} times; lower --n to 1")
-        if self.engine == "vllm" and self.adapter is not None:
-            raise BadInput("--engine vllm takes no --adapter; merge it into the model before")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the answers depend on: what a rerun must repeat."""

@@ -20,10 +20,8 @@ from eaft_probe.data.sources import Record, Source, require_outside, require_sam
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
 from eaft_probe.files import require_writable
-from eaft_probe.model.continuous import Continuous
-from eaft_probe.model.loading import load_model, load_tokenizer
-from eaft_probe.model.places import find_model
-from eaft_probe.model.sampling import Answer, Generator, Sampler, Sampling, Vllm
+from eaft_probe.model.loading import load_model
+from eaft_probe.model.sampling import Answer, Generator, Sampling
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import RolloutSettings, ScanSettings, make_settings
 from eaft_probe.verbs.plan import make_plan, told_date
@@ -123,7 +121,7 @@ def _writable(out: Path, data: Any) -> Path:
 def _reading(settings: RolloutSettings) -> ScanSettings:
     """How a scan would read the same rows."""
     names = {f.name for f in fields(ScanSettings)} & {f.name for f in fields(RolloutSettings)}
-    shared = {n: getattr(settings, n) for n in names - {"engine", "overwrite", "train_on"}}
+    shared = {n: getattr(settings, n) for n in names - {"overwrite", "train_on"}}
     return ScanSettings(**shared)
 
 
@@ -180,7 +178,7 @@ def _run(files: RolloutFiles, units: UnitPlan, answerer: "Answerer") -> None:
 class Answerer:
     """Answers units under one model. A unit's part depends on the unit and the settings alone."""
 
-    sampler: Sampler
+    sampler: Generator
     prompts: Prompts
     reader: Reader[Prompt]
 
@@ -196,30 +194,13 @@ class Answerer:
         self.progress.note(f"loading {settings.model}")
         sampling = Sampling(settings.n, settings.temperature, settings.top_p,
                             settings.max_new_tokens)  # fmt: skip
-        if settings.engine == "vllm":
-            tokenizer, self.sampler = self._vllm(sampling)
-        else:
-            model = load_model(settings.model, **settings.loading())
-            tokenizer = model.tokenizer
-            sampler = Continuous if settings.engine == "continuous" else Generator
-            self.sampler = sampler(model, sampling, self.batch_size)
-        self.prompts = Prompts(Renderer(tokenizer, RenderOptions.of(settings)))
+        model = load_model(settings.model, **settings.loading())
+        self.sampler = Generator(model, sampling, self.batch_size)
+        self.prompts = Prompts(Renderer(model.tokenizer, RenderOptions.of(settings)))
         self.reader = Reader(self.row_format, self._prompt, settings.strict)
         self._require_room()
         if self.prompts.renderer.limits:
             self.progress.note(self.prompts.renderer.limits)
-
-    def _vllm(self, sampling: Sampling) -> tuple[Any, Sampler]:
-        settings = self.settings
-        tokenizer = load_tokenizer(
-            settings.model,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            adapter=settings.adapter,
-        )
-        place = find_model(settings.model, settings.revision)
-        options = {"dtype": settings.dtype, "trust_remote_code": settings.trust_remote_code}
-        return tokenizer, Vllm(place, sampling, len(tokenizer), **options)
 
     def _require_room(self) -> None:
         read = self.sampler.max_length

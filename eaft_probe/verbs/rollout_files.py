@@ -135,9 +135,9 @@ class RolloutFiles:
         return dict(counts)
 
     def _give_up(self, counts: Mapping[str, int], plan: Mapping[str, Any]) -> None:
-        """Leaves nothing that a corrected command should respect. Raises `DataError`."""
+        """Leaves nothing that a corrected command must respect: a plan without a part is none.
+        Raises `DataError`."""
         shutil.rmtree(self.beside(PARTS))
-        self.beside(PLAN).unlink()
         raise DataError(
             f"nothing to answer in {plan['data']['source']}: all {counts['rows']} rows were "
             f"rejected; {self.beside(REJECTED)} says why"

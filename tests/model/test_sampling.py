@@ -1,9 +1,7 @@
 """Answers of tiny random models, against loops that read one prompt a token at a time."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +9,9 @@ import tiny
 import torch
 from transformers import GenerationConfig
 
-from eaft_probe.errors import BadInput, ProbeError
-from eaft_probe.model.continuous import Continuous
+from eaft_probe.errors import ProbeError
 from eaft_probe.model.loading import CausalLM, load_model
-from eaft_probe.model.places import Place, find_model
-from eaft_probe.model.sampling import Answer, Generator, Sampling, Vllm
+from eaft_probe.model.sampling import Answer, Generator, Sampling
 
 EOS = 2
 Loads = Callable[..., CausalLM]
@@ -156,68 +152,3 @@ def test_too_large_a_batch_says_what_helps(loaded: Loads, monkeypatch: pytest.Mo
     monkeypatch.setattr(model.whole, "generate", full)
     with pytest.raises(ProbeError, match="--batch-size 8"):
         Generator(model, Sampling(1, 1.0, 1.0, 8), 8).sample([[5, 6]], [], "0", ignore)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-def test_continuous_batching_gives_the_likeliest_answers(loaded: Loads, architecture: str) -> None:
-    model, asked = loaded(architecture), prompts(0, [3, 17, 1, 9, 30, 4, 2])
-    expected = [likeliest(model, p, 20) for p in asked]
-    told: list[tuple[int, int]] = []
-    sampler = Continuous(model, Sampling(1, 0, 1.0, 20), 3)  # fewer at once than there are
-    found = sampler.sample(asked, [], "0", lambda *counts: told.append(counts))
-    assert [[*a.ids, *([] if a.stop is None else [a.stop])] for (a,) in found] == expected
-    assert told == [(len(asked), sum(map(len, expected)))]
-
-
-def test_continuous_batching_draws_by_its_seed_alone(loaded: Loads) -> None:
-    asked = prompts(0, [3, 17, 9])
-    sampler = Continuous(loaded(), Sampling(3, 1.0, 0.9, 12), 4)
-    first = sampler.sample(asked, [], "1", ignore)
-    before = torch.random.get_rng_state()
-    assert sampler.sample(asked, [], "1", ignore) == first
-    assert sampler.sample(asked, [], "2", ignore) != first
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert [len(row) for row in first] == [3, 3, 3]
-    assert first[0][0] != first[0][1]
-
-
-def test_continuous_batching_ends_at_stops_and_at_the_length(loaded: Loads) -> None:
-    model, asked = loaded(), prompts(0, [5])
-    ids = likeliest(model, asked[0], 12)
-    ((answer,),) = Continuous(model, Sampling(1, 0, 1.0, 12), 2).sample(
-        asked, [ids[3]], "0", ignore
-    )
-    assert (answer.ids, answer.stop) == (tuple(ids[: ids.index(ids[3])]), ids[3])
-    ((cut,),) = Continuous(model, Sampling(1, 0, 1.0, 2), 2).sample(asked, [], "0", ignore)
-    assert (cut.ids, cut.finish) == (tuple(ids[:2]), "length")
-
-
-def test_vllm_is_asked_for_plainly(
-    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sampling, place = Sampling(2, 0.7, 0.9, 16), find_model(model_folder)
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(BadInput, match="pip install vllm"):
-        Vllm(place, sampling, 300)
-    asked: list[dict[str, Any]] = []
-
-    class LLM:
-        def __init__(self, **options: Any) -> None:
-            asked.append(options)
-
-        def generate(self, given: Any, wanted: Any, use_tqdm: bool) -> Any:
-            asked.append({"given": given, **vars(wanted)})
-            outputs = [SimpleNamespace(token_ids=[9, 8, 2]), SimpleNamespace(token_ids=[9])]
-            return [SimpleNamespace(outputs=outputs)] * len(given)
-
-    fake = SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    sampler = Vllm(place, sampling, 300, dtype="auto")
-    answers = sampler.sample([[5, 6], [7]], [4], "0/0", ignore)
-    assert answers == [[Answer((9, 8), 2), Answer((9,), None)]] * 2
-    assert asked[0] == {"model": model_folder, "generation_config": "vllm", "dtype": "auto"}
-    assert asked[1]["given"] == [{"prompt_token_ids": [5, 6]}, {"prompt_token_ids": [7]}]
-    assert (asked[1]["n"], asked[1]["temperature"], asked[1]["top_p"]) == (2, 0.7, 0.9)
-    assert (asked[1]["max_tokens"], asked[1]["stop_token_ids"]) == (16, [2, 4])
-    with pytest.raises(BadInput, match="not smollm2"):
-        Vllm(Place("smollm2", tmp_path, "x.gguf"), sampling, 300)
