@@ -1,6 +1,6 @@
 """Rendered examples → batches: long text in windows, shared prefixes once, lengths alike."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -148,12 +148,32 @@ def targets(
     return rows, columns - 1, input_ids[rows, columns]
 
 
-def batches(items: Sequence[Window], budget: int, cost: Cost | None) -> Iterator[TokenBatch]:
+Regime = tuple[int, ...]
+
+
+def one_regime(length: int) -> Regime:
+    """Of models whose numbers do not depend on the length of the input."""
+    return ()
+
+
+def batches(
+    items: Sequence[Window],
+    budget: int,
+    cost: Cost | None,
+    regime: Callable[[int], Regime] = one_regime,
+) -> Iterator[TokenBatch]:
     """Batches of at most `budget` tokens, padding counted, windows sorted by length.
 
     With a `cost` (a model that can share prefixes), windows with a long common prefix are put
-    behind it wherever that pays.
+    behind it wherever that pays. Lengths of another `regime` never come together, and only where
+    it is 0 may a prefix be read by itself: elsewhere that is too short to be the same.
     """
+    for alike in sorted({regime(len(w.ids)) for w in items}):
+        members = [w for w in items if regime(len(w.ids)) == alike]
+        yield from _of_one_regime(members, budget, None if any(alike) else cost)
+
+
+def _of_one_regime(items: Sequence[Window], budget: int, cost: Cost | None) -> Iterator[TokenBatch]:
     groups = shared_prefixes(nested(items), cost) if cost else [(0, list(items))]
     for prefix, members in groups:
         # A row behind a prefix carries a copy of its keys: count a quarter, so that many short

@@ -30,16 +30,24 @@ class Head:
 
         `out` (n, V) float32 is overwritten where given.
         """
+        return self.shaped(self.product(hidden, out))
+
+    def product(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, D) → (n, V) h Wᵀ + b in float32."""
         if out is None:
             out = hidden.new_empty((len(hidden), self.vocab_size), dtype=torch.float32)
         self._project(hidden, out)
         if self.bias is not None:
             out += self.bias.float()
-        if self.scale != 1.0:
-            out *= self.scale
-        if self.softcap is not None:
-            out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out
+
+    def shaped(self, product: torch.Tensor) -> torch.Tensor:
+        """Scaled and capped, in place."""
+        if self.scale != 1.0:
+            product *= self.scale
+        if self.softcap is not None:
+            product.div_(self.softcap).tanh_().mul_(self.softcap)
+        return product
 
     def _project(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         if self.weight.dtype == torch.float32:
@@ -82,7 +90,7 @@ def head_of(model: Any) -> Head:
         _present(module, "weight"),
         None if getattr(module, "bias", None) is None else _present(module, "bias"),
         _scale(config),
-        getattr(config, "final_logit_softcapping", None),
+        next((cap for name in CAPS if (cap := getattr(config, name, None))), None),
     )
 
 
@@ -100,10 +108,16 @@ def _present(module: Any, name: str) -> torch.Tensor:
                          "be found; keep them on a device") from error  # fmt: skip
 
 
+# Gemma and NanoChat, RecurrentGemma, xLSTM.
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def _scale(config: Any) -> float:
-    """Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`."""
-    if getattr(config, "logit_scale", None) is not None:
-        return float(config.logit_scale)
+    """Cohere multiplies its logits by `logit_scale`, Falcon-H1 by `lm_head_multiplier`, Granite
+    divides them by `logits_scaling`."""
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
     if getattr(config, "logits_scaling", None) is not None:
         return 1.0 / float(config.logits_scaling)
     return 1.0

@@ -20,22 +20,20 @@ from transformers.utils import logging as transformers_logging
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.files import cache_folder, require_plain
 from eaft_probe.model.adapter_patterns import require_quick
+from eaft_probe.model.body import body_of, named_body
 from eaft_probe.model.foreign import loads
 from eaft_probe.model.head import Head, head_of
-from eaft_probe.model.places import CONTEXT_KEYS, Place, find_model
+from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
+from eaft_probe.model.places import Place, find_model
 from eaft_probe.model.prefix import empty_prefix
+from eaft_probe.model.proof import TOLERANCE, proof_ids, prove, why_unshared
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PROOF_TOKENS = 12
-# Largest difference between the model's own logits and ours, relative to the logits' size:
-# rounding of one dot product. A wrong scale, cap or norm is off by percents.
-PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-PREFIX_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError)
 
 
 @dataclass
 class CausalLM:
-    """A causal language model in two parts: `head(body(x))` are its logits, as `prove` checks."""
+    """A causal language model in two parts: `head(body(x))` are its logits; see `proof.py`."""
 
     body: Any
     head: Head
@@ -49,8 +47,7 @@ class CausalLM:
     @property
     def device(self) -> torch.device:
         """Where the body's input goes."""
-        first: torch.device = next(self.body.parameters()).device
-        return first if first.type != "meta" else _main_device(self.whole)
+        return _device(self.whole if self.whole is not None else self.body)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,70 +93,34 @@ class CausalLM:
     def cost(self) -> tuple[float, float] | None:
         """Multiplications for a token and for a pair of positions; None where no prefix can be
         shared."""
-        if not self._shares_prefixes():
+        if self.unshared is not None:
             return None
-        config, embedding = self.config, self.body.get_input_embeddings().weight.numel()
-        linear = sum(p.numel() for p in self.body.parameters()) - embedding
+        config = self.config
+        looked_up = {id(m.weight) for m in self.body.modules() if isinstance(m, torch.nn.Embedding)}
+        linear = sum(p.numel() for p in self.body.parameters() if id(p) not in looked_up)
         width = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
         return linear, 2 * config.num_hidden_layers * config.num_attention_heads * width
 
-    def _shares_prefixes(self) -> bool:
-        """Tried, not guessed: a short input in two steps must give what it gives in one."""
-        ids = _proof_ids(self.head.vocab_size)
-        try:
-            if empty_prefix(self.config) is None:
-                return False
-            whole, split = self.hidden(ids)[:, 5:], self.hidden(ids[:, 5:], ids[0, :5])
-        except PREFIX_ERRORS:
-            return False  # a model without this kind of cache is read whole; nothing changes
-        return _differ(whole, split) <= self._tolerance
+    @cached_property
+    def unshared(self) -> str | None:
+        """Why every row is read whole, where rows cannot share a prefix."""
+        return why_unshared(self)
+
+    @cached_property
+    def borders(self) -> tuple[Border, ...]:
+        """Lengths beyond which numbers hang on the length of the whole input."""
+        return borders(self.config)
 
     @property
-    def _tolerance(self) -> float:
-        return PROOF_TOLERANCE[self.dtype]
+    def tolerance(self) -> float:
+        """Of what should be the same but for rounding, relative to its size."""
+        return TOLERANCE[self.dtype]
 
     def own_logits(self, model: Any, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) ids → (B, T, V) logits of the `transformers` model itself."""
         return model(input_ids=input_ids.to(self.device), use_cache=False).logits  # type: ignore[no-any-return]
-
-    @torch.inference_mode()
-    def prove(self, model: Any) -> None:
-        """Checks `head(body(x)) == model(x).logits` on a short input. Raises `ModelError`."""
-        ids = _proof_ids(self.head.vocab_size)
-        theirs = self.own_logits(model, ids)[0].float()
-        states = self.hidden(ids)[0]
-        ours = self.head.logits(states.to(self.head.weight.device)).to(theirs.device)
-        if theirs.shape != ours.shape or not _differ(theirs, ours) <= self._tolerance:
-            raise ModelError(
-                f"the logits of {self.place.name} ({type(model).__name__}) are not its head over "
-                f"its last hidden states ({_mismatch(theirs, ours)}), so its numbers would be "
-                f"wrong; this architecture is not supported, or its weights hold NaN"
-            )
-
-
-def longest_input(config: Any, tokenizer: Any) -> int:
-    """Tokens that a model reads at most; 4,096 where neither it nor its tokenizer says."""
-    own = next((getattr(config, k) for k in CONTEXT_KEYS if hasattr(config, k)), None)
-    limit = min(int(own or 10**9), int(getattr(tokenizer, "model_max_length", 10**9)))
-    return limit if limit < 10**9 else 4096
-
-
-def _proof_ids(vocab_size: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (1, PROOF_TOKENS), generator=generator)
-
-
-def _differ(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference over the largest value; NaN where either holds NaN."""
-    return float((a.float() - b.float()).abs().max() / a.float().abs().max().clamp(min=1.0))
-
-
-def _mismatch(theirs: torch.Tensor, ours: torch.Tensor) -> str:
-    if theirs.shape != ours.shape:
-        return f"shapes {tuple(theirs.shape)} and {tuple(ours.shape)}"
-    return f"relative difference {_differ(theirs, ours):.2g}"
 
 
 @loads
@@ -214,9 +175,13 @@ def load_model(
         model.eval()
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
-    loaded = CausalLM(model.base_model, head_of(model), tokenizer, place, config, parameters, model)
+    forget_lengths(model)
+    head = head_of(model)
+    ids = proof_ids(head.vocab_size)
+    body = named_body(model) if tp else body_of(model, ids.to(_device(model)))
+    loaded = CausalLM(body, head, tokenizer, place, config, parameters, model)
     if not tp:
-        loaded.prove(model)
+        prove(loaded, model)
     _ = loaded.max_length  # its config's, its tokenizer's: a number, or refused here
     return loaded
 
@@ -277,8 +242,12 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _main_device(model: Any) -> torch.device:
-    """Where `accelerate` runs what it keeps in the CPU's memory or on disk."""
+def _device(model: Any) -> torch.device:
+    """Where input goes: of what `accelerate` keeps in the CPU's memory or on disk, where that is
+    run."""
+    first: torch.device = next(model.parameters()).device
+    if first.type != "meta":
+        return first
     used = [place for place in model.hf_device_map.values() if str(place) not in ("cpu", "disk")]
     return torch.device(used[0] if used else "cpu")
 

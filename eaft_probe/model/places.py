@@ -192,3 +192,4 @@ CONTEXT_KEYS = (
     *("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
     "max_seq_len",  # MPT's
 )
+NO_LIMIT = 10**9  # tokens, for models that read any number of them (Mamba)

@@ -16,7 +16,6 @@ from transformers import GenerationConfig
 
 from eaft_probe.errors import ProbeError
 from eaft_probe.model.loading import CausalLM, quiet
-from eaft_probe.model.prefix import empty_prefix
 
 # A pass of its own for the beginning that prompts share reads all weights once more: below this
 # many tokens saved it does not pay.
@@ -75,7 +74,7 @@ class Generator:
         # `generate` would take whatever it is not told from here: a model's own top_k or
         # repetition_penalty would change the answers without a word.
         model.whole.generation_config = GenerationConfig()
-        self.shares = model.cost is not None and empty_prefix(model.config) is not None
+        self.shares = model.cost is not None and not model.borders
 
     def sample(
         self, prompts: Sequence[Ids], stops: Iterable[int], seed: str, report: Report

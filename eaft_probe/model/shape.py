@@ -7,8 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from eaft_probe.errors import ModelError
+from eaft_probe.model.body import named_body
 from eaft_probe.model.foreign import loads
-from eaft_probe.model.loading import longest_input, quiet
+from eaft_probe.model.lengths import longest_input
+from eaft_probe.model.loading import quiet
 from eaft_probe.model.places import find_model
 from eaft_probe.model.prefix import empty_prefix
 
@@ -51,7 +53,11 @@ def load_shape(
 
 
 def _shape(model: Any, config: Any, tokenizer: Any) -> Shape:
-    body, layers, heads = model.base_model, config.num_hidden_layers, config.num_attention_heads
+    body, layers, heads = (
+        named_body(model) or model,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+    )
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     used = _share_of_experts(config)
     looked_up = {id(m.weight) for m in body.modules() if isinstance(m, torch.nn.Embedding)}

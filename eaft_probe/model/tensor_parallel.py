@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from eaft_probe.errors import BadInput, ModelError, ProbeError, one_line
 from eaft_probe.model.head import Head
-from eaft_probe.model.loading import PREFIX_ERRORS, CausalLM, load_model, resolve_device
+from eaft_probe.model.loading import CausalLM, load_model, resolve_device
+from eaft_probe.model.proof import PREFIX_ERRORS, prove, why_unshared
 
 # How long a rank waits to be told what to do, while rank 0 may be rendering or writing.
 PATIENCE = timedelta(days=7)
@@ -115,7 +116,7 @@ class Team:
         if failed is not None:
             raise failed
         model = self.models[-1]
-        model.prove(model.whole)
+        prove(model, model.whole, far=False)  # shards have the ropes of the whole
         return model
 
     def _load(self, name: str, options: dict[str, Any]) -> ModelError | None:
@@ -240,10 +241,11 @@ class SharedLM(CausalLM):
         with self.team.step():
             return super().own_logits(model, input_ids)
 
-    def _shares_prefixes(self) -> bool:
+    @cached_property
+    def unshared(self) -> str | None:
         self.trying = True
         try:
-            return super()._shares_prefixes()
+            return why_unshared(self)
         finally:
             self.trying = False
 

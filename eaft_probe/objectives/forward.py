@@ -12,13 +12,25 @@ from types import MethodType
 from typing import Any, Protocol
 
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from eaft_probe.columns.measure import TokenColumns, measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
 from eaft_probe.errors import BadInput, ModelError, one_line
+from eaft_probe.model.body import UpToHead, body_of, named_body
 from eaft_probe.model.head import Head, head_of
+from eaft_probe.model.lengths import (
+    Passes,
+    borders,
+    forget_lengths,
+    in_passes,
+    packed_lengths,
+    passes_of,
+    regimes,
+)
+from eaft_probe.model.proof import proof_ids
 from eaft_probe.objectives.loss import Reference, gated_loss
 from eaft_probe.objectives.objective import Objective
 
@@ -36,8 +48,33 @@ def gate(model: Any) -> Any:
         raise ModelError("this mixture of experts asks for its router's auxiliary loss in a way "
                          "that is not known here; set output_router_logits to false in its config"
                          )  # fmt: skip
+    if hasattr(model, BODY):
+        return model  # gated before
+    body = _tried_body(model)
+    if _routes(model) and isinstance(body, UpToHead):
+        raise ModelError("this model's router logits cannot be read; set output_router_logits to "
+                         "false in its config")  # fmt: skip
+    forget_lengths(model)
+    object.__setattr__(model, BODY, body)  # past torch, which would save its weights twice
     model.forward = MethodType(_forward, model)
     return model
+
+
+BODY = "_gated_body"  # the attribute of a gated model with what `body_of` found
+
+
+@torch.no_grad()
+def _tried_body(model: Any) -> Any:
+    """By its name where another process holds the weights."""
+    weight = model.get_output_embeddings().weight
+    if weight.is_meta or weight.dim() != 2:
+        return named_body(model)
+    training = model.training
+    model.eval()
+    try:
+        return body_of(model, proof_ids(len(weight)).to(weight.device))
+    finally:
+        model.train(training)
 
 
 def unadapted(model: Any) -> Any:
@@ -67,12 +104,14 @@ def _forward(
     base: TokenColumns | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    others = _taken(self.base_model, others, reference)
-    outputs = _body(self, input_ids, attention_mask, others)
+    others = _taken(getattr(self, BODY), others, reference)
+    passes = _passes(self, input_ids, attention_mask, others)
+    outputs, states = _body(self, input_ids, attention_mask, others, passes)
     rows, columns, labels = targets(input_ids, trained)
-    hidden, head, pull = outputs[0][rows, columns], _gathered_head(self), None
+    hidden, head, pull = states[rows, columns], _gathered_head(self), None
     if reference is not None:
-        pull = Reference(reference.head, reference.hidden(input_ids)[rows, columns])
+        theirs = in_passes(lambda r, n: reference.hidden(input_ids[r, :n]), passes)
+        pull = Reference(reference.head, theirs[rows, columns])
     if objective is None:
         return {"columns": _columns(head, hidden, labels, reads, pull)}
     assert count is not None, "a loss needs the count of the step's trained tokens"
@@ -98,19 +137,55 @@ def _taken(body: Any, others: dict[str, Any], reference: Any) -> dict[str, Any]:
     return given
 
 
-def _body(model: Any, input_ids: Any, attention_mask: Any, others: dict[str, Any]) -> Any:
-    """The body's outputs; hidden states (B, T, D) come first."""
-    router = {"output_router_logits": True} if _routes(model) else {}
+def _passes(model: Any, input_ids: Any, attention_mask: Any, others: dict[str, Any]) -> Passes:
+    """Raises `BadInput` where rows need passes of their own and cannot have them."""
+    own, packed = borders(model.config.get_text_config()), others.get("position_ids")
+    rows, width = input_ids.shape
+    if not own:
+        return [(list(range(rows)), width)]
+    if packed is not None:
+        lengths = packed_lengths(packed)
+    elif attention_mask is None:
+        lengths = [width] * rows
+    else:  # one past the last token
+        lengths = (attention_mask * torch.arange(1, width + 1, device=input_ids.device)).amax(1)
+        lengths = [max(1, n) for n in lengths.tolist()]
+    passes = passes_of(lengths, regimes(own))
+    if len(passes) > 1 and (others or _routes(model) or is_sharded(model)):
+        raise BadInput(f"a step has rows on both sides of {own[0].at:,} tokens, beyond which this "
+                       f"model's numbers depend on the length of its input; train them one at a "
+                       f"time, without packing, or cut them there")  # fmt: skip
+    return [(list(range(rows)), width)] if others else passes
+
+
+def is_sharded(model: Any) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters()) or any(
+        isinstance(m, FullyShardedDataParallel) for m in model.modules()
+    )
+
+
+def _body(
+    model: Any, input_ids: Any, attention_mask: Any, others: dict[str, Any], passes: Passes
+) -> tuple[Any, torch.Tensor]:
+    """The outputs of the last pass, and (B, T, D) hidden states; `others` go with one pass."""
+    outputs: Any = None
+
+    def run(rows: list[int], length: int) -> torch.Tensor:
+        nonlocal outputs
+        more = {} if attention_mask is None else {"attention_mask": attention_mask[rows, :length]}
+        more |= others | ({"output_router_logits": True} if _routes(model) else {})
+        outputs = getattr(model, BODY)(input_ids=input_ids[rows, :length], use_cache=False, **more)
+        return outputs[0]  # type: ignore[no-any-return]
+
     try:
-        return model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **others, **router
-        )
+        states = in_passes(run, passes)
     except (TypeError, ValueError) as error:  # where kernels are missing that tell documents apart
         if not others:
             raise
         raise BadInput(f"the model cannot take a batch with {', '.join(others)} "
                        f"({one_line(error).rstrip('.')}); leave out packing and padding-free "
                        f"batches") from error  # fmt: skip
+    return outputs, states
 
 
 def _columns(
@@ -155,7 +230,8 @@ class ReferenceModel(Protocol):
 
 @dataclass(frozen=True)
 class AdapterOff:
-    """The base of a PEFT model as reference: no second copy, no dropout."""
+    """The base of a PEFT model as reference: no second copy, no dropout. Its rows come as the
+    model's own: in passes of one regime."""
 
     adapted: Any
     head: Head
@@ -166,7 +242,8 @@ class AdapterOff:
         self.adapted.eval()
         try:
             with self.adapted.disable_adapter():
-                body = self.adapted.get_base_model().base_model
+                base = self.adapted.get_base_model()
+                body = getattr(base, BODY, None) or named_body(base)
                 states: torch.Tensor = body(input_ids=input_ids, use_cache=False)[0]
                 return states
         finally:

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from eaft_probe.columns.measure import TokenColumns
 from eaft_probe.errors import BadInput, NonFinite
-from eaft_probe.objectives.forward import ReferenceModel, gate, unadapted
+from eaft_probe.objectives.forward import ReferenceModel, gate, is_sharded, unadapted
 from eaft_probe.objectives.gates import objective as named
 from eaft_probe.objectives.objective import Columns, Objective
 from eaft_probe.objectives.packing import PACKED, document_starts, later_document, require_apart
@@ -260,7 +258,7 @@ class _AsLaunched(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         require_as_launched(
-            args.world_size, args.fsdp, lambda: _is_sharded(self.trainer.model_wrapped)
+            args.world_size, args.fsdp, lambda: is_sharded(self.trainer.model_wrapped)
         )
 
 
@@ -274,12 +272,6 @@ def require_as_launched(processes: int, fsdp: Any, is_sharded: Callable[[], bool
     if launched != processes:
         raise BadInput(f"launched as {launched} processes, of which each would train alone; "
                        f"give --device cpu, or as many GPUs")  # fmt: skip
-
-
-def _is_sharded(model: Any) -> bool:
-    return any(isinstance(p, DTensor) for p in model.parameters()) or any(
-        isinstance(m, FullyShardedDataParallel) for m in model.modules()
-    )
 
 
 class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.render import Rendered, Renderer, RenderOptions
 from eaft_probe.data.sources import Source
 from eaft_probe.errors import DataError, ProbeError, one_line
+from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.tally import GROUP_BITS, UNKNOWN
 from eaft_probe.settings import ScanSettings
@@ -216,8 +217,9 @@ def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int,
         for i, r in enumerate(items)
     ]
     statistics = [STATISTICS[n] for n in ("entropy", "prob", "rank")]
+    budget = auto_tokens(model.device.type)
     model.whole.eval()  # without dropout; a new adapter adds nothing yet
-    for batch in batches(made, auto_tokens(model.device.type), None):
+    for batch in batches(made, budget, None, regimes(model.borders)):
         columns = measure(model, batch, statistics).columns
         found = groups(columns, ConflictRule())
         flags = sum((found[n].to(torch.uint8) * bit for n, bit in GROUP_BITS.items()),

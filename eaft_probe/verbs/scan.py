@@ -188,8 +188,9 @@ def _score(
     def begin(told: Mapping[str, Any]) -> Iterator[Unit]:
         """The folder is touched only once a model stands: a typo must not cost an old scan."""
         facts.update(told)
-        if told.get("template_limits"):
-            progress.note(told["template_limits"])
+        for said in ("template_limits", "unshared"):
+            if told.get(said):
+                progress.note(told[said])
         with ranks.first():
             begin_scan(folder, plan, settings.overwrite and not ranks.rank)
             if deposit:

@@ -28,6 +28,7 @@ from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
 from eaft_probe.folder import Destination, Folder
+from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
 from eaft_probe.settings import ScanSettings, kept_share
@@ -66,6 +67,7 @@ class Scorer:
         require_stride(settings.stride, self.max_length)
         shares = model.cost if reference is None or reference.cost else None
         self.cost = Cost(*shares) if shares else None
+        self.regime = regimes(model.borders, reference.borders if reference else ())
         self.schema = tokens_schema(statistics)
         self.column_names = self.schema.names
         self.special_tokens = set(model.tokenizer.get_added_vocab())
@@ -81,7 +83,7 @@ class Scorer:
         """Writes the unit's part, whole or not at all. Raises `NonFinite` and `OSError`."""
         self.halved = self._halved(unit.index)
         left = len(unit.records)
-        for number, batch in enumerate(batches(rows.windows, self.budget, self.cost)):
+        for number, batch in enumerate(batches(rows.windows, self.budget, self.cost, self.regime)):
             for piece, columns in self._measured(batch, f"{unit.index}/{number}/", rows.counts):
                 rows.take(piece, columns)
                 fresh = min(left, len(piece.window))
@@ -131,6 +133,7 @@ class Scorer:
             "columns": self.column_names,
             "special_tokens": sorted(self.special_tokens),
             "template_limits": self.renderer.limits,
+            "unshared": self._unshared(),
             "model": {
                 "dtype": str(self.model.dtype).removeprefix("torch."),
                 "parameters": self.model.parameters,
@@ -139,6 +142,14 @@ class Scorer:
                 "max_length": self.max_length,
             },
         }
+
+    def _unshared(self) -> str | None:
+        """Why rows with a common beginning are read whole, in a sentence."""
+        for model in (self.model, self.reference):
+            if model is not None and model.unshared is not None:
+                return (f"{model.place.name} reads common beginnings of rows again for every row: "
+                        f"{model.unshared}")  # fmt: skip
+        return None
 
     def _halved(self, unit: int) -> set[str]:
         """The batches that were halved where the unit was scored before, and is damaged: other

@@ -17,6 +17,7 @@ from eaft_probe.errors import ModelError
 from eaft_probe.model import head as head_module
 from eaft_probe.model.head import Head
 from eaft_probe.model.loading import CausalLM, load_model
+from eaft_probe.model.proof import prove
 
 IDS = tiny.token_ids(2, 13)
 SLIDING = {"mistral", "gemma2", "gemma3", "gemma3-tied", "cohere2"}
@@ -105,16 +106,16 @@ def _taken_apart(model: Any) -> CausalLM:
 def test_a_wrong_scale_or_cap_is_refused(change: dict[str, float]) -> None:
     model = tiny.build()
     right = _taken_apart(model)
-    right.prove(model)
+    prove(right, model)
     with pytest.raises(ModelError, match="not its head over its last hidden states"):
-        replace(right, head=replace(right.head, **change)).prove(model)  # type: ignore[arg-type]
+        prove(replace(right, head=replace(right.head, **change)), model)  # type: ignore[arg-type]
 
 
 def test_a_missing_bias_is_refused() -> None:
     model = tiny.build("phi")
     right = _taken_apart(model)
     with pytest.raises(ModelError, match="tiny"):
-        replace(right, head=replace(right.head, bias=None)).prove(model)
+        prove(replace(right, head=replace(right.head, bias=None)), model)
 
 
 def test_a_forward_that_alters_its_logits_is_refused(
@@ -141,8 +142,8 @@ def test_a_head_with_too_few_tokens_is_refused() -> None:
     model = tiny.build()
     right = _taken_apart(model)
     short = replace(right.head, weight=right.head.weight[:-1])
-    with pytest.raises(ModelError, match=r"shapes \(12, 300\) and \(12, 299\)"):
-        replace(right, head=short).prove(model)
+    with pytest.raises(ModelError, match=r"shapes \(24, 300\) and \(24, 299\)"):
+        prove(replace(right, head=short), model)
 
 
 @pytest.mark.parametrize("parameter", ["lm_head.weight", "model.norm.weight"])
