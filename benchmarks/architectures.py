@@ -226,6 +226,7 @@ def outcomes(kind: str) -> Iterator[tuple[str, str]]:
                 continue
         with tempfile.TemporaryDirectory(prefix="architectures-") as folder:
             model.save_pretrained(folder)
+            tiny_config(kind, **fields or {}).save_pretrained(folder)  # not its text part alone
             tokenizer().save_pretrained(folder)
             signal.alarm(SECONDS)
             try:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from eaft_probe.model.head import Head, fitted, head_of
+
 
 @dataclass
 class Seen:
@@ -49,22 +51,26 @@ def _named(model: Any) -> Iterator[Any]:
             yield body
 
 
-def body_of(model: Any, input_ids: torch.Tensor) -> Any:
-    """The part whose first output is what the output module reads, tried on (1, T) ids; where there
-    is none, as where a transform stands between the two, the model up to that module."""
-    module = model.get_output_embeddings()
-    wanted = seen(module, lambda: model(input_ids=input_ids, use_cache=False).logits).states
+def taken_apart(model: Any, input_ids: torch.Tensor) -> tuple[Any, Head]:
+    """The part whose first output is what the output module reads, tried on (1, T) ids, and the
+    head; where there is no such part, as where a transform stands between the two, the model up to
+    that module."""
+    head, module = head_of(model), model.get_output_embeddings()
+    found = seen(module, lambda: model(input_ids=input_ids, use_cache=False).logits)
+    if found.states is None or found.raw is None or found.logits is None:
+        return named_body(model), head
+    head = fitted(head, model, found.raw, found.logits)
     for body in _named(model):
-        if _gives(body, input_ids, wanted):
-            return body
-    return named_body(model) if wanted is None else UpToHead(model)
+        if _gives(body, input_ids, found.states):
+            return body, head
+    return UpToHead(model), head
 
 
-def _gives(body: Any, input_ids: torch.Tensor, wanted: torch.Tensor | None) -> bool:
+def _gives(body: Any, input_ids: torch.Tensor, wanted: torch.Tensor) -> bool:
     states = body(input_ids=input_ids, use_cache=False)[0]
-    return wanted is not None and states.shape == wanted.shape and bool(
-        torch.allclose(states.float(), wanted.float(), rtol=1e-2, atol=1e-2)
-    )  # fmt: skip
+    return states.shape == wanted.shape and torch.allclose(
+        states.float(), wanted.float(), rtol=1e-2, atol=1e-2
+    )
 
 
 class _Reached(BaseException):

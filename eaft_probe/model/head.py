@@ -1,6 +1,7 @@
 """The last projection: hidden states → logits in float32, with its scale and soft-cap."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -108,13 +109,35 @@ def _present(module: Any, name: str) -> torch.Tensor:
                          "be found; keep them on a device") from error  # fmt: skip
 
 
+# Multiplied with by Cohere (`logit_scale`), Falcon-H1 and HyperCLOVA X (`logits_scaling`); Granite
+# divides by the last.
+SCALES = ("logit_scale", "lm_head_multiplier", "logits_scaling")
 # Gemma and NanoChat, RecurrentGemma, xLSTM.
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+SHAPE_TOLERANCE = 1e-5  # of scale and cap in float32, relative to the logits' size
+
+
+def fitted(head: Head, model: Any, raw: torch.Tensor, logits: torch.Tensor) -> Head:
+    """The head with the scale and cap that make (…, V) logits of what the output module gave.
+
+    Tried, not guessed: what a config calls its scale is multiplied with by some models, divided by
+    by others, and not read by a few. Where nothing fits, the head as it is.
+    """
+    config = model.config.get_text_config()
+    given = [float(v) for name in SCALES if (v := getattr(config, name, None))]
+    scales = dict.fromkeys([head.scale, *given, *(1 / v for v in given), 1.0])
+    caps = [cap for name in CAPS if (cap := getattr(config, name, None))]
+    for scale, cap in product(scales, dict.fromkeys([head.softcap, *caps, None])):
+        tried = replace(head, scale=scale, softcap=cap)
+        found = tried.shaped(raw.float().clone())
+        size = logits.abs().max().clamp(min=1.0)
+        if found.shape == logits.shape and (found - logits).abs().max() <= SHAPE_TOLERANCE * size:
+            return tried
+    return head
 
 
 def _scale(config: Any) -> float:
-    """Cohere multiplies its logits by `logit_scale`, Falcon-H1 by `lm_head_multiplier`, Granite
-    divides them by `logits_scaling`."""
+    """What it most likely is; see `fitted`."""
     for name in ("logit_scale", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
             return float(getattr(config, name))

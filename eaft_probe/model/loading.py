@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.files import cache_folder, require_plain
 from eaft_probe.model.adapter_patterns import require_quick
-from eaft_probe.model.body import body_of, named_body
+from eaft_probe.model.body import named_body, taken_apart
 from eaft_probe.model.foreign import loads
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
@@ -177,13 +177,18 @@ def load_model(
     parameters = sum(p.numel() for p in model.parameters())
     forget_lengths(model)
     head = head_of(model)
-    ids = proof_ids(head.vocab_size)
-    body = named_body(model) if tp else body_of(model, ids.to(_device(model)))
+    ids = proof_ids(head.vocab_size).to(_device(model))
+    body, head = (named_body(model), head) if tp else _taken_apart(model, ids)
     loaded = CausalLM(body, head, tokenizer, place, config, parameters, model)
     if not tp:
         prove(loaded, model)
     _ = loaded.max_length  # its config's, its tokenizer's: a number, or refused here
     return loaded
+
+
+@torch.inference_mode()
+def _taken_apart(model: Any, ids: torch.Tensor) -> tuple[Any, Head]:
+    return taken_apart(model, ids)
 
 
 @loads

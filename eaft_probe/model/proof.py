@@ -6,6 +6,7 @@ import torch
 
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.model.body import Seen, seen
+from eaft_probe.model.head import SHAPE_TOLERANCE
 from eaft_probe.model.prefix import empty_prefix
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ TOKENS, KEPT = 12, 6  # of the proof, and those of them that what follows must n
 # Largest difference between states, or products, that should be the same, relative to their size:
 # rounding on the way through the layers, or of one dot product.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-# Between the model's own scale and cap, computed in float32 over its own products, and ours.
-SHAPE_TOLERANCE = 1e-5
 PREFIX_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError)
 
 

@@ -19,7 +19,7 @@ from eaft_probe.columns.measure import TokenColumns, measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
 from eaft_probe.errors import BadInput, ModelError, one_line
-from eaft_probe.model.body import UpToHead, body_of, named_body
+from eaft_probe.model.body import UpToHead, named_body, taken_apart
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import (
     Passes,
@@ -50,29 +50,31 @@ def gate(model: Any) -> Any:
                          )  # fmt: skip
     if hasattr(model, BODY):
         return model  # gated before
-    body = _tried_body(model)
+    body, head = _taken_apart(model)
     if _routes(model) and isinstance(body, UpToHead):
         raise ModelError("this model's router logits cannot be read; set output_router_logits to "
                          "false in its config")  # fmt: skip
     forget_lengths(model)
     object.__setattr__(model, BODY, body)  # past torch, which would save its weights twice
+    object.__setattr__(model, SHAPE, (head.scale, head.softcap))
     model.forward = MethodType(_forward, model)
     return model
 
 
-BODY = "_gated_body"  # the attribute of a gated model with what `body_of` found
+# Attributes of a gated model with what `taken_apart` found: its body, its head's scale and cap.
+BODY, SHAPE = "_gated_body", "_gated_shape"
 
 
 @torch.no_grad()
-def _tried_body(model: Any) -> Any:
-    """By its name where another process holds the weights."""
+def _taken_apart(model: Any) -> tuple[Any, Head]:
+    """By names where another process holds the weights."""
     weight = model.get_output_embeddings().weight
     if weight.is_meta or weight.dim() != 2:
-        return named_body(model)
+        return named_body(model), head_of(model)
     training = model.training
     model.eval()
     try:
-        return body_of(model, proof_ids(len(weight)).to(weight.device))
+        return taken_apart(model, proof_ids(len(weight)).to(weight.device))
     finally:
         model.train(training)
 
@@ -260,7 +262,9 @@ def live_head(model: Any) -> Head:
                          "head out of the adapter's target modules, or train it whole")  # fmt: skip
     if module.weight.is_meta:
         raise ModelError("a head that --device-map offloads cannot be trained; leave it out")
-    return replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
+    head = replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
+    scale, cap = getattr(model, SHAPE, (head.scale, head.softcap))
+    return replace(head, scale=scale, softcap=cap)
 
 
 def _gathered_head(model: Any) -> Head:
