@@ -96,6 +96,7 @@ def test_resumed_equals_uninterrupted(run: Run, data: str, model_folder: str, tm
     for name in ("checkpoint-3", "log.parquet", "train.json"):
         source = run.path / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    (tmp_path / ".lock").touch()  # as a killed run leaves it
     again = train(data, tmp_path, model=model_folder, objective="eaft", resume=True, eval_data=data,
                   retain_data=data, eval_steps=4, **STEPS)  # fmt: skip
     for name, weight in weights(run.path).items():
