@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+QUICK = tests/columns tests/data tests/fuzz tests/objectives/test_gates.py tests/objectives/test_loss.py
 
-.PHONY: demo test check install clean
+.PHONY: demo test quick check install clean
 
 demo: $(INSTALLED)
 	$(BIN)/eaft-probe scan --out demo/scan
@@ -18,9 +19,13 @@ demo: $(INSTALLED)
 	@echo "  $(BIN)/eaft-probe show demo/scan --worst 5"
 	@echo "  open demo/report.html in a browser"
 
-# two processes with a thread each: 18 minutes become 11 on 2 cores
+# two processes with a thread each
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# for the work at hand: about a minute; nothing is trained and no program started
+quick: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,10 +1,13 @@
 """Fixtures shared by the suite: a tiny random model on disk, and the real one where it is."""
 
 import os
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+from forked import Forked
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +35,21 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def stories(shared: Path) -> str:
     return str(shared / "models" / "stories260K")
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that the local engine need not wait for: forks instead of interpreters."""
+    from eaft_probe.engines.local import Worker
+    from eaft_probe.engines.worker import serve
+
+    def started(cls: type[Worker], number: int, device: str) -> Worker:
+        ours, theirs = Pipe()
+        process: Any = Forked(serve, theirs, device or None)
+        theirs.close()
+        return cls(ours, f"worker {number}", process)
+
+    monkeypatch.setattr(Worker, "started", classmethod(started))
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,9 @@
 """The command line as a user meets it: exit statuses, one line on standard error, JSON."""
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
-from forked import SECONDS, Forked, main
 
 from eaft_probe.cli import _run
 
@@ -158,30 +155,6 @@ def test_list_prints_every_entry(what: str, capsys: pytest.CaptureFixture[str]) 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["--version"]) == 0
     assert capsys.readouterr().out.strip()[0].isdigit()
-
-
-def test_interrupt_exits_130_and_a_kill_is_survived(tmp_path: Path, model_folder: str) -> None:
-    """A real process, interrupted and then killed while it works, then left to finish."""
-    rows = [{"question": "q" * 40, "answer": "word " * 300} for _ in range(100)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    command = ["scan", str(data), "--model", model_folder, "--rows-per-unit", "4", "--out"]
-    cut = tmp_path / "cut"
-    for sent, expected in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        had = len(list(cut.glob("examples/part-*")))
-        process = Forked(main, [*command, str(cut)])
-        deadline = time.monotonic() + SECONDS
-        while len(list(cut.glob("examples/part-*"))) <= had and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        process.send_signal(sent)
-        _, errors = process.communicate()
-        assert process.returncode == expected, errors
-        assert "Traceback" not in errors
-    for out in (cut, tmp_path / "whole"):
-        assert _run([*command, str(out)]) == 0
-    for part in sorted((tmp_path / "whole").glob("*/part-*.parquet")):
-        assert part.read_bytes() == (cut / part.relative_to(tmp_path / "whole")).read_bytes()
 
 
 # --- figures ---

@@ -1,16 +1,11 @@
 """Data for scans that are disturbed, and what they look like undisturbed."""
 
-from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 
 import pytest
-from forked import Forked
 from running import SETTINGS, hashes, write_data
 
 from eaft_probe import scan
-from eaft_probe.engines.local import Worker
-from eaft_probe.engines.worker import serve
 
 
 @pytest.fixture(scope="session")
@@ -25,16 +20,3 @@ def undisturbed(data: Path, model_folder: str, tmp_path_factory: pytest.TempPath
     scan(data, out, model=model_folder, **SETTINGS)
     assert len(hashes(out)) == 24
     return out
-
-
-@pytest.fixture
-def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that the local engine need not wait for: forks instead of interpreters."""
-
-    def started(cls: type[Worker], number: int, device: str) -> Worker:
-        ours, theirs = Pipe()
-        process: Any = Forked(serve, theirs, device or None)
-        theirs.close()
-        return cls(ours, f"worker {number}", process)
-
-    monkeypatch.setattr(Worker, "started", classmethod(started))

@@ -130,25 +130,30 @@ def test_a_unit_waits_though_nobody_is_there_to_take_it() -> None:
     assert not waiting.over()
 
 
+@pytest.mark.parametrize("count", [0, 2])
 def test_workers_end_with_their_parent_and_a_rerun_finishes(
-    data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
+    count: int, data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = started(command(data, tmp_path / "s", model_folder, "--workers", "2"))
+    given = [f"--workers={count}"] if count else []
+    process = started(command(data, tmp_path / "s", model_folder, *given))
     begun(process, tmp_path / "s")
     workers = worker_processes(process.pid)
-    assert len(workers) == 2
+    assert len(workers) == count
     process.kill()
     process.communicate()
     gone, alive = psutil.wait_procs(workers, timeout=10)
-    assert (len(gone), alive) == (2, [])
+    assert (len(gone), alive) == (count, [])
     assert not (tmp_path / "s/manifest.json").exists()
     scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     assert not left_over(tmp_path / "s")
 
 
-def test_an_interruption_is_one_line(data: Path, model_folder: str, tmp_path: Path) -> None:
-    process = started(command(data, tmp_path / "s", model_folder, "--workers", "2"))
+@pytest.mark.parametrize("given", [(), ("--workers=2",)], ids=str)
+def test_an_interruption_is_one_line(
+    given: tuple[str, ...], data: Path, model_folder: str, tmp_path: Path
+) -> None:
+    process = started(command(data, tmp_path / "s", model_folder, *given))
     begun(process, tmp_path / "s")
     workers = worker_processes(process.pid)
     process.send_signal(signal.SIGINT)

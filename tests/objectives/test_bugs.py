@@ -10,7 +10,7 @@ From METHODS sections 2, 3, 5 and 6 and FIELD's list of traps. Tested elsewhere:
 - a FLOW median over tokens, or over a rank's examples:
   `test_scanned::test_examples_count_once_however_long`
 - means of micro-batch means, gradients × accumulation:
-  `test_trainer::test_micro_batches_do_not_show`
+  `test_truth::test_a_step_has_the_gradients_of_the_published_loss`
 - means of the ranks' means: `test_ranks`
 - k = 1: `test_gates::test_a_field_that_cannot_be_is_refused`
 - label smoothing or a router's auxiliary loss that is lost, an adapter on the head that is dropped:

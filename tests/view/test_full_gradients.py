@@ -17,21 +17,10 @@ from eaft_probe.columns.full_gradients import FullGradients, Made, scan_identity
 from eaft_probe.columns.sample import drawn
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.view.plots import draw
-from eaft_probe.view.plots.chart import STYLE
 
+pytestmark = pytest.mark.usefixtures("coarse_pixels")
 NORMS = ["grad_full", "grad_logits", "grad_head"]
 RULE = ConflictRule(0.8, 0.25)
-
-
-@pytest.fixture(autouse=True)
-def coarse_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the time for the same figure."""
-    monkeypatch.setitem(STYLE, "savefig.dpi", 70)
-
-
-@pytest.fixture(scope="module")
-def tokens() -> pandas.DataFrame:
-    return scans_made.measured(scans_made.places(2000))
 
 
 def sampled(scan: Scan, size: int = 600, hidden: bool = False, norm: float | None = None) -> Scan:

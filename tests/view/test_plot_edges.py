@@ -17,9 +17,21 @@ from eaft_probe.objectives.gates import objective
 from eaft_probe.view.plots import PLOTS
 from eaft_probe.view.plots.chart import names, percent
 
+BEYOND = [(1e6, 1e6), (-50, -50)]
+NAMES = [
+    ("x" * 100, "y" * 100),
+    ("x" * 30 + " " + "y" * 18 + "a", "x" * 30 + " " + "y" * 18 + "b"),
+    ("_a", "_b"),
+    ("中" * 40 + "a", "中" * 40 + "b"),
+    ("🙂" * 48, "🙂" * 48 + "a"),  # the widest
+]
 
-@pytest.mark.parametrize("rule", [(99, 2), (9, 0.5), (1e6, 1e6), (-50, -50)], ids=str)
-@pytest.mark.parametrize("name", of_scans())
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [*(("landscape", rule) for rule in ((99, 2), (9, 0.5))),
+     *((name, rule) for name in of_scans() for rule in BEYOND)],
+)  # fmt: skip
 def test_a_rule_beyond_the_axes_takes_no_room(name, rule, few, tmp_path: Path) -> None:
     given = ConflictRule(*rule)
     chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=given)))
@@ -38,16 +50,10 @@ def test_percent_of_all_and_nearly_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("x" * 100, "y" * 100),
-        ("x" * 30 + " " + "y" * 18 + "a", "x" * 30 + " " + "y" * 18 + "b"),
-        ("_a", "_b"),
-        ("中" * 40 + "a", "中" * 40 + "b"),
-        ("🙂" * 48, "🙂" * 48 + "a"),
-    ],
-)
-@pytest.mark.parametrize("name", [n for n in of_scans() if n != "topk"])
+    ("name", "a", "b"),
+    [*(("positions", *pair) for pair in NAMES[:-1]),
+     *((name, *NAMES[-1]) for name in of_scans() if name != "topk")],
+)  # fmt: skip
 def test_long_and_odd_names_stay_apart_and_fit(name, a, b, few, tmp_path: Path) -> None:
     pair = [
         scans_made.write(tmp_path / f"{i}", few, parts=1, source=s) for i, s in enumerate((a, b))
