@@ -1,31 +1,25 @@
 """The processes of a launcher share the units of a scan."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from forked import SECONDS, Forked, main, ran, torchrun
+from forked import Forked, main, ran, torchrun
 from running import SETTINGS, begun, command, hashes, left_over
 
 from eaft_probe import Scan, scan
 from eaft_probe.errors import BadInput
 
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-
 
 def test_ranks_take_units(data: Path, model_folder: str, undisturbed: Path, tmp_path: Path) -> None:
-    given = command(data, tmp_path / "s", model_folder)
-    done = subprocess.run([sys.executable, *TORCHRUN, "-m", "eaft_probe", *given], text=True,
-                          capture_output=True, timeout=SECONDS)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    status, out, errors = ran(torchrun, main, command(data, tmp_path / "s", model_folder))
+    assert status == 0, errors
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     assert Scan.open(tmp_path / "s").manifest["counts"]["examples"] == 47
-    assert done.stdout.count("trained tokens (") == 1
-    assert done.stderr.count("loading ") == 1
+    assert out.count("trained tokens (") == 1
+    assert errors.count("loading ") == 1
     assert not left_over(tmp_path / "s")
 
 

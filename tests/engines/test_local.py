@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
@@ -223,17 +222,6 @@ def test_a_scan_goes_on_with_the_threads_that_it_began_with(
             scan(data, tmp_path / "s", model=model_folder, rows_per_unit=4, threads=2)
     finally:
         torch.set_num_threads(before)
-    assert hashes(tmp_path / "s") == hashes(undisturbed)
-
-
-def test_a_part_that_lost_rows_is_scored_again(
-    data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(undisturbed, tmp_path / "s")
-    (tmp_path / "s/manifest.json").unlink()
-    part = tmp_path / "s/tokens/part-00003.parquet"
-    pq.write_table(pq.read_table(part, partitioning=None)[:-1], part)
-    scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
     assert hashes(tmp_path / "s") == hashes(undisturbed)
 
 
