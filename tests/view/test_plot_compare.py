@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import scans_made
-from figures import HOSTILE, RULE, WORDS, drawn, flagged, nudged
+from figures import HOSTILE, RULE, WORDS, drawn, fitting, flagged, nudged
 from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 
@@ -182,7 +182,7 @@ def test_one_token_is_enough(few: Frame, tmp_path: Path, count: int) -> None:
     """And no cell with enough of them for an arrow."""
     pair = [scans_made.write(tmp_path / n, t[:count], parts=1)
             for n, t in (("a", few), ("b", nudged(few)))]  # fmt: skip
-    data = drawn(plots.compare(*pair)).data
+    data = fitting(plots.compare(*pair)).data
     assert data[data["group"] == "cell"]["tokens"].sum() == count
 
 
@@ -190,7 +190,7 @@ def test_all_tokens_alike(few: Frame, tmp_path: Path) -> None:
     columns = few.columns.difference(["example", "turn", "position"])
     alike = few.assign(**{c: few[c].iloc[5] for c in columns})
     pair = [scans_made.write(tmp_path / n, alike, parts=1) for n in "ab"]
-    data = drawn(plots.compare(*pair)).data
+    data = fitting(plots.compare(*pair)).data
     (cell,) = data[data["group"] == "cell"].to_dict("records")
     assert [cell[n] for n in ("tokens", "learned", "forgotten")] == [len(few), 0, 0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scans_made
-from figures import WORDS, caption, drawn, logged, of_scans
+from figures import WORDS, caption, drawn, fitting, logged, of_scans
 
 from eaft_probe import plots
 from eaft_probe.cli import _run
@@ -34,7 +34,7 @@ NAMES = [
 )  # fmt: skip
 def test_a_rule_beyond_the_axes_takes_no_room(name, rule, few, tmp_path: Path) -> None:
     given = ConflictRule(*rule)
-    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=given)))
+    chart = fitting(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=given)))
     assert f"conflict: {given}." in caption(chart)
     ends = [y for a in chart.axes if a.get_ylabel() == "entropy (nats)" for y in a.get_ylim()]
     assert all(0 <= y < 5 for y in ends)
@@ -74,7 +74,7 @@ def test_a_scan_beside_itself_is_told_apart(scan) -> None:
 def test_long_tokens_in_other_scripts_fit(few, tmp_path: Path) -> None:
     words = [*WORDS, "中" * 20, "🙂" * 30, "z" * 300, "\0" * 20]
     scan = scans_made.write(tmp_path / "s", few, words=words, rule=ConflictRule(2, 0.5))
-    chart = drawn(plots.tokens(scan))
+    chart = fitting(plots.tokens(scan))
     labels = [t.get_text() for t in chart.axes[0].get_yticklabels()]
     assert len(labels) == len(chart.data) > 10
     assert not set("中🙂\0") & set("".join(labels))

@@ -20,6 +20,7 @@ from figures import (
     Subjects,
     caption,
     drawn,
+    fitting,
     flagged,
     logged,
     of_scans,
@@ -187,14 +188,14 @@ def test_texts_of_the_data_are_drawn_not_obeyed(
 
 @pytest.mark.parametrize("name", of_scans())
 def test_one_token_is_enough(name: str, few: pandas.DataFrame, tmp_path: Path) -> None:
-    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", few[:1], parts=1)))
+    chart = fitting(PLOTS[name](scans_made.write(tmp_path / "s", few[:1], parts=1)))
     assert re.search(r"\b1 trained tokens?;", caption(chart))
 
 
 @pytest.mark.parametrize("name", of_scans())
 def test_no_flagged_token(name: str, few: pandas.DataFrame, tmp_path: Path) -> None:
     rule = ConflictRule(0, 0.2)
-    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=rule)))
+    chart = fitting(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=rule)))
     assert f"conflict: {rule}." in caption(chart)
     assert not chart.data.filter(like="conflict").fillna(0).to_numpy().any()
 
@@ -203,7 +204,7 @@ def test_no_flagged_token(name: str, few: pandas.DataFrame, tmp_path: Path) -> N
 def test_all_tokens_alike(name: str, few: pandas.DataFrame, tmp_path: Path) -> None:
     columns = few.columns.difference(["example", "turn", "position"])
     alike = few.assign(**{c: few[c].iloc[5] for c in columns})
-    chart = drawn(PLOTS[name](scans_made.write(tmp_path / "s", alike, parts=1)))
+    chart = fitting(PLOTS[name](scans_made.write(tmp_path / "s", alike, parts=1)))
     assert "300 trained tokens" in caption(chart)
     assert chart.data.get("prob_from", pandas.Series([0])).nunique() == 1
 
