@@ -712,7 +712,7 @@ def test_hostile_objectives_and_runs_are_drawn(tmp_path: Path) -> None:
     legend = [t.get_text() for t in chart.axes[0].get_legend().get_texts()]
     assert len(legend) == 2
     assert all("\\u202e" in text for text in legend)
-    assert not set("🙂\n\0\u202e") & set("".join(legend))
+    assert not set("🙂\0\u202e") & set("".join(legend))
 
 
 def test_a_log_that_is_none_is_refused(tmp_path: Path) -> None:
