@@ -109,21 +109,20 @@ class EstimateSettings(ScanSettings):
 
     dry_run: bool = option("say what the scan would take, and write nothing", False)
     estimate_rows: int = option("--dry-run: rows tokenized to estimate by, drawn at random", 1000)
-    tokens_per_second: float | None = option("--dry-run: scored tokens/s that a device reaches")
-    device_flops: float | None = option("--dry-run: or FLOP/s that a device reaches in a scan")
+    tokens_per_second: float | None = option(
+        "--dry-run: scored tokens/s that a device reaches; default: what this machine does"
+    )
     devices: int = option("--dry-run: devices that share the work", 1)
     price_per_hour: float | None = option("--dry-run: price of a device's hour")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens_per_second is not None and self.device_flops is not None:
-            raise BadInput("give --tokens-per-second or --device-flops, not both")
         least = {"estimate_rows": 30, "devices": 1}  # rows: fewer have no normal interval
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise BadInput(f"{flag(name)} is a whole number from {lowest}, found "
                                f"{getattr(self, name)}")  # fmt: skip
-        for name in ("tokens_per_second", "device_flops", "price_per_hour"):
+        for name in ("tokens_per_second", "price_per_hour"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise BadInput(f"{flag(name)} is a finite number above 0, found {value}")

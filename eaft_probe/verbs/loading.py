@@ -25,7 +25,7 @@ class Loading:
     """Loads and proves the models and makes a scorer. It is sent to workers, so it is small."""
 
     folder: Path
-    plan: Mapping[str, Any]  # which every part is of
+    plan: Mapping[str, Any] | None  # which every part is of
     row_format: RowFormat
     settings: ScanSettings
     tokens_per_batch: int

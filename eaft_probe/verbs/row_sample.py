@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_probe.data.batches import Cost, Window, shared_prefixes, windows
+from eaft_probe.data.batches import windows
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.render import Renderer
 from eaft_probe.data.sources import Record, Source
 from eaft_probe.data.units import UnitPlan
-from eaft_probe.model.shape import Shape
 from eaft_probe.settings import EstimateSettings
 
 
@@ -63,47 +62,24 @@ class RowSample:
     longest: int  # tokens
     stride: int
     trained: list[int] = field(default_factory=list)
-    windows: list[list[Window]] = field(default_factory=list)
+    read_lengths: list[int] = field(default_factory=list)
+    scorable: list[Record] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
     rejected: int = 0
 
     def read(self, record: Record) -> None:
         found = Reader(self.row_format, self.renderer.renderings)(record)
-        if isinstance(found, Rejected):
-            self._add([], b"")
-            return
-        made, said = list[Window](), list[str]()
-        for rendered in found[1]:
+        made, said = [], [""]
+        for rendered in () if isinstance(found, Rejected) else found[1]:
             made += windows(len(self.trained), rendered, self.longest, self.stride)[0]
             said += [rendered.text, *(m.content for m in rendered.messages)]
-        self._add(made, "".join(said).encode(errors="replace"))
-
-    def _add(self, made: list[Window], text: bytes) -> None:
         self.rejected += not made
+        self.scorable += [record] if made else []
         self.trained.append(sum(int(w.trained.sum()) for w in made))
-        self.windows.append(made)
-        self.texts.append(text if made else b"")
+        self.read_lengths.append(sum(len(w.ids) for w in made))
+        self.texts.append("".join(said).encode(errors="replace") if made else b"")
 
     @property
     def read_tokens(self) -> NDArray[np.float64]:
         """(n,) tokens of each row."""
-        return np.array([sum(len(w.ids) for w in made) for made in self.windows], np.float64)
-
-    def flops(self, shape: Shape, saved: float) -> NDArray[np.float64]:
-        """(n,) of a forward pass: 2 for each multiplication with its addition."""
-        cost, trained = Cost(shape.linear, shape.attention), np.array(self.trained, np.float64)
-        body = [sum(cost.whole(len(w.ids)) for w in made) for made in self.windows]
-        flops: NDArray[np.float64] = 2 * (np.array(body) * (1 - saved) + shape.head * trained)
-        return flops
-
-    def saved(self, shape: Shape, rows: int) -> float:
-        """The share of the body's work that shared prefixes save, were `rows` of them a unit."""
-        cost, whole, shared = Cost(shape.linear, shape.attention), 0.0, 0.0
-        for at in range(0, len(self.windows), rows):
-            unit = [w for made in self.windows[at : at + rows] for w in made]
-            whole += sum(cost.whole(len(w.ids)) for w in unit)
-            for prefix, members in shared_prefixes(unit, cost):
-                shared += cost.whole(prefix)
-                shared += sum(cost.behind(prefix, len(w.ids)) if prefix else cost.whole(len(w.ids))
-                              for w in members)  # fmt: skip
-        return 1 - shared / whole if whole else 0.0
+        return np.array(self.read_lengths, np.float64)

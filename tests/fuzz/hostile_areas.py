@@ -39,7 +39,6 @@ from eaft_probe.data.sources import open_source
 from eaft_probe.errors import ProbeError, RowError, TooLittleMemory
 from eaft_probe.model import adapter_patterns
 from eaft_probe.model.loading import load_model
-from eaft_probe.model.shape import load_shape
 
 MEMORY = 3_000_000_000  # bytes of addresses that an input may take
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -160,9 +159,8 @@ def model_folder(given: dict[str, bytes | str]) -> None:
     for name, what in given.items():
         _place(own / name, what)
     with little_memory(), touching_only(own):
-        _, shape = load_shape(str(own))
-        assert shape.max_length >= 0
         model = load_model(str(own), device="cpu")
+        assert model.max_length >= 0
         found = Renderer(model.tokenizer)(RowFormat("messages")(ROW))
         ids = torch.from_numpy(found.ids).long().clamp(max=model.head.vocab_size - 1)
         assert model.hidden(ids[None]).shape[:2] == (1, len(ids))

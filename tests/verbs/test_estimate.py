@@ -2,25 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
 
 from eaft_probe import scan
 from eaft_probe.cli import _run
+from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, DataError
-from eaft_probe.model.loading import load_model
-from eaft_probe.model.shape import load_shape
+from eaft_probe.verbs import estimate as estimating
 from eaft_probe.verbs.estimate import estimate, total
+from eaft_probe.verbs.score import Scorer
 
 WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
-RATE = {"device_flops": 1e9}
+NOTES = ("counting ", "scoring ")
+RATE = {"tokens_per_second": 1000}
 
 
 def row(number: int) -> dict[str, Any]:
@@ -75,43 +74,7 @@ def test_intervals_hold_95_of_100_times() -> None:
     assert exact.high == pytest.approx(truth)
 
 
-# --- the model ---
-
-
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3", "cohere"])
-def test_the_shape_is_that_of_the_loaded_model(tmp_path: Path, name: str) -> None:
-    folder = str(tiny.save(tmp_path, tiny.build(name)))
-    _, shape = load_shape(folder)
-    model = load_model(folder)
-    assert (shape.linear, shape.attention) == model.cost
-    assert shape.parameters == model.parameters
-    assert shape.head == model.head.weight.numel()
-    assert shape.max_length == model.max_length
-    assert shape.shares_prefixes
-
-
-def test_a_model_that_keeps_no_prefix_is_known_by_its_configuration(tmp_path: Path) -> None:
-    folder = str(tiny.save(tmp_path, tiny.build("gemma2")))
-    assert load_model(folder).cost is None
-    assert not load_shape(folder)[1].shares_prefixes
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "qwen3-moe", "mixtral"])
-def test_the_work_is_what_torch_counts(tmp_path: Path, name: str) -> None:
-    """Its counter takes all pairs of positions for causal attention, of which half are needed."""
-    length = 48
-    folder = tiny.save(tmp_path, tiny.build(name))
-    _, shape = load_shape(str(folder))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", experts_implementation="eager"
-    )
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(input_ids=tiny.token_ids(1, length))
-    wanted = 2 * (shape.linear * length + shape.attention * length**2 + shape.head * length)
-    assert wanted == pytest.approx(counter.get_total_flops(), rel=0.03)  # norms and biases
-
-
-def test_no_weights_are_read_and_nothing_is_written(
+def test_with_a_rate_no_weights_are_read_and_nothing_is_written(
     tmp_path: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     light = tmp_path / "light"
@@ -119,11 +82,11 @@ def test_no_weights_are_read_and_nothing_is_written(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     said = estimate(ROWS, model=str(light), **RATE)
-    assert said.parameters == load_model(model_folder).parameters
-    assert said == estimate(ROWS, model=model_folder, **RATE) or said.model != model_folder
+    assert said == replace(estimate(ROWS, model=model_folder, **RATE), model=said.model)
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, ROWS)))
-    assert _run(["scan", str(data), "--model", str(light), "--dry-run"]) == 0
+    asked = ["scan", str(data), "--model", str(light), "--dry-run"]
+    assert _run([*asked, "--tokens-per-second", "9"]) == 0
     assert not list((tmp_path / "here").iterdir())
 
 
@@ -137,29 +100,34 @@ def test_hours_and_price(model_folder: str) -> None:
     assert tokens.price is not None
     assert tokens.hours.value == pytest.approx(hours / 4)
     assert tokens.price.value == pytest.approx(3 * hours)
-    work = estimate(ROWS, model=model_folder, device_flops=1e6)
-    assert work.hours is not None
-    assert work.hours.value == pytest.approx(work.flops.value / 1e6 / 3600)
-    here = estimate(ROWS, model=model_folder, device="cpu")
-    assert here.hours is not None
-    assert here.hours.value > here.flops.value / (here.device_flops or 0) / 3600  # and the host
 
 
-def test_work_adds_up(model_folder: str) -> None:
-    """One conversation by hand; a reference reads it too; a shared prompt is read once."""
-    rows = [{"question": "tell me", "answer": "the cat sat"}]
-    said, (_, shape) = estimate(rows, model=model_folder, **RATE), load_shape(model_folder)
-    read, trained = said.read_tokens.value, said.trained_tokens.value
-    body = shape.linear * read + shape.attention * read**2 / 2
-    assert said.flops.value == pytest.approx(2 * (body + shape.head * trained))
-    both = estimate(rows, model=model_folder, reference=model_folder, **RATE)
-    assert both.flops.value == pytest.approx(2 * said.flops.value)
-    assert both.disk_bytes.value > said.disk_bytes.value
-    system = {"role": "system", "content": "You answer " + "very " * 60 + "briefly."}
-    chats = [{"messages": [system, {"role": "user", "content": w},
-                           {"role": "assistant", "content": w}]} for w in WORDS]  # fmt: skip
-    assert estimate(chats, model=model_folder, **RATE).shared_prefix_share > 0.7
-    assert said.shared_prefix_share == 0
+def test_without_a_rate_some_rows_are_scored_to_find_one(
+    model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = []
+    before = Scorer.score
+
+    def score(self: Scorer, unit: Unit, rows: Any) -> None:
+        before(self, unit, rows)
+        scored.append((unit, rows.counts["trained_tokens"], list(self.folder.rglob("part-*"))))
+
+    monkeypatch.setattr(Scorer, "score", score)
+    said = estimate(ROWS, model=model_folder)
+    ((unit, tokens, files),) = scored
+    assert len(unit.records) == estimating.TIMED_ROWS
+    assert said.measured
+    assert tokens > 0
+    seconds = said.hours.value * 3600
+    assert seconds == pytest.approx(said.trained_tokens.value / said.tokens_per_second)
+    assert len(files) == 2
+    assert not any(file.exists() for file in files)
+
+
+def test_a_reference_needs_more_disk(model_folder: str) -> None:
+    plain, both = (estimate(ROWS, model=model_folder, reference=r, **RATE)
+                   for r in (None, model_folder))  # fmt: skip
+    assert both.disk_bytes.value > plain.disk_bytes.value
 
 
 # --- the command ---
@@ -178,18 +146,18 @@ def test_the_command_prints_words_or_json(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("COLUMNS", "200")
     given = ["scan", data, "--model", model_folder, "--dry-run", "--out", str(tmp_path / "s")]
-    more = ["--estimate-rows", "30", "--device-flops", "1e9", "--price-per-hour", "2"]
+    more = ["--estimate-rows", "30", "--tokens-per-second", "9", "--price-per-hour", "2"]
     assert _run([*given, *more, "--devices", "8"]) == 0
     printed = capsys.readouterr().out
     for said in ("120 rows in 1 units; 30 drawn at random", "(95 %:", "on 8 devices", "price"):
         assert said in printed
-    (tmp_path / "c.yaml").write_text("dry-run: true\ndevice_flops: 1.0e9\n")
+    (tmp_path / "c.yaml").write_text("dry-run: true\ntokens_per_second: 9\n")
     config = ["scan", data, "--model", model_folder, "--config", str(tmp_path / "c.yaml")]
     assert _run([*config, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 120
     assert found["trained_tokens"]["low"] == found["trained_tokens"]["value"] > 0
-    assert _run([*given, "--device-flops", "1", "--fail-if", "hours.high>0.1", "--json"]) == 3
+    assert _run([*given, "--tokens-per-second", "1", "--fail-if", "hours.high>0.01", "--json"]) == 3
     assert not (tmp_path / "s").exists()
 
 
@@ -197,8 +165,8 @@ def test_the_command_prints_words_or_json(
     ("given", "said"),
     [
         (["--price-per-hour", "2"], "--price-per-hour says what to estimate by: give --dry-run"),
-        (["--dry-run", "--device-flops", "1", "--tokens-per-second", "1"], "not both"),
-        (["--dry-run", "--device-flops", "0"], "--device-flops"),
+        (["--dry-run", "--tokens-per-second", "0"], "--tokens-per-second"),
+        (["--dry-run", "--tp"], "give --tokens-per-second"),
         (["--dry-run", "--estimate-rows", "3"], "--estimate-rows is a whole number from 30"),
         (["--dry-run", "--devices", "0"], "--devices"),
         (["--dry-run", "--max-length", "5000"], "--max-length 5000"),
@@ -214,7 +182,7 @@ def test_what_cannot_be_is_one_line(
 ) -> None:  # fmt: skip
     model = [] if "--model" in given else ["--model", model_folder]
     assert _run(["scan", data, *model, *given, "--out", str(tmp_path / "s")]) == 2
-    error = [text for text in capsys.readouterr().err.splitlines() if "counting" not in text]
+    error = [text for text in capsys.readouterr().err.splitlines() if not text.startswith(NOTES)]
     assert len(error) == 1
     assert said in error[0]
     assert not (tmp_path / "s").exists()

@@ -584,7 +584,8 @@ def test_the_sketch_of_quantiles_adds_up() -> None:
 
 
 def test_a_dry_run_knows_what_is_kept(folder: Path, model_folder: str) -> None:
-    made = {k: estimate(str(folder / "data"), model=model_folder, keep_tokens=k, device_flops=1e9)
+    given = {"model": model_folder, "tokens_per_second": 9}
+    made = {k: estimate(str(folder / "data"), keep_tokens=k, **given)
             for k in ("all", "flagged", "sample:0.1")}  # fmt: skip
     disk = {k: e.disk_bytes.value for k, e in made.items()}
     assert disk["sample:0.1"] < 0.7 * disk["all"] == 0.7 * disk["flagged"]
