@@ -27,9 +27,9 @@ from eaft_probe.data.units import UnitPlan
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Silent
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs.plan import batch_tokens
-from eaft_probe.verbs.scan import data_format, open_data, selection
-from eaft_probe.verbs.score import Scorer
+from eaft_probe.verbs.scan.plan import batch_tokens
+from eaft_probe.verbs.scan.scan import data_format, open_data, selection
+from eaft_probe.verbs.scan.score_unit import Scorer
 
 USUAL_ROWS = 8  # rows of a batch in the usual recipe
 

@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 from contestants import print_table
 
+from eaft_probe.analysis.partial_aggregates import added, sums_of, unit_totals
+from eaft_probe.analysis.token_filter import kept_tokens
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.kept import kept_tokens
-from eaft_probe.columns.part_files import write_parquet
-from eaft_probe.columns.schemas import tokens_schema
 from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.columns.totals import added, sums_of, unit_totals
+from eaft_probe.scans.part_writer import write_parquet
+from eaft_probe.scans.schemas import tokens_schema
 
 VOCAB, LENGTH = 50_000, 500  # tokens of an example
 SCHEMA = tokens_schema(chosen_statistics([], False))

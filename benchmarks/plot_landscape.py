@@ -88,7 +88,7 @@ def report(args: argparse.Namespace, runs: dict[str, list[Usage]]) -> None:
     from contestants import print_table
 
     from eaft_probe import Scan
-    from eaft_probe.columns.planes import plane
+    from eaft_probe.analysis.histogram2d import plane
 
     scan = Scan.open(args.folder)
     drawn = int(plane(scan).counts.sum())
@@ -136,12 +136,12 @@ def make(args: argparse.Namespace) -> None:
     import numpy as np
 
     from eaft_probe.columns.conflicts import ConflictRule
-    from eaft_probe.columns.part_files import part_facts, write_part
-    from eaft_probe.columns.schemas import tokens_schema
     from eaft_probe.columns.statistics import chosen_statistics
-    from eaft_probe.columns.table import Scan, write_manifest
-    from eaft_probe.folder import Folder
+    from eaft_probe.scans.part_writer import part_facts, write_part
+    from eaft_probe.scans.scan import Scan, write_manifest
+    from eaft_probe.scans.schemas import tokens_schema
     from eaft_probe.settings import ScanSettings
+    from eaft_probe.storage.folder import Folder
 
     for kind in ("tokens", "examples"):
         (args.folder / kind).mkdir(parents=True)
@@ -239,7 +239,7 @@ def examples_table(first: int, end: int) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from eaft_probe.columns.schemas import examples_schema
+    from eaft_probe.scans.schemas import examples_schema
 
     example = np.arange(first // EXAMPLE, -(-end // EXAMPLE))
     n = len(example)

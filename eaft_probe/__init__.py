@@ -8,23 +8,23 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eaft_probe.columns.table import Scan
-    from eaft_probe.objectives.plugin import GatedLoss
+    from eaft_probe.objectives.compute_loss_func import GatedLoss
     from eaft_probe.objectives.trainer import GatedLossMixin
+    from eaft_probe.scans.scan import Scan
     from eaft_probe.verbs.compare import compare
-    from eaft_probe.verbs.rollout import rollout
-    from eaft_probe.verbs.scan import scan
-    from eaft_probe.verbs.train import train
+    from eaft_probe.verbs.rollout.rollout import rollout
+    from eaft_probe.verbs.scan.scan import scan
+    from eaft_probe.verbs.train.train import train
     from eaft_probe.view import plots
 
 __all__ = ["GatedLoss", "GatedLossMixin", "Scan", "compare", "plots", "rollout", "scan", "train"]
 _HOMES = {
-    "scan": "eaft_probe.verbs.scan",
-    "Scan": "eaft_probe.columns.table",
-    "rollout": "eaft_probe.verbs.rollout",
-    "train": "eaft_probe.verbs.train",
+    "scan": "eaft_probe.verbs.scan.scan",
+    "Scan": "eaft_probe.scans.scan",
+    "rollout": "eaft_probe.verbs.rollout.rollout",
+    "train": "eaft_probe.verbs.train.train",
     "compare": "eaft_probe.verbs.compare",
-    "GatedLoss": "eaft_probe.objectives.plugin",
+    "GatedLoss": "eaft_probe.objectives.compute_loss_func",
     "GatedLossMixin": "eaft_probe.objectives.trainer",
     "plots": None,
 }

@@ -8,7 +8,7 @@ A message often quotes somebody else's file, so each of them is one printable li
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from eaft_probe.printable import printable
+from eaft_probe.text import printable
 
 LONGEST = 1000  # characters of a message
 

@@ -20,7 +20,7 @@ import psutil
 
 SECONDS = 600  # a hang is a failure, a busy machine is none
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["eaft_probe.verbs.scan", "eaft_probe.verbs.train"])
+SERVER.set_forkserver_preload(["eaft_probe.verbs.scan.scan", "eaft_probe.verbs.train.train"])
 
 
 class Forked:

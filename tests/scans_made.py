@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from eaft_probe.analysis.partial_aggregates import unit_totals
+from eaft_probe.analysis.token_filter import kept_tokens
 from eaft_probe.columns.conflicts import ConflictRule, write_json
-from eaft_probe.columns.kept import kept_tokens
-from eaft_probe.columns.keys import EACH, TOGETHER
-from eaft_probe.columns.manifest import MANIFEST, SCHEMA_VERSION
-from eaft_probe.columns.part_files import (
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.scans.keys import EACH, TOGETHER
+from eaft_probe.scans.manifest import MANIFEST, SCHEMA_VERSION
+from eaft_probe.scans.part_writer import (
     TOTALS,
     part_facts,
     part_name,
@@ -23,11 +25,9 @@ from eaft_probe.columns.part_files import (
     write_parquet,
     write_part,
 )
-from eaft_probe.columns.schemas import examples_schema, tokens_schema
-from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.columns.table import Scan
-from eaft_probe.columns.totals import unit_totals
-from eaft_probe.folder import Folder
+from eaft_probe.scans.scan import Scan
+from eaft_probe.scans.schemas import examples_schema, tokens_schema
+from eaft_probe.storage.folder import Folder
 
 VOCAB, WIDTH = 64, 8
 TOP_K = (5, 10, 20, 50)

@@ -10,7 +10,7 @@ import pytest
 import eaft_probe
 from eaft_probe import scan
 from eaft_probe.data.sources import DEMO
-from eaft_probe.model.places import BUNDLED_PACKAGE, INSTALL_BUNDLED
+from eaft_probe.model.resolve import BUNDLED_PACKAGE, INSTALL_BUNDLED
 
 ROWS = [json.loads(line) for line in DEMO.read_text().splitlines()]
 

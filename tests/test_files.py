@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from eaft_probe import files
-from eaft_probe.files import written_aside
+from eaft_probe.storage import atomic
+from eaft_probe.storage.atomic import written_aside
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from eaft_probe.files import written_aside
+from eaft_probe.storage.atomic import written_aside
 with written_aside(Path(sys.argv[1])) as aside:
     aside.write_text("half")
     os._exit(9)
@@ -22,7 +22,7 @@ with written_aside(Path(sys.argv[1])) as aside:
 
 @pytest.fixture(autouse=True)
 def sweeps_again() -> None:
-    files._sweep.cache_clear()
+    atomic._sweep.cache_clear()
 
 
 def write(path: Path, text: str) -> None:
@@ -61,7 +61,7 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
 def test_what_somebody_is_writing_stays(tmp_path: Path) -> None:
     with written_aside(tmp_path / "a") as aside:
         aside.write_text("first")
-        files._sweep.cache_clear()
+        atomic._sweep.cache_clear()
         write(tmp_path / "b", "second")
     assert names(tmp_path) == ["a", "b"]
     assert (tmp_path / "a").read_text() == "first"
@@ -84,7 +84,7 @@ def test_without_locks_the_old_ones_go(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     for name, time in ((".old.12345678.part", 1), (".new.12345678.part", None)):
         (tmp_path / name).touch()
         if time:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eaft_probe.errors import BadInput, ProbeError, ScanError
-from eaft_probe.folder import Folder, writing_into
+from eaft_probe.storage.folder import Folder, writing_into
 
 NAME = "tokens/part-00000.parquet"
 

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from eaft_probe.model.places import BUNDLED_PACKAGE, INSTALL_BUNDLED
+from eaft_probe.model.resolve import BUNDLED_PACKAGE, INSTALL_BUNDLED
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 MOST_BYTES = 1_000_000

@@ -15,11 +15,11 @@ import typer
 from eaft_probe import cli
 from eaft_probe.cli import _run
 from eaft_probe.cli.printing import StandardOutput, tell_summary
-from eaft_probe.columns.manifest import read_json
-from eaft_probe.columns.parts import reading
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import ProbeError, ScanError
-from eaft_probe.store import name_of
+from eaft_probe.scans.manifest import read_json
+from eaft_probe.scans.verification import reading
+from eaft_probe.storage.remote import name_of
 
 ROWS = [{"question": f"what is {n}", "answer": f"it is {n} and no more"} for n in range(4)]
 PRECIOUS = b'{"question": "mine", "answer": "not yours"}\n'

@@ -11,9 +11,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from stores_made import Disk, Flaky, Forbidden
 
-from eaft_probe import store as stores
 from eaft_probe.errors import BadInput, ProbeError, ScanError
-from eaft_probe.store import Store, local, same
+from eaft_probe.storage import remote as stores
+from eaft_probe.storage.remote import Store, local, same
 
 
 @pytest.fixture(params=["memory", "disk"])

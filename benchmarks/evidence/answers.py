@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 
 from eaft_probe import Scan, rollout, scan
-from eaft_probe.columns.bootstrap import interval, resampled
+from eaft_probe.analysis.bootstrap import interval, resampled
 from eaft_probe.columns.statistics import TOP_K
 from evidence.bench import Bench
 from evidence.findings import SHARE, Finding, over_seeds

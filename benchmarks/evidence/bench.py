@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eaft_probe.files import written_aside
+from eaft_probe.storage.atomic import written_aside
 
 Row = dict[str, Any]
 

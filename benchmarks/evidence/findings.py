@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eaft_probe.columns.agreement import student
+from eaft_probe.analysis.rank_correlation import student
 
 UNKNOWN = "–"
 SHARE = (0.0, 1.0)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas
 
 from eaft_probe import Scan
-from eaft_probe.columns.agreement import EXACT, WEIGHT
+from eaft_probe.analysis.rank_correlation import EXACT, WEIGHT
 from eaft_probe.errors import ScanError
 from eaft_probe.objectives.gates import objective
-from eaft_probe.verbs.gradients import gradients
+from eaft_probe.verbs.gradients.gradients import gradients
 from evidence.answers import answers, supervised
 from evidence.bench import Bench
 from evidence.findings import SHARE, Finding, over_seeds

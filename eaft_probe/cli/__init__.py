@@ -13,11 +13,11 @@ from typing import Any
 
 import typer
 
-from eaft_probe.cli import measure, read  # noqa: F401, which give the app its commands
+from eaft_probe.cli import model_commands, scan_commands  # noqa: F401, the app's commands
 from eaft_probe.cli.app import app
 from eaft_probe.cli.printing import INTERRUPTED, StandardOutput
 from eaft_probe.errors import LONGEST, BadInput, ProbeError, one_line, out_of_memory
-from eaft_probe.files import require_utf8
+from eaft_probe.storage.atomic import require_utf8
 
 TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean parquet that is none
 
@@ -99,7 +99,7 @@ def _print_no_more() -> None:
 
 def _complain(error: object, status: int) -> int:
     """One line, however many processes of a launch have the same complaint."""
-    from eaft_probe.verbs.said import first_to_say
+    from eaft_probe.launcher import first_to_say
 
     line = f"eaft-probe: {one_line(Exception(error), LONGEST)}"
     if first_to_say(line) and sys.stderr is not None:

@@ -67,7 +67,7 @@ def reported(how_to_go_on: str) -> Iterator[Any]:
 
 def show_scan(opened: Any, as_json: bool, gate: Any, worst: int) -> None:
     """Prints a scan's summary; exit 3 where the gate is tripped."""
-    from eaft_probe.columns.summary import summarize, worst_examples
+    from eaft_probe.analysis.summary import summarize, worst_examples
     from eaft_probe.view.terminal import legend, show_example, show_summary
 
     def tell(summary: Mapping[str, Any]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.manifest import read_json
 from eaft_probe.errors import BadInput, ScanError, one_line
-from eaft_probe.files import own_file, written_aside
+from eaft_probe.scans.manifest import read_json
+from eaft_probe.storage.atomic import own_file, written_aside
 
 # 0.17 of the largest entropy over 20 tokens, the centre of the sigmoid gate in arXiv 2601.02151.
 ENTROPY_BELOW = 0.17 * math.log(20)  # 0.509 nats

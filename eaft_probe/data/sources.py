@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.errors import BadInput, DataError, ProbeError, RowError, one_line
-from eaft_probe.files import require_utf8
-from eaft_probe.store import HUB_ID, Store, local, name_of
+from eaft_probe.storage.atomic import require_utf8
+from eaft_probe.storage.remote import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
 LONGEST_ROW = 10_000_000  # bytes of a line, paragraph or field; tokens take 100 times that

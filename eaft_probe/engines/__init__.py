@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from eaft_probe.registry import Registry
 
 if TYPE_CHECKING:
-    from eaft_probe.engines.job import Job
+    from eaft_probe.engines.unit_queue import Job
 
 ENGINES = Registry[Callable[["Job"], None]]("engine")
 

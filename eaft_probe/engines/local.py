@@ -18,7 +18,7 @@ import torch
 
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import AHEAD, ReadAhead
-from eaft_probe.engines.job import DEATHS, Job, Waiting, said
+from eaft_probe.engines.unit_queue import DEATHS, Job, Waiting, said
 from eaft_probe.errors import ProbeError
 
 

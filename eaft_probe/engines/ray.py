@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import ReadAhead
-from eaft_probe.engines.job import DEATHS, Job, Load, Scorer, Waiting, said
+from eaft_probe.engines.unit_queue import DEATHS, Job, Load, Scorer, Waiting, said
 from eaft_probe.errors import BadInput, ProbeError, one_line
 
 LOOK = 1.0  # seconds after which an interruption is seen

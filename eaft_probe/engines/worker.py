@@ -16,7 +16,7 @@ from typing import Any
 
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import AHEAD, ReadAhead
-from eaft_probe.engines.job import Load, Scorer
+from eaft_probe.engines.unit_queue import Load, Scorer
 from eaft_probe.errors import ProbeError, one_line
 
 

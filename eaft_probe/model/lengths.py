@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from eaft_probe.model.places import CONTEXT_KEYS, NO_LIMIT
+from eaft_probe.model.resolve import CONTEXT_KEYS, NO_LIMIT
 
 # Kinds of rope whose configs may give the length without the factor; those of the others, and of
 # ropes that differ from layer to layer (Gemma-3), have it within max_position_embeddings.

@@ -18,15 +18,15 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import ModelError, one_line
-from eaft_probe.files import cache_folder, require_plain
 from eaft_probe.model.adapter_patterns import require_quick
 from eaft_probe.model.body import named_body, taken_apart
 from eaft_probe.model.foreign import loads
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
-from eaft_probe.model.places import Place, find_model
 from eaft_probe.model.prefix import empty_prefix
 from eaft_probe.model.proof import TOLERANCE, proof_ids, prove, why_unshared
+from eaft_probe.model.resolve import Place, find_model
+from eaft_probe.storage.atomic import cache_folder, require_plain
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -22,7 +22,7 @@ from eaft_probe.columns.measure import (
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.model.head import Head
 from eaft_probe.objectives.objective import Anchor, Objective
-from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.scan_columns import OF_BASE
 
 
 @dataclass(frozen=True)

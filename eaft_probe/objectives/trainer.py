@@ -19,8 +19,8 @@ from eaft_probe.objectives.forward import ReferenceModel, gate, is_sharded, unad
 from eaft_probe.objectives.gates import objective as named
 from eaft_probe.objectives.objective import Columns, Objective
 from eaft_probe.objectives.packing import PACKED, document_starts, later_document, require_apart
-from eaft_probe.objectives.scanned import OF_BASE
-from eaft_probe.objectives.tally import TALLY, facts, tally
+from eaft_probe.objectives.scan_columns import OF_BASE
+from eaft_probe.objectives.step_metrics import TALLY, facts, tally
 
 # --- the whole step ---
 

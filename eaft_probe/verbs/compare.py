@@ -15,14 +15,14 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from eaft_probe.columns.aligned import Arrays, aligned
-from eaft_probe.columns.bootstrap import FEWEST, interval, resampled, sums_by_example
+from eaft_probe.analysis.bootstrap import FEWEST, interval, resampled, sums_by_example
+from eaft_probe.analysis.token_join import Arrays, aligned
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import GROUPS, READS, groups
-from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import CompareSettings, make_settings
-from eaft_probe.store import name_of
+from eaft_probe.storage.remote import name_of
 
 By = Literal["tokens", "distributions"]
 # Formats whose rows go past the chat template: a base and a chat model may share their tokens.

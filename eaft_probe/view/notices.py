@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from eaft_probe.printable import printable
+from eaft_probe.text import printable
 
 
 def template_notices(summary: Mapping[str, Any]) -> list[str]:

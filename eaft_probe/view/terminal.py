@@ -16,9 +16,9 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from eaft_probe.columns.keys import named_place
-from eaft_probe.columns.table import Scan
-from eaft_probe.printable import printable
+from eaft_probe.scans.keys import named_place
+from eaft_probe.scans.scan import Scan
+from eaft_probe.text import printable
 from eaft_probe.view.notices import left_out, template_notices
 
 if TYPE_CHECKING:

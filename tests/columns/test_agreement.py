@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from eaft_probe.columns.agreement import (
+from eaft_probe.analysis.rank_correlation import (
     agreement,
     correlation,
     interval,

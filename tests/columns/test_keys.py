@@ -11,14 +11,14 @@ import pytest
 import scans_made
 from pandas.testing import assert_frame_equal
 
-from eaft_probe.columns.aligned import aligned
+from eaft_probe.analysis.aggregates import counted
+from eaft_probe.analysis.stratified_sample import drawn
+from eaft_probe.analysis.summary import summarize, worst_examples
+from eaft_probe.analysis.token_join import aligned
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.counted import counted
-from eaft_probe.columns.keys import EACH, TOGETHER, key_of, named_place, sortable
-from eaft_probe.columns.sample import drawn
-from eaft_probe.columns.summary import summarize, worst_examples
-from eaft_probe.columns.table import Scan
 from eaft_probe.errors import ScanError
+from eaft_probe.scans.keys import EACH, TOGETHER, key_of, named_place, sortable
+from eaft_probe.scans.scan import Scan
 
 Frame = pandas.DataFrame
 RULE = ConflictRule(3, 0.3)

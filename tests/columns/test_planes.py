@@ -13,9 +13,7 @@ import pytest
 import scans_made
 from numpy.typing import NDArray
 
-from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.groups import GROUPS, HIGH_ENTROPY, LOW_ENTROPY, groups
-from eaft_probe.columns.planes import (
+from eaft_probe.analysis.histogram2d import (
     ENTROPY_BINS,
     PROB_BINS,
     Plane,
@@ -24,8 +22,10 @@ from eaft_probe.columns.planes import (
     least_entropy,
     plane,
 )
-from eaft_probe.columns.table import Scan
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.groups import GROUPS, HIGH_ENTROPY, LOW_ENTROPY, groups
 from eaft_probe.errors import MissingColumn
+from eaft_probe.scans.scan import Scan
 
 # Where rounding shows: ends of the range, edges of cells and their neighbours, float32 all.
 PROBS = [0.0, 1e-45, 1 / 256, 0.2, 0.5, 1.0, *np.nextafter(np.float32([1 / 256, 0.5, 1]), 0)]

@@ -8,8 +8,8 @@ import pytest
 import scans_made
 
 from eaft_probe import Scan
+from eaft_probe.analysis.stratified_sample import ACROSS, Strata, coarse_cell, drawn, mixed
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.sample import ACROSS, Strata, coarse_cell, drawn, mixed
 
 Places = list[tuple[int, int]]
 

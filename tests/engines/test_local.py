@@ -18,11 +18,11 @@ from running import workers as worker_processes
 
 from eaft_probe import Scan, scan
 from eaft_probe.cli import _run
-from eaft_probe.columns.part_files import REPORT_KEY
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
-from eaft_probe.engines.job import DEATHS, Waiting
+from eaft_probe.engines.unit_queue import DEATHS, Waiting
 from eaft_probe.errors import BadInput, ProbeError
+from eaft_probe.scans.part_writer import REPORT_KEY
 
 
 def test_a_killed_workers_unit_goes_to_another(

@@ -27,18 +27,17 @@ import yaml
 import zstandard
 from hypothesis import strategies as st
 
-from eaft_probe.columns.counted import OfTotals
-from eaft_probe.columns.part_files import TOTALS, sha256
-from eaft_probe.columns.summary import summarize
-from eaft_probe.columns.table import Scan
-from eaft_probe.columns.totals import columns_of, sums_of, table_of
+from eaft_probe.analysis.aggregates import OfTotals
+from eaft_probe.analysis.partial_aggregates import columns_of, sums_of, table_of
+from eaft_probe.analysis.summary import summarize
 from eaft_probe.data import chat_template as templates
 from eaft_probe.data.formats import FORMATS, Example, Message, RowFormat, infer_format
 from eaft_probe.data.render import Renderer, RenderOptions
 from eaft_probe.data.sources import READERS, open_source
 from eaft_probe.data.units import Selection, UnitPlan
 from eaft_probe.errors import ProbeError, RowError
-from eaft_probe.printable import printable
+from eaft_probe.scans.part_writer import TOTALS, sha256
+from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import (
     CompareSettings,
     GradientSettings,
@@ -49,6 +48,7 @@ from eaft_probe.settings import (
     make_settings,
     read_config,
 )
+from eaft_probe.text import printable
 from eaft_probe.view.plots.chart import caption, names
 
 SECONDS = 20  # that one input may take; on a quiet machine they take milliseconds

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scans_made
 
-from eaft_probe.columns.table import Scan
+from eaft_probe.scans.scan import Scan
 
 Poison = Callable[[Path], None]
 FIRST, SECOND = "part-00000.parquet", "part-00001.parquet"

@@ -16,8 +16,8 @@ from eaft_probe.data import chat_template, timeout
 from eaft_probe.data.messages import Message
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import BadInput, DataError, ModelError, ProbeError, RowError, one_line
-from eaft_probe.files import written_aside
 from eaft_probe.settings import ScanSettings, make_settings, read_config
+from eaft_probe.storage.atomic import written_aside
 
 
 @pytest.mark.parametrize("name", AREAS)

@@ -16,23 +16,23 @@ import pytest
 import scans_made
 from rich.console import Console
 
+from eaft_probe.analysis.exact_gradients import FullGradients
+from eaft_probe.analysis.histogram2d import plane
+from eaft_probe.analysis.stratified_sample import drawn
+from eaft_probe.analysis.summary import summarize
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.full_gradients import FullGradients
-from eaft_probe.columns.planes import plane
-from eaft_probe.columns.sample import drawn
-from eaft_probe.columns.summary import summarize
-from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ProbeError, ScanError
-from eaft_probe.files import _sweep
 from eaft_probe.objectives.gates import objective
+from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import TrainSettings
-from eaft_probe.verbs.beside import Scans
+from eaft_probe.storage.atomic import _sweep
 from eaft_probe.verbs.compare import compare
-from eaft_probe.verbs.export import export
-from eaft_probe.view.page import encode
+from eaft_probe.verbs.export.export import export
+from eaft_probe.verbs.train.scan_features import Scans
 from eaft_probe.view.plots import gates
-from eaft_probe.view.report import collect
+from eaft_probe.view.report.page import encode
+from eaft_probe.view.report.report import collect
 from eaft_probe.view.terminal import show_example, show_summary
 
 SECONDS = 20  # that one command may take; on a quiet machine it is one at most
@@ -140,7 +140,7 @@ def test_a_swap_in_a_scan_too_large_to_hash_is_seen_on_request(
     scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison.other_model(scan)
-    monkeypatch.setattr("eaft_probe.columns.parts.HASHED", 1)
+    monkeypatch.setattr("eaft_probe.scans.verification.HASHED", 1)
     Scan.open(scan)
     with pytest.raises(ScanError, match="another sha256"):
         Scan.open(scan, verify=True)
@@ -153,7 +153,7 @@ def test_some_parts_of_a_large_scan_are_hashed_all_the_same(
     """A folder of parts from another scan does not pass as this one's."""
     poison.other_model(scan)
     part = scan / "tokens" / poison.FIRST
-    monkeypatch.setattr("eaft_probe.columns.parts.HASHED", part.stat().st_size + 1)
+    monkeypatch.setattr("eaft_probe.scans.verification.HASHED", part.stat().st_size + 1)
     with pytest.raises(ScanError, match="another sha256"):
         Scan.open(scan)
 

@@ -19,9 +19,9 @@ from peft import (
 )
 
 from eaft_probe.errors import ModelError
-from eaft_probe.files import cache_folder
 from eaft_probe.model.loading import load_model, load_tokenizer
-from eaft_probe.model.places import context_length, find_model
+from eaft_probe.model.resolve import context_length, find_model
+from eaft_probe.storage.atomic import cache_folder
 
 IDS = tiny.token_ids(2, 13)
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from eaft_probe import GatedLoss, GatedLossMixin
 from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.objectives.gates import OBJECTIVES, objective
-from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.scan_columns import OF_BASE
 
 LIVE = [n for n, k in OBJECTIVES.items()
         if not (k.of_step or k.of_scan or k().anchor or {*k().reads} & {*OF_BASE})]  # fmt: skip

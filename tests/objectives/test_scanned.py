@@ -9,10 +9,9 @@ import pandas
 import pytest
 import scans_made
 
-from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn, ScanError
 from eaft_probe.objectives.gates import OBJECTIVES, Objective, objective
-from eaft_probe.objectives.scanned import (
+from eaft_probe.objectives.scan_columns import (
     OF_BASE,
     Chunked,
     ScanStep,
@@ -20,6 +19,7 @@ from eaft_probe.objectives.scanned import (
     resolved,
     token_columns,
 )
+from eaft_probe.scans.scan import Scan
 
 LAYOUTS = [(1, None), (3, None), (3, 7), (9, None)]  # parts, tokens of a row group
 

@@ -20,9 +20,9 @@ from forked import main, ran, torchrun
 from runs import require_equal, write_rows
 
 import eaft_probe
-from eaft_probe.verbs import launch
-from eaft_probe.verbs import train as verb
-from eaft_probe.verbs.run_log import RunLog
+from eaft_probe.verbs.train import launch
+from eaft_probe.verbs.train import train as verb
+from eaft_probe.verbs.train.log_callback import RunLog
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTINGS = {"objective": "talr", "max_steps": 8, "per_device_train_batch_size": 2,

@@ -11,11 +11,11 @@ from eaft_probe import Scan, scan, train
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import load_model
-from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.scan_columns import OF_BASE
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs import beside
-from eaft_probe.verbs.rows import Rows
-from eaft_probe.verbs.scan import open_data
+from eaft_probe.verbs.scan.scan import open_data
+from eaft_probe.verbs.train import scan_features
+from eaft_probe.verbs.train.dataset import Rows
 
 STEPS = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4,
          "learning_rate": 1e-3}  # fmt: skip
@@ -51,7 +51,7 @@ def read(data: str, model_folder: str, scanned: Scan, tmp_path: Path, made) -> R
 
 def test_every_trained_token_has_its_own_columns(data, model_folder, scanned, tmp_path) -> None:
     """Against the scan as one data frame."""
-    both = [beside.for_objective(scanned, tuple(OF_BASE)), beside.for_groups(scanned)]
+    both = [scan_features.for_objective(scanned, tuple(OF_BASE)), scan_features.for_groups(scanned)]
     rows = read(data, model_folder, scanned, tmp_path, both)
     frame, seen = scanned.tokens().set_index(["example", "position"]), 0
     for item in rows.data:
@@ -76,7 +76,7 @@ def test_an_example_may_span_row_groups(data, model_folder, scanned, tmp_path, m
         for at in range(0, len(frame), 3):
             yield {n: frame[n].to_numpy()[at : at + 3] for n in names}
 
-    made = [beside.for_objective(scanned, ("base_prob",))]
+    made = [scan_features.for_objective(scanned, ("base_prob",))]
     whole = read(data, model_folder, scanned, tmp_path / "a", made)
     monkeypatch.setattr(Scan, "token_arrays", in_threes)
     split = read(data, model_folder, scanned, tmp_path / "b", made)
@@ -165,10 +165,10 @@ def test_a_scan_of_too_few_rows_is_refused(data, model_folder, tmp_path) -> None
 
 def test_other_tokens_of_the_same_data_are_refused(data, model_folder, scanned, tmp_path) -> None:
     """As another tokenizer with the same template would make them."""
-    made = beside.for_objective(scanned, ("base_prob",))
+    made = scan_features.for_objective(scanned, ("base_prob",))
     ids = scanned.tokens(["token_id"])
     assert ids["token_id"].max() > 0
-    swapped = beside.Beside(_Other(scanned), made.reads, made.made)
+    swapped = scan_features.Beside(_Other(scanned), made.reads, made.made)
     with pytest.raises(BadInput, match="holds other tokens for row 0"):
         read(data, model_folder, scanned, tmp_path, [swapped])
 

@@ -13,8 +13,8 @@ from eaft_probe.data.sources import Files, Record
 from eaft_probe.errors import ProbeError, ScanError
 from eaft_probe.model.loading import load_model
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs.rollout import rollout
-from eaft_probe.verbs.rows import Rows
+from eaft_probe.verbs.rollout.rollout import rollout
+from eaft_probe.verbs.train.dataset import Rows
 
 UNITS, ROWS_A_UNIT = 6, 3
 Change = Callable[[Path], None]

@@ -16,8 +16,8 @@ from rich.console import Console
 
 import eaft_probe
 from eaft_probe import Scan, compare, scan
+from eaft_probe.analysis import bootstrap
 from eaft_probe.cli import _run
-from eaft_probe.columns import bootstrap
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.view.terminal import show_comparison

@@ -13,9 +13,9 @@ from eaft_probe import scan
 from eaft_probe.cli import _run
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, DataError
-from eaft_probe.verbs import estimate as estimating
-from eaft_probe.verbs.estimate import estimate, total
-from eaft_probe.verbs.score import Scorer
+from eaft_probe.verbs.estimate import estimate as estimating
+from eaft_probe.verbs.estimate.estimate import estimate, total
+from eaft_probe.verbs.scan.score_unit import Scorer
 
 WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
 NOTES = ("counting ", "scoring ")

@@ -20,10 +20,10 @@ from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.data.batches import window_start
 from eaft_probe.errors import BadInput, ProbeError, ScanError
-from eaft_probe.model import whole
+from eaft_probe.model import token_gradients
 from eaft_probe.progress import Silent
-from eaft_probe.verbs import gradients as verb
-from eaft_probe.verbs.gradients import gradients
+from eaft_probe.verbs.gradients import gradients as verb
+from eaft_probe.verbs.gradients.gradients import gradients
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"say {i}"},
@@ -170,7 +170,7 @@ def test_sure_tokens_keep_their_digits(model: str, tmp_path: Path) -> None:
         ids.append(int(logits[0, -1].argmax()))
     from eaft_probe.model.loading import load_model
 
-    found = [whole.WholeModel(load_model(str(tmp_path / "m")))(ids[: i + 1])
+    found = [token_gradients.WholeModel(load_model(str(tmp_path / "m")))(ids[: i + 1])
              for i in range(len(ids) - 8, len(ids))]  # fmt: skip
     for i, (norm, nll) in zip(range(len(ids) - 8, len(ids)), found, strict=True):
         logprob = sure.model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)

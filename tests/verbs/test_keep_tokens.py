@@ -16,27 +16,27 @@ import tiny
 from pandas.testing import assert_frame_equal
 
 from eaft_probe import Scan, compare, plots, scan
-from eaft_probe.columns import totals as totals_module
+from eaft_probe.analysis import partial_aggregates as totals_module
+from eaft_probe.analysis.aggregates import OfTokens, OfTotals
+from eaft_probe.analysis.histogram2d import CELLS
+from eaft_probe.analysis.partial_aggregates import added, added_up, sums_of, table_of
+from eaft_probe.analysis.summary import summarize
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.counted import OfTokens, OfTotals
-from eaft_probe.columns.part_files import TOTALS, part_file, sha256, write_parquet
-from eaft_probe.columns.planes import CELLS
 from eaft_probe.columns.quantiles import TOO_LOW, quantiles, quantiles_within, upper_bits
-from eaft_probe.columns.summary import summarize
-from eaft_probe.columns.totals import added, added_up, sums_of, table_of
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.objectives.gates import OBJECTIVES
-from eaft_probe.objectives.scanned import ScanStep
-from eaft_probe.verbs import finishing
-from eaft_probe.verbs import fold as folding
-from eaft_probe.verbs.estimate import estimate
-from eaft_probe.verbs.export import export
-from eaft_probe.verbs.gradients import gradients
-from eaft_probe.verbs.merge import merge
-from eaft_probe.verbs.score import Scorer
-from eaft_probe.view.report import collect, report
+from eaft_probe.objectives.scan_columns import ScanStep
+from eaft_probe.scans.part_writer import TOTALS, part_file, sha256, write_parquet
+from eaft_probe.verbs.estimate.estimate import estimate
+from eaft_probe.verbs.export.export import export
+from eaft_probe.verbs.gradients.gradients import gradients
+from eaft_probe.verbs.merge.merge import merge
+from eaft_probe.verbs.scan import finish
+from eaft_probe.verbs.scan import fold_totals as folding
+from eaft_probe.verbs.scan.score_unit import Scorer
+from eaft_probe.view.report.report import collect, report
 
-scanning = import_module("eaft_probe.verbs.scan")  # `verbs.scan` is the function, too
+scanning = import_module("eaft_probe.verbs.scan.scan")  # `verbs.scan` is the function, too
 RULE = {"entropy_below": 4.6, "prob_below": 0.002}  # a random model is sure of little
 WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
 WHOLE = ("kept_tokens", "path", "entropy_quantiles", "prob_quantiles")  # what may differ
@@ -339,7 +339,7 @@ def test_an_interrupted_scan_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "score", stopping)
         if at == "the end":
-            patch.setattr(finishing, "write_manifest", killed)
+            patch.setattr(finish, "write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
     before, scored = scored, []

@@ -22,20 +22,20 @@ from forked import Forked
 from pandas.testing import assert_frame_equal
 
 from eaft_probe import Scan, compare, scan
+from eaft_probe.analysis.exact_gradients import FullGradients
+from eaft_probe.analysis.histogram2d import plane
+from eaft_probe.analysis.summary import summarize, worst_examples
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.full_gradients import FullGradients
-from eaft_probe.columns.part_files import write_part
-from eaft_probe.columns.planes import plane
-from eaft_probe.columns.summary import summarize, worst_examples
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.model.loading import load_model
 from eaft_probe.progress import Silent
+from eaft_probe.scans.part_writer import write_part
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs.beside import require_same_data
-from eaft_probe.verbs.gradients import gradients
-from eaft_probe.verbs.merge import merge
+from eaft_probe.verbs.gradients.gradients import gradients
+from eaft_probe.verbs.merge.merge import merge
+from eaft_probe.verbs.train.scan_features import require_same_data
 
 RULE = ConflictRule(4.6, 0.002)  # a random model is sure of little
 WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
@@ -327,7 +327,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_part(into, index, *more)
 
-    monkeypatch.setattr("eaft_probe.verbs.merge.write_part", full)
+    monkeypatch.setattr("eaft_probe.verbs.merge.merge.write_part", full)
     with pytest.raises(ProbeError, match="No space left on device; what is finished stays"):
         merge(shards, tmp_path / "m")
     merge(shards, tmp_path / "m")

@@ -12,7 +12,7 @@ import pytest
 
 from eaft_probe import Scan, scan, train
 from eaft_probe.objectives.gates import OBJECTIVES
-from eaft_probe.objectives.scanned import OF_BASE
+from eaft_probe.objectives.scan_columns import OF_BASE
 
 STORIES = [
     ("Lily had a red ball.", " One day she threw it over the wall, and her dog ran after it."),

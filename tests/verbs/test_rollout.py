@@ -16,7 +16,7 @@ from eaft_probe import Scan, rollout, scan
 from eaft_probe.cli import _run
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
 from eaft_probe.model.sampling import Answer, Generator
-from eaft_probe.verbs.rollout_files import RolloutFiles
+from eaft_probe.verbs.rollout.files import RolloutFiles
 
 CLOSER = "<|im_end|>"
 ROWS: list[dict[str, Any]] = [
@@ -215,7 +215,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded again")
 
-    return lambda: monkeypatch.setattr("eaft_probe.verbs.rollout.load_model", refuse)
+    return lambda: monkeypatch.setattr("eaft_probe.verbs.rollout.rollout.load_model", refuse)
 
 
 def test_a_finished_rollout_is_left_alone(
@@ -242,7 +242,7 @@ def test_a_join_that_was_cut_short_needs_no_model(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "r.jsonl"
-    monkeypatch.setattr("eaft_probe.verbs.rollout_files.shutil.copyfileobj", full)
+    monkeypatch.setattr("eaft_probe.verbs.rollout.files.shutil.copyfileobj", full)
     with pytest.raises(ProbeError, match="No space left"):
         rollout(ROWS, out, model=counting, **SETTINGS)
     assert not out.exists()
@@ -396,7 +396,7 @@ def test_the_command(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eaft_probe.verbs.rollout.load_model", interrupt)
+    monkeypatch.setattr("eaft_probe.verbs.rollout.rollout.load_model", interrupt)
     assert _run([*asked[:-1], "5", "--overwrite"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

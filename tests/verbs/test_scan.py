@@ -166,7 +166,7 @@ def test_a_finished_scan_is_left_alone(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished scan loaded the model again")
 
-    monkeypatch.setattr("eaft_probe.verbs.loading.load_model", refuse)
+    monkeypatch.setattr("eaft_probe.verbs.scan.load_scorer.load_model", refuse)
     scan(ROWS, tmp_path / "s", model=model_folder)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*.*")}
 
@@ -320,7 +320,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
             raise torch.OutOfMemoryError("no memory")
         return measure(model, batch, *more)
 
-    monkeypatch.setattr("eaft_probe.verbs.score.measure", small_memory)
+    monkeypatch.setattr("eaft_probe.verbs.scan.score_unit.measure", small_memory)
     done = scan(ROWS, tmp_path / "small", model=model_folder)
     assert done.manifest["counts"]["halved"] > 0
     assert np.abs(done.tokens()["logprob"] - whole["logprob"]).max() < 1e-4

@@ -13,12 +13,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from eaft_probe import Scan, scan
+from eaft_probe.analysis.summary import summarize
 from eaft_probe.cli import _run
-from eaft_probe.columns.summary import summarize
 from eaft_probe.errors import BadInput
-from eaft_probe.verbs import plan as planning
-from eaft_probe.verbs.merge import merge
-from eaft_probe.verbs.train import train
+from eaft_probe.verbs.merge.merge import merge
+from eaft_probe.verbs.scan import plan as planning
+from eaft_probe.verbs.train.train import train
 
 WORDS = "the cat sat on a mat and then it ran over hills".split()  # noqa: SIM905
 # Shows the last thought alone, as templates of reasoning models do.

@@ -15,22 +15,22 @@ import scans_made
 from stores_made import Flaky
 
 from eaft_probe import Scan, compare, scan
-from eaft_probe import store as stores
+from eaft_probe.analysis.exact_gradients import FullGradients
+from eaft_probe.analysis.summary import summarize
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule
-from eaft_probe.columns.full_gradients import FullGradients
-from eaft_probe.columns.part_files import CONFLICTS
-from eaft_probe.columns.summary import summarize
 from eaft_probe.errors import BadInput, DataError, ProbeError, ScanError
 from eaft_probe.progress import Silent
-from eaft_probe.store import Store
-from eaft_probe.verbs.gradients import gradients
-from eaft_probe.verbs.loading import Loading
-from eaft_probe.verbs.merge import merge
-from eaft_probe.verbs.score import Scorer
-from eaft_probe.verbs.stored import Deposit
+from eaft_probe.scans.part_writer import CONFLICTS
+from eaft_probe.scans.upload import Deposit
+from eaft_probe.storage import remote as stores
+from eaft_probe.storage.remote import Store
+from eaft_probe.verbs.gradients.gradients import gradients
+from eaft_probe.verbs.merge.merge import merge
+from eaft_probe.verbs.scan.load_scorer import Loading
+from eaft_probe.verbs.scan.score_unit import Scorer
 from eaft_probe.view import plots
-from eaft_probe.view.report import report
+from eaft_probe.view.report.report import report
 
 ROWS = [{"prompt": f"say {i}", "completion": f"the dog {i} and the fox {i * i}"} for i in range(20)]
 OTHER = [{"prompt": f"tell {i}", "completion": f"a lazy fox {i}"} for i in range(8)]

@@ -13,9 +13,9 @@ import pytest
 from forked import Forked, main
 
 from eaft_probe import Scan, scan
-from eaft_probe import store as stores
 from eaft_probe.errors import BadInput, ProbeError
-from eaft_probe.store import Store
+from eaft_probe.storage import remote as stores
+from eaft_probe.storage.remote import Store
 
 pytest.importorskip("s3fs", reason="no s3fs: pip install 'eaft-probe[s3]'")
 pytest.importorskip("moto.server", reason="no S3 server: pip install 'moto[server]'")
@@ -154,7 +154,7 @@ def test_what_is_here_is_not_fetched_again(
     fetched: list[str] = []
     before = Store._fetch
     monkeypatch.setattr(Store, "_fetch", lambda s, n, p: (fetched.append(n), before(s, n, p))[1])
-    from eaft_probe.verbs.score import Scorer
+    from eaft_probe.verbs.scan.score_unit import Scorer
 
     score, units = Scorer.score, []
 

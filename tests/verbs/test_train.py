@@ -14,12 +14,12 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from eaft_probe.cli import _run
-from eaft_probe.columns.log import SCHEMA
 from eaft_probe.errors import BadInput, DataError, NonFinite, ProbeError
 from eaft_probe.progress import Silent
+from eaft_probe.scans.training_log import SCHEMA
 from eaft_probe.settings import TrainSettings
-from eaft_probe.verbs import run_folder
-from eaft_probe.verbs.train import Run, train
+from eaft_probe.verbs.train import run_folder
+from eaft_probe.verbs.train.train import Run, train
 from eaft_probe.view import plots
 
 STEPS = {"max_steps": 6, "logging_steps": 2, "save_steps": 3, "per_device_train_batch_size": 4,

@@ -24,12 +24,12 @@ from transformers import AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from eaft_probe.cli import _run
-from eaft_probe.columns.log import read_log
 from eaft_probe.errors import BadInput, ProbeError
 from eaft_probe.objectives import forward
-from eaft_probe.verbs import train as verb
-from eaft_probe.verbs.run_log import RunLog
-from eaft_probe.verbs.train import Run, train
+from eaft_probe.scans.training_log import read_log
+from eaft_probe.verbs.train import train as verb
+from eaft_probe.verbs.train.log_callback import RunLog
+from eaft_probe.verbs.train.train import Run, train
 
 # 10 rows, 4 a step: 3 steps an epoch, so checkpoints 2 and 8 lie within an epoch, 6 between two.
 EPOCHS = {"num_train_epochs": 3.0, "logging_steps": 1, "save_steps": 2, "save_total_limit": 9,

@@ -20,9 +20,9 @@ from runs import log, require_equal, weights, write_rows
 import eaft_probe
 from eaft_probe.cli import _run
 from eaft_probe.errors import BadInput
-from eaft_probe.verbs import launch
-from eaft_probe.verbs import train as verb
-from eaft_probe.verbs.run_log import RunLog
+from eaft_probe.verbs.train import launch
+from eaft_probe.verbs.train import train as verb
+from eaft_probe.verbs.train.log_callback import RunLog
 
 HERE = Path(__file__).parent
 # 21 rows, and 4 at once on two processes: the last micro-batch of an epoch holds one row for the

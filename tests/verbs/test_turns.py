@@ -9,21 +9,21 @@ import pytest
 import scans_made
 from pandas.testing import assert_frame_equal
 
-from eaft_probe.columns import full_gradients
-from eaft_probe.columns.agreement import EXACT
+from eaft_probe.analysis import exact_gradients
+from eaft_probe.analysis.exact_gradients import FullGradients, Made, scan_identity
+from eaft_probe.analysis.rank_correlation import EXACT
+from eaft_probe.analysis.stratified_sample import drawn
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.full_gradients import FullGradients, Made, scan_identity
-from eaft_probe.columns.keys import EACH
-from eaft_probe.columns.sample import drawn
-from eaft_probe.columns.table import Scan
 from eaft_probe.data.batches import Window
 from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.objectives.scanned import OF_BASE, ScanStep, token_columns
-from eaft_probe.verbs import beside
+from eaft_probe.objectives.scan_columns import OF_BASE, ScanStep, token_columns
+from eaft_probe.scans.keys import EACH
+from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import compare
-from eaft_probe.verbs.export import export
-from eaft_probe.verbs.gradients import _known
-from eaft_probe.verbs.merge import merge
+from eaft_probe.verbs.export.export import export
+from eaft_probe.verbs.gradients.gradients import _known
+from eaft_probe.verbs.merge.merge import merge
+from eaft_probe.verbs.train import scan_features
 
 Frame = pandas.DataFrame
 RULE = ConflictRule(3, 0.3)
@@ -121,7 +121,7 @@ def windows(tokens: Frame) -> list[tuple[int, int, Window, Frame]]:
 
 def test_each_turn_has_its_own_columns(tokens: Frame, tmp_path: Path) -> None:
     scan, _ = written(tmp_path, tokens)
-    cursor = beside.for_objective(scan, tuple(OF_BASE)).cursor()
+    cursor = scan_features.for_objective(scan, tuple(OF_BASE)).cursor()
     for row, turn, window, own in windows(tokens):
         found = cursor.columns(row, turn, window)
         assert [*found["base_prob"][window.trained]] == [*own["prob"]]
@@ -133,7 +133,7 @@ def test_each_turn_has_its_own_columns(tokens: Frame, tmp_path: Path) -> None:
 def test_a_turn_that_is_not_there_is_named(tokens: Frame, tmp_path: Path) -> None:
     scan, _ = written(tmp_path, tokens)
     row, turn, window, _ = windows(tokens)[2]
-    read = beside.for_groups(scan)
+    read = scan_features.for_groups(scan)
     with pytest.raises(BadInput, match=f"holds no turn {turn + 1} of row {row} of the data"):
         read.cursor().columns(row, turn + 1, window)
     with pytest.raises(BadInput, match=f"holds no row {row} of the data"):
@@ -166,7 +166,7 @@ def gradients_of(scan: Scan, size: int = 60) -> FullGradients:
     sample = drawn(scan, size, 0, ["turn", "grad_logits"])
     norms = np.arange(1, size + 1, dtype=float)
     made = Made(scan_identity(scan), "model", None, "float32", 0, size, finished=True)
-    full_gradients.write(scan, sample, norms, made)
+    exact_gradients.write(scan, sample, norms, made)
     return FullGradients.open(scan)
 
 
@@ -191,7 +191,7 @@ def test_older_gradients_have_no_turn(tokens: Frame, tmp_path: Path) -> None:
         table = gradients_of(scan).table
         made = FullGradients.open(scan).made
         held = {n: c.to_numpy() for n, c in table.items() if n != "turn"}
-        full_gradients._write(scan, held, made)
+        exact_gradients._write(scan, held, made)
         if scan is rows:
             assert_frame_equal(FullGradients.open(scan).table, table.drop(columns="turn"))
             continue

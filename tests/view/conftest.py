@@ -15,7 +15,7 @@ from hostile import ATTACKS, THEIRS
 from eaft_probe import Scan
 from eaft_probe.view.plots import PLOTS
 from eaft_probe.view.plots.chart import STYLE
-from eaft_probe.view.report import report
+from eaft_probe.view.report.report import report
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--disable-component-update", "--no-first-run", "--window-size=1360,1000")  # fmt: skip

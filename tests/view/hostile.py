@@ -9,7 +9,7 @@ import scans_made
 
 from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.part_files import write_parquet
+from eaft_probe.scans.part_writer import write_parquet
 
 ATTACKS = (
     "<script>window.hacked = 1</script>",

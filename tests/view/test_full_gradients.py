@@ -10,11 +10,11 @@ import scans_made
 from matplotlib.text import Text
 
 from eaft_probe import Scan, plots
-from eaft_probe.columns import full_gradients
-from eaft_probe.columns.agreement import student
+from eaft_probe.analysis import exact_gradients
+from eaft_probe.analysis.exact_gradients import FullGradients, Made, scan_identity
+from eaft_probe.analysis.rank_correlation import student
+from eaft_probe.analysis.stratified_sample import drawn
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.full_gradients import FullGradients, Made, scan_identity
-from eaft_probe.columns.sample import drawn
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.view.plots import draw
 
@@ -30,7 +30,7 @@ def sampled(scan: Scan, size: int = 600, hidden: bool = False, norm: float | Non
     noise = np.exp(np.random.default_rng(0).normal(size=len(sample["prob"])))
     norms = sample["grad_logits"] * noise if norm is None else np.full(len(noise), norm)
     made = Made(scan_identity(scan), "m", None, "float32", 0, size, True)
-    full_gradients.write(scan, sample, norms, made)
+    exact_gradients.write(scan, sample, norms, made)
     return scan
 
 

@@ -9,9 +9,9 @@ import scans_made
 from figures import WORDS, caption, drawn, fitting, logged, of_scans
 
 from eaft_probe import plots
+from eaft_probe.analysis.histogram2d import greatest_entropy, least_entropy
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.planes import greatest_entropy, least_entropy
 from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.objectives.gates import objective
 from eaft_probe.view.plots import PLOTS

@@ -16,9 +16,9 @@ from eaft_probe import Scan, scan
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, MissingColumn, ScanError
-from eaft_probe.view import chosen, page
-from eaft_probe.view.chosen import GAP, pieces, within
-from eaft_probe.view.report import collect, headline, report, sparse
+from eaft_probe.view.report import page, selection
+from eaft_probe.view.report.report import collect, headline, report, sparse
+from eaft_probe.view.report.selection import GAP, pieces, within
 
 MOST_BYTES = 8_000_000
 
@@ -119,11 +119,11 @@ def test_budgets(done: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     full = sparse(np.full((512, 256), 10_000_000))
     library = len(page.page({}).encode())
     fixed = library + len(page.encode({"counts": full, "conflicts": full}))
-    assert fixed + chosen.TOKENS_BYTES + chosen.EXAMPLES_BYTES < MOST_BYTES - 400_000
+    assert fixed + selection.TOKENS_BYTES + selection.EXAMPLES_BYTES < MOST_BYTES - 400_000
     items = [{"text": "é<" * 50}] * 10
     assert len(list(within(items, 1_000))) == 1_000 // (len(page.encode(items[0]).encode()) + 1)
-    monkeypatch.setattr(chosen, "EXAMPLES_BYTES", 3_000)
-    monkeypatch.setattr(chosen, "EXAMPLE_BYTES", 2_000)
+    monkeypatch.setattr(selection, "EXAMPLES_BYTES", 3_000)
+    monkeypatch.setattr(selection, "EXAMPLE_BYTES", 2_000)
     found = collect(done)["examples"]
     assert 0 < len(found["rows"]) < found["of"]
     assert len(page.encode(found["rows"])) <= 3_100

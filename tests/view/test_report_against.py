@@ -20,17 +20,17 @@ from pages import payload, without
 from PIL import Image
 
 from eaft_probe import Scan
+from eaft_probe.analysis.aggregates import OfTokens
+from eaft_probe.analysis.histogram2d import ENTROPY_BINS, PROB_BINS, Plane
 from eaft_probe.cli import _run
-from eaft_probe.columns.counted import OfTokens
-from eaft_probe.columns.planes import ENTROPY_BINS, PROB_BINS, Plane
 from eaft_probe.errors import BadInput, MissingColumn, ScanError
 from eaft_probe.settings import ReportSettings, make_settings
 from eaft_probe.verbs.compare import compare
-from eaft_probe.view import movers as movers_module
-from eaft_probe.view.against import against, apart_cards, moved_cards
-from eaft_probe.view.movers import MOST, movers
-from eaft_probe.view.page import encode
-from eaft_probe.view.report import report
+from eaft_probe.view.report import largest_changes as movers_module
+from eaft_probe.view.report.comparison import against, apart_cards, moved_cards
+from eaft_probe.view.report.largest_changes import MOST, movers
+from eaft_probe.view.report.page import encode
+from eaft_probe.view.report.report import report
 
 Frame = pandas.DataFrame
 LAYOUTS = [(3, None, 3, None), (1, None, 4, 7), (5, 60, 2, 13)]  # parts and row groups of A, of B

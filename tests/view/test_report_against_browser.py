@@ -9,8 +9,8 @@ from pages import CONTRAST, by_id, load, requests
 
 from eaft_probe import Scan
 from eaft_probe.verbs.compare import compare
-from eaft_probe.view.movers import MOST
-from eaft_probe.view.report import report
+from eaft_probe.view.report.largest_changes import MOST
+from eaft_probe.view.report.report import report
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By

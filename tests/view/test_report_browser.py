@@ -10,8 +10,8 @@ from pages import CONTRAST, by_id, load, requests, without
 
 from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.printable import printable
-from eaft_probe.view.report import report
+from eaft_probe.text import printable
+from eaft_probe.view.report.report import report
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains

@@ -11,12 +11,12 @@ import scans_made
 from rich.console import Console
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.keys import EACH
-from eaft_probe.columns.table import Scan
+from eaft_probe.scans.keys import EACH
+from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import compare
-from eaft_probe.view.movers import movers
 from eaft_probe.view.plots.landscape import sample
-from eaft_probe.view.report import collect, report
+from eaft_probe.view.report.largest_changes import movers
+from eaft_probe.view.report.report import collect, report
 from eaft_probe.view.terminal import show_example
 
 Frame = pandas.DataFrame

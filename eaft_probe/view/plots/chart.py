@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, ProbeError, one_line
-from eaft_probe.files import marked, require_replaceable, written_aside
-from eaft_probe.printable import printable
-from eaft_probe.store import name_of
+from eaft_probe.scans.scan import Scan
+from eaft_probe.storage.atomic import marked, require_replaceable, written_aside
+from eaft_probe.storage.remote import name_of
+from eaft_probe.text import printable
 
 COLUMN = 3.4  # inches: one column of a two-column paper
 FONT = "DejaVu Sans"  # ships with matplotlib: the same figure everywhere

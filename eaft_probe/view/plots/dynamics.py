@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas
 from matplotlib.axes import Axes
 
-from eaft_probe.columns.log import read_log
 from eaft_probe.errors import ScanError
+from eaft_probe.scans.training_log import read_log
 from eaft_probe.view.plots.chart import COLOURS, Chart, legend, new_chart, no_axes, shown
 
 MARKERS = "o^sDvP*"

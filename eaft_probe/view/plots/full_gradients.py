@@ -12,12 +12,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
-from eaft_probe.columns.agreement import CLOSED, EXACT, MEASURES, WEIGHT, means
-from eaft_probe.columns.bootstrap import FEWEST
-from eaft_probe.columns.full_gradients import FullGradients
-from eaft_probe.columns.planes import ENTROPY_BINS, PROB_BINS, cell, plane
-from eaft_probe.columns.sample import BY
-from eaft_probe.columns.table import Scan
+from eaft_probe.analysis.bootstrap import FEWEST
+from eaft_probe.analysis.exact_gradients import FullGradients
+from eaft_probe.analysis.histogram2d import ENTROPY_BINS, PROB_BINS, cell, plane
+from eaft_probe.analysis.rank_correlation import CLOSED, EXACT, MEASURES, WEIGHT, means
+from eaft_probe.analysis.stratified_sample import BY
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     COLOURS,
     CONFLICT,

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from eaft_probe.columns.groups import GROUPS, READS, groups
-from eaft_probe.columns.table import Scan
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scanned import open_base, resolved, token_columns
+from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import GROUP_COLOURS, Chart, caption, names, new_chart, opened
 from eaft_probe.view.plots.gradients import chosen, said_of
 

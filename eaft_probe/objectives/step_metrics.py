@@ -1,0 +1,54 @@
+"""What a training step did, as sums that micro-batches and ranks add up, and the log's figures."""
+
+from collections.abc import Sequence
+
+import torch
+
+from eaft_probe.columns.measure import TokenColumns
+from eaft_probe.scans.training_log import LOG_GROUPS
+
+GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
+OTHER, UNKNOWN = 0, 128
+LOGGED = LOG_GROUPS[1:]
+SUMS = ("count", "loss", "nll", "gated", "gate")
+TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))
+
+
+def tally(
+    columns: TokenColumns, inputs: dict[str, torch.Tensor], loss: torch.Tensor
+) -> torch.Tensor:
+    """(len(TALLY),) float64 sums over the batch's trained tokens. loss: what is trained, so with
+    an anchor's part and a router's, times the step's count."""
+    nll, gate = -columns["logprob"].double(), columns["gate"].double()
+    gated = (gate * nll).sum()
+    sums = [torch.ones_like(nll).sum(), loss.detach().double(), nll.sum(), gated, gate.sum()]
+    group = inputs["group"][inputs["trained"]] if "group" in inputs else None
+    for name in LOGGED:
+        if group is None:
+            inside = torch.zeros_like(nll)
+        elif name == "other":
+            inside = (group == OTHER).double()
+        else:
+            inside = (group & GROUP_BITS[name] > 0).double()
+        sums += [inside.sum(), (inside * nll).sum()]
+    return torch.stack(sums)
+
+
+def facts(sums: Sequence[float]) -> dict[str, float]:
+    """loss and nll (nats a token; with gates, anchor and router, and without), gate_mean,
+    mass_gated (the share of Σ nll that gates take away), count; nll and count of each group that
+    has tokens."""
+    s = dict(zip(TALLY, sums, strict=True))
+    count, nll = max(s["count"], 1.0), s["nll"]
+    made = {
+        "loss": s["loss"] / count,
+        "nll": nll / count,
+        "gate_mean": s["gate"] / count,
+        "mass_gated": 1 - s["gated"] / nll if nll else 0.0,
+        "count": s["count"],
+    }
+    for name in LOGGED:
+        if s[f"{name}_count"]:
+            made[f"{name}_nll"] = s[f"{name}_nll"] / s[f"{name}_count"]
+            made[f"{name}_count"] = s[f"{name}_count"]
+    return made

@@ -1,0 +1,173 @@
+"""What `manifest.json` must be for a folder to be read as a scan: one schema, checked on opening.
+
+A scan may come from somebody else, so nothing in it is believed: not the sizes, not the names of
+files. What no version of this program reads (`__pydantic_extra__`) is let through, if it is small.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
+
+from eaft_probe.errors import ScanError, one_line
+from eaft_probe.storage.atomic import own_file
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MOST_BYTES = 256_000_000  # a million parts, of 250 bytes each
+DEEPEST = 16  # levels of nesting outside of the parts; a scan's own have 3
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Text = Annotated[str, StringConstraints(max_length=10_000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Names = Annotated[list[Name], FailFast()]
+Scalar = bool | int | float | Text | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Part(_Strict):
+    file: Annotated[str, StringConstraints(pattern=r"^part-[0-9]{5,9}\.parquet$")]
+    rows: Count  # of tokens/
+    sha256: Hash  # of the file in tokens/
+    examples_sha256: Hash
+    __pydantic_extra__: dict[str, Scalar]
+
+
+class Model(_Strict):
+    name: Text
+    adapter: Text | None
+    revision: Text | None
+    dtype: Text
+    vocab_size: Annotated[int, Field(ge=1, le=2**31)]
+    max_length: Annotated[int, Field(ge=1, le=2**53)]
+    identity: Text
+    adapter_identity: Text | None
+
+
+class Source(_Strict):
+    """One of the data sets of a merged scan."""
+
+    source: Text
+    fingerprint: Text
+    rows: Count
+    first: Count  # what its row 0 is called
+    selection: dict[Text, int | None] | None  # --limit, --sample, --seed
+    files: dict[Text, Hash] = {}
+
+
+class Data(_Strict):
+    source: Text
+    fingerprint: Text
+    format: Text
+    files: dict[Text, Hash] = {}  # of several files those that rows come from, each by itself
+    sources: Annotated[list[Source], FailFast()] = []
+
+
+class Counts(_Strict):
+    rows: Count
+    examples: Count
+    rejected: Count
+    tokens: Count
+    trained_tokens: Count
+    cut_examples: Count
+    left_out: dict[Text, Count] = {}  # role.field → characters that the template does not show
+    __pydantic_extra__: dict[str, Count]
+
+
+class Config(_Strict):
+    keep: Names
+    columns: dict[Text, Text] | None = None
+    reference: Text | None = None
+
+
+class Manifest(_Strict):
+    schema_version: int
+    config: Config
+    model: Model
+    data: Data
+    chat_template: Text | None
+    columns: Names
+    parts: Annotated[list[Part], FailFast()]  # of three million bad ones say one
+    counts: Counts
+    special_tokens: Annotated[list[Text], FailFast()]
+    totals: Hash | None = None  # of totals.parquet, where not all tokens are kept
+    last_row: Annotated[int, Field(ge=0, lt=2**53)] | None = None  # number of it, in that case
+    versions: dict[Text, Text | None] = {}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a scan, as it stands. Raises `ScanError` for what breaks the schema."""
+    path = own_file(folder, MANIFEST)
+    manifest = read_json(path, MOST_BYTES)
+    version = manifest.get("schema_version")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise ScanError(f"{folder} has schema version {version}, this reads {SCHEMA_VERSION}")
+    try:
+        Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ScanError(f"{path} is damaged: {where}: {first['msg']}") from error
+    wrong = _contradiction(manifest)
+    if wrong:
+        raise ScanError(f"{path} is damaged: {wrong}")
+    return manifest
+
+
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """An object of a JSON file that anybody may have written. Raises `ScanError`."""
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise ScanError(f"{path} is damaged: {size:,} bytes, there can be {most:,}")
+        return parsed_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ScanError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def parsed_json(data: bytes, name: str | Path) -> dict[str, Any]:
+    """The object that the file of that name holds. Raises `ScanError`."""
+    try:
+        value = json.loads(data, parse_constant=_no_number)
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        if _deeper(({k: v for k, v in value.items() if k != "parts"}), DEEPEST):
+            raise ValueError(f"nested more than {DEEPEST} levels deep")
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair prints nowhere
+    except (ValueError, RecursionError) as error:
+        raise ScanError(f"{name} is damaged: {one_line(error)}") from error
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether there is anything more than so many levels down."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(v, levels - 1) for v in inner)
+
+
+def _contradiction(manifest: dict[str, Any]) -> str | None:
+    """What the manifest says against itself."""
+    files = [part["file"] for part in manifest["parts"]]
+    columns, keep, counts = manifest["columns"], manifest["config"]["keep"], manifest["counts"]
+    if any(a >= b for a, b in pairwise(files)):
+        return "its parts are not in order, each once"
+    for what, names in (("columns", columns), ("config.keep", keep)):
+        if len(set(names)) < len(names):
+            return f"{what} names one twice"
+    if counts["examples"] + counts["rejected"] != counts["rows"]:
+        return "counts: examples and rejected do not make up the rows"
+    if not counts["examples"] <= counts["trained_tokens"] <= counts["tokens"]:
+        return "counts: there cannot be so many examples or trained tokens"
+    return None

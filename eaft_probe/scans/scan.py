@@ -1,0 +1,447 @@
+"""A finished scan: opened, read piece by piece, queried and flagged."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, json_bytes
+from eaft_probe.columns.quantiles import quantiles
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
+from eaft_probe.scans.keys import EACH, TOGETHER, named_place
+from eaft_probe.scans.manifest import MANIFEST, SCHEMA_VERSION, parsed_json, read_manifest
+from eaft_probe.scans.part_writer import (
+    CONFLICTS,
+    GRADIENTS,
+    PLAN,
+    REJECTED,
+    RULE_KEY,
+    TOTALS,
+    sha256,
+)
+from eaft_probe.scans.remote_cache import mirrored
+from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
+from eaft_probe.scans.verification import check_parts, footer, reading
+from eaft_probe.storage.atomic import own_file, written_aside
+from eaft_probe.storage.folder import Destination
+from eaft_probe.storage.remote import Store, local
+
+if TYPE_CHECKING:
+    import pandas
+
+WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED, TOTALS), (RULE_FILE, CONFLICTS, GRADIENTS)
+CONTEXT = 80  # characters of text on each side of a conflict
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A finished scan. `Scan.open("eaft-scan").tokens(["prob", "conflict"])` is a data frame."""
+
+    path: Path
+    manifest: dict[str, Any]
+    store: Store | None = None  # that `path` mirrors, see `mirror.py`
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = False) -> "Scan":
+        """A scan that anybody may have made: checked against its manifest, in every footer.
+
+        `folder`: or the URL of a store, whose files are fetched first.
+        `verify`: every part is read and its sha256 compared, and what is flagged is flagged again;
+        without it up to 64 MB of each kind are hashed.
+        Raises `ScanError` where there is no finished scan of this schema version, or a damaged one.
+        """
+        store = Store.of(folder)
+        path = mirrored(store, WRITTEN_ONCE, REWRITTEN) if store else local(folder)
+        if not (path / MANIFEST).exists():
+            why = (
+                "an unfinished scan: rerun the same scan command"
+                if (path / PLAN).exists()
+                else "no scan"
+            )
+            raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
+        manifest = read_manifest(path)
+        check_parts(path, manifest, shapes(manifest), verify)
+        scan = cls(path, manifest, store)
+        if not scan.keeps_all:
+            _ = scan.totals
+        if verify and scan.is_flagged:
+            scan._require_own_conflicts()
+        return scan
+
+    @property
+    def place(self) -> str:
+        """The folder, or the URL that it mirrors, for people."""
+        return self.store.shown if self.store else str(self.path)
+
+    @property
+    def rule(self) -> ConflictRule:
+        """The conflict rule the scan is flagged with."""
+        return ConflictRule.load(self.path)
+
+    @property
+    def keep_tokens(self) -> str:
+        """Which of its tokens it has, row by row: "all", "flagged" or "sample:F"."""
+        return self.manifest["config"].get("keep_tokens") or "all"
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.keep_tokens == "all"
+
+    @property
+    def by_turn(self) -> bool:
+        """Whether each trained turn is an example of its own (--turns each)."""
+        return bool(self.manifest["config"].get("turns") == "each")
+
+    @property
+    def turns(self) -> str:
+        """What it was made with, as --turns says it; older scans do not say."""
+        return "each" if self.by_turn else "together"
+
+    @property
+    def example_key(self) -> tuple[str, ...]:
+        """The columns that tell its examples apart, and tokens from those of other examples."""
+        return EACH if self.by_turn else TOGETHER
+
+    @property
+    def token_key(self) -> tuple[str, ...]:
+        """The columns that tell its tokens apart, by which they are sorted."""
+        return (*self.example_key, "position")
+
+    @property
+    def renderings(self) -> int:
+        """How many examples were scored: of a row one, or one for each turn."""
+        counts = self.manifest["counts"]
+        return int(counts.get("renderings", counts["examples"]))
+
+    @property
+    def kept(self) -> int:
+        """How many tokens it has row by row."""
+        return sum(part["rows"] for part in self.manifest["parts"])
+
+    def require_all(self, what: str) -> None:
+        """Raises `ScanError` where the scan has not kept all of its tokens, which `what` reads."""
+        if not self.keeps_all:
+            raise ScanError(f"{what} reads every token, and {self.place} kept --keep-tokens "
+                            f"{self.keep_tokens}; rescan with --keep-tokens all")  # fmt: skip
+
+    @cached_property
+    def totals(self) -> pa.Table:
+        """What a scan that does not keep all of its tokens adds up to; see `totals.py`.
+
+        Raises `ScanError` where it is not what the manifest says.
+        """
+        file = own_file(self.path, TOTALS).absolute()
+        footer(file, lambda schema: None if schema.equals(TOTALS_SCHEMA) else "other columns")
+        with reading(file):
+            if sha256(file) != self.manifest.get("totals"):
+                raise ScanError(f"{file} is not the one that the manifest describes: another "
+                                f"sha256")  # fmt: skip
+            return pq.read_table(file, partitioning=None)
+
+    @property
+    def is_flagged(self) -> bool:
+        """Whether `flag` has given it a rule; conflicts.parquet is made again where it lacks."""
+        return (self.path / RULE_FILE).exists()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the token columns."""
+        return list(self.manifest["columns"])
+
+    def part_files(self, kind: str) -> list[Path]:
+        """The parts of "tokens" or "examples", in the order of the data."""
+        return [self.path.absolute() / kind / part["file"] for part in self.manifest["parts"]]
+
+    def tokens(self, columns: Sequence[str] | None = None) -> "pandas.DataFrame":
+        """The tokens as a pandas frame; see `tokens_table`."""
+        return self.tokens_table(columns).to_pandas()
+
+    def tokens_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The tokens as an Arrow table, one row a scored token, sorted by `token_key`.
+
+        `columns`: names of token columns or "conflict", the flag under `rule`; None is all of
+        them. Raises `MissingColumn`.
+        """
+        names = [*self.columns, "conflict"] if columns is None else list(columns)
+        parts = list(self.token_parts(names))
+        return pa.concat_tables(parts).unify_dictionaries()
+
+    def token_parts(self, columns: Sequence[str], only: int | None = None) -> Iterator[pa.Table]:
+        """The tokens piece by piece, in constant memory; of all parts or one.
+
+        Columns as in `tokens_table`.
+        """
+        missing = next((c for c in columns if c not in [*self.columns, "conflict"]), None)
+        if missing is not None:
+            hint = f"; rescan with --statistics {missing}" if missing in STATISTICS else ""
+            raise MissingColumn(f"{self.path} has no column {missing!r}{hint}")
+        read = {c for c in columns if c != "conflict"}
+        read |= {"entropy", "prob"} if "conflict" in columns else set()
+        rule = self.rule if "conflict" in columns else None
+        files = self.part_files("tokens")
+        for file in files if only is None else files[only : only + 1]:
+            for table in _row_groups(file, sorted(read)):
+                if rule is not None:
+                    flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
+                    table = table.append_column("conflict", pa.array(flags, pa.bool_()))
+                yield table.select(list(columns))
+
+    def token_arrays(
+        self, columns: Sequence[str], only: int | None = None
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """`token_parts` with number columns as NumPy arrays."""
+        for table in self.token_parts(columns, only):
+            yield {name: table[name].to_numpy() for name in columns}
+
+    def examples(self) -> "pandas.DataFrame":
+        """The examples as a pandas frame, one row a scored example."""
+        parts = range(len(self.manifest["parts"]))
+        return pa.concat_tables(self.example_part(part) for part in parts).to_pandas()
+
+    def example_part(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The examples of one part. Raises `ScanError` where the file is damaged."""
+        file = self.part_files("examples")[part]
+        with reading(file):
+            return pq.read_table(file, columns=columns, partitioning=None)
+
+    def conflicts(self) -> "pandas.DataFrame":
+        """The flagged tokens with 80 characters of text on each side."""
+        file = self.conflicts_file()
+        with reading(file):
+            return pq.read_table(file, partitioning=None).to_pandas()
+
+    def conflicts_file(self) -> Path:
+        """conflicts.parquet under `rule`, made again where it is damaged, missing or of another
+        rule: a `flag` that was killed leaves it behind rule.json.
+
+        Raises `ScanError` for a damaged part, and `ProbeError` where it cannot write.
+        """
+        rule, file = self.rule, self.path.absolute() / CONFLICTS
+        with suppress(ScanError):
+            found = footer(own_file(file.parent, CONFLICTS), conflicts_shape)
+            by = (found.schema.metadata or {}).get(RULE_KEY, rule.said.encode())
+            few = found.rows <= self.manifest["counts"]["trained_tokens"]
+            if by == rule.said.encode() and few:
+                return file
+        with self._flagging(rule):
+            return file
+
+    def _require_own_conflicts(self) -> None:
+        """The manifest has no hash of conflicts.parquet. Raises `ScanError`."""
+        file, rule = self.conflicts_file(), self.rule
+        with reading(file), pq.ParquetFile(file) as stored:
+            there = (row for batch in stored.iter_batches() for row in batch.to_pylist())
+            made = (row for part in self._conflicts_by_part(rule) for row in part.to_pylist())
+            if any(a != b for a, b in zip_longest(there, made)):
+                raise ScanError(f"{file} does not hold what rule.json flags; remove it, and it is "
+                                f"made again")  # fmt: skip
+
+    def quantiles(self, column: str, at: Sequence[float]) -> list[float]:
+        """Exact quantiles of a float column over the whole scan, in constant memory."""
+
+        def chunks() -> Iterator[NDArray[np.float32]]:
+            for part in self.token_parts([column]):
+                yield part[column].to_numpy()
+
+        return quantiles(chunks, at)
+
+    @property
+    def sql(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection with views `tokens` (with `conflict`), `examples`, `conflicts`.
+
+        The same one as long as the scan has the same rule, whoever flags it.
+        """
+        rule, known = self.rule, self._connections
+        if rule not in known:
+            known.clear()
+            known[rule] = self._connected(rule)
+        return known[rule]
+
+    @cached_property
+    def _connections(self) -> dict[ConflictRule, duckdb.DuckDBPyConnection]:
+        return {}
+
+    def _connected(self, rule: ConflictRule) -> duckdb.DuckDBPyConnection:
+        connection = duckdb.connect()
+        files = {kind: self.part_files(kind) for kind in ("tokens", "examples")}
+        with reading(self.path):
+            for kind, listed in {**files, "conflicts": [self.conflicts_file()]}.items():
+                more = f", {rule.sql} AS conflict" if kind == "tokens" else ""
+                source = f"read_parquet({_sql_list(listed)}, hive_partitioning = false)"
+                connection.execute(f"CREATE VIEW {kind} AS SELECT *{more} FROM {source}")
+        return connection
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What `sql` gives for a query. Raises `ScanError` where a file is damaged."""
+        with reading(self.path):
+            # fetchall: fetchone would leave the connection in use for whoever comes next.
+            found: list[tuple[Any, ...]] = self.sql.execute(query, list(values)).fetchall()
+            return found
+
+    def frame(self, query: str, values: Sequence[Any] = ()) -> "pandas.DataFrame":
+        """The same as a pandas frame."""
+        with reading(self.path):
+            return self.sql.execute(query, list(values)).df()
+
+    def flag(self, rule: ConflictRule) -> "Scan":
+        """Writes `rule.json` and `conflicts.parquet`, part by part; the scan under the new rule.
+
+        The scan has the new rule once rule.json is there; see `conflicts_file`.
+
+        Raises `ScanError` for a damaged part, or where the scan has not kept all of its tokens and
+        was counted by another rule, and `ProbeError` where it cannot write.
+        """
+        if not self.keeps_all and rule != self._counted_by:
+            raise ScanError(f"{self.place} kept --keep-tokens {self.keep_tokens} and counted its "
+                            f"conflicts by its own rule; rescan for another")  # fmt: skip
+        rule = self._resolved(rule)
+        with self._flagging(rule):
+            rule.save(self.path)
+        self.give_back(CONFLICTS, RULE_FILE)
+        return Scan(self.path, self.manifest, self.store)
+
+    def give_back(self, *names: str) -> None:
+        """Puts files that were written into `path` into the store, where it mirrors one."""
+        for name in names:
+            if self.store is not None:
+                self.store.put(name, (self.path / name).read_bytes())
+
+    @property
+    def _counted_by(self) -> ConflictRule:
+        """The rule that the totals know, which chose the tokens that were kept."""
+        config = self.manifest["config"]
+        return ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
+
+    @contextmanager
+    def _flagging(self, rule: ConflictRule) -> Iterator[None]:
+        """conflicts.parquet is written aside, and takes its place at the end."""
+        schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.said})
+        try:
+            with written_aside(self.path / CONFLICTS) as aside:
+                with pq.ParquetWriter(aside.absolute(), schema, compression="zstd") as writer:
+                    for part in self._conflicts_by_part(rule):
+                        writer.write_table(part)
+                yield
+        except OSError as error:
+            why = error.strerror or one_line(error)
+            raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
+
+    def _conflicts_by_part(self, rule: ConflictRule) -> Iterator[pa.Table]:
+        for index in range(len(self.manifest["parts"])):
+            yield self._part_conflicts(index, rule)
+
+    def _resolved(self, rule: ConflictRule) -> ConflictRule:
+        """A rule by quantile gets the absolute thresholds that the scan has there."""
+        if rule.quantile is None:
+            return rule
+        entropy, prob = (self.quantiles(c, [rule.quantile])[0] for c in ("entropy", "prob"))
+        return ConflictRule(entropy, prob, rule.quantile)
+
+    def _part_conflicts(self, index: int, rule: ConflictRule) -> pa.Table:
+        names = [n for n in CONFLICT_SCHEMA.names if n not in ("before", "after")]
+        columns = [*names, "char_start", "char_end"]
+        tables = [self._flagged(t, rule) for t in self.token_parts(columns, index)]
+        table = pa.concat_tables(tables).combine_chunks()
+        examples = self.example_part(index, [*self.example_key, "text"])
+        around = _around(table, examples, self.example_key, self.path)
+        made = [pc.cast(table[n], CONFLICT_SCHEMA.field(n).type) for n in names]
+        sides = [pa.array([a[i] for a in around], pa.string()) for i in (0, 1)]
+        return pa.table([*made, *sides], schema=CONFLICT_SCHEMA)
+
+    def _flagged(self, table: pa.Table, rule: ConflictRule) -> pa.Table:
+        flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
+        found = table.filter(pa.array(flags, pa.bool_()))
+        texts = [n for n in ("token", "top1") if pa.types.is_dictionary(found[n].type)]
+        for name in texts:  # row groups have dictionaries of their own
+            at = found.schema.get_field_index(name)
+            found = found.set_column(at, name, pc.cast(found[name], pa.string()))
+        return found
+
+
+def _around(
+    table: pa.Table, examples: pa.Table, key: Sequence[str], path: Path
+) -> list[tuple[str, str]]:
+    """The text before and after each token. Raises `ScanError` where it does not stand in it."""
+    texts = dict(zip(_keys(examples, key), examples["text"].to_pylist(), strict=True))
+    found = []
+    ends = (table[c].to_pylist() for c in ("char_start", "char_end"))
+    for place, start, end in zip(_keys(table, key), *ends, strict=True):
+        text = texts.get(place)
+        if text is None or start is None or end is None or not 0 <= start <= end <= len(text):
+            raise ScanError(f"{path} is damaged: a token at characters {start} to {end} of "
+                            f"{named_place(key, place)}, which has no such text")  # fmt: skip
+        found.append((text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]))
+    return found
+
+
+def _keys(table: pa.Table, key: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    return zip(*(table[name].to_pylist() for name in key), strict=True)
+
+
+def _row_groups(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """A part in its row groups of 500,000 tokens; an empty part is one empty table."""
+    with reading(file), pq.ParquetFile(file) as part:
+        for index in range(part.num_row_groups):
+            yield _finite(part.read_row_group(index, columns=list(columns)), file)
+        if not part.num_row_groups:
+            yield part.read(columns=list(columns))
+
+
+# By the first part of a name. ln of the largest vocabulary is under 22 nats.
+RANGES = {"prob": (-1e-3, 1.001), "top1": (-1e-3, 1.001), "entropy": (-1e-3, 100.0),
+          "logprob": (-np.inf, 1e-3), "grad": (0.0, np.inf)}  # fmt: skip
+
+
+def _finite(table: pa.Table, file: Path) -> pa.Table:
+    """A scan refuses to write numbers that are none. Raises `ScanError` for them."""
+    for name in table.column_names:
+        column = table[name]
+        if column.null_count:
+            raise ScanError(f"{file} is damaged: {name} has no value at some token")
+        if pa.types.is_floating(column.type) and not _in_range(name, column.to_numpy()):
+            raise ScanError(f"{file} is damaged: {name} is not what it can be at some token")
+    return table
+
+
+def _in_range(name: str, values: NDArray[Any]) -> bool:
+    """Finite; and no probability or entropy further from what is possible than rounding goes."""
+    if not len(values):
+        return True
+    least, most = float(values.min()), float(values.max())  # NaN, if there is one
+    low, high = RANGES.get(name.split("_")[0], (-np.inf, np.inf))
+    return bool(np.isfinite([least, most]).all() and low <= least and most <= high)
+
+
+def _sql_list(paths: Sequence[Path]) -> str:
+    """DuckDB would take *, ? and [ in a folder's name as a pattern."""
+    literal = ("".join(f"[{c}]" if c in "*?[" else c for c in str(p)) for p in paths)
+    quoted = ", ".join("'" + p.replace("'", "''") + "'" for p in literal)
+    return f"[{quoted}]"
+
+
+def write_manifest(place: Destination, manifest: Mapping[str, Any]) -> None:
+    """The last file of a scan: once it stands, the scan is complete. Another run may have finished
+    the same scan. Raises `ScanError` where it has other parts."""
+    data = json_bytes({"schema_version": SCHEMA_VERSION, **manifest})
+    theirs = place.create(MANIFEST, data)
+    require_same_scan(theirs or data, data, place.shown)
+
+
+def require_same_scan(theirs: bytes, ours: bytes, where: str) -> None:
+    """Raises `ScanError` where two manifests describe other parts; one may name the same data by
+    another path."""
+    a, b = (parsed_json(data, f"{where}/{MANIFEST}") for data in (theirs, ours))
+    if any(a.get(what) != b.get(what) for what in ("parts", "counts", "columns", "totals")):
+        raise ScanError(f"{where} was finished by another run with other parts; --overwrite starts "
+                        f"anew")  # fmt: skip

@@ -1,0 +1,181 @@
+"""`scan --dry-run`: units, tokens, disk, hours and money of a scan, from a sample of its rows.
+
+plan → tokenize rows drawn at random → multiply up, with the sampling's uncertainty → time at a rate
+of tokens/s: the one that is given, or what this machine reaches on a few of the rows.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig
+
+from eaft_probe.data.formats import RowFormat
+from eaft_probe.data.render import Renderer, RenderOptions
+from eaft_probe.data.sources import Record, Source
+from eaft_probe.data.units import Unit, UnitPlan
+from eaft_probe.errors import BadInput, DataError
+from eaft_probe.model.foreign import loads
+from eaft_probe.model.lengths import longest_input
+from eaft_probe.model.loading import load_tokenizer, quiet, resolve_device
+from eaft_probe.model.resolve import find_model
+from eaft_probe.progress import Progress, Silent
+from eaft_probe.settings import EstimateSettings, make_settings
+from eaft_probe.verbs.estimate.costs import disk_bytes
+from eaft_probe.verbs.estimate.row_sample import Interval, RowSample, drawn_rows, total
+from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
+from eaft_probe.verbs.scan.plan import batch_tokens
+from eaft_probe.verbs.scan.scan import data_format, open_data, selection
+
+TIMED_ROWS = 32  # of the sample, which are scored where no rate is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a scan would take. The intervals are those of the sampling, at the rate that is said."""
+
+    data: str
+    model: str
+    rows: int
+    units: int
+    sampled_rows: int
+    rejected_share: float  # of the sampled rows
+    trained_tokens: Interval
+    read_tokens: Interval
+    disk_bytes: Interval
+    keep_tokens: str  # "flagged": the disk is that of all tokens, which it has not more than
+    tokens_per_second: float  # scored tokens, of one device
+    measured: bool  # whether that is what this machine reached; else it was given
+    hours: Interval  # on all devices; loading not counted
+    devices: int
+    price: Interval | None  # of all devices
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v._asdict() if isinstance(v, Interval) else v for k, v in found.items()}
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def estimate(data: Any = None, *, progress: Progress | None = None, **settings: Any) -> Estimate:
+    """What a scan of `data` with these settings would take.
+
+    Every argument is a field of `EstimateSettings` and a flag of `eaft-probe scan --dry-run`.
+    Raises `BadInput` where the scan would for its data, its flags or its model.
+    """
+    chosen: EstimateSettings = make_settings(EstimateSettings, settings)
+    progress = progress or Silent()
+    source = open_data(data, chosen)
+    row_format = data_format(source, chosen)
+    progress.note(f"counting the rows of {source.name}")
+    units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
+    sample = _sample(source, units, row_format, chosen)
+    if not sum(sample.trained):
+        raise DataError(f"none of the {len(sample.trained):,} rows looked at in {source.name} can "
+                        f"be scored; `eaft-probe render` says why")  # fmt: skip
+    rate = chosen.tokens_per_second or _measured(sample.scorable, row_format, chosen, progress)
+    return _estimated(sample, units, rate, chosen)
+
+
+def _sample(
+    source: Source, units: UnitPlan, row_format: RowFormat, settings: EstimateSettings
+) -> RowSample:
+    tokenizer = load_tokenizer(
+        settings.model,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        adapter=settings.adapter,
+    )
+    renderer = Renderer(tokenizer, RenderOptions.of(settings))
+    longest = context_length(settings.model, settings, tokenizer)
+    if (settings.max_length or 0) > longest:
+        raise BadInput(f"--max-length {settings.max_length} is more than {settings.model} reads "
+                       f"({longest} tokens)")  # fmt: skip
+    longest = settings.max_length or longest
+    sample = RowSample(renderer, row_format, longest, settings.stride)
+    for record in drawn_rows(source, units, settings):
+        sample.read(record)
+    return sample
+
+
+@loads
+def context_length(name: str, settings: EstimateSettings, tokenizer: Any) -> int:
+    """Tokens that a model reads, by its configuration: no weights are read."""
+    place = find_model(name, settings.revision, weights=False)
+    file = {"gguf_file": place.gguf} if place.gguf else {}
+    with quiet():
+        config = AutoConfig.from_pretrained(
+            place.folder, trust_remote_code=settings.trust_remote_code, **file
+        )
+    return longest_input(config.get_text_config(), tokenizer)
+
+
+def _measured(
+    records: Sequence[Record], row_format: RowFormat, settings: EstimateSettings, progress: Progress
+) -> float:
+    """Scored tokens a second of this machine. The part is thrown away."""
+    if settings.tp:
+        raise BadInput("--dry-run with --tp: give --tokens-per-second, which a short scan shows")
+    unit = Unit(0, tuple(records[:TIMED_ROWS]))
+    progress.note(f"scoring {len(unit.records)} rows to see how fast this machine is")
+    with TemporaryDirectory() as folder:
+        budget = batch_tokens(settings, resolve_device(settings.device))
+        load = Loading(Path(folder), None, row_format, with_absolute_paths(settings), budget)
+        scorer = load.scorer(Silent(), None)
+        began = time.perf_counter()
+        rows = scorer.read(unit)
+        scorer.score(unit, rows)
+        return float(rows.counts["trained_tokens"] / (time.perf_counter() - began))
+
+
+def _estimated(
+    sample: RowSample, units: UnitPlan, rate: float, settings: EstimateSettings
+) -> Estimate:
+    trained, rows = np.array(sample.trained, np.float64), units.rows
+    hours = total(trained, rows).times(1 / rate / 3600)  # of one device
+    return Estimate(
+        data=units.source.name, model=settings.model,
+        rows=rows, units=units.count, sampled_rows=len(trained),
+        rejected_share=sample.rejected / len(trained),
+        trained_tokens=total(trained, rows), read_tokens=total(sample.read_tokens, rows),
+        disk_bytes=total(disk_bytes(trained, sample.texts, settings), rows),
+        keep_tokens=settings.keep_tokens,
+        tokens_per_second=rate, measured=settings.tokens_per_second is None,
+        hours=hours.times(1 / settings.devices), devices=settings.devices,
+        price=hours.times(settings.price_per_hour) if settings.price_per_hour else None,
+    )  # fmt: skip
+
+
+def _lines(e: Estimate) -> Iterator[str]:
+    looked = "all of them" if e.sampled_rows == e.rows else f"{e.sampled_rows:,} drawn at random"
+    yield f"{e.data} under {e.model}"
+    yield (f"{e.rows:,} rows in {e.units:,} units; {looked} were tokenized, "
+           f"{100 * e.rejected_share:.2g} % of those cannot be scored")  # fmt: skip
+    yield f"scored tokens  {_told(e.trained_tokens)}"
+    yield f"read tokens    {_told(e.read_tokens)}"
+    yield f"disk, in MB    {_told(e.disk_bytes.times(1e-6), ',.3g')}{_more(e)}"
+    many = f" on {e.devices:,} devices" if e.devices > 1 else ""
+    how = "as this machine reached" if e.measured else "as given"
+    yield (f"time, in hours {_told(e.hours, ',.3g')}{many}, at {e.tokens_per_second:,.0f} scored "
+           f"tokens/s a device, {how}; loading not counted")  # fmt: skip
+    if e.price is not None:
+        yield f"price          {_told(e.price, ',.2f')}"
+
+
+def _more(e: Estimate) -> str:
+    """What the disk does not say of a scan that keeps some of its tokens."""
+    kept = {"all": "", "flagged": " at most, as if every token were flagged;"}
+    return kept.get(e.keep_tokens, "") + (
+        "" if e.keep_tokens == "all" else " and up to 10 of totals"
+    )
+
+
+def _told(value: Interval, write: str = ",.0f") -> str:
+    ends = f" (95 %: {value.low:{write}} to {value.high:{write}})"
+    return f"{value.value:{write}}" + (ends if value.low < value.high else "")

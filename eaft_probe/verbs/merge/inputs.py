@@ -1,0 +1,253 @@
+"""The scans that `merge` joins: where each stands in the whole, and what is refused."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from eaft_probe.errors import BadInput, ScanError, one_line
+from eaft_probe.scans.manifest import read_json
+from eaft_probe.scans.part_writer import PLAN, PLAN_BYTES, REJECTED
+from eaft_probe.scans.scan import Scan
+from eaft_probe.storage.atomic import own_file
+from eaft_probe.storage.remote import Store, local
+from eaft_probe.verbs.compare import WITHOUT_TEMPLATE
+
+SOURCE = "source"  # the column that is added to the examples
+KEPT_SOURCE = "source_in_data"  # what a pass-through column of that name is called from then on
+MOST_ROWS = 2**53  # as many as a manifest may count
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the scans."""
+
+    scan: Scan
+    first: int  # what its row 0 is called in the whole
+    names: Mapping[str, str]  # its sources, and what each is called in the whole
+
+    def number(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A rejected row under its number in the whole, with its source."""
+        return {**row, "row": row["row"] + self.first, SOURCE: self.name(row.get(SOURCE))}
+
+    def name(self, before: str | None) -> str:
+        """What a source is called in the whole; the only one where the scan is no merged one."""
+        if is_merged(self.scan):
+            return self.names.get(str(before), str(before))
+        return next(iter(self.names.values()))
+
+    @cached_property
+    def kept(self) -> dict[str, str]:
+        """Its pass-through columns, and what each is called in the whole."""
+        names = self.scan.manifest["config"].get("keep") or []
+        if is_merged(self.scan):
+            return {n: n for n in names if n != SOURCE}
+        return {n: KEPT_SOURCE if n == SOURCE else n for n in names}
+
+
+def is_merged(scan: Scan) -> bool:
+    return bool(scan.manifest["data"].get("sources"))
+
+
+def sources(scan: Scan) -> list[dict[str, Any]]:
+    """What a scan was made from: one entry, or those that a merged scan lists."""
+    data, config = scan.manifest["data"], scan.manifest["config"]
+    if is_merged(scan):
+        return list(data["sources"])
+    count, limit = rows_of(scan), config.get("limit")
+    part = config.get("sample") is not None or (isinstance(limit, int) and count >= limit)
+    selection = {n: config.get(n) for n in ("limit", "sample", "seed")} if part else None
+    return [{SOURCE: data["source"], "fingerprint": data["fingerprint"], "rows": count, "first": 0,
+             "selection": selection,
+             **{n: data[n] for n in ("files",) if data.get(n)}}]  # fmt: skip
+
+
+def rows_of(scan: Scan) -> int:
+    return int(scan.manifest["counts"]["rows"])
+
+
+def shards_of(scans: Sequence[Scan]) -> list[Shard]:
+    """Sources of the same name (two standard inputs) are told apart by their fingerprints."""
+    often = Counter(s[SOURCE] for scan in scans for s in sources(scan))
+    made, first = [], 0
+    for scan in scans:
+        names = {
+            s[SOURCE]: s[SOURCE] if often[s[SOURCE]] == 1 else _told_apart(s) for s in sources(scan)
+        }
+        made.append(Shard(scan, first, names))
+        first += span(scan)
+    return made
+
+
+def _told_apart(source: Mapping[str, Any]) -> str:
+    return f"{source[SOURCE]} ({source['fingerprint'][:8]})"
+
+
+def span(scan: Scan) -> int:
+    """How many row numbers a scan takes: its rows; of a --sample up to the last one drawn."""
+    last = max((int(row["row"]) for row in rejected(scan)), default=-1)
+    last = max(last, scan.manifest.get("last_row") or 0)
+    for file in reversed(scan.part_files("examples")):
+        examples = pq.read_table(file, columns=["example"], partitioning=None)["example"]
+        if len(examples):
+            last = max(last, pc.max(examples).as_py() or 0)
+            break
+    if last >= MOST_ROWS:
+        raise ScanError(f"{scan.path} is damaged: its last row is number {last:,}")
+    return max(rows_of(scan), last + 1)
+
+
+def rejected(scan: Scan) -> Iterator[dict[str, Any]]:
+    """The lines of rejected.jsonl. Raises `ScanError` where they are not as many as counted."""
+    path, wanted, seen = scan.path / REJECTED, int(scan.manifest["counts"]["rejected"]), 0
+    if wanted or path.exists():
+        try:
+            with own_file(scan.path, REJECTED).open(encoding="utf-8") as file:
+                for line in file:
+                    seen += 1
+                    row = json.loads(line)
+                    yield {**row, "row": int(row["row"])}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ScanError(f"{path} is damaged: {one_line(error)}") from error
+    if seen != wanted:
+        raise ScanError(f"{path} lists {seen} rows, where the manifest counts {wanted}")
+
+
+# --- what is refused ---
+
+
+def require_disjoint(scans: Sequence[Scan], out: str | Path) -> None:
+    if len(scans) < 2:
+        raise BadInput("merge joins at least two scans")
+    seen: dict[str, Scan] = {}
+    for scan in scans:
+        if _place(scan) == (Store.of(out) or local(out).resolve()):
+            raise BadInput(f"--out {out} is one of the scans to merge; choose another folder")
+        for name, fingerprint in _prints(scan):
+            before = seen.setdefault(fingerprint, scan)
+            if before is not scan:
+                raise BadInput(f"{before.path} and {scan.path} both are of the data in {name}; "
+                               f"merge joins scans of disjoint data")  # fmt: skip
+
+
+def _prints(scan: Scan) -> Iterator[tuple[str, str]]:
+    """What a scan was made from, and the files of that which it names."""
+    for source in sources(scan):
+        yield source[SOURCE], source["fingerprint"]
+        yield from source.get("files", {}).items()
+
+
+def _place(scan: Scan) -> Store | Path:
+    return scan.store or scan.path.resolve()
+
+
+def require_alike(scans: Sequence[Scan]) -> None:
+    """Raises `BadInput` where numbers of two scans do not belong side by side."""
+    first, *others = scans
+    known = _alike(first)
+    for scan in scans:
+        _require_names(scan)
+    for scan in others:
+        for what, value in _alike(scan).items():
+            if value != known[what]:
+                raise BadInput(
+                    f"{first.path} and {scan.path} differ in {what}"
+                    f"{_said(known[what], value)}; merge joins scans made alike"
+                )
+
+
+def _require_names(scan: Scan) -> None:
+    if not is_merged(scan) and {SOURCE, KEPT_SOURCE} <= {*scan.manifest["config"]["keep"]}:
+        raise BadInput(f"{scan.path} keeps {SOURCE} and {KEPT_SOURCE}; merge gives the first the "
+                       f"name of the second: scan without --keep {KEPT_SOURCE}")  # fmt: skip
+
+
+def _alike(scan: Scan) -> dict[str, Any]:
+    """What scans must share, by its name."""
+    manifest, config, plan = scan.manifest, scan.manifest["config"], stored_plan(scan)
+    model = manifest["model"]
+    plain = manifest["data"].get("format")
+    return {
+        "the model's weights": model.get("identity") or model["name"],
+        "the adapter's weights": model.get("adapter_identity"),
+        "the model's configuration or tokenizer": plan.get("model_files"),
+        "dtype": model.get("dtype"),
+        "the chat template": manifest["chat_template"],
+        "--max-length": model.get("max_length"),
+        "--train-on": config.get("train_on"),
+        "--tool-calls": config.get("tool_calls"),
+        "--turns": scan.turns,
+        "--template-arg": config.get("template_arg") or {},
+        "--today": plan.get("today"),
+        "--stride": config.get("stride", 1),
+        "--reference": plan.get("reference_identity"),
+        "columns": list(manifest["columns"]),
+        "--keep-tokens": scan.keep_tokens,
+        "the conflict rule": "" if scan.keeps_all else scan.rule.said,
+        # Plain text beside conversations could not be told apart again.
+        "format": plain if plain in WITHOUT_TEMPLATE else "conversations",
+    }
+
+
+def _said(a: Any, b: Any) -> str:
+    """The two values where a reader knows them; of columns those that only one scan has."""
+    if isinstance(a, list):
+        return f" ({', '.join(sorted({*a} ^ {*b})) or 'their order'})"
+    short = all(v is None or len(str(v)) <= 40 for v in (a, b))
+    return f" ({a} and {b})" if short else ""
+
+
+def stored_plan(scan: Scan) -> dict[str, Any]:
+    """plan.json of a scan; what it says of the model stands nowhere else."""
+    if not (scan.path / PLAN).exists():
+        return {}
+    return read_json(own_file(scan.path, PLAN), PLAN_BYTES)
+
+
+# --- the data of the whole ---
+
+
+def data_of(shards: Sequence[Shard]) -> dict[str, Any]:
+    listed = [
+        {**source, SOURCE: shard.names[source[SOURCE]], "first": source["first"] + shard.first}
+        for shard in shards
+        for source in sources(shard.scan)
+    ]
+    told = [shard.scan.manifest["data"] for shard in shards]
+    formats = sorted({f for data in told for f in str(data.get("format")).split(" + ")})
+    return {
+        "source": _title([Path(s[SOURCE]).name for s in listed]),
+        "split": common(data.get("split") for data in told),
+        "fingerprint": _fingerprint(listed),
+        "rows": sum(rows_of(shard.scan) for shard in shards),
+        "units": sum(len(shard.scan.manifest["parts"]) for shard in shards),
+        "format": " + ".join(formats),
+        "sources": listed,
+    }
+
+
+def _title(names: Sequence[str]) -> str:
+    return " + ".join(names) if len(names) <= 3 else f"{names[0]} + {len(names) - 1} more"
+
+
+def common(values: Iterable[Any]) -> Any:
+    """The value that all share; None where they differ."""
+    first, *others = values
+    return first if all(value == first for value in others) else None
+
+
+def _fingerprint(listed: Sequence[Mapping[str, Any]]) -> str:
+    """That of the sources' files read as one data set; a part of one (--limit) is no such."""
+    digest = hashlib.sha256()
+    for source in listed:
+        digest.update(source["fingerprint"].encode())
+        if source["selection"]:
+            digest.update(json.dumps(source["selection"], sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,247 @@
+"""`merge`: finished scans of disjoint data as one scan, without the model.
+
+open → refuse what does not belong together → plan → part after part → rejected rows → exact norms →
+manifest → flag. A part is read and written at a time, so memory does not grow with the scans; a
+killed merge goes on with the same command.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from eaft_probe.analysis import exact_gradients
+from eaft_probe.analysis.exact_gradients import FullGradients
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.errors import ScanError
+from eaft_probe.progress import Progress, Silent
+from eaft_probe.scans.part_writer import (
+    GRADIENTS,
+    REJECTED,
+    part_facts,
+    part_file,
+    unit_report,
+    write_part,
+)
+from eaft_probe.scans.scan import Scan, write_manifest
+from eaft_probe.scans.schemas import examples_schema
+from eaft_probe.scans.upload import at_work, sight
+from eaft_probe.scans.verification import reading
+from eaft_probe.settings import MergeSettings, make_settings
+from eaft_probe.storage.atomic import written_aside
+from eaft_probe.storage.folder import Folder
+from eaft_probe.verbs.merge.inputs import (
+    SOURCE,
+    Shard,
+    common,
+    data_of,
+    is_merged,
+    rejected,
+    require_alike,
+    require_disjoint,
+    shards_of,
+    stored_plan,
+)
+from eaft_probe.verbs.scan.join_units import join_totals
+from eaft_probe.verbs.scan.plan import begin, is_finished
+
+MEANING = {"unit": "", "meaning": "the data that the example came from"}
+OPENED = ("model", "adapter")  # as the first scan's command named them, for `gradients`
+FROM_PLAN = ("model_files", "reference_identity", "today")
+
+
+def merge(
+    scans: Sequence[Scan | str | Path],
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Scan:
+    """Joins finished scans of disjoint data, in the order given, into the scan folder `out`.
+
+    `example` is renumbered by the rows of the scans before, and the examples get a column
+    `source`. Exact norms come along where all scans have them, of samples made alike. The rule is
+    that of the scans where it is the same in all (a quantile is found again over the whole), else
+    the default. Every other argument is a field of `MergeSettings` and a flag of `eaft-probe
+    merge`.
+
+    Raises `BadInput` where the scans are of the same data, or were made under another model,
+    dtype, template, mask or with other columns; `ScanError` for a damaged one.
+    """
+    chosen: MergeSettings = make_settings(MergeSettings, settings)
+    opened = [s if isinstance(s, Scan) else Scan.open(s) for s in scans]
+    require_disjoint(opened, out)
+    require_alike(opened)
+    shards, progress = shards_of(opened), progress or Silent()
+    plan = _plan(shards)
+    with sight(out) as seen:
+        finished = is_finished(seen, plan, chosen.overwrite)
+    if not finished:
+        with at_work(out, plan, chosen.overwrite, progress) as (folder, deposit):
+            begin(folder, plan, chosen.overwrite)
+            if deposit:
+                deposit.begin(folder, chosen.overwrite)
+            _join(folder, shards, plan, progress)
+            if deposit:
+                deposit.close(folder)
+    merged = Scan.open(out)
+    if not merged.is_flagged:
+        merged.flag(_rule(opened, progress))
+    return merged
+
+
+# --- what the whole is ---
+
+
+def _plan(shards: Sequence[Shard]) -> dict[str, Any]:
+    """What a rerun must repeat: the same scans, unchanged, in the same order."""
+    stored, manifest = stored_plan(shards[0].scan), shards[0].scan.manifest
+    return {
+        "merged": [_digest(json.dumps(s.scan.manifest, sort_keys=True)) for s in shards],
+        "data": data_of(shards),
+        "model_identity": manifest["model"].get("identity"),
+        "adapter_identity": manifest["model"].get("adapter_identity"),
+        "chat_template": manifest["chat_template"],
+        "opened": stored.get("opened") or {n: stored.get("settings", {}).get(n) for n in OPENED},
+        **{name: stored[name] for name in FROM_PLAN if name in stored},
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rule(scans: Sequence[Scan], progress: Progress) -> ConflictRule:
+    """The rule of all scans, or the default one."""
+    rules = [scan.rule for scan in scans]
+    asked = [r.quantile or (r.entropy_below, r.prob_below) for r in rules]
+    if common(asked) is None:
+        said = "; ".join(dict.fromkeys(map(str, rules)))
+        progress.note(
+            f"the scans are flagged by several rules ({said}); the whole is flagged by "
+            f"the default one, `eaft-probe flag` sets another"
+        )
+        return ConflictRule()
+    return rules[0] if rules[0].quantile is None else ConflictRule(quantile=rules[0].quantile)
+
+
+# --- writing ---
+
+
+def _join(
+    folder: Folder, shards: Sequence[Shard], plan: dict[str, Any], progress: Progress
+) -> None:
+    parts = [(s, index) for s in shards for index in range(len(s.scan.manifest["parts"]))]
+    progress.start("merge", len(parts))
+    kept = list(dict.fromkeys(name for shard in shards for name in shard.kept.values()))
+    listed = []
+    for number, (shard, index) in enumerate(parts):
+        listed.append(_join_part(folder, number, shard, index, kept))
+        progress.advance(1, listed[-1]["rows"])
+    _join_rejected(folder.path, shards)
+    manifest = _manifest(shards, plan, listed, kept) | join_totals(folder.path, shards, kept)
+    _join_gradients(Scan(folder.path, manifest), shards, progress)
+    write_manifest(folder, manifest)
+
+
+def _join_rejected(folder: Path, shards: Sequence[Shard]) -> None:
+    with written_aside(folder / REJECTED) as path, path.open("w", encoding="utf-8") as file:
+        for shard in shards:
+            for row in rejected(shard.scan):
+                file.write(json.dumps(shard.number(row), ensure_ascii=False) + "\n")
+
+
+def _join_gradients(merged: Scan, shards: Sequence[Shard], progress: Progress) -> None:
+    """The exact norms, where every scan has them and of samples made alike."""
+    missing = [s.scan.path for s in shards if not (s.scan.path / GRADIENTS).exists()]
+    if len(missing) == len(shards):
+        return
+    try:
+        if missing:
+            raise ScanError(f"{missing[0]} has none")
+        found = [FullGradients.open(s.scan) for s in shards]
+        exact_gradients.join(merged, found, [s.first for s in shards])
+    except ScanError as error:
+        progress.note(f"{GRADIENTS} is left out: {error}; `eaft-probe gradients {merged.path}` "
+                      f"makes one of the whole")  # fmt: skip
+
+
+def _join_part(
+    folder: Folder, number: int, shard: Shard, index: int, kept: Sequence[str]
+) -> dict[str, Any]:
+    """Part `index` of a scan as part `number` of the whole, unless it is there; its facts."""
+    if unit_report(folder.path, number) is None:
+        tokens, examples = _read(shard, index)
+        counts = {"trained_tokens": len(tokens), "examples": len(examples)}
+        tables = _moved(tokens, shard), _named(examples, shard, kept)
+        write_part(folder, number, *tables, {"counts": counts})
+    rows = pq.read_metadata(part_file(folder.path, "tokens", number)).num_rows
+    return part_facts(folder.path, number, rows)
+
+
+def _read(shard: Shard, index: int) -> tuple[pa.Table, pa.Table]:
+    """Tokens and examples of a part. Raises `ScanError` where it is not as its manifest says:
+    damage must not get new, good hashes."""
+    scan, facts = shard.scan, shard.scan.manifest["parts"][index]
+    files = [scan.part_files(kind)[index] for kind in ("tokens", "examples")]
+    with reading(files[0]):
+        found = part_facts(scan.path, index, facts["rows"])
+        tokens, examples = (pq.read_table(f, partitioning=None) for f in files)
+    if found != facts or len(tokens) != facts["rows"]:
+        raise ScanError(f"{files[0]} or its examples are damaged: not what the manifest says")
+    return tokens, examples
+
+
+def _moved(table: pa.Table, shard: Shard) -> pa.Table:
+    """The rows under their number in the whole."""
+    at = table.schema.get_field_index("example")
+    return table.set_column(at, table.schema.field(at), pc.add(table["example"], shard.first))
+
+
+def _named(examples: pa.Table, shard: Shard, kept: Sequence[str]) -> pa.Table:
+    """The examples under their number, with every pass-through column of the whole and `source`."""
+    theirs = {new: old for old, new in shard.kept.items()}
+    before = examples[SOURCE].to_pylist() if is_merged(shard.scan) else [None] * len(examples)
+    moved, schema = _moved(examples, shard), examples_schema(kept)
+    names = {f.name: theirs.get(f.name, f.name if f.name not in kept else None) for f in schema}
+    columns = {
+        f.name: pc.cast(moved[names[f.name]], f.type)
+        if names[f.name] in moved.column_names
+        else pa.nulls(len(moved), f.type)
+        for f in schema
+    }
+    schema = schema.append(pa.field(SOURCE, pa.string(), metadata=MEANING))
+    columns[SOURCE] = pa.array([shard.name(name) for name in before], pa.string())
+    return pa.table(columns, schema=schema)
+
+
+def _manifest(
+    shards: Sequence[Shard],
+    plan: Mapping[str, Any],
+    parts: Sequence[Mapping[str, Any]],
+    kept: Sequence[str],
+) -> dict[str, Any]:
+    """That of the first scan, with what the others change; settings that differ are null."""
+    told = [shard.scan.manifest for shard in shards]
+    first, counts, left_out = told[0], Counter[str](), Counter[str]()
+    for manifest in told:
+        theirs = dict(manifest["counts"])
+        left_out.update(theirs.pop("left_out", {}))
+        counts.update(theirs)
+    config = {name: common(m["config"].get(name) for m in told) for name in first["config"]}
+    versions = [m.get("versions", {}) for m in told]
+    return {
+        **{k: v for k, v in first.items() if k != "schema_version"},
+        "command": "merge",
+        "config": {**config, "keep": [*kept, SOURCE]},
+        "data": plan["data"],
+        "parts": list(parts),
+        "counts": {**counts, "left_out": dict(left_out)},
+        "versions": {n: common(v.get(n) for v in versions) for n in versions[0]},
+    }

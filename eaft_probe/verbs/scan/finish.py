@@ -1,0 +1,108 @@
+"""The end of a scan: rejected.jsonl, then the manifest, from which on the scan is complete."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eaft_probe.errors import NothingScored, ScanError
+from eaft_probe.scans.part_writer import (
+    REJECTED,
+    UNITS,
+    part_facts,
+    part_file,
+    part_folder,
+    sha256,
+    unit_report,
+)
+from eaft_probe.scans.scan import write_manifest
+from eaft_probe.settings import ScanSettings
+from eaft_probe.storage.atomic import written_aside
+from eaft_probe.storage.folder import Folder
+from eaft_probe.storage.remote import name_of, without_paths
+from eaft_probe.verbs.scan.join_units import join_units
+from eaft_probe.verbs.scan.plan import plan_digest, require_plan
+
+PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
+
+
+def finish(
+    place: Folder, plan: Mapping[str, Any], settings: ScanSettings, facts: Mapping[str, Any]
+) -> None:
+    """`facts`: what a scorer says of its model. Raises `NothingScored`, and `ScanError` where
+    another run has removed a part."""
+    folder = place.path
+    units, count = part_folder(folder, settings.keep_tokens), plan["data"]["units"]
+    counts, left_out, parts, last = Counter[str](), Counter[str](), [], None
+    with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
+        for index in range(count):
+            report = _whole(units, index, plan_digest(plan))
+            file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
+            counts.update(report["counts"])
+            left_out.update(report.get("left_out", {}))
+            last = report.get("last_row", last)
+            if units == folder:
+                parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
+    if not counts["trained_tokens"]:
+        # Nothing that a corrected command should respect.
+        for kind in ("tokens", "examples", UNITS):
+            shutil.rmtree(folder / kind, ignore_errors=True)
+        raise NothingScored(
+            f"nothing to score in {plan['data']['source']}: all {counts['rejected']} rows were "
+            f"rejected; {folder / REJECTED} says why"
+        )
+    kept = {} if units == folder else {**join_units(place, count), "last_row": last}
+    require_plan(place, plan)
+    write_manifest(
+        place,
+        {
+            "command": "scan",
+            "config": without_paths(asdict(settings)),
+            "model": _model_facts(plan, settings, facts["model"]),
+            "data": {**plan["data"], "source": name_of(plan["data"]["source"])},
+            "chat_template": plan["chat_template"],
+            "columns": facts["columns"],
+            "parts": parts,
+            "counts": {**counts, "left_out": dict(left_out)},
+            "special_tokens": facts["special_tokens"],
+            "versions": {name: _version(name) for name in PACKAGES},
+            **kept,
+        },
+    )
+    shutil.rmtree(folder / UNITS, ignore_errors=True)
+
+
+def _whole(units: Path, index: int, plan: str) -> dict[str, Any]:
+    """What a unit reported. Raises `ScanError` where its two files are not of one run: two that
+    differ in hardware were at it at once."""
+    report = unit_report(units, index, plan)
+    tokens = part_file(units, "tokens", index)
+    if report is None or report.get("tokens_sha256") not in (None, sha256(tokens)):
+        part_file(units, "examples", index).unlink(missing_ok=True)
+        raise ScanError(f"{tokens} is missing, or not the one that this scan wrote: another run is "
+                        f"at work there; run the same command again")  # fmt: skip
+    return report
+
+
+def _model_facts(
+    plan: Mapping[str, Any], settings: ScanSettings, loaded: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": name_of(settings.model),
+        "adapter": settings.adapter and name_of(settings.adapter),
+        "revision": settings.revision,
+        **loaded,
+        "identity": plan["model_identity"],
+        "adapter_identity": plan["adapter_identity"],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None

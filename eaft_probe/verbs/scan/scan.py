@@ -1,0 +1,242 @@
+"""`scan`: every trained token of a data set under a model, into a folder of parquet parts.
+
+plan → check the folder → load → score unit after unit → manifest → flag. A unit that is
+already there is skipped, so a killed scan goes on where it stopped.
+"""
+
+import inspect
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.statistics import chosen_statistics
+from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
+from eaft_probe.data.sources import Source, open_source, require_outside, require_same_content
+from eaft_probe.data.units import Selection, Unit, UnitPlan
+from eaft_probe.engines import ENGINES
+from eaft_probe.engines.torchrun import Launched, Ranks, launched
+from eaft_probe.engines.unit_queue import Job
+from eaft_probe.errors import BadInput, DataError, RowError
+from eaft_probe.model.loading import own_tokenizer
+from eaft_probe.model.tensor_parallel import join
+from eaft_probe.progress import Progress, Silent
+from eaft_probe.scans.part_writer import PLAN, UNITS, part_folder, unit_report
+from eaft_probe.scans.scan import Scan
+from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
+from eaft_probe.scans.upload import Deposit, at_work, sight
+from eaft_probe.settings import ScanSettings, make_settings
+from eaft_probe.storage.folder import Folder
+from eaft_probe.verbs.scan.finish import finish
+from eaft_probe.verbs.scan.fold_totals import FOLD, fold
+from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
+from eaft_probe.verbs.scan.plan import begin as begin_scan
+from eaft_probe.verbs.scan.plan import is_finished, make_plan, plan_digest, threads, told_date
+
+FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
+
+
+def scan(
+    data: Any = None,
+    out: str | Path = "eaft-scan",
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Scan:
+    """Scores every trained token of `data` under a model and writes the scan folder `out`,
+    or the URL of a store (s3://bucket/scan).
+
+    `data`: a path, folder, glob or hub id, "-" for standard input, a list of rows, a
+    `datasets.Dataset`, or None for the bundled demo. Every other argument is a field of
+    `ScanSettings` and a flag of `eaft-probe scan`. A finished scan with the same settings is
+    returned as it is; an interrupted one goes on. Under a launcher every process calls this, and
+    all return the same scan.
+
+    Raises `BadInput` (data, model, flags, another scan or run in `out`) or `ProbeError`.
+    """
+    chosen: ScanSettings = make_settings(ScanSettings, settings)
+    progress = progress or Silent()
+    if chosen.tp:
+        join(chosen.device)  # from here on this is rank 0
+    ranks = Ranks() if chosen.tp or not launched() else Launched(chosen.engine)
+    return _scan(data, out, chosen, Silent() if ranks.rank else progress, ranks)
+
+
+def _scan(
+    data: Any, out: str | Path, settings: ScanSettings, progress: Progress, ranks: Ranks
+) -> Scan:
+    require_outside(out, data)
+    source = open_data(data, settings)
+    row_format = data_format(source, settings)
+    units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
+    chosen_statistics(settings.statistics, settings.reference is not None)
+    ENGINES[settings.engine]
+    plan, finished = ranks.shared(_planned(out, make_plan(source, row_format, units, settings),
+                                           settings) if not ranks.rank else None)  # fmt: skip
+    settings = replace(settings, today=plan.get("today", settings.today))
+    if not finished:
+        with at_work(out, plan, settings.overwrite, progress) as (folder, deposit):
+            if not is_finished(folder.path, plan, settings.overwrite):  # by another run, by now
+                _score(folder, deposit, units, row_format, plan, settings, progress, ranks)
+    opened = Scan.open(out)
+    shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
+    return opened if ranks.rank else _flagged(opened, settings)
+
+
+def _planned(
+    out: str | Path, plan: dict[str, Any], settings: ScanSettings
+) -> tuple[dict[str, Any], bool]:
+    """The plan with what an earlier run into `out` has settled, and whether that is finished."""
+    with sight(out) as folder:
+        plan["threads"] = threads(folder, settings, plan["device"])
+        if "today" in plan:
+            plan["today"] = told_date(folder / PLAN, settings.today, settings.overwrite)
+        return plan, is_finished(folder, plan, settings.overwrite)
+
+
+def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
+    """Flagged by the rule that the settings ask for, where it is another than there is."""
+    thresholds = (settings.entropy_below, settings.prob_below, settings.quantile)
+    rule = ConflictRule.given(*thresholds)
+    if not finished.is_flagged or (
+        any(t is not None for t in thresholds) and not _same(finished.rule, rule)
+    ):
+        finished.flag(rule)
+    finished.conflicts_file()  # whole, if a `flag` was killed meanwhile
+    return finished
+
+
+def open_data(data: Any, settings: ScanSettings) -> Source:
+    """The source that `data` and the settings name."""
+    return open_source(
+        data,
+        config_name=settings.config_name,
+        split=settings.split,
+        revision=settings.data_revision or settings.revision,
+    )
+
+
+def data_format(source: Source, settings: ScanSettings) -> RowFormat:
+    """The format the user named, or the one that the first rows fit.
+
+    Raises `FormatError`, or `BadInput` where --keep names a column that cannot be kept.
+    """
+    rows, reasons = list[Mapping[str, Any]](), list[str]()
+    for record in islice(source.records(), FORMAT_ROWS):
+        try:
+            rows.append(record.parse())
+        except RowError as error:
+            reasons.append(str(error))
+    if not rows:
+        why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
+        raise DataError(f"{source.name}: {why}")
+    known = {key for row in rows for key in row} | {k for row in rows for k in _inner(row)}
+    for ours, theirs in settings.columns.items():
+        if theirs not in known:
+            raise BadInput(f"--columns {ours}={theirs}: the data has no {theirs!r}")
+        if ours not in MAPPABLE:
+            raise BadInput(f"--columns {ours}=…: no format has a column {ours!r}")
+    for name in settings.keep:
+        if name in EXAMPLE_COLUMNS:
+            raise BadInput(f"--keep {name}: the examples have a column of that name anyway")
+        if not any(name in row for row in rows):
+            raise BadInput(f"--keep {name}: no such column; there are {', '.join(rows[0])}")
+    if settings.format is not None:
+        FORMATS[settings.format]
+        return RowFormat(settings.format, settings.columns)
+    return infer_format(rows, settings.columns)
+
+
+def _inner(row: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of a row's messages, which --columns role=…,content=… may name."""
+    for value in row.values():
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, dict):
+                yield from item
+
+
+def selection(settings: ScanSettings) -> Selection:
+    """The rows that --limit, --sample and --seed choose."""
+    return Selection(settings.limit, settings.sample, settings.seed)
+
+
+def _same(stored: ConflictRule, asked: ConflictRule) -> bool:
+    """A stored quantile rule holds the thresholds it resolved to; asked ones not yet."""
+    by_quantile = asked.quantile is not None and stored.quantile == asked.quantile
+    return by_quantile or stored == asked
+
+
+# --- scoring ---
+
+
+def _score(
+    folder: Folder,
+    deposit: Deposit | None,
+    units: UnitPlan,
+    row_format: RowFormat,
+    plan: dict[str, Any],
+    settings: ScanSettings,
+    progress: Progress,
+    ranks: Ranks,
+) -> None:
+    facts, digest = dict[str, Any](), plan_digest(plan)
+    parts = part_folder(folder.path, settings.keep_tokens)
+
+    def begin(told: Mapping[str, Any]) -> Iterator[Unit]:
+        """The folder is touched only once a model stands: a typo must not cost an old scan."""
+        facts.update(told)
+        for said in ("template_limits", "unshared"):
+            if told.get(said):
+                progress.note(told[said])
+        with ranks.first():
+            begin_scan(folder, plan, settings.overwrite and not ranks.rank)
+            if deposit:
+                deposit.begin(folder, settings.overwrite and not ranks.rank)
+        progress.start("scan", units.rows // ranks.size)
+        for unit in filter(ranks.takes, units.units()):
+            if parts != folder.path and unit.index % FOLD == 0:
+                fold(parts, unit.index)
+            if unit_report(parts, unit.index, digest) is None:
+                yield unit
+            else:  # an earlier run has finished it
+                progress.advance(len(unit.records), 0)
+
+    absolute = with_absolute_paths(settings)
+    load = Loading(folder.path.absolute(), plan, row_format, absolute,
+                   plan["tokens_per_batch"], plan["threads"], deposit)  # fmt: skip
+    progress.note(f"loading {settings.model}")
+    if own_tokenizer(settings.adapter):
+        progress.note(f"tokenizer and chat template are those of {settings.adapter}")
+    # A model that spreads itself over devices is loaded as the settings say.
+    spread = settings.tp or settings.device_map is not None
+    alone = settings.tp or ranks.size > 1
+    job = Job(load, begin, progress, units.count, None if spread else ranks.device(plan["device"]),
+              1 if alone else settings.workers, plan["threads"], settings.address)  # fmt: skip
+    ENGINES[settings.engine](job)
+    ranks.wait()
+    with ranks.first():
+        if not ranks.rank:
+            require_same_content(units.source, plan["data"]["fingerprint"])
+            if deposit:
+                deposit.gather(folder)
+            finish(folder, plan, settings, facts)
+            if deposit:
+                deposit.close(folder)
+
+
+# `help(scan)` shows every setting with its default, from the one place that defines them.
+scan.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [p for p in inspect.signature(scan).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    + [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(ScanSettings(), f.name),
+            annotation=f.type,
+        )
+        for f in fields(ScanSettings)
+    ]
+)

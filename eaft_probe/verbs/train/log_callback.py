@@ -1,0 +1,99 @@
+"""What a run reports: rows of log.parquet, and a table that grows on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from eaft_probe.objectives.objective import Objective
+from eaft_probe.progress import Progress
+from eaft_probe.scans.training_log import LOG_GROUPS, read_log, write_log
+from eaft_probe.verbs.train.evaluation import FIGURES
+
+GROUPS = LOG_GROUPS[1:]
+# The terminal's columns: title, key of a log line, format. 73 characters wide; groups are mean
+# nll by base-model group.
+TABLE = (
+    ("  step", "step", "{:d}"), ("     lr", "lr", "{:.2g}"), ("   nll", "nll", "{:.4f}"),
+    ("  loss", "loss", "{:.4f}"), ("  gate", "gate_mean", "{:.3f}"),
+    ("gated", "mass_gated", "{:.0%}"),
+    *((f"{g:>6}", f"{g}_nll", "{:.3f}") for g in GROUPS),
+)  # fmt: skip
+
+
+class RunLog(TrainerCallback):  # type: ignore[misc]
+    """Turns the trainer's log lines into rows of log.parquet, and into notes."""
+
+    def __init__(self, folder: Path, objective: Objective, progress: Progress) -> None:
+        self.folder, self.objective, self.progress = folder, str(objective), progress
+        self.rows: list[dict[str, Any]] = []
+        self.tokens = self.step = 0
+        self.writes = False  # whether this is the process that does
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """A resumed run goes on behind the rows up to its checkpoint, in intervals of its own:
+        the Trainer would keep those that the checkpoint was made with."""
+        state.compute_steps(args, state.max_steps)
+        self.writes = state.is_world_process_zero
+        before = read_log(self.folder).to_pylist() if state.global_step else []
+        self.rows = [r for r in before if r["step"] <= state.global_step]
+        self.tokens = max((r["tokens_seen"] for r in self.rows), default=0)
+        self.step = state.global_step
+        self.progress.start("train", state.max_steps)
+        self.progress.advance(state.global_step, 0)
+        self.progress.note(_line({title: title for title, _, _ in TABLE}))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        """A line at the end, and wherever there is an evaluation or a checkpoint: each then has
+        its row, and no token is counted on one side of a checkpoint and lost on the other."""
+        if state.global_step >= state.max_steps or control.should_evaluate or control.should_save:
+            control.should_log = True
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        if "nll" in logs:
+            self._training(state.global_step, logs)
+        if any(name in logs for name in FIGURES):
+            self._evaluation(state.global_step, logs)
+        if control.should_save:  # before the checkpoint: a kill may come right after it
+            self.write()
+
+    def _training(self, step: int, logs: Mapping[str, float]) -> None:
+        self.tokens += int(logs["count"])
+        self.progress.advance(step - self.step, int(logs["count"]))
+        self.step = step
+        common = {"run": self.folder.name, "step": step, "tokens_seen": self.tokens,
+                  "objective": self.objective, "lr": logs["learning_rate"], "nll": logs["nll"],
+                  "loss": logs["loss"], "gate_mean": logs["gate_mean"],
+                  "mass_gated": logs["mass_gated"]}  # fmt: skip
+        found = {"all": (logs["nll"], logs["count"])}
+        found |= {g: (logs[f"{g}_nll"], logs[f"{g}_count"]) for g in GROUPS if f"{g}_nll" in logs}
+        for group, (nll, count) in found.items():
+            own = {"group": group, "group_nll": nll, "group_count": int(count)}
+            self.rows.append(common | own)
+        shown = {**logs, **common}
+        self.progress.note(_line({
+            title: form.format(shown[key]) for title, key, form in TABLE if key in shown
+        }))  # fmt: skip
+
+    def _evaluation(self, step: int, logs: Mapping[str, float]) -> None:
+        """Into the step's rows, which are always there: see `on_step_end`."""
+        measured = {name: logs[name] for name in FIGURES if name in logs}
+        for row in self.rows:
+            if row["step"] == step:
+                row |= measured
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+        self.progress.note(f"{step:>6}  {shown}")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """All rows so far."""
+        if self.writes and self.rows:
+            write_log(self.folder, self.rows)
+
+
+def _line(cells: Mapping[str, str]) -> str:
+    return " ".join(cells.get(title, "–").rjust(len(title)) for title, _, _ in TABLE)

@@ -1,0 +1,253 @@
+"""The folder of a training run: whether it may be written to, its checkpoints, its model card."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from eaft_probe.columns.conflicts import ConflictRule, write_json
+from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.scans.training_log import LOG
+from eaft_probe.settings import TrainSettings
+from eaft_probe.storage.atomic import locked, require_writable
+from eaft_probe.verbs.scan.plan import told_date
+
+CONFIG, CARD, LOCK = "train.json", "README.md", ".lock"
+DONE = "done"  # a key of CONFIG, written last of all
+# What a checkpoint holds beside the model.
+OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
+# What a run writes, and --overwrite removes.
+OWN = ("checkpoint-*", "*.safetensors", "model.safetensors.index.json", "config.json", "runs",
+       "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json",
+       "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja", "training_args.bin",
+       LOG, CARD, CONFIG)  # fmt: skip
+# What may change when a run is resumed. Whether the data are the same is seen by the fingerprint.
+FREE = {"data", "resume", "overwrite", "max_steps", "num_train_epochs", "logging_steps",
+        "save_steps", "save_total_limit", "eval_steps", "report_to", "device"}  # fmt: skip
+NAMES = {"fingerprint": "data", "processes": "number of processes"}  # as a user calls them
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    path: Path
+    log: list[dict[str, Any]]  # the rows of log.parquet
+    before: dict[str, float]  # eval_nll, retain_nll and retain_kl of the model it started from
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last row over all tokens."""
+        return next(row for row in reversed(self.log) if row["group"] == "all")
+
+    def __str__(self) -> str:
+        """What was learned and what was forgotten, in one line."""
+        last, said = self.last, []
+        if "eval_nll" in self.before:
+            said.append(f"learned: eval nll {_change(self.before['eval_nll'], last['eval_nll'])}")
+        if "retain_nll" in self.before:
+            change = _change(self.before["retain_nll"], last["retain_nll"])
+            said.append(f"forgot: retain nll {change}, KL from the base {last['retain_kl']:.4f}")
+        said = said or [f"nll {last['nll']:.4f} of the last training tokens"]
+        return f"{last['step']} steps of {last['objective']}; {'; '.join(said)}; nats a token"
+
+
+def _change(before: float, after: float) -> str:
+    return f"{before:.4f} → {after:.4f} ({after - before:+.4f})"
+
+
+def require_free(folder: Path, settings: TrainSettings) -> None:
+    """Raises `BadInput` where the folder holds what this run must not touch."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; --out names a folder")
+    require_writable(folder)
+    occupied = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
+    if occupied and not (settings.resume or settings.overwrite):
+        raise BadInput(f"{folder} is not empty; give --resume, --overwrite or another --out")
+    if occupied and not _is_run(folder):
+        flag = "--overwrite" if settings.overwrite else "--resume"
+        raise BadInput(f"{folder} holds no training run, so {flag} leaves it alone")
+
+
+def _is_run(folder: Path) -> bool:
+    """A file of that name may be somebody's data."""
+    try:
+        found = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return (folder / LOG).exists() or bool(_checkpoints(folder))  # a run's, damaged
+    return isinstance(found, dict) and {"objective", "fingerprint"} <= found.keys()
+
+
+def _remove_run(folder: Path) -> None:
+    """Only what a run writes."""
+    for pattern in OWN:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def dated(settings: TrainSettings, folder: Path, scanned: str | None) -> TrainSettings:
+    """With the date that chat templates are told: of the run that is gone on with, of the scans
+    that are read, or this day."""
+    given = settings.today or scanned
+    return replace(settings, today=told_date(folder / CONFIG, given, not settings.resume))
+
+
+def plan(
+    settings: TrainSettings,
+    data: str,
+    fingerprint: str,
+    rule: ConflictRule | None,
+    processes: int,
+) -> dict[str, Any]:
+    """What a resumed run must repeat, but for FREE. The rows' order hangs on the processes."""
+    made = {**asdict(settings), "data": data, "fingerprint": fingerprint, "processes": processes}
+    return made | ({"mask_rule": asdict(rule)} if rule else {})
+
+
+def require_unused(folder: Path) -> None:
+    """Before the long work. Raises `BadInput` where another run is in the folder."""
+    if (folder / LOCK).exists():
+        with locked(folder / LOCK, folder, str):
+            pass
+
+
+@contextmanager
+def prepared(
+    folder: Path, settings: TrainSettings, plan: Mapping[str, Any], note: Callable[[str], object]
+) -> Iterator[bool]:
+    """The folder for this run alone, and whether the run is finished already. It is touched only
+    once everything stands: a typo must not cost an old run. Raises `BadInput`."""
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / LOCK, folder, note))
+            finished = _prepare(folder, settings, plan)
+        except OSError as error:
+            raise BadInput(f"cannot write to {folder}: "
+                           f"{error.strerror or one_line(error)}") from error  # fmt: skip
+        yield finished
+
+
+def _prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> bool:
+    require_free(folder, settings)  # another run may have come and gone
+    if settings.resume and (folder / CONFIG).exists():
+        before = _require_same(folder, plan)
+        if before.get(DONE) and _no_step_left(folder, before, plan):
+            return True
+        _remove_cut_short(folder)
+    if settings.overwrite:
+        _remove_run(folder)
+    write_json(folder / CONFIG, plan)
+    return False
+
+
+def _require_same(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A resumed run goes on with the settings and the data that it began with: these."""
+    try:
+        before: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{folder / CONFIG} is damaged; choose another --out") from error
+    for name, value in json.loads(json.dumps(plan)).items():
+        if name not in FREE and before.get(name) != value:
+            said = NAMES.get(name, name)
+            raise BadInput(f"{folder} was trained with another {said} ({before.get(name)!r}, now "
+                           f"{value!r}); --resume goes on with the same")  # fmt: skip
+    return before
+
+
+def _no_step_left(folder: Path, before: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Of a finished run. Without its checkpoints it can be no longer than it was."""
+    if checkpoint := last_checkpoint(folder):
+        return at_end(checkpoint, plan)
+    if any(before[name] != plan[name] for name in ("max_steps", "num_train_epochs")):
+        raise BadInput(f"{folder} is finished and has no checkpoint to go on from; choose another "
+                       f"--out, or give --overwrite")  # fmt: skip
+    return True
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole one."""
+    steps = {path: state["global_step"] for path in _checkpoints(folder) if (state := _state(path))}
+    return max(steps, key=steps.__getitem__, default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """The trainer's, or nothing: it is written last, so a checkpoint that a kill or a full disk
+    cut short has none, or half of one."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((checkpoint / TRAINER_STATE_NAME).read_text()))
+    return {}
+
+
+def _remove_cut_short(folder: Path) -> None:
+    """They take the place that a full disk lacks, and --save-total-limit would count them."""
+    for path in _checkpoints(folder):
+        if not _state(path):
+            shutil.rmtree(path)
+
+
+def at_end(checkpoint: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether no step is left."""
+    state, most = _state(checkpoint), plan["max_steps"]
+    if most > 0:
+        return bool(state["global_step"] >= most)
+    return bool(state["epoch"] >= plan["num_train_epochs"])
+
+
+def room(folder: Path) -> str:
+    """torch says of a full disk "unexpected pos 576 vs 534"."""
+    with suppress(OSError):  # the folder may be gone
+        return f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
+    return ""
+
+
+def finish(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
+    """The model card, and the mark that nothing is left to do. Raises `ProbeError`."""
+    try:
+        _card(run, settings, lost)
+        plan = json.loads((run.path / CONFIG).read_text())
+        write_json(run.path / CONFIG, plan | {DONE: True})
+    except OSError as error:
+        raise ProbeError(f"cannot write to {run.path}: {error.strerror or one_line(error)}; the "
+                         f"model is there, --resume writes the rest") from error  # fmt: skip
+
+
+def _name(value: Any) -> Any:
+    """Of a file or folder its own name: a card is passed on. Anything else as it is."""
+    if isinstance(value, str) and value and (os.path.isabs(value) or os.path.exists(value)):
+        return Path(value).resolve().name
+    return value
+
+
+def _card(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
+    """The model card: what was trained how, and what it learned and forgot."""
+    last, names = run.last, {k: _name(v) for k, v in asdict(settings).items()}
+    figures = [f"| nll of the training data | | {last['nll']:.4f} |"]
+    figures += [
+        f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in run.before.items() if last[k] is not None
+    ]
+    text = [
+        "---", f"base_model: {names['model']}", "library_name: transformers", "---", "",
+        f"# {run.path.name}", "",
+        f"{names['model']} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
+        f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has its history.", "",
+        *(f"{count:,} {what}.\n" for what, count in lost.items()),
+        "| nats a token | before | after |", "|---|---|---|", *figures, "",
+        "```json", json.dumps(names, indent=1), "```", "",
+    ]  # fmt: skip
+    (run.path / CARD).write_text("\n".join(text))

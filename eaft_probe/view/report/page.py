@@ -1,0 +1,101 @@
+"""The page around a report's payload: template, style, scripts and library in one strict file.
+
+Which library: minified size, and what this page's content security policy says to a small heatmap
+with a box to select, in chromium 156:
+* Vega-Lite 6.4 with Vega, Vega-Embed and the expression interpreter, 898 kB: silent. An interval
+  brush is one line of a spec, and with `ast` no expression is evaluated as JavaScript.
+* Bokeh 3.9, 1,268 kB without widgets: style elements refused, so it wants 'unsafe-inline'; what a
+  selection does is written as code for `new Function`, or outside of it.
+* Plotly 7.1, 4,816 kB of a file's 8 MB: style elements refused, and images from data: addresses.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import vl_convert
+
+from eaft_probe.text import printable
+
+GENERATOR = b'<meta name="generator" content="eaft-probe">'  # by which a report is known
+SCRIPTS = ("report.js", "landscape.js", "chart.js", "examples.js", "against.js")
+WRAPPED = '"use strict";\n(() => {{\n{}}})();\n'  # its names stay out of the window's
+LIBRARY = "Object.assign(window, { vegaEmbed });"
+# What would end the script element or, in JavaScript's older grammar, the line.
+ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+class Figure(NamedTuple):
+    """A number in words: the figure, what it counts, and how to read it."""
+
+    figure: str
+    label: str
+    detail: str
+
+
+def page(payload: Mapping[str, Any]) -> str:
+    """The report as one HTML document that loads nothing and runs only its own two scripts."""
+    style, script = _read("report.css"), WRAPPED.format("\n".join(map(_read, SCRIPTS)))
+    library = vl_convert.javascript_bundle(LIBRARY)
+    assert "</script" not in library.lower()
+    parts = {
+        "policy": _policy([library, script], style, pictures="against" in payload),
+        "title": "eaft-probe report",
+        "style": style,
+        "payload": encode(payload),
+        "library": library,
+        "script": script,
+    }
+    html = _read("report.html")
+    before, *rest = html.split("{{")
+    return before + "".join(parts[p.split("}}", 1)[0]] + p.split("}}", 1)[1] for p in rest)
+
+
+def library_versions() -> str:
+    """What the pictures are drawn with, and its licence, which asks to be named."""
+    return (
+        f"Vega {vl_convert.get_vega_version()}, Vega-Lite {vl_convert.get_vegalite_versions()[-1]} "
+        f"and Vega-Embed {vl_convert.get_vega_embed_version()}, © University of Washington "
+        "Interactive Data Lab and contributors, BSD 3-clause licence"
+    )
+
+
+def encode(value: Any) -> str:
+    """JSON that stays text inside a script element, its strings without control characters.
+
+    >>> encode({"a": "</script>\\x00"})
+    '{"a":"\\\\u003c/script\\\\u003e\\\\\\\\x00"}'
+    """
+    text = json.dumps(_shown(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.translate(ESCAPES)
+
+
+def _shown(value: Any) -> Any:
+    """Every string as `printable` shows it: the one gate between the data and the page."""
+    if isinstance(value, str):
+        plain = value.isascii() and value.replace("\n", "").isprintable()
+        return value if plain else printable(value)  # which reads character by character
+    if isinstance(value, Mapping):
+        return {_shown(str(k)): _shown(v) for k, v in value.items()}
+    return [_shown(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _policy(scripts: list[str], style: str, pictures: bool) -> str:
+    """`pictures`: images from data: addresses, which load nothing."""
+    hashes = " ".join(map(_hash, scripts))
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src {_hash(style)}; "
+        + ("img-src data:; " if pictures else "")
+        + "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _read(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

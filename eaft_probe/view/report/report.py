@@ -1,0 +1,225 @@
+"""One offline HTML file of a finished scan: aggregates of all of it, and a chosen sample.
+
+Counts come from every token, out of core. Tokens in context and whole examples are chosen within a
+budget of bytes, and the page says what it shows out of how many.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_probe.analysis.aggregates import counted
+from eaft_probe.analysis.histogram2d import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP
+from eaft_probe.analysis.summary import summarize
+from eaft_probe.errors import BadInput, MissingColumn, one_line
+from eaft_probe.scans.scan import Scan
+from eaft_probe.storage.atomic import marked, require_replaceable, written_aside
+from eaft_probe.storage.remote import name_of
+from eaft_probe.view.notices import template_notices
+from eaft_probe.view.report.comparison import against as compared
+from eaft_probe.view.report.page import GENERATOR, Figure, library_versions, page
+from eaft_probe.view.report.selection import columns, examples, last_part, listed, pairs, short
+
+READS = ("example", "position", "token", "char_start", "char_end", "logprob", "prob", "entropy")
+
+
+def report(
+    scan: Scan,
+    out: str | Path,
+    against: Scan | str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Path:
+    """Writes the report, aside and renamed, and returns its path: at most 8 MB for any scan.
+
+    `against`: another scan, which the page compares with this one as `compare` does, in at most
+    1 MB more; `settings` are those of `compare`, whose errors are raised before anything is
+    written.
+    Raises `BadInput` where the scan holds no tokens, `out` cannot be written or is another file
+    than an earlier report (`overwrite` replaces it), `MissingColumn`
+    where the scan lacks a column that the report is about.
+    """
+    path = Path(out)
+    if path.is_dir():
+        raise BadInput(f"cannot write {path}: it is a folder; name a file with --out")
+    if not overwrite:
+        require_replaceable(path, "report", partial(marked, mark=GENERATOR))
+    with _writing(path), TemporaryFile(dir=path.parent):
+        pass  # said now rather than after minutes of reading
+    # First, as it is the part that may refuse.
+    more = {} if against is None else {"against": compared(scan, against, **settings)}
+    text = page({**collect(scan), **more})
+    with _writing(path), written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or one_line(error)
+        raise BadInput(f"cannot write {path}: {why}; choose another file with --out") from error
+
+
+def collect(scan: Scan) -> dict[str, Any]:
+    """Everything the page shows, as JSON values."""
+    missing = next((c for c in READS if c not in scan.columns), None)
+    if missing is not None:
+        raise MissingColumn(f"{scan.path} has no column {missing!r}, which a report reads")
+    if not scan.rows("SELECT 1 FROM tokens LIMIT 1"):
+        what = "holds no scored tokens" if scan.keeps_all else "kept no token to show"
+        raise BadInput(f"{scan.place} {what}: nothing to report")
+    summary = summarize(scan)
+    return {
+        "data": last_part(summary["data"]),
+        "model": last_part(summary["model"]),
+        "rule": summary["rule"],
+        "headline": [f._asdict() for f in headline(summary, _agreeing(scan))],
+        "notices": _notices(summary),
+        "landscape": _landscape(scan),
+        "columns": columns(scan),
+        "tokens": listed(scan, summary),
+        "pairs": pairs(scan),
+        "groups": _groups(summary),
+        "examples": examples(scan),
+        "provenance": _provenance(scan),
+    }
+
+
+# --- in words ---
+
+
+def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
+    """The numbers a decision hangs on; `agreeing` counts the tokens of rank 0, if that is known."""
+    total, nll = summary["trained_tokens"], summary["mean_nll"]
+    flagged, of = summary["examples_with_conflicts"], summary["examples"]
+    choices = max(math.exp(min(nll, 700)), 1)  # e⁷⁰⁰ is still a float
+    figures = [
+        _conflict_figure(summary["conflicts"], total),
+        Figure(
+            f"{flagged:,} of {of:,}",
+            "examples hold at least one conflict",
+            f"{flagged / of:.0%} of what was scored; the worst stand below.",
+        ),
+        Figure(
+            f"{nll:.2f} nats",
+            "is the mean surprise of a token (nll)",
+            f"As if each were drawn from {choices:,.3g} equally likely ones.",
+        ),
+    ]
+    if agreeing is not None:
+        label = "of the tokens are what the model would have said"
+        detail = f"{agreeing:,} of {total:,} have rank 0: no other token is likelier."
+        figures.insert(2, Figure(f"{agreeing / total:.0%}", label, detail))
+    return figures
+
+
+def _conflict_figure(conflicts: int, total: int) -> Figure:
+    rare = 5 * conflicts < total  # above a fifth, "1 in 3" would say too little
+    share = f"1 in {total / max(conflicts, 1):,.0f}" if rare else f"{conflicts / total:.0%}"
+    return Figure(
+        share if conflicts else "None",
+        "of the tokens to be learned is a confident conflict",
+        f"{conflicts:,} of {total:,} ({conflicts / total:.2%}): the model was sure of "
+        "something else.",
+    )
+
+
+def _agreeing(scan: Scan) -> int | None:
+    try:
+        return counted(scan).agreeing()
+    except MissingColumn:
+        return None
+
+
+def _notices(summary: Mapping[str, Any]) -> list[str]:
+    lost = {
+        "rejected": "rows could not be scored: rejected.jsonl says why, no number here counts them",
+        "cut_examples": "examples were cut at the model's context",
+    }
+    said = [f"{summary[k]:,} of {summary['rows']:,} {v}." for k, v in lost.items() if summary[k]]
+    said += template_notices(summary)
+    if kept := summary.get("kept_tokens"):
+        said.append(
+            f"{kept['tokens']:,} of {summary['trained_tokens']:,} tokens were kept one by one "
+            f"(--keep-tokens {kept['keep']}): examples and tokens in context are of those, all "
+            f"counts, groups and the landscape of every token."
+        )
+        if low := kept["pairs_too_low"]:
+            said.append(f"Pairs: the commonest of more; counts are up to {low:,} too low.")
+    return said
+
+
+def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of `show`: by role, by class of token, and by each kept column."""
+    tables = [
+        ("By role of the message", summary["roles"]),
+        ("By kind of token", summary["classes"]),
+    ]
+    tables += [(f"Examples by {name}", rows) for name, rows in summary["kept"].items()]
+    return [
+        {
+            "title": title,
+            "names": [n.replace("_", " ") for n in rows[0]],
+            "rows": [[short(v) for v in r.values()] for r in rows],
+        }
+        for title, rows in tables
+        if rows
+    ]
+
+
+def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
+    manifest = scan.manifest
+    sections = {
+        "model": manifest["model"],
+        "data": {**manifest["data"], "chat_template": manifest.get("chat_template")},
+        "conflict rule": asdict(scan.rule),
+        "counts": manifest["counts"],
+        "settings": manifest["config"],
+        "versions": manifest.get("versions", {}),
+        "report": {"scan": name_of(scan.place), "drawn with": library_versions()},
+    }
+    return [
+        (title, [(str(k), short(v)) for k, v in values.items() if v not in (None, [], {})])
+        for title, values in sections.items()
+    ]
+
+
+# --- the landscape ---
+
+
+def _landscape(scan: Scan) -> dict[str, Any]:
+    """The counts of all tokens and of the conflicts by cell, sparse."""
+    whole = counted(scan)
+    return {
+        "prob_cells": round(1 / PROB_STEP),
+        "entropy_cells": round(1 / ENTROPY_STEP),
+        "rows": ENTROPY_BINS,
+        "columns": PROB_BINS,
+        "counts": sparse(whole.plane().counts),
+        "conflicts": sparse(whole.conflict_plane().counts),
+        "vocab_size": scan.manifest["model"].get("vocab_size"),
+    }
+
+
+def sparse(counts: NDArray[np.int64]) -> list[int]:
+    """Row by row: the step to the next cell that is not empty, its count, and so on.
+
+    >>> sparse(np.array([[0, 7], [0, 9]]))
+    [1, 7, 2, 9]
+    """
+    flat = counts.ravel()
+    at = np.flatnonzero(flat)
+    pairs: list[int] = np.column_stack([np.diff(at, prepend=0), flat[at]]).ravel().tolist()
+    return pairs
