@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM
 from eaft_probe.columns.measure import PRODUCT_BYTES
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.batches import TokenBatch, Window, batches
+from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.sources import open_source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Silent
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import batch_tokens
-from eaft_probe.verbs.scan.scan import data_format, open_data, selection
 from eaft_probe.verbs.scan.score_unit import Scorer
 
 USUAL_ROWS = 8  # rows of a batch in the usual recipe

@@ -22,7 +22,7 @@ from contestants import Work, print_table
 
 from eaft_probe.data.formats import Example
 from eaft_probe.data.messages import Message
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.engines.ahead import AHEAD, ReadAhead
 from eaft_probe.model.loading import load_tokenizer
 from eaft_probe.settings import ScanSettings

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eaft_probe.data.chat_template import ChatTemplate
 from eaft_probe.data.messages import Message, read_messages
-from eaft_probe.data.spans import Located, Locator
+from eaft_probe.data.rendering.chat_template import ChatTemplate
+from eaft_probe.data.rendering.spans import Located, Locator
 
 PAGE = Path(__file__).parent / "trained-tokens.md"
 BEGIN, END = "<!-- examples: made by trained_tokens_examples.py -->", "<!-- end of examples -->"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.analysis.partial_aggregates import unit_totals
 from eaft_probe.analysis.token_filter import kept_tokens
-from eaft_probe.columns.conflicts import ConflictRule, write_json
+from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.scans.keys import EACH, TOGETHER
 from eaft_probe.scans.manifest import MANIFEST, SCHEMA_VERSION
@@ -27,6 +27,7 @@ from eaft_probe.scans.part_writer import (
 )
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import examples_schema, tokens_schema
+from eaft_probe.storage.atomic import write_json
 from eaft_probe.storage.folder import Folder
 
 VOCAB, WIDTH = 64, 8

@@ -3,17 +3,19 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "eaft_probe"
-FLOORS = {
-    "printable": -3, "errors": -2, "files": -1,
-    "registry": 0, "progress": 0, "settings": 0, "store": 0,
-    "data": 1, "model": 1, "columns": 2, "engines": 3, "objectives": 3,
-    "verbs": 4, "view": 5, "cli": 6, "__main__": 7, "__init__": 7,
-}  # fmt: skip
+# From the ground up; a room imports from those before it and from itself.
+ROOMS = (
+    "text", "errors", "registry", "progress", "launcher", "settings",
+    "storage", "model", "data", "columns", "engines", "scans", "analysis",
+    "objectives", "verbs", "view", "cli", "__main__", "__init__",
+)  # fmt: skip
+FILES_A_WING, FILES_A_ROOM, LINES_A_FILE = 12, 14, 350
 LIGHT = (
     "eaft_probe",
     "eaft_probe.cli",
@@ -32,11 +34,6 @@ LIGHT = (
 )
 
 
-def room(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
-
-
 def imports(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -47,14 +44,50 @@ def imports(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+
+
+def place(path: Path) -> tuple[str, ...]:
+    """Its rooms, from the outermost to its own name."""
+    return path.relative_to(PACKAGE).with_suffix("").parts
+
+
+def own_imports(path: Path) -> list[list[str]]:
+    """What a module imports of the package, as places."""
+    dotted = (name.split(".") for name in imports(path))
+    return [parts[1:] or ["__init__"] for parts in dotted if parts[0] == "eaft_probe"]
+
+
+@each_module
 def test_imports_only_go_down(path: Path) -> None:
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    for module in (name for name in imports(path) if name.split(".")[0] == "eaft_probe"):
-        other = room(module)
-        assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {module}"
+    own = place(path)[0]
+    for other, *rest in own_imports(path):
+        down = ROOMS.index(other) < ROOMS.index(own)
+        assert other == own or down, f"{own} imports {'.'.join([other, *rest])}"
+
+
+@pytest.mark.parametrize("room", ["verbs", "data", "view", "objectives"])
+def test_wings_import_each_other_one_way(room: str) -> None:
+    """A wing that imports another is not imported by it, whatever lies between the two."""
+    below: dict[str, set[str]] = {}
+    for path in (PACKAGE / room).rglob("*.py"):
+        wing = place(path)[1]
+        others = {p[1] for p in own_imports(path) if p[0] == room and len(p) > 1} - {wing}
+        below.setdefault(wing, set()).update(others)
+    TopologicalSorter(below).prepare()  # raises `CycleError`
+
+
+@each_module
+def test_a_module_can_be_read_at_once(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES_A_FILE
+
+
+def test_a_room_can_be_overlooked() -> None:
+    for folder in [p for p in PACKAGE.rglob("*") if p.is_dir()]:
+        files = [p.name for p in folder.glob("*.py") if p.name != "__init__.py"]
+        room = folder.parent == PACKAGE
+        assert len(files) <= (FILES_A_ROOM if room else FILES_A_WING), (folder.name, files)
 
 
 def test_no_test_imports_another() -> None:

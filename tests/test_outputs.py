@@ -17,8 +17,8 @@ from eaft_probe.cli import _run
 from eaft_probe.cli.printing import StandardOutput, tell_summary
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import ProbeError, ScanError
-from eaft_probe.scans.manifest import read_json
 from eaft_probe.scans.verification import reading
+from eaft_probe.storage.atomic import read_json
 from eaft_probe.storage.remote import name_of
 
 ROWS = [{"question": f"what is {n}", "answer": f"it is {n} and no more"} for n in range(4)]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import BadInput, ScanError, one_line
-from eaft_probe.scans.manifest import read_json
-from eaft_probe.storage.atomic import own_file, written_aside
+from eaft_probe.storage.atomic import own_file, read_json, write_json
 
 # 0.17 of the largest entropy over 20 tokens, the centre of the sigmoid gate in arXiv 2601.02151.
 ENTROPY_BELOW = 0.17 * math.log(20)  # 0.509 nats
@@ -86,12 +85,3 @@ class ConflictRule:
         except (ValueError, TypeError, OverflowError, BadInput) as error:
             why = "" if isinstance(error, ScanError) else f"{path} is damaged: "
             raise ScanError(f"{why}{one_line(error)}; `eaft-probe flag` writes it anew") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    with written_aside(path) as aside:
-        aside.write_bytes(json_bytes(value))
-
-
-def json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -12,6 +12,9 @@ from eaft_probe.data.messages import Message, encodable, read_messages, read_too
 from eaft_probe.errors import FormatError, RowError
 from eaft_probe.registry import Registry
 
+# Formats whose rows go past the chat template: a base and a chat model may share their tokens.
+WITHOUT_TEMPLATE = ("text", "prompt-completion", "labelled")
+
 Row = Mapping[str, Any]
 
 KEYS = ("key", "id", "uuid", "conversation_id", "task_id")

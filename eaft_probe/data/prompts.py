@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.messages import Message
-from eaft_probe.data.render import Rendered, Renderer
-from eaft_probe.data.spans import Located
+from eaft_probe.data.rendering.render import Rendered, Renderer
+from eaft_probe.data.rendering.spans import Located
 from eaft_probe.errors import RowError
 
 SAME = 2  # see `_fit`

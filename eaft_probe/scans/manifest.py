@@ -4,20 +4,18 @@ A scan may come from somebody else, so nothing in it is believed: not the sizes,
 files. What no version of this program reads (`__pydantic_extra__`) is let through, if it is small.
 """
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 
-from eaft_probe.errors import ScanError, one_line
-from eaft_probe.storage.atomic import own_file
+from eaft_probe.errors import ScanError
+from eaft_probe.storage.atomic import own_file, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MOST_BYTES = 256_000_000  # a million parts, of 250 bytes each
-DEEPEST = 16  # levels of nesting outside of the parts; a scan's own have 3
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Text = Annotated[str, StringConstraints(max_length=10_000)]
@@ -118,43 +116,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if wrong:
         raise ScanError(f"{path} is damaged: {wrong}")
     return manifest
-
-
-def read_json(path: Path, most: int) -> dict[str, Any]:
-    """An object of a JSON file that anybody may have written. Raises `ScanError`."""
-    try:
-        size = path.stat().st_size
-        if size > most:
-            raise ScanError(f"{path} is damaged: {size:,} bytes, there can be {most:,}")
-        return parsed_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ScanError(f"{path} is damaged: {one_line(error)}") from error
-
-
-def parsed_json(data: bytes, name: str | Path) -> dict[str, Any]:
-    """The object that the file of that name holds. Raises `ScanError`."""
-    try:
-        value = json.loads(data, parse_constant=_no_number)
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}")
-        if _deeper(({k: v for k, v in value.items() if k != "parts"}), DEEPEST):
-            raise ValueError(f"nested more than {DEEPEST} levels deep")
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair prints nowhere
-    except (ValueError, RecursionError) as error:
-        raise ScanError(f"{name} is damaged: {one_line(error)}") from error
-    return value
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether there is anything more than so many levels down."""
-    if not isinstance(value, dict | list):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper(v, levels - 1) for v in inner)
 
 
 def _contradiction(manifest: dict[str, Any]) -> str | None:

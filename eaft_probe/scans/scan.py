@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule, json_bytes
+from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
 from eaft_probe.scans.keys import EACH, TOGETHER, named_place
-from eaft_probe.scans.manifest import MANIFEST, SCHEMA_VERSION, parsed_json, read_manifest
+from eaft_probe.scans.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
 from eaft_probe.scans.part_writer import (
     CONFLICTS,
     GRADIENTS,
@@ -33,7 +33,7 @@ from eaft_probe.scans.part_writer import (
 from eaft_probe.scans.remote_cache import mirrored
 from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
 from eaft_probe.scans.verification import check_parts, footer, reading
-from eaft_probe.storage.atomic import own_file, written_aside
+from eaft_probe.storage.atomic import json_bytes, own_file, parsed_json, written_aside
 from eaft_probe.storage.folder import Destination
 from eaft_probe.storage.remote import Store, local
 

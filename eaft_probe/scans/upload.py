@@ -24,6 +24,7 @@ from eaft_probe.data.units import Unit
 from eaft_probe.engines.unit_queue import Scorer
 from eaft_probe.errors import BadInput, NothingScored, ProbeError, ScanError
 from eaft_probe.progress import Progress
+from eaft_probe.scans.folder import SCAN_FILES, begin, clear, require_plan
 from eaft_probe.scans.manifest import MANIFEST
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
@@ -41,7 +42,6 @@ from eaft_probe.scans.scan import require_same_scan
 from eaft_probe.storage.atomic import locked
 from eaft_probe.storage.folder import Folder, writing_into
 from eaft_probe.storage.remote import Infos, Store, local, same
-from eaft_probe.verbs.scan.plan import SCAN_FILES, begin, clear, require_plan
 
 PART = re.compile(rf"(tokens|examples|{UNITS}/(tokens|examples|totals))/part-[0-9]{{5,9}}\.parquet")
 KINDS = ("tokens", "examples")  # in the order in which they are put: examples/ makes a part whole

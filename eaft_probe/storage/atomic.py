@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -11,10 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from eaft_probe.errors import BadInput, ScanError, one_line
+
+DEEPEST = 16  # levels of nesting outside of the parts; a scan's own have 3
 
 ASIDE = re.compile(r"\..*[0-9a-f]{8}\.part")  # the names of files aside
 STALE = 3600  # seconds after which a file aside has no writer, where locks do not tell
@@ -182,3 +186,49 @@ def cache_folder() -> Path:
     """EAFT_PROBE_CACHE, or eaft-probe below the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("EAFT_PROBE_CACHE") or Path(root) / "eaft-probe")
+
+
+def write_json(path: Path, value: Any) -> None:
+    with written_aside(path) as aside:
+        aside.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """An object of a JSON file that anybody may have written. Raises `ScanError`."""
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise ScanError(f"{path} is damaged: {size:,} bytes, there can be {most:,}")
+        return parsed_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ScanError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def parsed_json(data: bytes, name: str | Path) -> dict[str, Any]:
+    """The object that the file of that name holds. Raises `ScanError`."""
+    try:
+        value = json.loads(data, parse_constant=_no_number)
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        if _deeper(({k: v for k, v in value.items() if k != "parts"}), DEEPEST):
+            raise ValueError(f"nested more than {DEEPEST} levels deep")
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair prints nowhere
+    except (ValueError, RecursionError) as error:
+        raise ScanError(f"{name} is damaged: {one_line(error)}") from error
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether there is anything more than so many levels down."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(v, levels - 1) for v in inner)

@@ -19,14 +19,13 @@ from eaft_probe.analysis.bootstrap import FEWEST, interval, resampled, sums_by_e
 from eaft_probe.analysis.token_join import Arrays, aligned
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import GROUPS, READS, groups
+from eaft_probe.data.formats import WITHOUT_TEMPLATE
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import CompareSettings, make_settings
 from eaft_probe.storage.remote import name_of
 
 By = Literal["tokens", "distributions"]
-# Formats whose rows go past the chat template: a base and a chat model may share their tokens.
-WITHOUT_TEMPLATE = ("text", "prompt-completion", "labelled")
 MEANS = ("nll", "entropy", "prob")
 SHARES = tuple(name for name in GROUPS if name != "all")
 QUANTITIES = (*(f"{name}_share" for name in SHARES), "mean_nll", "mean_entropy")

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
 from eaft_probe.model.loading import load_tokenizer
 from eaft_probe.settings import ScanSettings, make_settings
-from eaft_probe.verbs.scan.scan import data_format, open_data, selection
 
 
 def render(data: Any = None, **settings: Any) -> Iterator[tuple[int, Rendered] | Rejected]:

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers_made import byte_level
 
 from eaft_probe.data.formats import Example, Message
-from eaft_probe.data.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
 
 CALL = {
     "id": "call00001",

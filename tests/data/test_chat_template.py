@@ -11,10 +11,15 @@ from renderings_made import CHAT, TOOL, TOOL_CHAT, called, said, system, tool, u
 from templates_public import Public, of_trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from eaft_probe.data import bounded, chat_template
-from eaft_probe.data.chat_template import ChatTemplate, Rendering, read_template, reads_date
 from eaft_probe.data.formats import Message
-from eaft_probe.data.traced import DERIVED, TEMPLATE
+from eaft_probe.data.rendering import bounded, chat_template
+from eaft_probe.data.rendering.chat_template import (
+    ChatTemplate,
+    Rendering,
+    read_template,
+    reads_date,
+)
+from eaft_probe.data.rendering.traced import DERIVED, TEMPLATE
 from eaft_probe.errors import BadInput, ModelError, RowError
 
 TODAY = date(2024, 2, 29)

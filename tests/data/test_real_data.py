@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from eaft_probe.data.formats import infer_format
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import RowError
 

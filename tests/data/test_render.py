@@ -24,7 +24,7 @@ from renderings_made import (
 from tokenizers_made import byte_level, metaspace, more_tokens
 
 from eaft_probe.data.formats import Example
-from eaft_probe.data.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.errors import BadInput, ModelError, RowError
 
 MAKERS = {"byte_level": byte_level, "metaspace": metaspace}

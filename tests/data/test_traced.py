@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaft_probe.data.traced import (
+from eaft_probe.data.rendering.traced import (
     DERIVED,
     TEMPLATE,
     Html,

@@ -32,9 +32,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from eaft_probe.cli import _run
-from eaft_probe.data import chat_template as templates
 from eaft_probe.data.formats import Example, Message, RowFormat, infer_format
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.rendering import chat_template as templates
+from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import ProbeError, RowError, TooLittleMemory
 from eaft_probe.model import adapter_patterns

@@ -12,8 +12,8 @@ import tiny
 from areas import AREAS, Tally, judged
 from hypothesis import HealthCheck, Phase, given, settings
 
-from eaft_probe.data import chat_template, timeout
 from eaft_probe.data.messages import Message
+from eaft_probe.data.rendering import chat_template, timeout
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import BadInput, DataError, ModelError, ProbeError, RowError, one_line
 from eaft_probe.settings import ScanSettings, make_settings, read_config

@@ -9,11 +9,11 @@ import torch
 
 from eaft_probe import Scan, scan, train
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.data.opening import open_data
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import load_model
 from eaft_probe.objectives.scan_columns import OF_BASE
 from eaft_probe.settings import ScanSettings
-from eaft_probe.verbs.scan.scan import open_data
 from eaft_probe.verbs.train import scan_features
 from eaft_probe.verbs.train.dataset import Rows
 

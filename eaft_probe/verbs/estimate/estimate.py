@@ -15,7 +15,8 @@ import numpy as np
 from transformers import AutoConfig
 
 from eaft_probe.data.formats import RowFormat
-from eaft_probe.data.render import Renderer, RenderOptions
+from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Record, Source
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, DataError
@@ -24,12 +25,12 @@ from eaft_probe.model.lengths import longest_input
 from eaft_probe.model.loading import load_tokenizer, quiet, resolve_device
 from eaft_probe.model.resolve import find_model
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
 from eaft_probe.settings import EstimateSettings, make_settings
 from eaft_probe.verbs.estimate.costs import disk_bytes
 from eaft_probe.verbs.estimate.row_sample import Interval, RowSample, drawn_rows, total
 from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
 from eaft_probe.verbs.scan.plan import batch_tokens
-from eaft_probe.verbs.scan.scan import data_format, open_data, selection
 
 TIMED_ROWS = 32  # of the sample, which are scored where no rate is given
 
@@ -72,7 +73,7 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     chosen: EstimateSettings = make_settings(EstimateSettings, settings)
     progress = progress or Silent()
     source = open_data(data, chosen)
-    row_format = data_format(source, chosen)
+    row_format = data_format(source, chosen, EXAMPLE_COLUMNS)
     progress.note(f"counting the rows of {source.name}")
     units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
     sample = _sample(source, units, row_format, chosen)

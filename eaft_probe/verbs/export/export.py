@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 
 from eaft_probe.data.sources import LONGEST_ROW, require_outside
 from eaft_probe.errors import ProbeError, ScanError, one_line
+from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import require_replaceable, written_aside
-from eaft_probe.verbs.merge.inputs import stored_plan
 
 # What every line has, by which an earlier export is known.
 OWN = {"example", "key", "mean_nll", "mean_entropy", "conflicts", "trained_tokens"}

@@ -19,19 +19,19 @@ from eaft_probe.analysis import exact_gradients
 from eaft_probe.analysis.exact_gradients import FullGradients, Made
 from eaft_probe.analysis.rank_correlation import CLOSED, EXACT
 from eaft_probe.analysis.stratified_sample import drawn
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, ScanError, one_line
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.model.resolve import find_model
 from eaft_probe.model.token_gradients import WholeModel
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.keys import named_place
 from eaft_probe.scans.part_writer import GRADIENTS
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import GradientSettings, make_settings
 from eaft_probe.storage.remote import without_paths
 from eaft_probe.verbs.gradients.token_contexts import Ids, contexts
-from eaft_probe.verbs.merge.inputs import stored_plan
 from eaft_probe.verbs.scan.plan import folder_identity
 
 SAVE_SECONDS = 10.0  # between writings of what is done

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eaft_probe.data.batches import window_start
-from eaft_probe.data.render import Renderer
+from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.scans.scan import Scan
 
 Ids = NDArray[np.int32]

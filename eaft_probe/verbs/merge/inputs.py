@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from eaft_probe.data.formats import WITHOUT_TEMPLATE
 from eaft_probe.errors import BadInput, ScanError, one_line
-from eaft_probe.scans.manifest import read_json
-from eaft_probe.scans.part_writer import PLAN, PLAN_BYTES, REJECTED
+from eaft_probe.scans.folder import stored_plan
+from eaft_probe.scans.part_writer import REJECTED
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import own_file
 from eaft_probe.storage.remote import Store, local
-from eaft_probe.verbs.compare import WITHOUT_TEMPLATE
 
 SOURCE = "source"  # the column that is added to the examples
 KEPT_SOURCE = "source_in_data"  # what a pass-through column of that name is called from then on
@@ -202,13 +202,6 @@ def _said(a: Any, b: Any) -> str:
         return f" ({', '.join(sorted({*a} ^ {*b})) or 'their order'})"
     short = all(v is None or len(str(v)) <= 40 for v in (a, b))
     return f" ({a} and {b})" if short else ""
-
-
-def stored_plan(scan: Scan) -> dict[str, Any]:
-    """plan.json of a scan; what it says of the model stands nowhere else."""
-    if not (scan.path / PLAN).exists():
-        return {}
-    return read_json(own_file(scan.path, PLAN), PLAN_BYTES)
 
 
 # --- the data of the whole ---

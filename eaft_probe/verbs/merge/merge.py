@@ -12,21 +12,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eaft_probe.analysis import exact_gradients
+from eaft_probe.analysis.aggregates import counted
 from eaft_probe.analysis.exact_gradients import FullGradients
+from eaft_probe.analysis.partial_aggregates import MANY, added_up, columns_of, sums_of, table_of
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import ScanError
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.scans.folder import begin, is_finished, stored_plan
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
     REJECTED,
+    TOTALS,
     part_facts,
     part_file,
+    sha256,
     unit_report,
+    write_parquet,
     write_part,
 )
 from eaft_probe.scans.scan import Scan, write_manifest
@@ -46,10 +53,8 @@ from eaft_probe.verbs.merge.inputs import (
     require_alike,
     require_disjoint,
     shards_of,
-    stored_plan,
+    span,
 )
-from eaft_probe.verbs.scan.join_units import join_totals
-from eaft_probe.verbs.scan.plan import begin, is_finished
 
 MEANING = {"unit": "", "meaning": "the data that the example came from"}
 OPENED = ("model", "adapter")  # as the first scan's command named them, for `gradients`
@@ -245,3 +250,27 @@ def _manifest(
         "counts": {**counts, "left_out": dict(left_out)},
         "versions": {n: common(v.get(n) for v in versions) for n in versions[0]},
     }
+
+
+def join_totals(folder: Path, shards: Sequence[Shard], kept: Sequence[str]) -> dict[str, Any]:
+    """What the manifest says of the totals, where the scans have some."""
+    if shards[0].scan.keeps_all:
+        return {}
+    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards))
+    last = shards[-1].first + span(shards[-1].scan) - 1
+    return {"totals": sha256(folder / TOTALS), "last_row": last}
+
+
+def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
+    """Those of a scan, with the groups of every pass-through column of the whole and of `source`.
+
+    All examples of a scan without such a column have no value there."""
+    sums, scan = sums_of(shard.scan.totals), shard.scan
+    examples = [scan.manifest["counts"]["examples"], counted(scan).examples_with_conflicts()]
+    none = [json.dumps(None)], np.array([examples], np.float64)
+    theirs = {new: sums.pop(f"kept:{old}", none) for old, new in shard.kept.items()}
+    for name in kept:
+        sums[f"kept:{name}"] = theirs.get(name, none)
+    before, values = sums.pop(f"kept:{SOURCE}", none)
+    named = [MANY if k == MANY else json.dumps(shard.name(json.loads(k))) for k in before]
+    return table_of({**sums, f"kept:{SOURCE}": (named, values)}, columns_of(scan.totals))

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.columns.conflicts import write_json
 from eaft_probe.data.prompts import line
 from eaft_probe.errors import BadInput, DataError, ScanError, one_line
-from eaft_probe.storage.atomic import locked, written_aside
-from eaft_probe.verbs.scan.plan import read_plan, require_no_links, require_same
+from eaft_probe.scans.folder import read_plan, require_no_links, require_same
+from eaft_probe.storage.atomic import locked, write_json, written_aside
 
 # Neither name ends as a data file does: a folder of rollouts can be scanned as it is.
 PLAN, PARTS, REJECTED, LOCK = ".plan", ".parts", ".rejected.jsonl", ".lock"

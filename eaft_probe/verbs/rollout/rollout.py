@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.data.formats import Example, RowFormat
+from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.prompts import Prompt, Prompts, line
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Record, Source, require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
@@ -26,7 +27,7 @@ from eaft_probe.settings import RolloutSettings, ScanSettings, make_settings
 from eaft_probe.storage.atomic import require_writable
 from eaft_probe.verbs.rollout.files import PLAN, REJECTED, RolloutFiles
 from eaft_probe.verbs.scan.plan import make_plan, told_date
-from eaft_probe.verbs.scan.scan import data_format, open_data, scan, selection
+from eaft_probe.verbs.scan.scan import scan
 
 # Answers at once where --batch-size is auto. SmolLM2-135M on one busy CPU core sampled 9 tokens/s
 # alone, 35 of 8 at once, 54 of 16, 64 of 32, 81 of 64; an answer waits for the longest beside it.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import NothingScored, ScanError
+from eaft_probe.scans.folder import plan_digest, require_plan
 from eaft_probe.scans.part_writer import (
     REJECTED,
     UNITS,
@@ -25,7 +26,6 @@ from eaft_probe.storage.atomic import written_aside
 from eaft_probe.storage.folder import Folder
 from eaft_probe.storage.remote import name_of, without_paths
 from eaft_probe.verbs.scan.join_units import join_units
-from eaft_probe.verbs.scan.plan import plan_digest, require_plan
 
 PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 

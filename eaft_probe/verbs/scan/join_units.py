@@ -1,17 +1,13 @@
 """What scans that keep some of their tokens end with: few parts of many units, and totals."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eaft_probe.analysis.aggregates import counted
-from eaft_probe.analysis.partial_aggregates import MANY, added_up, columns_of, sums_of, table_of
 from eaft_probe.scans.part_writer import (
     TOTALS,
     UNITS,
@@ -22,7 +18,6 @@ from eaft_probe.scans.part_writer import (
     write_part,
 )
 from eaft_probe.storage.folder import Folder
-from eaft_probe.verbs.merge.inputs import SOURCE, Shard, span
 from eaft_probe.verbs.scan.fold_totals import folded
 
 # A part holds as many units as stay below both: a row group of tokens, and texts that one process
@@ -82,27 +77,3 @@ def _joined(held: list[Tables]) -> Tables:
 
 
 # --- merge ---
-
-
-def join_totals(folder: Path, shards: Sequence[Shard], kept: Sequence[str]) -> dict[str, Any]:
-    """What the manifest says of the totals, where the scans have some."""
-    if shards[0].scan.keeps_all:
-        return {}
-    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards))
-    last = shards[-1].first + span(shards[-1].scan) - 1
-    return {"totals": sha256(folder / TOTALS), "last_row": last}
-
-
-def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
-    """Those of a scan, with the groups of every pass-through column of the whole and of `source`.
-
-    All examples of a scan without such a column have no value there."""
-    sums, scan = sums_of(shard.scan.totals), shard.scan
-    examples = [scan.manifest["counts"]["examples"], counted(scan).examples_with_conflicts()]
-    none = [json.dumps(None)], np.array([examples], np.float64)
-    theirs = {new: sums.pop(f"kept:{old}", none) for old, new in shard.kept.items()}
-    for name in kept:
-        sums[f"kept:{name}"] = theirs.get(name, none)
-    before, values = sums.pop(f"kept:{SOURCE}", none)
-    named = [MANY if k == MANY else json.dumps(shard.name(json.loads(k))) for k in before]
-    return table_of({**sums, f"kept:{SOURCE}": (named, values)}, columns_of(scan.totals))

@@ -8,22 +8,23 @@ import inspect
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.statistics import chosen_statistics
-from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
-from eaft_probe.data.sources import Source, open_source, require_outside, require_same_content
-from eaft_probe.data.units import Selection, Unit, UnitPlan
+from eaft_probe.data.formats import RowFormat
+from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.sources import require_outside, require_same_content
+from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.engines import ENGINES
 from eaft_probe.engines.torchrun import Launched, Ranks, launched
 from eaft_probe.engines.unit_queue import Job
-from eaft_probe.errors import BadInput, DataError, RowError
 from eaft_probe.model.loading import own_tokenizer
 from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.scans.folder import begin as begin_scan
+from eaft_probe.scans.folder import is_finished, plan_digest
 from eaft_probe.scans.part_writer import PLAN, UNITS, part_folder, unit_report
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
@@ -33,10 +34,7 @@ from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.scan.finish import finish
 from eaft_probe.verbs.scan.fold_totals import FOLD, fold
 from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
-from eaft_probe.verbs.scan.plan import begin as begin_scan
-from eaft_probe.verbs.scan.plan import is_finished, make_plan, plan_digest, threads, told_date
-
-FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
+from eaft_probe.verbs.scan.plan import make_plan, threads, told_date
 
 
 def scan(
@@ -70,7 +68,7 @@ def _scan(
 ) -> Scan:
     require_outside(out, data)
     source = open_data(data, settings)
-    row_format = data_format(source, settings)
+    row_format = data_format(source, settings, EXAMPLE_COLUMNS)
     units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
     chosen_statistics(settings.statistics, settings.reference is not None)
     ENGINES[settings.engine]
@@ -107,60 +105,6 @@ def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
         finished.flag(rule)
     finished.conflicts_file()  # whole, if a `flag` was killed meanwhile
     return finished
-
-
-def open_data(data: Any, settings: ScanSettings) -> Source:
-    """The source that `data` and the settings name."""
-    return open_source(
-        data,
-        config_name=settings.config_name,
-        split=settings.split,
-        revision=settings.data_revision or settings.revision,
-    )
-
-
-def data_format(source: Source, settings: ScanSettings) -> RowFormat:
-    """The format the user named, or the one that the first rows fit.
-
-    Raises `FormatError`, or `BadInput` where --keep names a column that cannot be kept.
-    """
-    rows, reasons = list[Mapping[str, Any]](), list[str]()
-    for record in islice(source.records(), FORMAT_ROWS):
-        try:
-            rows.append(record.parse())
-        except RowError as error:
-            reasons.append(str(error))
-    if not rows:
-        why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
-        raise DataError(f"{source.name}: {why}")
-    known = {key for row in rows for key in row} | {k for row in rows for k in _inner(row)}
-    for ours, theirs in settings.columns.items():
-        if theirs not in known:
-            raise BadInput(f"--columns {ours}={theirs}: the data has no {theirs!r}")
-        if ours not in MAPPABLE:
-            raise BadInput(f"--columns {ours}=…: no format has a column {ours!r}")
-    for name in settings.keep:
-        if name in EXAMPLE_COLUMNS:
-            raise BadInput(f"--keep {name}: the examples have a column of that name anyway")
-        if not any(name in row for row in rows):
-            raise BadInput(f"--keep {name}: no such column; there are {', '.join(rows[0])}")
-    if settings.format is not None:
-        FORMATS[settings.format]
-        return RowFormat(settings.format, settings.columns)
-    return infer_format(rows, settings.columns)
-
-
-def _inner(row: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of a row's messages, which --columns role=…,content=… may name."""
-    for value in row.values():
-        for item in value if isinstance(value, list) else ():
-            if isinstance(item, dict):
-                yield from item
-
-
-def selection(settings: ScanSettings) -> Selection:
-    """The rows that --limit, --sample and --seed choose."""
-    return Selection(settings.limit, settings.sample, settings.seed)
 
 
 def _same(stored: ConflictRule, asked: ConflictRule) -> bool:

@@ -21,18 +21,18 @@ from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, require_s
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.messages import Message
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
 from eaft_probe.data.sources import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
 from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
+from eaft_probe.scans.folder import plan_digest, require_plan
 from eaft_probe.scans.part_writer import part_folder, stored_report, write_part
 from eaft_probe.scans.schemas import TEXT, examples_schema, tokens_schema
 from eaft_probe.settings import ScanSettings, kept_share
 from eaft_probe.storage.folder import Destination, Folder
-from eaft_probe.verbs.scan.plan import plan_digest, require_plan
 
 
 class Scorer:

@@ -19,8 +19,9 @@ from eaft_probe.columns.groups import groups
 from eaft_probe.columns.measure import measure
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import Window, batches, require_stride, windows
+from eaft_probe.data.opening import data_format, selection
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
 from eaft_probe.data.sources import Source
 from eaft_probe.errors import DataError, ProbeError, one_line
 from eaft_probe.model.lengths import regimes
@@ -28,7 +29,6 @@ from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.step_metrics import GROUP_BITS, UNKNOWN
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.scan.scan import data_format, selection
 from eaft_probe.verbs.train.scan_features import Beside
 
 

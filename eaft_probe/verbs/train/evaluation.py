@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from eaft_probe.data.batches import Window, batches
+from eaft_probe.data.opening import open_data
 from eaft_probe.errors import DataError
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.forward import ReferenceModel
 from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.scan.scan import open_data
 from eaft_probe.verbs.train.dataset import read_windows
 
 FIGURES = ("eval_nll", "retain_nll", "retain_kl")

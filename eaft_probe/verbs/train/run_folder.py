@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from eaft_probe.columns.conflicts import ConflictRule, write_json
+from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.scans.training_log import LOG
 from eaft_probe.settings import TrainSettings
-from eaft_probe.storage.atomic import locked, require_writable
+from eaft_probe.storage.atomic import locked, require_writable, write_json
 from eaft_probe.verbs.scan.plan import told_date
 
 CONFIG, CARD, LOCK = "train.json", "README.md", ".lock"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import READS, groups
 from eaft_probe.data.batches import Window
-from eaft_probe.data.render import chat_templates
+from eaft_probe.data.rendering.render import chat_templates
 from eaft_probe.data.sources import Source
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM

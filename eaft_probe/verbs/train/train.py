@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from eaft_probe.data.render import Renderer, RenderOptions
+from eaft_probe.data.opening import open_data
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import require_outside
 from eaft_probe.errors import ProbeError, one_line
 from eaft_probe.model.loading import CausalLM, quiet
@@ -27,7 +28,6 @@ from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.training_log import read_log
 from eaft_probe.settings import TrainSettings, make_settings
-from eaft_probe.verbs.scan.scan import open_data
 from eaft_probe.verbs.train import launch, run_folder, scan_features
 from eaft_probe.verbs.train.dataset import EMPTY, ByLength, InEpoch, Rows, group_tokens
 from eaft_probe.verbs.train.log_callback import RunLog

@@ -21,7 +21,7 @@ import vl_convert
 from eaft_probe.text import printable
 
 GENERATOR = b'<meta name="generator" content="eaft-probe">'  # by which a report is known
-SCRIPTS = ("report.js", "landscape.js", "chart.js", "examples.js", "against.js")
+SCRIPTS = ("report.js", "landscape.js", "chart.js", "examples.js", "comparison.js")
 WRAPPED = '"use strict";\n(() => {{\n{}}})();\n'  # its names stay out of the window's
 LIBRARY = "Object.assign(window, { vegaEmbed });"
 # What would end the script element or, in JavaScript's older grammar, the line.
@@ -98,4 +98,4 @@ def _hash(text: str) -> str:
 
 
 def _read(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")

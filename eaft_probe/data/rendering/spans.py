@@ -15,10 +15,10 @@ from itertools import groupby
 from math import inf
 from typing import Any, Literal, NamedTuple
 
-from eaft_probe.data.chat_template import REASONING, TOOLS, ChatTemplate, Rendering
 from eaft_probe.data.messages import Message
-from eaft_probe.data.patterns import Pattern
-from eaft_probe.data.traced import TEMPLATE, Piece
+from eaft_probe.data.rendering.chat_template import REASONING, TOOLS, ChatTemplate, Rendering
+from eaft_probe.data.rendering.patterns import Pattern
+from eaft_probe.data.rendering.traced import TEMPLATE, Piece
 from eaft_probe.errors import RowError
 
 Span = tuple[int, int]  # first character, one past the last

@@ -21,10 +21,10 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.utils import Namespace
 
-from eaft_probe.data.bounded import BoundedEnvironment, Counted, asked
 from eaft_probe.data.messages import Message
-from eaft_probe.data.timeout import TookTooLong, at_most
-from eaft_probe.data.traced import (
+from eaft_probe.data.rendering.bounded import BoundedEnvironment, Counted, asked
+from eaft_probe.data.rendering.timeout import TookTooLong, at_most
+from eaft_probe.data.rendering.traced import (
     TEMPLATE,
     Html,
     Piece,

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_probe.data.chat_template import REASONING, ChatTemplate, read_template
 from eaft_probe.data.formats import Example
 from eaft_probe.data.inline import inlined
 from eaft_probe.data.messages import Message
-from eaft_probe.data.spans import Located, Locator, Span
-from eaft_probe.data.traced import leaves
+from eaft_probe.data.rendering.chat_template import REASONING, ChatTemplate, read_template
+from eaft_probe.data.rendering.spans import Located, Locator, Span
+from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import ModelError, RowError, foreign
 from eaft_probe.settings import DataSettings
 

@@ -1,0 +1,70 @@
+"""The data of a command: its source, its format, and which of its rows count."""
+
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
+from eaft_probe.data.sources import Source, open_source
+from eaft_probe.data.units import Selection
+from eaft_probe.errors import BadInput, DataError, RowError
+from eaft_probe.settings import ScanSettings
+
+FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
+
+
+def open_data(data: Any, settings: ScanSettings) -> Source:
+    """The source that `data` and the settings name."""
+    return open_source(
+        data,
+        config_name=settings.config_name,
+        split=settings.split,
+        revision=settings.data_revision or settings.revision,
+    )
+
+
+def data_format(
+    source: Source, settings: ScanSettings, reserved: Collection[str] = ()
+) -> RowFormat:
+    """The format the user named, or the one that the first rows fit.
+
+    `reserved`: names that --keep must leave. Raises `FormatError`, or `BadInput` where --keep or
+    --columns names what is not there.
+    """
+    rows, reasons = list[Mapping[str, Any]](), list[str]()
+    for record in islice(source.records(), FORMAT_ROWS):
+        try:
+            rows.append(record.parse())
+        except RowError as error:
+            reasons.append(str(error))
+    if not rows:
+        why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
+        raise DataError(f"{source.name}: {why}")
+    known = {key for row in rows for key in row} | {k for row in rows for k in _inner(row)}
+    for ours, theirs in settings.columns.items():
+        if theirs not in known:
+            raise BadInput(f"--columns {ours}={theirs}: the data has no {theirs!r}")
+        if ours not in MAPPABLE:
+            raise BadInput(f"--columns {ours}=…: no format has a column {ours!r}")
+    for name in settings.keep:
+        if name in reserved:
+            raise BadInput(f"--keep {name}: the examples have a column of that name anyway")
+        if not any(name in row for row in rows):
+            raise BadInput(f"--keep {name}: no such column; there are {', '.join(rows[0])}")
+    if settings.format is not None:
+        FORMATS[settings.format]
+        return RowFormat(settings.format, settings.columns)
+    return infer_format(rows, settings.columns)
+
+
+def _inner(row: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of a row's messages, which --columns role=…,content=… may name."""
+    for value in row.values():
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, dict):
+                yield from item
+
+
+def selection(settings: ScanSettings) -> Selection:
+    """The rows that --limit, --sample and --seed choose."""
+    return Selection(settings.limit, settings.sample, settings.seed)

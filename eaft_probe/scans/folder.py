@@ -1,0 +1,158 @@
+"""The folder of a scan: what is its own there, and whose scan it holds."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from eaft_probe.columns.conflicts import RULE_FILE
+from eaft_probe.errors import ScanError
+from eaft_probe.scans.manifest import MANIFEST
+from eaft_probe.scans.part_writer import (
+    CACHE,
+    CONFLICTS,
+    GRADIENTS,
+    LOCK,
+    PLAN,
+    PLAN_BYTES,
+    REJECTED,
+    TOTALS,
+    UNITS,
+)
+from eaft_probe.scans.scan import Scan
+from eaft_probe.storage.atomic import json_bytes, own_file, parsed_json, read_json
+from eaft_probe.storage.folder import Destination, Folder
+
+RESULTS = (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, GRADIENTS, TOTALS, "tokens", "examples",
+           UNITS, CACHE)  # fmt: skip
+EARLIER = ("running", "halved")  # of versions before 0.2, which nothing reads
+SCAN_FILES = (*RESULTS, PLAN, LOCK, *EARLIER)
+
+
+def read_plan(file: Path) -> dict[str, Any]:
+    """The plan of an earlier run. Raises `ScanError`."""
+    return read_json(own_file(file.parent, file.name), PLAN_BYTES)
+
+
+def is_finished(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds this very scan, done. Raises `ScanError` where it holds anything
+    else that is worth keeping."""
+    if not (folder / PLAN).exists():
+        if folder.exists() and not _only_scan_files(folder):
+            raise ScanError(f"{folder} is not empty and holds no scan; choose another --out")
+        return False
+    if overwrite:
+        return False
+    place = Folder(folder)
+    if (folder / MANIFEST).exists() or has_parts(folder):
+        _require_same(place, place.get(PLAN, PLAN_BYTES) or b"", plan)
+    return (folder / MANIFEST).exists()
+
+
+def _only_scan_files(folder: Path) -> bool:
+    """An empty folder, or what a start that was cut short left behind: the plan is written before
+    anything has content, so what has some is somebody else's, by whatever name."""
+    return folder.is_dir() and all(
+        p.name.endswith(".part")
+        or p.name in EARLIER
+        or (p.name in SCAN_FILES and not (any(p.iterdir()) if p.is_dir() else p.stat().st_size))
+        for p in folder.iterdir()
+    )
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether any unit of a scan is finished there."""
+    return any(any((f / "examples").glob("part-*")) for f in (folder, folder / UNITS))
+
+
+def begin(place: Destination, plan: Mapping[str, Any], overwrite: bool) -> None:
+    """Puts the plan where there is none: what --overwrite gives up goes, and what another plan left
+    that has no part. Raises `ScanError` where the place holds a scan with other settings by then.
+    """
+    stored, names = place.get(PLAN, PLAN_BYTES), list(place.names())
+    begun = any("examples/" in name for name in names)
+    if overwrite or stored is None or (not begun and _other_plan(stored, plan)):
+        clear(place, names)
+    data = json_bytes(plan)
+    _require_same(place, place.create(PLAN, data) or data, plan)
+
+
+def _other_plan(stored: bytes, plan: Mapping[str, Any]) -> bool:
+    try:
+        return plan_digest(parsed_json(stored, PLAN)) != plan_digest(plan)
+    except (ScanError, KeyError, TypeError, AttributeError):
+        return True  # damaged
+
+
+def require_plan(place: Destination, plan: Mapping[str, Any]) -> None:
+    """Raises `ScanError` where another run has replaced the scan by now."""
+    stored = place.get(PLAN, PLAN_BYTES)
+    if stored is None:
+        raise ScanError(f"another run has removed the scan from {place.shown}")
+    _require_same(place, stored, plan)
+
+
+def require_no_links(folders: Iterable[Path]) -> None:
+    """What is written into a link to a folder lands in somebody else's."""
+    for folder in folders:
+        if folder.is_symlink():
+            raise ScanError(f"{folder} is a link, where a folder of its own should be; "
+                            f"remove it, or choose another --out")  # fmt: skip
+
+
+def clear(place: Destination, names: Iterable[str]) -> None:
+    """Only the files of a scan; the manifest first, so that no half of one looks complete, and the
+    plan last."""
+    rest = [n for n in names if n.split("/")[0] in (*RESULTS, *EARLIER) and n != MANIFEST]
+    for some in ([MANIFEST], rest, [PLAN]):
+        place.remove(some)
+
+
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """What every part carries, so that a run of another plan cannot mix in. The data count, not
+    the path that they have."""
+    told = {n: v for n, v in plan["data"].items() if n not in ("source", "files")}
+    text = json.dumps({**plan, "data": told}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _require_same(place: Destination, stored: bytes, plan: Mapping[str, Any]) -> None:
+    try:
+        theirs = parsed_json(stored, f"{place.shown}/{PLAN}")
+    except ScanError as error:
+        raise ScanError(f"{error}; --overwrite starts anew") from error
+    require_same(theirs, plan, f"{place.shown} holds a scan")
+
+
+def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) -> None:
+    """Raises `ScanError` where a stored plan has other settings than the one asked for."""
+    differing = [
+        f"{name} {_short(was)} there, {_short(now)} now"
+        for name, was, now in _differences(stored, json.loads(json.dumps(plan)))
+        # The same data by another path, or in a plan that says less of them.
+        if not name.startswith(("data.source", "data.files", "opened"))
+    ]
+    if differing:
+        raise ScanError(f"{what} with other settings ({'; '.join(differing)}); choose another "
+                        f"--out or replace it with --overwrite")  # fmt: skip
+
+
+def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}):
+            yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name.removeprefix("settings."), a, b
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def stored_plan(scan: Scan) -> dict[str, Any]:
+    """plan.json of a scan; what it says of the model stands nowhere else."""
+    if not (scan.path / PLAN).exists():
+        return {}
+    return read_json(own_file(scan.path, PLAN), PLAN_BYTES)
