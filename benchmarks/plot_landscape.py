@@ -137,8 +137,9 @@ def make(args: argparse.Namespace) -> None:
 
     from eaft_probe.columns.conflicts import ConflictRule
     from eaft_probe.columns.statistics import chosen_statistics
+    from eaft_probe.scans.manifest import write_manifest
     from eaft_probe.scans.part_writer import part_facts, write_part
-    from eaft_probe.scans.scan import Scan, write_manifest
+    from eaft_probe.scans.scan import Scan
     from eaft_probe.scans.schemas import tokens_schema
     from eaft_probe.settings import ScanSettings
     from eaft_probe.storage.folder import Folder

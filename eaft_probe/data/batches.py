@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaft_probe.data.rendering.render import Rendered
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import BadInput
 
 # A shared prefix is used where it saves this share of the estimated work. Below it the copies

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.messages import Message
-from eaft_probe.data.rendering.render import Rendered, Renderer
+from eaft_probe.data.rendering.render import Renderer
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.data.rendering.spans import Located
 from eaft_probe.errors import RowError
 

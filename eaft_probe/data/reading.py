@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from eaft_probe.data.formats import Example, RowFormat
-from eaft_probe.data.sources import Record
+from eaft_probe.data.record import Record
 from eaft_probe.errors import BadInput, RowError
 
 Made = TypeVar("Made")

@@ -4,7 +4,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eaft_probe.data.sources import Record, Source
+from eaft_probe.data.record import Record
+from eaft_probe.data.sources import Source
 from eaft_probe.errors import DataError
 
 UNIT_BYTES = 1_000_000  # bounds the memory of a unit, however long its rows are

@@ -1,8 +1,11 @@
 """Loaders of models, whatever comes out of which is said of the model by its name."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
+
+from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import foreign
 
@@ -19,3 +22,20 @@ def loads(load: Callable[Concatenate[str, P], Loaded]) -> Callable[Concatenate[s
             return load(name, *args, **named)
 
     return run
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the loader's bars and advice; our own messages say what matters."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

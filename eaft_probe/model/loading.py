@@ -3,30 +3,27 @@
 import contextlib
 import inspect
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig
 from transformers.distributed import DistributedConfig
-from transformers.utils import logging as transformers_logging
 
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.model.adapter_patterns import require_quick
 from eaft_probe.model.body import named_body, taken_apart
-from eaft_probe.model.foreign import loads
+from eaft_probe.model.foreign import loads, quiet
+from eaft_probe.model.gguf import converted_gguf, whole_model
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
 from eaft_probe.model.prefix import empty_prefix
 from eaft_probe.model.proof import TOLERANCE, proof_ids, prove, why_unshared
 from eaft_probe.model.resolve import Place, find_model
-from eaft_probe.storage.atomic import cache_folder, require_plain
+from eaft_probe.storage.atomic import require_plain
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -153,9 +150,9 @@ def load_model(
     tokenizer = load_tokenizer(
         name, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
     )
-    folder = _converted(place) if place.gguf else place.folder
+    folder = converted_gguf(place) if place.gguf else place.folder
     with quiet():
-        model = _whole_model(
+        model = whole_model(
             folder,
             dtype=_dtype(dtype, device),
             device_map=device_map or ({"": device} if load_in_4bit else None),
@@ -204,7 +201,7 @@ def load_tokenizer(
     It gets an attribute `stop_token_ids`: where the model's generation stops. Raises `ModelError`.
     """
     place = find_model(name, revision)
-    folder = _converted(place) if place.gguf else place.folder
+    folder = converted_gguf(place) if place.gguf else place.folder
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             own_tokenizer(adapter) or folder, trust_remote_code=trust_remote_code
@@ -283,16 +280,6 @@ def _keep_trainable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _whole_model(folder: Path, **options: Any) -> Any:
-    """A model with every weight in its files; `transformers` would draw the others at random."""
-    options = {name: value for name, value in options.items() if value is not None}
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    if info["missing_keys"]:
-        names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"{len(info['missing_keys'])} weights are not in its files: {names} …")
-    return model
-
-
 def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bool) -> Any:
     """The model with a PEFT adapter's layers inside, or merged into its own."""
     if adapter is None:
@@ -317,49 +304,3 @@ def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bo
         warnings.filterwarnings("error", message="Found missing adapter keys")
         adapted = PeftModel.from_pretrained(model, adapter)
     return adapted.merge_and_unload() if merge else adapted.get_base_model()
-
-
-def _converted(place: Place) -> Path:
-    """A GGUF file as a plain model folder. Unpacking takes up to 30 s, so it is kept."""
-    assert place.gguf is not None
-    target = cache_folder() / f"{Path(place.gguf).stem}-{place.identity()[:16]}"
-    if target.exists():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"cannot write the cache: {one_line(error)}; EAFT_PROBE_CACHE names "
-                         f"another folder") from error  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
-        unpacked = Path(temporary) / "model"
-        with quiet():
-            model = _whole_model(
-                place.folder,
-                gguf_file=place.gguf,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-            model.save_pretrained(unpacked)
-            AutoTokenizer.from_pretrained(place.folder, gguf_file=place.gguf).save_pretrained(
-                unpacked
-            )
-        with contextlib.suppress(OSError):  # another process was first
-            os.replace(unpacked, target)
-    return target
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the loader's bars and advice; our own messages say what matters."""
-    level, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

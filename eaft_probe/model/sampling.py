@@ -15,7 +15,8 @@ import torch
 from transformers import GenerationConfig
 
 from eaft_probe.errors import ProbeError
-from eaft_probe.model.loading import CausalLM, quiet
+from eaft_probe.model.foreign import quiet
+from eaft_probe.model.loading import CausalLM
 
 # A pass of its own for the beginning that prompts share reads all weights once more: below this
 # many tokens saved it does not pay.

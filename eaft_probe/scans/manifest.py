@@ -4,6 +4,7 @@ A scan may come from somebody else, so nothing in it is believed: not the sizes,
 files. What no version of this program reads (`__pydantic_extra__`) is let through, if it is small.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 
 from eaft_probe.errors import ScanError
-from eaft_probe.storage.atomic import own_file, read_json
+from eaft_probe.storage.atomic import json_bytes, own_file, parsed_json, read_json
+from eaft_probe.storage.folder import Destination
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -132,3 +134,20 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
     if not counts["examples"] <= counts["trained_tokens"] <= counts["tokens"]:
         return "counts: there cannot be so many examples or trained tokens"
     return None
+
+
+def write_manifest(place: Destination, manifest: Mapping[str, Any]) -> None:
+    """The last file of a scan: once it stands, the scan is complete. Another run may have finished
+    the same scan. Raises `ScanError` where it has other parts."""
+    data = json_bytes({"schema_version": SCHEMA_VERSION, **manifest})
+    theirs = place.create(MANIFEST, data)
+    require_same_scan(theirs or data, data, place.shown)
+
+
+def require_same_scan(theirs: bytes, ours: bytes, where: str) -> None:
+    """Raises `ScanError` where two manifests describe other parts; one may name the same data by
+    another path."""
+    a, b = (parsed_json(data, f"{where}/{MANIFEST}") for data in (theirs, ours))
+    if any(a.get(what) != b.get(what) for what in ("parts", "counts", "columns", "totals")):
+        raise ScanError(f"{where} was finished by another run with other parts; --overwrite starts "
+                        f"anew")  # fmt: skip

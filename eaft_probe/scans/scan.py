@@ -1,6 +1,6 @@
 """A finished scan: opened, read piece by piece, queried and flagged."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,8 +18,9 @@ from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
-from eaft_probe.scans.keys import EACH, TOGETHER, named_place
-from eaft_probe.scans.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
+from eaft_probe.scans.keys import EACH, TOGETHER
+from eaft_probe.scans.manifest import MANIFEST, read_manifest
+from eaft_probe.scans.part_reader import flagged_tokens, row_groups, sql_list, text_around
 from eaft_probe.scans.part_writer import (
     CONFLICTS,
     GRADIENTS,
@@ -33,15 +33,13 @@ from eaft_probe.scans.part_writer import (
 from eaft_probe.scans.remote_cache import mirrored
 from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
 from eaft_probe.scans.verification import check_parts, footer, reading
-from eaft_probe.storage.atomic import json_bytes, own_file, parsed_json, written_aside
-from eaft_probe.storage.folder import Destination
+from eaft_probe.storage.atomic import own_file, written_aside
 from eaft_probe.storage.remote import Store, local
 
 if TYPE_CHECKING:
     import pandas
 
 WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED, TOTALS), (RULE_FILE, CONFLICTS, GRADIENTS)
-CONTEXT = 80  # characters of text on each side of a conflict
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ class Scan:
         rule = self.rule if "conflict" in columns else None
         files = self.part_files("tokens")
         for file in files if only is None else files[only : only + 1]:
-            for table in _row_groups(file, sorted(read)):
+            for table in row_groups(file, sorted(read)):
                 if rule is not None:
                     flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
                     table = table.append_column("conflict", pa.array(flags, pa.bool_()))
@@ -231,8 +229,8 @@ class Scan:
         with suppress(ScanError):
             found = footer(own_file(file.parent, CONFLICTS), conflicts_shape)
             by = (found.schema.metadata or {}).get(RULE_KEY, rule.said.encode())
-            few = found.rows <= self.manifest["counts"]["trained_tokens"]
-            if by == rule.said.encode() and few:
+            most = self.manifest["counts"]["trained_tokens"]
+            if by == rule.said.encode() and found.rows <= most:
                 return file
         with self._flagging(rule):
             return file
@@ -249,12 +247,7 @@ class Scan:
 
     def quantiles(self, column: str, at: Sequence[float]) -> list[float]:
         """Exact quantiles of a float column over the whole scan, in constant memory."""
-
-        def chunks() -> Iterator[NDArray[np.float32]]:
-            for part in self.token_parts([column]):
-                yield part[column].to_numpy()
-
-        return quantiles(chunks, at)
+        return quantiles(lambda: (p[column].to_numpy() for p in self.token_parts([column])), at)
 
     @property
     def sql(self) -> duckdb.DuckDBPyConnection:
@@ -278,7 +271,7 @@ class Scan:
         with reading(self.path):
             for kind, listed in {**files, "conflicts": [self.conflicts_file()]}.items():
                 more = f", {rule.sql} AS conflict" if kind == "tokens" else ""
-                source = f"read_parquet({_sql_list(listed)}, hive_partitioning = false)"
+                source = f"read_parquet({sql_list(listed)}, hive_partitioning = false)"
                 connection.execute(f"CREATE VIEW {kind} AS SELECT *{more} FROM {source}")
         return connection
 
@@ -338,8 +331,15 @@ class Scan:
             raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
 
     def _conflicts_by_part(self, rule: ConflictRule) -> Iterator[pa.Table]:
+        columns = [n for n in CONFLICT_SCHEMA.names if n not in ("before", "after")]
         for index in range(len(self.manifest["parts"])):
-            yield self._part_conflicts(index, rule)
+            tokens = self.token_parts([*columns, "char_start", "char_end"], index)
+            flagged = pa.concat_tables(flagged_tokens(t, rule) for t in tokens).combine_chunks()
+            examples = self.example_part(index, [*self.example_key, "text"])
+            around = text_around(flagged, examples, self.example_key, self.path)
+            made = [pc.cast(flagged[n], CONFLICT_SCHEMA.field(n).type) for n in columns]
+            sides = [pa.array([a[i] for a in around], pa.string()) for i in (0, 1)]
+            yield pa.table([*made, *sides], schema=CONFLICT_SCHEMA)
 
     def _resolved(self, rule: ConflictRule) -> ConflictRule:
         """A rule by quantile gets the absolute thresholds that the scan has there."""
@@ -347,101 +347,3 @@ class Scan:
             return rule
         entropy, prob = (self.quantiles(c, [rule.quantile])[0] for c in ("entropy", "prob"))
         return ConflictRule(entropy, prob, rule.quantile)
-
-    def _part_conflicts(self, index: int, rule: ConflictRule) -> pa.Table:
-        names = [n for n in CONFLICT_SCHEMA.names if n not in ("before", "after")]
-        columns = [*names, "char_start", "char_end"]
-        tables = [self._flagged(t, rule) for t in self.token_parts(columns, index)]
-        table = pa.concat_tables(tables).combine_chunks()
-        examples = self.example_part(index, [*self.example_key, "text"])
-        around = _around(table, examples, self.example_key, self.path)
-        made = [pc.cast(table[n], CONFLICT_SCHEMA.field(n).type) for n in names]
-        sides = [pa.array([a[i] for a in around], pa.string()) for i in (0, 1)]
-        return pa.table([*made, *sides], schema=CONFLICT_SCHEMA)
-
-    def _flagged(self, table: pa.Table, rule: ConflictRule) -> pa.Table:
-        flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
-        found = table.filter(pa.array(flags, pa.bool_()))
-        texts = [n for n in ("token", "top1") if pa.types.is_dictionary(found[n].type)]
-        for name in texts:  # row groups have dictionaries of their own
-            at = found.schema.get_field_index(name)
-            found = found.set_column(at, name, pc.cast(found[name], pa.string()))
-        return found
-
-
-def _around(
-    table: pa.Table, examples: pa.Table, key: Sequence[str], path: Path
-) -> list[tuple[str, str]]:
-    """The text before and after each token. Raises `ScanError` where it does not stand in it."""
-    texts = dict(zip(_keys(examples, key), examples["text"].to_pylist(), strict=True))
-    found = []
-    ends = (table[c].to_pylist() for c in ("char_start", "char_end"))
-    for place, start, end in zip(_keys(table, key), *ends, strict=True):
-        text = texts.get(place)
-        if text is None or start is None or end is None or not 0 <= start <= end <= len(text):
-            raise ScanError(f"{path} is damaged: a token at characters {start} to {end} of "
-                            f"{named_place(key, place)}, which has no such text")  # fmt: skip
-        found.append((text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]))
-    return found
-
-
-def _keys(table: pa.Table, key: Sequence[str]) -> Iterator[tuple[int, ...]]:
-    return zip(*(table[name].to_pylist() for name in key), strict=True)
-
-
-def _row_groups(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """A part in its row groups of 500,000 tokens; an empty part is one empty table."""
-    with reading(file), pq.ParquetFile(file) as part:
-        for index in range(part.num_row_groups):
-            yield _finite(part.read_row_group(index, columns=list(columns)), file)
-        if not part.num_row_groups:
-            yield part.read(columns=list(columns))
-
-
-# By the first part of a name. ln of the largest vocabulary is under 22 nats.
-RANGES = {"prob": (-1e-3, 1.001), "top1": (-1e-3, 1.001), "entropy": (-1e-3, 100.0),
-          "logprob": (-np.inf, 1e-3), "grad": (0.0, np.inf)}  # fmt: skip
-
-
-def _finite(table: pa.Table, file: Path) -> pa.Table:
-    """A scan refuses to write numbers that are none. Raises `ScanError` for them."""
-    for name in table.column_names:
-        column = table[name]
-        if column.null_count:
-            raise ScanError(f"{file} is damaged: {name} has no value at some token")
-        if pa.types.is_floating(column.type) and not _in_range(name, column.to_numpy()):
-            raise ScanError(f"{file} is damaged: {name} is not what it can be at some token")
-    return table
-
-
-def _in_range(name: str, values: NDArray[Any]) -> bool:
-    """Finite; and no probability or entropy further from what is possible than rounding goes."""
-    if not len(values):
-        return True
-    least, most = float(values.min()), float(values.max())  # NaN, if there is one
-    low, high = RANGES.get(name.split("_")[0], (-np.inf, np.inf))
-    return bool(np.isfinite([least, most]).all() and low <= least and most <= high)
-
-
-def _sql_list(paths: Sequence[Path]) -> str:
-    """DuckDB would take *, ? and [ in a folder's name as a pattern."""
-    literal = ("".join(f"[{c}]" if c in "*?[" else c for c in str(p)) for p in paths)
-    quoted = ", ".join("'" + p.replace("'", "''") + "'" for p in literal)
-    return f"[{quoted}]"
-
-
-def write_manifest(place: Destination, manifest: Mapping[str, Any]) -> None:
-    """The last file of a scan: once it stands, the scan is complete. Another run may have finished
-    the same scan. Raises `ScanError` where it has other parts."""
-    data = json_bytes({"schema_version": SCHEMA_VERSION, **manifest})
-    theirs = place.create(MANIFEST, data)
-    require_same_scan(theirs or data, data, place.shown)
-
-
-def require_same_scan(theirs: bytes, ours: bytes, where: str) -> None:
-    """Raises `ScanError` where two manifests describe other parts; one may name the same data by
-    another path."""
-    a, b = (parsed_json(data, f"{where}/{MANIFEST}") for data in (theirs, ours))
-    if any(a.get(what) != b.get(what) for what in ("parts", "counts", "columns", "totals")):
-        raise ScanError(f"{where} was finished by another run with other parts; --overwrite starts "
-                        f"anew")  # fmt: skip

@@ -25,7 +25,7 @@ from eaft_probe.engines.unit_queue import Scorer
 from eaft_probe.errors import BadInput, NothingScored, ProbeError, ScanError
 from eaft_probe.progress import Progress
 from eaft_probe.scans.folder import SCAN_FILES, begin, clear, require_plan
-from eaft_probe.scans.manifest import MANIFEST
+from eaft_probe.scans.manifest import MANIFEST, require_same_scan
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
     LOCK,
@@ -38,7 +38,6 @@ from eaft_probe.scans.part_writer import (
     put_once,
 )
 from eaft_probe.scans.remote_cache import WORK, place
-from eaft_probe.scans.scan import require_same_scan
 from eaft_probe.storage.atomic import locked
 from eaft_probe.storage.folder import Folder, writing_into
 from eaft_probe.storage.remote import Infos, Store, local, same

@@ -8,7 +8,8 @@ import numpy as np
 
 from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.model.loading import load_tokenizer
 from eaft_probe.settings import ScanSettings, make_settings
 

@@ -24,7 +24,7 @@ from eaft_probe.view.notices import left_out, template_notices
 if TYPE_CHECKING:
     import pandas
 
-    from eaft_probe.data.rendering.render import Rendered
+    from eaft_probe.data.rendering.rendered import Rendered
 
 CONFLICT, TRAINED, UNTRAINED = "bold white on red", "black on bright_cyan", "dim"
 # Label probability → colour of a trained token that is no conflict.

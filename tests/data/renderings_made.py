@@ -6,7 +6,8 @@ import numpy as np
 from tokenizers_made import byte_level
 
 from eaft_probe.data.formats import Example, Message
-from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.rendered import Rendered
 
 CALL = {
     "id": "call00001",

@@ -20,7 +20,7 @@ from eaft_probe.data.batches import (
     window_start,
     windows,
 )
-from eaft_probe.data.rendering.render import Rendered
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import BadInput
 
 COST = Cost(linear=1000.0, attention=1.0)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from eaft_probe.data.messages import Message, read_messages, read_tools, text
-from eaft_probe.data.sources import without_nulls
+from eaft_probe.data.readers import without_nulls
 from eaft_probe.errors import RowError
 
 ARGUMENTS = {"city": "Paris", "zone": None}

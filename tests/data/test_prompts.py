@@ -9,7 +9,8 @@ import tokenizers_made
 
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.prompts import Prompts, line
-from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import RowError
 
 ENDS = {

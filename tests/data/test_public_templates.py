@@ -21,7 +21,8 @@ from templates_public import Public, of_environment, of_trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from eaft_probe.data.formats import RowFormat
-from eaft_probe.data.rendering.render import Rendered, Renderer
+from eaft_probe.data.rendering.render import Renderer
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import RowError
 
 SHARED = Path(os.environ.get("EAFT_PROBE_SHARED", Path(__file__).parents[3] / "shared"))

@@ -6,7 +6,7 @@ import pytest
 
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.sources import Record
+from eaft_probe.data.record import Record
 from eaft_probe.errors import BadInput, RowError
 
 

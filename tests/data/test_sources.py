@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from eaft_probe.data.sources import READERS, Files, Record, Rows, Source, open_source
+from eaft_probe.data.readers import READERS
+from eaft_probe.data.record import Record
+from eaft_probe.data.sources import Files, Rows, Source, open_source
 from eaft_probe.errors import DataError, RowError
 
 ROWS = [{"question": f"what is {i}?", "answer": f"é{i}\nline"} for i in range(5)]

@@ -24,7 +24,8 @@ from renderings_made import (
 from tokenizers_made import byte_level, metaspace, more_tokens
 
 from eaft_probe.data.formats import Example, Message
-from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import RowError
 
 MAKERS = {"byte_level": byte_level, "metaspace": metaspace}

@@ -18,7 +18,7 @@ from running import workers as worker_processes
 
 from eaft_probe import Scan, scan
 from eaft_probe.cli import _run
-from eaft_probe.data.sources import Record
+from eaft_probe.data.record import Record
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.unit_queue import DEATHS, Waiting
 from eaft_probe.errors import BadInput, ProbeError

@@ -31,9 +31,10 @@ from eaft_probe.analysis.aggregates import OfTotals
 from eaft_probe.analysis.partial_aggregates import columns_of, sums_of, table_of
 from eaft_probe.analysis.summary import summarize
 from eaft_probe.data.formats import FORMATS, Example, Message, RowFormat, infer_format
+from eaft_probe.data.readers import READERS
 from eaft_probe.data.rendering import chat_template as templates
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
-from eaft_probe.data.sources import READERS, open_source
+from eaft_probe.data.sources import open_source
 from eaft_probe.data.units import Selection, UnitPlan
 from eaft_probe.errors import ProbeError, RowError
 from eaft_probe.scans.part_writer import TOTALS, sha256

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from test_trainer import off
+from steps import off
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from eaft_probe import GatedLossMixin

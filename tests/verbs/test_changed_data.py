@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from eaft_probe import scan
-from eaft_probe.data.sources import Files, Record
+from eaft_probe.data.record import Record
+from eaft_probe.data.sources import Files
 from eaft_probe.errors import ProbeError, ScanError
 from eaft_probe.model.loading import load_model
 from eaft_probe.settings import ScanSettings

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,9 @@ from eaft_probe.data.formats import Example
 from eaft_probe.data.inline import inlined
 from eaft_probe.data.messages import Message
 from eaft_probe.data.rendering.chat_template import REASONING, ChatTemplate, read_template
-from eaft_probe.data.rendering.spans import Located, Locator, Span
+from eaft_probe.data.rendering.layout import Span
+from eaft_probe.data.rendering.rendered import Rendered, ends_text, marked_tokens, untrimmed
+from eaft_probe.data.rendering.spans import Located, Locator
 from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import ModelError, RowError, foreign
 from eaft_probe.settings import DataSettings
@@ -26,30 +27,6 @@ from eaft_probe.settings import DataSettings
 TrainOn = Literal["assistant", "last", "all"]
 ToolCalls = Literal["template", "inline"]
 Turns = Literal["together", "each"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """One example as tokens. T positions."""
-
-    key: str
-    text: str
-    messages: tuple[Message, ...]
-    plain: bool
-    ids: NDArray[np.int32]  # (T,)
-    trained: NDArray[np.bool_]  # (T,)
-    turn: NDArray[np.int16]  # (T,) index of the message; 0 outside trained spans
-    chars: NDArray[np.int32]  # (T, 2) first character in `text` and one past the last
-    special_in_content: int  # how often a content spells a special token
-    of_turn: int | None = None  # the only turn trained here, under --turns each
-    left_out: Counter[str] = field(default_factory=Counter)  # role.field → characters not shown
-    closed: int = 0  # turns that the template leaves open and this program ended
-    not_shown: int = 0  # turns to be trained of which the template shows nothing
-
-    def cut(self, length: int) -> "Rendered":
-        """The first `length` tokens."""
-        parts = {n: getattr(self, n)[:length] for n in ("ids", "trained", "turn", "chars")}
-        return replace(self, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +216,8 @@ class Renderer:
         """The ids of a rendered conversation, or of `plain` text, and their (T, 2) characters."""
         with foreign("the tokenizer cannot encode a row"):
             encoded = self._encoder.encode(text, add_special_tokens=plain)
-        ids, chars = encoded.ids, _untrimmed(text, encoded.offsets)
-        if len(ids) > 1 and ids[-1] == ids[-2] == self._eos_id and not _ends(chars[-1], text):
+        ids, chars = encoded.ids, untrimmed(text, encoded.offsets)
+        if len(ids) > 1 and ids[-1] == ids[-2] == self._eos_id and not ends_text(chars[-1], text):
             ids, chars = ids[:-1], chars[:-1]  # a tokenizer that adds its own end of text
         if len(ids) > 1 and ids[0] == ids[1] == self._bos_id and not chars[0, 1]:
             ids, chars = ids[1:], chars[1:]  # the text brings its own beginning
@@ -259,7 +236,7 @@ class Renderer:
 
     def _tokenized(self, example: Example, located: Located, only: int | None) -> Rendered:
         ids, chars = self.encode(located.text, self.is_plain(example))
-        trained, turn = _marked(located.text, chars, located.spans)
+        trained, turn = marked_tokens(located.text, chars, located.spans)
         spelled = sum(len(self.specials.findall(m.content)) for m in example.messages)
         return _checked(
             Rendered(
@@ -360,49 +337,6 @@ def _unshown(example: Example) -> Counter[str]:
         for name in REASONING:
             found[f"{message.role}.{name}"] += sum(map(len, leaves(message.extra.get(name))))
     return +found
-
-
-def _ends(chars: NDArray[np.int32], text: str) -> bool:
-    """Whether the last token really is the end of the text, not one that the tokenizer added."""
-    return bool(chars[1] == len(text) and chars[1] > chars[0])
-
-
-def _untrimmed(text: str, offsets: Sequence[Span]) -> NDArray[np.int32]:
-    """(T, 2) offsets in which a token owns the white space before it, trimmed or not."""
-    flat = np.fromiter(chain.from_iterable(offsets), np.int32, 2 * len(offsets))
-    chars = flat.reshape(-1, 2)  # a tenth of the time that asarray takes for pairs
-    for at in np.flatnonzero(chars[1:, 0] > chars[:-1, 1]) + 1:
-        end, start = chars[at - 1, 1], chars[at, 0]
-        if text[end:start].isspace():
-            chars[at, 0] = end
-    return chars
-
-
-def _marked(
-    text: str, chars: NDArray[np.int32], spans: Mapping[int, Sequence[Span]]
-) -> tuple[NDArray[np.bool_], NDArray[np.int16]]:
-    """A token belongs to the span in which its first character lies, or which it reaches from
-    white space before it (`▁B` behind `ASSISTANT: `); one without text belongs to none."""
-    trained = np.zeros(len(chars), np.bool_)
-    turns = np.zeros(len(chars), np.int16)
-    real = chars[:, 1] > chars[:, 0]
-    starts = np.maximum.accumulate(chars[:, 0])  # one without text, at the end, begins at 0
-    for turn, pieces in spans.items():
-        for start, end in pieces:
-            first, past = np.searchsorted(starts, np.array((start, end), np.int32)).tolist()
-            while (
-                first
-                and chars[first - 1, 1] > start
-                and _is_space(text, chars[first - 1, 0], start)
-            ):
-                first -= 1
-            trained[first:past] = real[first:past]
-            turns[first:past][real[first:past]] = turn
-    return trained, turns
-
-
-def _is_space(text: str, start: int, end: int) -> bool:
-    return text[start:end].isspace()
 
 
 def _checked(rendered: Rendered) -> Rendered:

@@ -7,160 +7,20 @@ generation prompt, of which a template says by itself what it is, and the tokens
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
-from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from eaft_probe.data.messages import Message
-from eaft_probe.data.rendering.chat_template import REASONING, TOOLS, ChatTemplate, Rendering
+from eaft_probe.data.rendering.chat_template import REASONING
+from eaft_probe.data.rendering.layout import TAG, Layout, Span
 from eaft_probe.data.rendering.patterns import Pattern
-from eaft_probe.data.rendering.traced import TEMPLATE, Piece
+from eaft_probe.data.rendering.tried_template import ANSWERED, TWICE, TriedTemplate
 from eaft_probe.errors import RowError
 
-Span = tuple[int, int]  # first character, one past the last
-WORDS = ("content", *REASONING, "tool_calls", "tool_plan")  # the fields that a model would say
 MOST_REMEMBERED = 1000  # orders of roles, and places of answers; some kilobytes each
-THOUGHT = ("<think>", "</think>")
-TAG = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])\s*")
-ASKED = Message("user", "question")
-SAID, MEANT, NAMED = "some answer", "some thought", "some_name"
-
-
-class Run(NamedTuple):
-    """Neighbouring characters of one message: its words, or the template's around them."""
-
-    start: int
-    end: int
-    owner: int  # index of the message, TOOLS, or TEMPLATE for text outside of all messages
-    own: bool  # the message's words
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which message each character of a rendering belongs to."""
-
-    rendering: Rendering
-    messages: Sequence[Message]
-
-    @property
-    def text(self) -> str:
-        return self.rendering.text
-
-    @cached_property
-    def runs(self) -> list[Run]:
-        found, at = list[Run](), 0
-        for piece in self.rendering.pieces:
-            if piece.length:
-                found.append(Run(at, at + piece.length, *self._owner(piece)))
-                at += piece.length
-        merged = (list(g) for _, g in groupby(found, lambda r: (r.owner, r.own)))
-        return [g[0]._replace(end=g[-1].end) for g in merged]
-
-    def _owner(self, piece: Piece) -> tuple[int, bool]:
-        """Of words shown while the template is at another message: a tool's result within the turn
-        that called it is the tool's, a function's name above its result is the result's."""
-        if piece.source == TEMPLATE:
-            return piece.loop, False
-        message, loop = self.rendering.sources[piece.source].message, piece.loop
-        if message == loop or loop < 0 or message < 0:
-            return message, True
-        if self.messages[message].role == "assistant":
-            return loop, False
-        return message, True
-
-    def words(self, turn: int) -> Span | None:
-        """From the first to the last of a message's own words; None where none is shown."""
-        own = [r for r in self.runs if r.owner == turn and r.own]
-        return (own[0].start, own[-1].end) if own else None
-
-    def before(self, at: int) -> int:
-        """Where the last words in front of `at` end, whoever's they are."""
-        return max((r.end for r in self.runs if r.own and r.end <= at), default=0)
-
-    def around(self, turn: int, words: Span) -> Span:
-        """The words with the template's text on both sides that is no other message's."""
-        first, past = words
-        for run in reversed([r for r in self.runs if r.end <= words[0]]):
-            if run.own or run.owner != turn:
-                break
-            first = run.start
-        for run in [r for r in self.runs if r.start >= words[1]]:
-            if run.own or run.owner not in (turn, TEMPLATE):
-                break
-            past = run.end
-        return first, past
-
-    def foreign(self, turn: int, within: Span) -> list[Span]:
-        """What belongs to other messages within a span."""
-        start, end = within
-        others = (r for r in self.runs if r.owner not in (turn, TEMPLATE))
-        return [(max(r.start, start), min(r.end, end)) for r in others
-                if r.start < end and r.end > start]  # fmt: skip
-
-    def marked(self, turn: int) -> list[Span]:
-        """The spans between generation marks that are this message's; what is marked outside of
-        all messages belongs to the last answer before it."""
-        found, at, answer = list[Span](), 0, TEMPLATE
-        for piece in self.rendering.pieces:
-            owner, end = self._owner(piece)[0], at + piece.length
-            if owner >= 0 and self.messages[owner].role == "assistant":
-                answer = owner
-            if piece.marked and piece.length and turn == (answer if owner == TEMPLATE else owner):
-                joins = bool(found) and found[-1][1] == at
-                found[-1:] = [(found[-1][0], end)] if joins else [*found[-1:], (at, end)]
-            at = end
-        return found
-
-    def left_out(self) -> Counter[str]:
-        """role.field → characters of text that the rendering does not show."""
-        shown: dict[int, list[Span]] = {}
-        for p in self.rendering.pieces:
-            if p.source != TEMPLATE:
-                shown.setdefault(p.source, []).append(
-                    (p.offset, p.offset + p.length) if p.offset >= 0 else (0, 1 << 31)
-                )
-        missing = Counter[str]()
-        for number, source in enumerate(self.rendering.sources):
-            if source.message == TOOLS:
-                missing["tools"] += 0 if self.shows(TOOLS) else len(source.text)
-            elif source.field in WORDS:
-                place = f"{self.messages[source.message].role}.{source.field}"
-                gaps = _gaps(source.text, shown.get(number, []))
-                missing[place] += sum(map(self._counted, gaps))
-        return +missing
-
-    def _counted(self, text: str) -> int:
-        """Characters of a gap; a tag that the template writes itself is none."""
-        tag = TAG.fullmatch(text)
-        return 0 if tag and tag[1] in self.text else len(text.strip())
-
-    def shows(self, index: int, *fields: str) -> bool:
-        """Whether anything of a message, or of some fields of it, is shown."""
-        sources = self.rendering.sources
-        return any(
-            p.source != TEMPLATE
-            and sources[p.source].message == index
-            and (not fields or sources[p.source].field in fields)
-            for p in self.rendering.pieces
-        )
-
-    def has_words(self, index: int) -> bool:
-        return any(s.message == index and s.field in WORDS and s.text.strip()
-                   for s in self.rendering.sources)  # fmt: skip
-
-
-def _gaps(text: str, shown: list[Span]) -> Iterator[str]:
-    at = 0
-    for start, end in sorted(shown):
-        if start > at and text[at:start].strip():
-            yield text[at:start]
-        at = max(at, end)
-    if text[at:].strip():
-        yield text[at:]
 
 
 @dataclass(frozen=True)
@@ -174,56 +34,12 @@ class Located:
     closed: int = 0  # turns whose end the template does not write
 
 
-class Shape(NamedTuple):
-    """How a message with calls is given to a template: some take arguments as JSON text, and some
-    look for calls only where there is no content at all."""
-
-    arguments: Literal["object", "text"] = "object"
-    empty: Literal["", "none"] = ""
-
-    def of(self, message: Message, parts: bool) -> Message:
-        content: Any = message.content
-        if parts:
-            content = [{"type": "text", "text": content}]
-        if self.empty == "none" and message.tool_calls and not message.content.strip():
-            content = None
-        return replace(message, content=content)
-
-
-SHAPES = [Shape(a, e) for e in ("", "none") for a in ("object", "text")]
-
-
 @dataclass
-class Locator:
-    """Finds the trained spans under one template. `stops`: the tokens at which generation ends;
-    `added`: all tokens added to the vocabulary by name."""
+class Locator(TriedTemplate):
+    """Finds the trained spans under one template."""
 
-    template: ChatTemplate
-    stops: frozenset[str]
-    added: tuple[str, ...]
     _starts: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _patterns: dict[tuple[Any, ...], Pattern | None] = field(default_factory=dict)
-
-    def render(self, messages: Sequence[Message], tools: Any, *, prompt: bool = False) -> Layout:
-        """The conversation in the shape that the template takes. Raises `RowError`."""
-        calls = any(m.tool_calls for m in messages)
-        first: RowError | None = None
-        for shape in self._shapes if calls else [Shape()]:
-            try:
-                return self._rendered(messages, tools, shape, prompt)
-            except RowError as error:
-                first = first or error
-        assert first is not None
-        raise first
-
-    def _rendered(
-        self, messages: Sequence[Message], tools: Any, shape: "Shape", prompt: bool = False
-    ) -> Layout:
-        given = [shape.of(m, self._wants_parts) for m in messages]
-        texts = shape.arguments == "text"
-        return Layout(
-            self.template.render(given, tools, prompt=prompt, calls_as_text=texts), messages
-        )
 
     def locate(self, messages: Sequence[Message], turns: Sequence[int], tools: Any) -> Located:
         """The text, and where each of `turns` lies in it. Raises `RowError`."""
@@ -424,132 +240,6 @@ class Locator:
             return (following.end() if following else past), ""
         return past, self._left_open(called)
 
-    # --- what the template does, tried once ---
-
-    @cached_property
-    def _token(self) -> re.Pattern[str]:
-        """An added token, with white space before it."""
-        return re.compile(rf"\s*(?:{'|'.join(map(re.escape, self.added)) or '(?!)'})")
-
-    @cached_property
-    def _wants_parts(self) -> bool:
-        """Whether it shows contents as lists of parts alone."""
-        asked = [ASKED, Message("assistant", SAID)]
-        for parts in (False, True):
-            with suppress(RowError):
-                if SAID in self.template.render([Shape().of(m, parts) for m in asked]).text:
-                    return parts
-        return False
-
-    @cached_property
-    def _shapes(self) -> list["Shape"]:
-        """The shapes of messages with calls; first the one of which the template shows most."""
-        messages = [ASKED, _call("x"), _RESULT, Message("assistant", SAID)]
-
-        def missing(shape: Shape) -> float:
-            try:
-                return self._rendered(messages, [_TOOL], shape).left_out().total()
-            except RowError:
-                return inf
-
-        return sorted(SHAPES, key=missing)
-
-    @cached_property
-    def limits(self) -> list[str]:
-        """What the template does not show of conversations, tried out; for people."""
-        thinks = Message("assistant", SAID, extra={"reasoning_content": MEANT})
-        called = [ASKED, _call("x"), _RESULT, Message("assistant", SAID)]
-        return [what for what, messages, index in (
-            ("a system message", [Message("system", MEANT), *_TWICE[:2]], 0),
-            ("an answer to a second question", list(_TWICE), 3),
-            ("tool calls", called, 1),
-            ("tool results", called, 2),
-            ("reasoning in a field of its own", [ASKED, thinks], 1),
-            ("reasoning of earlier turns", [ASKED, thinks, *_TWICE[:2]], 1),
-        ) if not self._shows_whole(messages, index)]  # fmt: skip
-
-    def _shows_whole(self, messages: Sequence[Message], index: int) -> bool:
-        layout = self._probe(messages)
-        role = messages[index].role
-        return layout is not None and layout.shows(index) and not any(
-            place.startswith(f"{role}.") for place in layout.left_out())  # fmt: skip
-
-    @cached_property
-    def _generation_header(self) -> str:
-        """What stands behind a question where an answer is asked for."""
-        closed, opened = (self._probe([ASKED], prompt=p) for p in (False, True))
-        if closed is None or opened is None or not opened.text.startswith(closed.text):
-            return ""
-        return opened.text[len(closed.text) :]
-
-    @cached_property
-    def _header(self) -> str:
-        """What the template writes at an answer in front of its words."""
-        layout = self._probe([ASKED, Message("assistant", SAID)])
-        words = layout and layout.words(1)
-        if not layout or not words:
-            return ""
-        return layout.text[layout.around(1, words)[0] : words[0]]
-
-    @cached_property
-    def thoughts(self) -> tuple[tuple[str, str], ...]:
-        """The tags around a thought."""
-        found = [THOUGHT]
-        thinks = Message("assistant", SAID, extra={"reasoning_content": MEANT})
-        layout = self._probe([ASKED, thinks])
-        if layout and MEANT in layout.text and SAID in layout.text:
-            at = layout.text.index(MEANT)
-            opened = re.search(r"(<[^<>\s]+>|\[[A-Z_]+\])[^<>\[\]]*$", layout.text[:at])
-            closed = TAG.match(layout.text, at + len(MEANT))
-            if (
-                opened
-                and closed
-                and {opened[0].strip(), closed[1]}.isdisjoint({*THOUGHT, *self.closers})
-            ):
-                found.append((opened[0].strip(), closed[1]))
-        return tuple(found)
-
-    @cached_property
-    def closers(self) -> frozenset[str]:
-        """The tokens that end a turn: at which generation stops, or that stand behind every plain
-        answer."""
-        found = set(self.stops)
-        for messages, turn in ((_TWICE, 1), (_TWICE, 3), (_TWICE[:2], 1)):
-            tail = self._tail(messages, turn)
-            if tail and not any(t in self.stops for t in tail):
-                found.add(tail[-1])
-        return frozenset(found)
-
-    def _tail(self, messages: Sequence[Message], turn: int) -> list[str]:
-        """The added tokens that the template writes at a turn behind its words."""
-        layout = self._probe(messages)
-        words = layout and layout.words(turn)
-        if not layout or not words:
-            return []
-        past = layout.around(turn, words)[1]
-        return [t[0].strip() for t in self._token.finditer(layout.text, words[1], past)]
-
-    @cached_property
-    def _wrappers(self) -> frozenset[str]:
-        """The tokens between two calls of one turn: they end a call, not the turn."""
-        layout = self._probe([ASKED, _call("x", "y")])
-        if not layout or not all(n in layout.text for n in ("value_x", "value_y")):
-            return frozenset()
-        between = layout.text[layout.text.index("value_x") : layout.text.index("value_y")]
-        return frozenset(t[0].strip() for t in self._token.finditer(between))
-
-    @cached_property
-    def _calls_end_themselves(self) -> bool:
-        """Whether what follows a call is the header of any message, and so no word of the model's:
-        then what ends the call ends the turn."""
-        layout = self._probe(_ANSWERED)
-        words = layout and layout.words(1)
-        if not layout or not words:
-            return False
-        following = self._token.match(layout.text, layout.around(1, words)[1])
-        header = self._token.match(self._generation_header)
-        return bool(following and header and following[0].strip() == header[0].strip())
-
     @cached_property
     def endings(self) -> frozenset[str]:
         """Every token that ends what a model says here."""
@@ -565,11 +255,11 @@ class Locator:
 
     @cached_property
     def _closes_answers(self) -> str:
-        return self._closes(_TWICE, 1)
+        return self._closes(TWICE, 1)
 
     @cached_property
     def _closes_calls(self) -> str:
-        return self._closes(_ANSWERED, 1)
+        return self._closes(ANSWERED, 1)
 
     def _closes(self, messages: Sequence[Message], turn: int) -> str:
         layout = self._probe(messages)
@@ -582,14 +272,6 @@ class Locator:
         if not own and messages[turn].tool_calls and self._calls_end_themselves:
             own = tokens[-1:]
         return layout.text[own[0].start() : end] if own else ""
-
-    def _probe(self, messages: Sequence[Message], prompt: bool = False) -> Layout | None:
-        """Some templates want tools where there are calls, some always, and some never."""
-        order: list[Any] = [None, [_TOOL]]
-        for tools in reversed(order) if any(m.tool_calls for m in messages) else order:
-            with suppress(RowError):
-                return self.render(messages, tools, prompt=prompt)
-        return None
 
 
 def _pattern(located: Located, layout: Layout) -> Pattern | None:
@@ -604,30 +286,8 @@ def _pattern(located: Located, layout: Layout) -> Pattern | None:
     return Pattern.of(layout.text, known, located.spans, closer) if simple else None
 
 
-_RESULT = Message("tool", SAID, extra={"name": NAMED, "tool_call_id": "call00000"})
-_TWICE = (ASKED, Message("assistant", SAID)) * 2
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": NAMED,
-        "description": "d",
-        "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
-    },
-}
-
-
-def _call(*names: str) -> Message:
-    calls = [{"id": f"call0000{i}", "type": "function",
-              "function": {"name": NAMED, "arguments": {n: f"value_{n}"}}}
-             for i, n in enumerate(names)]  # fmt: skip
-    return Message("assistant", "", tool_calls=calls)
-
-
 def _as_system(messages: Sequence[Message]) -> list[Message]:
     return [replace(m, role="system") if m.role == "developer" else m for m in messages]
-
-
-_ANSWERED = (ASKED, _call("x"), _RESULT, Message("assistant", SAID))
 
 
 def _reasons(message: Message) -> bool:

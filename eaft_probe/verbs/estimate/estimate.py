@@ -16,13 +16,14 @@ from transformers import AutoConfig
 
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
-from eaft_probe.data.sources import Record, Source
+from eaft_probe.data.sources import Source
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, DataError
-from eaft_probe.model.foreign import loads
+from eaft_probe.model.foreign import loads, quiet
 from eaft_probe.model.lengths import longest_input
-from eaft_probe.model.loading import load_tokenizer, quiet, resolve_device
+from eaft_probe.model.loading import load_tokenizer, resolve_device
 from eaft_probe.model.resolve import find_model
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from eaft_probe.data.batches import windows
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.reading import Reader, Rejected
+from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer
-from eaft_probe.data.sources import Record, Source
+from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.settings import EstimateSettings
 

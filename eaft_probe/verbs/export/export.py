@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from eaft_probe.data.sources import LONGEST_ROW, require_outside
+from eaft_probe.data.readers import LONGEST_ROW
+from eaft_probe.data.sources import require_outside
 from eaft_probe.errors import ProbeError, ScanError, one_line
 from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.scan import Scan

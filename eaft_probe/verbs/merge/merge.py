@@ -25,6 +25,7 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import ScanError
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.folder import begin, is_finished, stored_plan
+from eaft_probe.scans.manifest import write_manifest
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
     REJECTED,
@@ -36,7 +37,7 @@ from eaft_probe.scans.part_writer import (
     write_parquet,
     write_part,
 )
-from eaft_probe.scans.scan import Scan, write_manifest
+from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import examples_schema
 from eaft_probe.scans.upload import at_work, sight
 from eaft_probe.scans.verification import reading

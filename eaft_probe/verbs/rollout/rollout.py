@@ -15,8 +15,9 @@ from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.prompts import Prompt, Prompts, line
 from eaft_probe.data.reading import Reader, Rejected
+from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
-from eaft_probe.data.sources import Record, Source, require_outside, require_same_content
+from eaft_probe.data.sources import Source, require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
 from eaft_probe.model.loading import load_model

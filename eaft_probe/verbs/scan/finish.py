@@ -11,6 +11,7 @@ from typing import Any
 
 from eaft_probe.errors import NothingScored, ScanError
 from eaft_probe.scans.folder import plan_digest, require_plan
+from eaft_probe.scans.manifest import write_manifest
 from eaft_probe.scans.part_writer import (
     REJECTED,
     UNITS,
@@ -20,7 +21,6 @@ from eaft_probe.scans.part_writer import (
     sha256,
     unit_report,
 )
-from eaft_probe.scans.scan import write_manifest
 from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.atomic import written_aside
 from eaft_probe.storage.folder import Folder

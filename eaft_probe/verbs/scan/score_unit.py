@@ -21,8 +21,9 @@ from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, require_s
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.messages import Message
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
-from eaft_probe.data.sources import Record
+from eaft_probe.data.record import Record
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, RowError
 from eaft_probe.model.lengths import regimes

@@ -21,7 +21,8 @@ from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import Window, batches, require_stride, windows
 from eaft_probe.data.opening import data_format, selection
 from eaft_probe.data.reading import Reader, Rejected
-from eaft_probe.data.rendering.render import Rendered, Renderer, RenderOptions
+from eaft_probe.data.rendering.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.data.sources import Source
 from eaft_probe.errors import DataError, ProbeError, one_line
 from eaft_probe.model.lengths import regimes

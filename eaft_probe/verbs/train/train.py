@@ -21,7 +21,8 @@ from eaft_probe.data.opening import open_data
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import require_outside
 from eaft_probe.errors import ProbeError, one_line
-from eaft_probe.model.loading import CausalLM, quiet
+from eaft_probe.model.foreign import quiet
+from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.gates import objective
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.trainer import GatedTrainer

@@ -1,0 +1,151 @@
+"""One rendering of a conversation, and which of its characters are which message's."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import NamedTuple
+
+from eaft_probe.data.messages import Message
+from eaft_probe.data.rendering.chat_template import REASONING, TOOLS, Rendering
+from eaft_probe.data.rendering.traced import TEMPLATE, Piece
+
+Span = tuple[int, int]  # first character, one past the last
+TAG = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])\s*")
+
+WORDS = ("content", *REASONING, "tool_calls", "tool_plan")  # the fields that a model would say
+
+
+class Run(NamedTuple):
+    """Neighbouring characters of one message: its words, or the template's around them."""
+
+    start: int
+    end: int
+    owner: int  # index of the message, TOOLS, or TEMPLATE for text outside of all messages
+    own: bool  # the message's words
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which message each character of a rendering belongs to."""
+
+    rendering: Rendering
+    messages: Sequence[Message]
+
+    @property
+    def text(self) -> str:
+        return self.rendering.text
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        found, at = list[Run](), 0
+        for piece in self.rendering.pieces:
+            if piece.length:
+                found.append(Run(at, at + piece.length, *self._owner(piece)))
+                at += piece.length
+        merged = (list(g) for _, g in groupby(found, lambda r: (r.owner, r.own)))
+        return [g[0]._replace(end=g[-1].end) for g in merged]
+
+    def _owner(self, piece: Piece) -> tuple[int, bool]:
+        """Of words shown while the template is at another message: a tool's result within the turn
+        that called it is the tool's, a function's name above its result is the result's."""
+        if piece.source == TEMPLATE:
+            return piece.loop, False
+        message, loop = self.rendering.sources[piece.source].message, piece.loop
+        if message == loop or loop < 0 or message < 0:
+            return message, True
+        if self.messages[message].role == "assistant":
+            return loop, False
+        return message, True
+
+    def words(self, turn: int) -> Span | None:
+        """From the first to the last of a message's own words; None where none is shown."""
+        own = [r for r in self.runs if r.owner == turn and r.own]
+        return (own[0].start, own[-1].end) if own else None
+
+    def before(self, at: int) -> int:
+        """Where the last words in front of `at` end, whoever's they are."""
+        return max((r.end for r in self.runs if r.own and r.end <= at), default=0)
+
+    def around(self, turn: int, words: Span) -> Span:
+        """The words with the template's text on both sides that is no other message's."""
+        first, past = words
+        for run in reversed([r for r in self.runs if r.end <= words[0]]):
+            if run.own or run.owner != turn:
+                break
+            first = run.start
+        for run in [r for r in self.runs if r.start >= words[1]]:
+            if run.own or run.owner not in (turn, TEMPLATE):
+                break
+            past = run.end
+        return first, past
+
+    def foreign(self, turn: int, within: Span) -> list[Span]:
+        """What belongs to other messages within a span."""
+        start, end = within
+        others = (r for r in self.runs if r.owner not in (turn, TEMPLATE))
+        return [(max(r.start, start), min(r.end, end)) for r in others
+                if r.start < end and r.end > start]  # fmt: skip
+
+    def marked(self, turn: int) -> list[Span]:
+        """The spans between generation marks that are this message's; what is marked outside of
+        all messages belongs to the last answer before it."""
+        found, at, answer = list[Span](), 0, TEMPLATE
+        for piece in self.rendering.pieces:
+            owner, end = self._owner(piece)[0], at + piece.length
+            if owner >= 0 and self.messages[owner].role == "assistant":
+                answer = owner
+            if piece.marked and piece.length and turn == (answer if owner == TEMPLATE else owner):
+                joins = bool(found) and found[-1][1] == at
+                found[-1:] = [(found[-1][0], end)] if joins else [*found[-1:], (at, end)]
+            at = end
+        return found
+
+    def left_out(self) -> Counter[str]:
+        """role.field → characters of text that the rendering does not show."""
+        shown: dict[int, list[Span]] = {}
+        for p in self.rendering.pieces:
+            if p.source != TEMPLATE:
+                shown.setdefault(p.source, []).append(
+                    (p.offset, p.offset + p.length) if p.offset >= 0 else (0, 1 << 31)
+                )
+        missing = Counter[str]()
+        for number, source in enumerate(self.rendering.sources):
+            if source.message == TOOLS:
+                missing["tools"] += 0 if self.shows(TOOLS) else len(source.text)
+            elif source.field in WORDS:
+                place = f"{self.messages[source.message].role}.{source.field}"
+                gaps = _gaps(source.text, shown.get(number, []))
+                missing[place] += sum(map(self._counted, gaps))
+        return +missing
+
+    def _counted(self, text: str) -> int:
+        """Characters of a gap; a tag that the template writes itself is none."""
+        tag = TAG.fullmatch(text)
+        return 0 if tag and tag[1] in self.text else len(text.strip())
+
+    def shows(self, index: int, *fields: str) -> bool:
+        """Whether anything of a message, or of some fields of it, is shown."""
+        sources = self.rendering.sources
+        return any(
+            p.source != TEMPLATE
+            and sources[p.source].message == index
+            and (not fields or sources[p.source].field in fields)
+            for p in self.rendering.pieces
+        )
+
+    def has_words(self, index: int) -> bool:
+        return any(s.message == index and s.field in WORDS and s.text.strip()
+                   for s in self.rendering.sources)  # fmt: skip
+
+
+def _gaps(text: str, shown: list[Span]) -> Iterator[str]:
+    at = 0
+    for start, end in sorted(shown):
+        if start > at and text[at:start].strip():
+            yield text[at:start]
+        at = max(at, end)
+    if text[at:].strip():
+        yield text[at:]
