@@ -48,14 +48,14 @@ def _prove_head(lm: "CausalLM", model: Any, found: Seen, states: torch.Tensor) -
     """In three steps, each as tight as its arithmetic: a cap that is missing moves the logits of a
     real model by less than bfloat16 rounds its hidden states."""
     assert found.logits is not None
-    theirs = found.logits.float().flatten(0, 1)
-    rows = states.flatten(0, 1).to(lm.head.weight.device)
+    theirs = found.logits.float().flatten(0, -2)
+    rows = states.flatten(0, -2).to(lm.head.weight.device)
     ours = lm.head.logits(rows).to(theirs.device)
     pairs = [(theirs, ours, lm.tolerance)]
     if found.states is not None and found.raw is not None:
-        read, raw = found.states.flatten(0, 1).to(rows.device), found.raw.flatten(0, 1)
-        product = lm.head.product(read).to(theirs.device)
-        pairs += [(found.states.flatten(0, 1), states.flatten(0, 1), lm.tolerance),
+        read, raw = found.states.flatten(0, -2), found.raw.flatten(0, -2)
+        product = lm.head.product(read.to(rows.device)).to(theirs.device)
+        pairs += [(read, states.flatten(0, -2), lm.tolerance),
                   (raw, product, lm.tolerance),
                   (theirs, lm.head.shaped(raw.float().clone()), SHAPE_TOLERANCE)]  # fmt: skip
     for a, b, tolerance in pairs:
