@@ -124,11 +124,91 @@ def test_bad_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert message in capsys.readouterr().err
 
 
+def test_a_config_may_hold_what_is_a_commands_own(
+    data: str, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`out` and `data` were given twice to the verb, `json` and `fail_if` were unknown."""
+    own = {"out": str(tmp_path / "a"), "data": data, "json": True, "fail-if": "examples==9",
+           "model": model_folder}  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(own))
+    assert _run(["scan", "--config", str(tmp_path / "c.yaml")]) == 3
+    assert json.loads(capsys.readouterr().out)["examples"] == 9
+    again = ["--config", str(tmp_path / "c.yaml"), "--fail-if", "examples>9"]
+    assert _run(["scan", *again, "--out", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "a/manifest.json").exists()
+    assert (tmp_path / "b/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["out: [1]", "data: 3", "json: maybe", "as_json: true", "config: x"]
+)
+def test_what_is_a_commands_own_has_a_type(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert _run(["scan", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert text.split(":")[0] in capsys.readouterr().err
+
+
+def program(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The program by a shell, which closes and redirects what it stands on."""
+    whole = {**os.environ, "PROGRAM": f"{sys.executable} -m eaft_probe", **environment}
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=whole)
+
+
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    done = program("$PROGRAM list statistics > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "eaft-probe: [Errno 28] No space left on device\n"
+
+
+def test_closed_streams(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program("$PROGRAM list statistics >&-").returncode == 0
+    monkeypatch.setattr("sys.stdin", None)
+    assert _run(["render", "-"]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_another_locale_reads_and_writes_the_same(finished: str, tmp_path: Path) -> None:
+    """Names and texts were read as ASCII, and printed as such."""
+    (tmp_path / "é.yaml").write_text("worst: 0", encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = program(f"$PROGRAM show {finished} --config {tmp_path}/é.yaml", **ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "entropy" in done.stdout
+
+
+def test_names_that_are_not_utf8_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A manifest names the files, and could not be written."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff.jsonl")
+    Path(name).write_text(json.dumps(ROWS[0]))
+    for given in (name, str(tmp_path)):
+        assert _run(["render", given]) == 2
+        assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_what_nothing_expects_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason of last resort. A developer asks for the traceback."""
+    monkeypatch.setattr("sys.stdout", 3)  # so that printing is an error of nobody's
+    assert _run(["list", "statistics"]) == 1
+    assert capsys.readouterr().err.startswith("eaft-probe: unexpected AttributeError")
+    monkeypatch.setenv("EAFT_PROBE_TRACEBACK", "1")
+    with pytest.raises(AttributeError):
+        _run(["list", "statistics"])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["scan", "no-such.jsonl"], ["scan", "--no-such-flag"], ["scna"], ["show", "no-such-dir"],
      ["scan", "--format", "mesages"], ["list", "statistcs"], ["scan", "--model", "./nowhere"],
-     ["scan", "--device", "cuda:99"], ["scan", "--limit", "x"], ["flag", "no-such-dir"]],
+     ["scan", "--device", "cuda:99"], ["scan", "--limit", "x"],
+     ["scan", "--threads", "1000000"], ["scan", "--workers", "1000000"], ["flag", "no-such-dir"]],
 )  # fmt: skip
 def test_bad_input_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,

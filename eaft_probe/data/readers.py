@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def data_suffix(path: Path) -> str:
 
 
 def parse_json(line: bytes) -> Any:
-    if _depth(line) > DEEPEST:
+    if _too_deep(line):
         raise RowError(f"malformed JSON: more than {DEEPEST} levels deep")
     try:
         return json.loads(line.decode("utf-8-sig"))
@@ -49,12 +48,16 @@ def parse_json(line: bytes) -> Any:
         raise RowError(f"malformed JSON: {one_line(error)}") from error
 
 
-def _depth(line: bytes) -> int:
-    """Levels of nesting, or a smaller bound on them where that is no more than DEEPEST."""
-    if (most := line.count(b"[") + line.count(b"{")) <= DEEPEST:
-        return most
-    brackets = (b for b in _BRACKETS.findall(line) if not b.startswith(b'"'))
-    return max(accumulate(1 if b in b"[{" else -1 for b in brackets), default=0)
+def _too_deep(line: bytes) -> bool:
+    """Whether it is nested more than DEEPEST levels deep; few lines have that many brackets."""
+    if line.count(b"[") + line.count(b"{") <= DEEPEST:
+        return False
+    depth = 0
+    for found in _BRACKETS.finditer(line):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0)
+        if depth > DEEPEST:
+            return True
+    return False
 
 
 def read_file(path: Path) -> Read:

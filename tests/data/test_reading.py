@@ -7,6 +7,7 @@ import pytest
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.record import Record
+from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import BadInput, RowError
 
 
@@ -58,3 +59,16 @@ def test_errors_of_the_program_are_no_rows() -> None:
 
     with pytest.raises(ZeroDivisionError):
         Reader(RowFormat("text"), broken)(Record(0, "d", None, {"text": "a"}))
+
+
+def test_a_row_too_deep_to_walk_is_rejected() -> None:
+    """Parquet and memory hold what no parser of ours has limited."""
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    call = {"function": {"name": "f", "arguments": {"a": deep}}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    strings = Reader(RowFormat("messages"), lambda e: list(leaves(e.messages[1].tool_calls)))
+    rejected = strings(Record(0, "d.parquet", None, {"messages": turns}))
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == "the row is nested too deeply"

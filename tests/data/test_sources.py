@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -367,3 +368,57 @@ def test_a_damaged_table_is_refused(tmp_path: Path, suffix: str, content: bytes)
 
 def test_another_compression_is_an_unknown_type(tmp_path: Path) -> None:
     assert "unknown file type" in refusal(write(tmp_path, "d.jsonl.bz2", bz2.compress(MANY)))
+
+
+# --- limits ---
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eaft_probe.data.sources.LONGEST_ROW", 100_000)
+
+
+def test_a_paragraph_has_a_limit(tmp_path: Path, short: None) -> None:
+    content = b"a\n\n" + b"the fox\n" * 100_000 + b"\nb\nc\n"
+    first, long, last = rows_of(open_source(write(tmp_path, "d.txt", content)))
+    assert (first, last) == ({"text": "a"}, {"text": "b\nc"})
+    assert "a paragraph of more than 100,000 bytes; blank lines" in long
+
+
+@pytest.mark.parametrize("row", [b'"' + b"x" * 200_000 + b'"', b'"' + b"x\n" * 100_000 + b'"'])
+def test_a_csv_field_has_a_limit(tmp_path: Path, short: None, row: bytes) -> None:
+    assert "more than 100,000" in refusal_of(tmp_path, "d.csv", b"text\n" + row + b"\nb\n")
+
+
+def refusal_of(folder: Path, name: str, content: bytes) -> str:
+    with pytest.raises(DataError) as caught:
+        list(open_source(write(folder, name, content)).records())
+    return str(caught.value).replace("field larger than field limit (100000)", "more than 100,000")
+
+
+@pytest.mark.parametrize(
+    ("element", "said"),
+    [(b'{"text": "' + b"x" * 300_000 + b'"}', "more than 100,000 bytes"),
+     (b"[" * 200_000, "more than 100 levels deep")],
+)  # fmt: skip
+def test_an_element_of_an_array_has_a_limit(
+    tmp_path: Path, short: None, element: bytes, said: str
+) -> None:
+    """100,000 brackets took 13 GB."""
+    content = b'[{"text": "a"}, ' + element + b"]"
+    first, rejected = rows_of(open_source(write(tmp_path, "d.json", content)))
+    assert first == {"text": "a"}
+    assert said in rejected
+
+
+def test_depth_is_that_of_brackets_outside_of_strings() -> None:
+    deep = {"text": "[{" * 500, "a": [[{"b": '"[' * 90}]] * 90}
+    assert Record(0, "f", 1, json.dumps(deep).encode()).parse() == deep
+    with pytest.raises(RowError, match="100 levels"):
+        Record(0, "f", 1, b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}").parse()
+
+
+def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "d.jsonl")
+    assert "is no plain file" in refusal(tmp_path / "d.jsonl")
+    assert "no data files" in refusal(tmp_path)

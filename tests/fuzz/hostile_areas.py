@@ -5,6 +5,7 @@ Each input has so much MEMORY, and may write nowhere but in its own folder.
 
 import json
 import os
+import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ from areas import (
     PACKED,
     anything,
     area,
-    conversation,
     damaged,
     folder,
     renderer,
@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from eaft_probe.cli import _run
-from eaft_probe.data.formats import Example, Message, RowFormat, infer_format
+from eaft_probe.data.formats import RowFormat, infer_format
 from eaft_probe.data.rendering import chat_template as templates
 from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.data.sources import open_source
@@ -271,18 +271,19 @@ expressions = st.recursive(
 )  # fmt: skip
 
 
-@area(st.tuples(expressions, expressions, st.sampled_from([1, 60, 9999]), conversation), few=25)
-def growing_template(given: tuple[str, str, int, list[Message]]) -> None:
+@area(st.tuples(expressions, expressions, st.sampled_from([1, 60, 9999])), few=25)
+def growing_template(given: tuple[str, str, int]) -> None:
     """Templates whose steps feed each other, with a history and without."""
-    start, step, times, turns = given
-    step = step.replace("x", "ns.x").replace("nons.xt", "next")
+    start, step, times = given
+    step = re.sub(r"\bx\b", "ns.x", step)
     source = (f"{{% set x = 'ab' %}}{{% set i = 2 %}}{{% set ns = namespace(x={start}) %}}"
               f"{{% for i in range({times}) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
               f"{{{{ ns.x }}}}{tiny.CHAT_TEMPLATE}")  # fmt: skip
     with patch.object(templates, "SECONDS", 0.5), little_memory():
         made = Renderer(tiny.tokenizer(source))
-        made.locator(Example("", ())).template.text(turns)
-        made(Example("", tuple(turns)))
+        example = RowFormat("messages")(ROW)
+        made.locator(example).template.text(example.messages)
+        made(example)
 
 
 # --- config files of commands ---

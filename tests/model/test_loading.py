@@ -1,6 +1,7 @@
 """What loads, what is refused, and that a refusal is one line naming what helps."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from peft import (
 )
 
 from eaft_probe.errors import ModelError
+from eaft_probe.model import adapter_patterns
 from eaft_probe.model.loading import load_model, load_tokenizer
 from eaft_probe.model.resolve import context_length, find_model
 from eaft_probe.storage.atomic import cache_folder
@@ -382,3 +384,72 @@ def test_context_length_is_the_configs(folder: Path, tmp_path: Path) -> None:
     assert context_length(folder) == 64
     (tmp_path / "config.json").write_text("{}")
     assert context_length(tmp_path) is None
+
+
+# --- what a folder can hold ---
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "said"),
+    [
+        ("config.json", {"num_attention_heads": 0}, "cannot load model"),
+        ("config.json", {"bos_token_id": "x"}, "bos_token_id"),
+        ("config.json", {"model_type": ["x"]}, "TypeError"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers of config.json"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "invalid literal for int"),
+        ("tokenizer.json", {"normalizer": {"type": "Replace", "pattern": {"Regex": "["},
+                                           "content": ""}}, "cannot load model"),
+    ],
+)  # fmt: skip
+def test_whatever_a_folder_makes_the_loaders_raise_is_one_line(
+    copy: Path, file: str, changed: dict[str, Any], said: str
+) -> None:
+    content = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(content | changed))
+    assert said in refused(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\3\0\0\0" + b"\xff" * 16, b"x" * 99])
+def test_a_cut_gguf_file_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(content)
+    assert "cannot load model" in refused(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pipe_or_a_device_in_a_folder_is_not_opened(copy: Path, file: str) -> None:
+    """Reading one would wait for ever, the other never ends."""
+    (copy / file).unlink()
+    os.mkfifo(copy / file)
+    assert f"{file} is no plain file" in refused(copy)
+    (copy / file).unlink()
+    (copy / file).symlink_to("/dev/zero")
+    assert f"{file} is no plain file" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"), [("(.*)*" * 7 + "xx", "takes more than"), ("*", "holds a pattern")]
+)
+def test_an_adapters_patterns_end(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, said: str
+) -> None:
+    """PEFT matched the first with the name of every module, for years."""
+    monkeypatch.setattr(adapter_patterns, "SECONDS", 2.0)
+    get_peft_model(tiny.build(), LoraConfig(task_type=TaskType.CAUSAL_LM)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": pattern}))
+    assert said in refused(folder, adapter=str(tmp_path))
+
+
+def test_a_pattern_that_ends_is_loaded(folder: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, target_modules=r".*\.(q|v)_proj")
+    get_peft_model(tiny.build(), lora).save_pretrained(tmp_path)
+    assert load_model(str(folder), adapter=str(tmp_path)).head.vocab_size == tiny.VOCAB
+
+
+def test_a_cache_that_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / "file" / "below"))
+    assert "EAFT_PROBE_CACHE names another" in refused(tmp_path / "x.gguf")

@@ -19,6 +19,7 @@ from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.measure import measure
 from eaft_probe.errors import BadInput, DataError, MissingColumn, NonFinite, ProbeError, ScanError
+from eaft_probe.progress import Silent
 
 COLUMNS = {
     "example": "int64", "turn": "int16", "position": "int32", "token_id": "int32",
@@ -482,3 +483,24 @@ def test_sql_has_the_rule_that_the_scan_was_flagged_with_last(
     before = done.rows(query)[0][0]
     done.flag(ConflictRule(100.0, 1.0))
     assert before < done.rows(query)[0][0] == len(done.conflicts()) == len(done.tokens())
+
+
+class Removes(Silent):
+    """Progress that removes a part when the unit after it is done."""
+
+    def __init__(self, part: Path) -> None:
+        self.part = part
+
+    def advance(self, rows: int, tokens: int) -> None:
+        if rows and self.part.exists() and len(list(self.part.parent.iterdir())) > 1:
+            self.part.unlink()
+
+
+def test_a_part_that_is_removed_meanwhile_is_said(model_folder: str, tmp_path: Path) -> None:
+    """A KeyError. The same command scores it again."""
+    rows, out = [chat(n) for n in range(9)], tmp_path / "s"
+    removes = Removes(out / "examples" / "part-00000.parquet")
+    with pytest.raises(ScanError, match="has lost its part 0"):
+        scan(rows, out, model=model_folder, rows_per_unit=2, progress=removes)
+    finished = scan(rows, out, model=model_folder, rows_per_unit=2)
+    assert finished.manifest["counts"]["examples"] == 9
