@@ -1,4 +1,5 @@
-"""Whether a scan survives: workers, parents, nodes, drivers killed or paused, a full disk, a rival.
+"""Whether a scan survives: workers, parents, nodes, drivers killed or paused, a full disk, a rival,
+parts and data that are taken away under it, little memory.
 
 Each disturbed scan is finished by the same command where it does not finish by itself; then its
 parts are compared with an undisturbed scan's. Exit status 1 where a byte differs.
@@ -7,7 +8,9 @@ parts are compared with an undisturbed scan's. Exit status 1 where a byte differ
 """
 
 import argparse
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,10 +44,15 @@ class Bench:
     dice: random.Random = field(default_factory=lambda: random.Random(0))
 
     def command(self, out: Path, *more: str) -> list[str]:
-        a = self.args
-        return [sys.executable, "-m", "eaft_probe", "scan", a.data, "--model", a.model, "--out",
+        a, data = self.args, self.data_of(out)
+        return [sys.executable, "-m", "eaft_probe", "scan", data, "--model", a.model, "--out",
                 str(out), "--limit", str(a.rows), "--rows-per-unit", str(a.rows_per_unit),
                 "--threads", "1", *more]  # fmt: skip
+
+    def data_of(self, out: Path) -> str:
+        """A fault that damages the data has a copy of its own."""
+        own = out.with_name(out.name + Path(self.args.data).suffix)
+        return str(own) if own.exists() else str(self.args.data)
 
     def start(self, out: Path, *more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(self.command(out, *more), stdout=subprocess.DEVNULL,
@@ -227,6 +235,43 @@ def tmpfs(out: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", str(out)], check=True)
 
 
+def lost_part(bench: Bench, out: Path) -> bool:
+    """A part is removed while later ones are made."""
+    process = bench.start(out)
+    alive = bench.any_moment(process, out)
+    parts = list(out.glob("*/part-*")) if alive else []
+    if parts:
+        bench.dice.choice(parts).unlink(missing_ok=True)
+    require(process, 0, 2)
+    bench.finish(out)
+    return bool(parts)
+
+
+def cut_data(bench: Bench, out: Path) -> bool:
+    """The data's second half is gone for as long as the scan lives."""
+    own = out.with_name(out.name + Path(bench.args.data).suffix)
+    shutil.copyfile(bench.args.data, own)
+    process = bench.start(out)
+    alive = bench.any_moment(process, out)
+    os.truncate(own, own.stat().st_size // 2)
+    require(process, 0, 1, 2)
+    shutil.copyfile(bench.args.data, own)
+    bench.finish(out)
+    return alive
+
+
+def little_memory(bench: Bench, out: Path) -> bool:
+    """Between what Python needs and what a scan does."""
+    size = int(bench.dice.uniform(0.3, 4) * 1e9)
+    limited = ["prlimit", f"--as={size}", *bench.command(out)]
+    process = subprocess.Popen(
+        limited, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    require(process, 0, 1, 2)
+    bench.finish(out)
+    return process.returncode != 0
+
+
 # name → (fault, whether it is repeated --times times rather than --few)
 FAULTS: dict[str, tuple[Hit, bool]] = {
     "local: kill -9 of a worker": (local_worker, True),
@@ -234,6 +279,9 @@ FAULTS: dict[str, tuple[Hit, bool]] = {
     "local: parent paused, another finishes": (paused_parent, False),
     "two drivers on one folder": (two_drivers, False),
     "full disk (tmpfs, root only)": (full_disk, False),
+    "a part is removed": (lost_part, False),
+    "the data is cut": (cut_data, False),
+    "little memory": (little_memory, False),
     "ray: kill -9 of a worker": (ray_worker, False),
     "ray: a node is lost": (ray_node, False),
     "ray: kill -9 of the driver": (ray_driver, False),

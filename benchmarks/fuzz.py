@@ -67,7 +67,8 @@ def run(area: str, inputs: int, seed: int, guided: bool) -> dict[str, Any]:
         temporary.mkdir()
         environment = {**os.environ, "HOME": str(empty), "TMPDIR": str(temporary),
                        "XDG_CACHE_HOME": str(temporary), "HF_HOME": str(temporary),
-                       "MPLCONFIGDIR": str(temporary), "HF_HUB_OFFLINE": "1"}  # fmt: skip
+                       "MPLCONFIGDIR": str(temporary),
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(temporary), "HF_HUB_OFFLINE": "1"}  # fmt: skip
         command = [sys.executable, __file__, "--worker", area, "--inputs", str(inputs)]
         command += ["--seed", str(seed), "--out", str(out), *(["--guided"] if guided else [])]
         done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
