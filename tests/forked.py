@@ -4,6 +4,7 @@ They are killed, interrupted and launched like those of an interpreter of their 
 names as `subprocess` has. What is about that start itself uses `subprocess`.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -77,7 +78,16 @@ def _begin(folder: str, environment: dict[str, str], here: str, call: Any, argum
     os.environ.update(environment)
     os.chdir(here)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
-    call(*arguments)
+    _as_a_program(call, arguments)
+
+
+def _as_a_program(call: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    """With what is to be done at exit, which multiprocessing leaves out."""
+    atexit._clear()
+    try:
+        call(*arguments)
+    finally:
+        atexit._run_exitfuncs()
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -101,7 +111,7 @@ def torchrun(call: Callable[..., Any], *arguments: Any, restarts: int = 0) -> No
 def _rank(call: Callable[..., Any], arguments: Sequence[Any]) -> None:
     """The launcher waits for what a rank returns, and an exit with status 0 returns nothing."""
     try:
-        call(*arguments)
+        _as_a_program(call, arguments)
     except SystemExit as ended:
         if ended.code:
             raise
