@@ -14,6 +14,7 @@ import pandas
 import pytest
 from evidence import audit, findings, frontier, runs, stories
 from evidence.bench import FORMS
+from notebook_cells import OF_CLAIMS, require_same_kinds
 from scipy import stats
 
 from eaft_probe.objectives.gates import objective
@@ -107,6 +108,14 @@ def test_what_was_lost_is_made_again_and_nothing_else(
     claims_made.make(shared, claims_folder)
     assert [f for f in kept if f.stat().st_mtime_ns != before[f]] == kept[:1]
     assert json.loads((claims_folder / "claims.json").read_text()) == made
+
+
+@pytest.mark.parametrize("path", OF_CLAIMS, ids=lambda p: p.stem)
+def test_its_notebook_runs_and_shows_the_same_kinds_of_things(
+    path: Path, claims_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLAIMS", str(claims_folder))
+    require_same_kinds(path, tmp_path, monkeypatch)
 
 
 def test_quick_samples_little_and_has_three_seeds() -> None:

@@ -74,7 +74,7 @@ def test_a_scan_beside_itself_is_told_apart(scan) -> None:
 def test_long_tokens_in_other_scripts_fit(few, tmp_path: Path) -> None:
     words = [*WORDS, "中" * 20, "🙂" * 30, "z" * 300, "\0" * 20]
     scan = scans_made.write(tmp_path / "s", few, words=words, rule=ConflictRule(2, 0.5))
-    chart = fitting(plots.tokens(scan))
+    chart = drawn(plots.tokens(scan))
     labels = [t.get_text() for t in chart.axes[0].get_yticklabels()]
     assert len(labels) == len(chart.data) > 10
     assert not set("中🙂\0") & set("".join(labels))
