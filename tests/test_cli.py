@@ -1,6 +1,9 @@
 """The command line as a user meets it: exit statuses, one line on standard error, JSON."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
