@@ -40,19 +40,65 @@ COLUMNS = ("alone", "padded", "prefix", "longrope", "dynamic")
 # Field of a config → its value in a tiny one. Only fields that the config has are set.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "n_words", "text_vocab_size", "audio_vocab_size"), VOCAB),
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size",
-                     "word_embed_proj_dim", "decoder_hidden_size", "expansion_embed"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
-                     "encoder_layers", "num_decoder_layers", "num_blocks"), 4),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads",
-                     "decoder_attention_heads", "encoder_attention_heads",
-                     "num_decoder_attention_heads"), 4),
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "dim",
+            "emb_dim",
+            "embedding_size",
+            "word_embed_proj_dim",
+            "decoder_hidden_size",
+            "expansion_embed",
+        ),
+        32,
+    ),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "decoder_layers",
+            "encoder_layers",
+            "num_decoder_layers",
+            "num_blocks",
+        ),
+        4,
+    ),
+    **dict.fromkeys(
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "decoder_attention_heads",
+            "encoder_attention_heads",
+            "num_decoder_attention_heads",
+        ),
+        4,
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim",
-                     "d_inner", "n_inner", "moe_intermediate_size", "dim_ff", "dff",
-                     "ffn_hidden_size",
-                     "feed_forward_size", "shared_expert_intermediate_size",
-                     "shared_intermediate_size", "moe_shared_expert_intermediate_size"), 48),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "decoder_ffn_dim",
+            "encoder_ffn_dim",
+            "d_inner",
+            "n_inner",
+            "moe_intermediate_size",
+            "dim_ff",
+            "dff",
+            "ffn_hidden_size",
+            "feed_forward_size",
+            "shared_expert_intermediate_size",
+            "shared_intermediate_size",
+            "moe_shared_expert_intermediate_size",
+        ),
+        48,
+    ),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"), 128),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k"), 2),
@@ -65,23 +111,53 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("linear_num_value_heads", "linear_num_key_heads"), 4),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 16),
-    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim"), 8), "qk_head_dim": 16,
-    **dict.fromkeys(("index_n_heads",), 4), "index_head_dim": 16, "index_topk": 6,
-    "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 0,
-    "hidden_size_per_layer_input": 8, "lm_head_multiplier": 0.5, "logits_scaling": 4.0,
-    "logit_scale": 0.25, "mamba_d_ssm": 64,
-    "final_logit_softcapping": 3.0, "logits_soft_cap": 3.0, "output_logit_soft_cap": 3.0,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sliding_window": 8,
-    "is_decoder": True, "causal": True, "is_encoder_decoder": False, "tie_word_embeddings": False,
-}  # fmt: skip
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim"), 8),
+    "qk_head_dim": 16,
+    **dict.fromkeys(("index_n_heads",), 4),
+    "index_head_dim": 16,
+    "index_topk": 6,
+    "vocab_size_per_layer_input": VOCAB,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 8,
+    "lm_head_multiplier": 0.5,
+    "logits_scaling": 4.0,
+    "logit_scale": 0.25,
+    "mamba_d_ssm": 64,
+    "final_logit_softcapping": 3.0,
+    "logits_soft_cap": 3.0,
+    "output_logit_soft_cap": 3.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "sliding_window": 8,
+    "is_decoder": True,
+    "causal": True,
+    "is_encoder_decoder": False,
+    "tie_word_embeddings": False,
+}
 # What single classes need besides.
 MLA = {"num_key_value_heads": 4}
 OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite",
-                     "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"), MLA),
+    **dict.fromkeys(
+        (
+            "axk1",
+            "axk2",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+            "longcat_flash",
+            "minicpm3",
+            "youtu",
+        ),
+        MLA,
+    ),
     **dict.fromkeys(("dots3_note", "dots3_note_text"), MLA),
-    **dict.fromkeys(("kimi_linear", "bailing_hybrid"),
-                    {"layer_types": ["linear_attention", "full_attention"] * 2} | MLA),
+    **dict.fromkeys(
+        ("kimi_linear", "bailing_hybrid"),
+        {"layer_types": ["linear_attention", "full_attention"] * 2} | MLA,
+    ),
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": [1, 3]},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
@@ -95,7 +171,7 @@ OWN: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 16)},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
-}  # fmt: skip
+}
 
 
 def tiny_config(kind: str, **more: Any) -> Any:
@@ -169,14 +245,23 @@ def rope_fields(config: Any, kind: str) -> dict[str, Any] | None:
         return None
     theta = {n: rope[n] for n in ("rope_theta", "partial_rotary_factor") if n in rope}
     if kind == "dynamic":
-        return {"rope_parameters": theta | {"rope_type": kind, "factor": 4.0},
-                "max_position_embeddings": BORDER}  # fmt: skip
+        return {
+            "rope_parameters": theta | {"rope_type": kind, "factor": 4.0},
+            "max_position_embeddings": BORDER,
+        }
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = getattr(config, "qk_rope_head_dim", None) or width
     half = int(width * theta.get("partial_rotary_factor", 1.0)) // 2
-    return {"rope_parameters": theta | {
-        "rope_type": kind, "short_factor": [1.0] * half, "long_factor": [4.0] * half,
-        "factor": 8.0, "original_max_position_embeddings": BORDER}}  # fmt: skip
+    return {
+        "rope_parameters": theta
+        | {
+            "rope_type": kind,
+            "short_factor": [1.0] * half,
+            "long_factor": [4.0] * half,
+            "factor": 8.0,
+            "original_max_position_embeddings": BORDER,
+        }
+    }
 
 
 def wanted(model: Any, row: list[int]) -> np.ndarray:

@@ -59,8 +59,9 @@ class Work:
         row_format = data_format(open_data(str(self.data), self.settings), self.settings)
         statistics = chosen_statistics(self.settings.statistics, False)
         budget = batch_tokens(self.settings, str(self.model.device))
-        return Scorer(folder, self.model, None, row_format, statistics, self.settings,
-                      budget, Silent())  # fmt: skip
+        return Scorer(
+            folder, self.model, None, row_format, statistics, self.settings, budget, Silent()
+        )
 
     @cached_property
     def windows(self) -> list[list[Window]]:
@@ -137,9 +138,16 @@ def trl(work: Work) -> float:
     for batch in work.batches:
         states, labels = _states(work.model, batch)
         logprob, _entropy, *_ = ChunkedLogProbFunction.apply(
-            states, head.weight, head.bias, labels, 1.0, COLUMNS, head.softcap, head.scale,
+            states,
+            head.weight,
+            head.bias,
+            labels,
+            1.0,
+            COLUMNS,
+            head.softcap,
+            head.scale,
             ("entropy",),
-        )  # fmt: skip
+        )
         total += float(logprob.sum(dtype=torch.float64))
     return total / work.trained_tokens
 

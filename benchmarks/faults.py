@@ -45,9 +45,24 @@ class Bench:
 
     def command(self, out: Path, *more: str) -> list[str]:
         a, data = self.args, self.data_of(out)
-        return [sys.executable, "-m", "eaft_probe", "scan", data, "--model", a.model, "--out",
-                str(out), "--limit", str(a.rows), "--rows-per-unit", str(a.rows_per_unit),
-                "--threads", "1", *more]  # fmt: skip
+        return [
+            sys.executable,
+            "-m",
+            "eaft_probe",
+            "scan",
+            data,
+            "--model",
+            a.model,
+            "--out",
+            str(out),
+            "--limit",
+            str(a.rows),
+            "--rows-per-unit",
+            str(a.rows_per_unit),
+            "--threads",
+            "1",
+            *more,
+        ]
 
     def data_of(self, out: Path) -> str:
         """A fault that damages the data has a copy of its own."""
@@ -55,8 +70,9 @@ class Bench:
         return str(own) if own.exists() else str(self.args.data)
 
     def start(self, out: Path, *more: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(self.command(out, *more), stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, text=True)  # fmt: skip
+        return subprocess.Popen(
+            self.command(out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
 
     def finish(self, out: Path, *more: str) -> None:
         require(self.start(out, *more), 0)

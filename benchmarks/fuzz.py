@@ -24,9 +24,25 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
-AREAS = ("row", "named_format", "sound_row", "file", "sound_file", "typed_file", "place",
-         "template", "config", "manifest_file", "part", "totals_file", "model_folder", "adapter",
-         "growing_file", "growing_template", "command_config")  # fmt: skip
+AREAS = (
+    "row",
+    "named_format",
+    "sound_row",
+    "file",
+    "sound_file",
+    "typed_file",
+    "place",
+    "template",
+    "config",
+    "manifest_file",
+    "part",
+    "totals_file",
+    "model_folder",
+    "adapter",
+    "growing_file",
+    "growing_template",
+    "command_config",
+)
 COLUMNS = ("inputs", "refused", "accepted", "slowest", "defects")
 
 
@@ -65,10 +81,16 @@ def run(area: str, inputs: int, seed: int, guided: bool) -> dict[str, Any]:
         empty.mkdir()  # where it stands and is at home, and writes nothing
         temporary = Path(folder) / "temporary"
         temporary.mkdir()
-        environment = {**os.environ, "HOME": str(empty), "TMPDIR": str(temporary),
-                       "XDG_CACHE_HOME": str(temporary), "HF_HOME": str(temporary),
-                       "MPLCONFIGDIR": str(temporary),
-            "HYPOTHESIS_STORAGE_DIRECTORY": str(temporary), "HF_HUB_OFFLINE": "1"}  # fmt: skip
+        environment = {
+            **os.environ,
+            "HOME": str(empty),
+            "TMPDIR": str(temporary),
+            "XDG_CACHE_HOME": str(temporary),
+            "HF_HOME": str(temporary),
+            "MPLCONFIGDIR": str(temporary),
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(temporary),
+            "HF_HUB_OFFLINE": "1",
+        }
         command = [sys.executable, __file__, "--worker", area, "--inputs", str(inputs)]
         command += ["--seed", str(seed), "--out", str(out), *(["--guided"] if guided else [])]
         done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
@@ -80,8 +102,10 @@ def run(area: str, inputs: int, seed: int, guided: bool) -> dict[str, Any]:
             row = json.loads(out.read_text())
         if outside:
             row["defects"][f"{area}: outside"] = f"wrote {outside[:5]}"
-    cells = [f"{row[c]:>10,}" for c in COLUMNS[:3]] + [f"{row['slowest']:>9.2f}s",
-                                                       f"{len(row['defects']):>10}"]  # fmt: skip
+    cells = [f"{row[c]:>10,}" for c in COLUMNS[:3]] + [
+        f"{row['slowest']:>9.2f}s",
+        f"{len(row['defects']):>10}",
+    ]
     print(f"{area:14}{'coverage' if guided else 'hypothesis':12}" + "".join(cells), flush=True)
     return row
 
@@ -109,10 +133,15 @@ def work(name: str, inputs: int, seed: int, out: Path, guided: bool) -> None:
         if tally.inputs >= inputs:
             finish(tally, defects, out)
 
-    test = seeded(seed)(settings(
-        max_examples=inputs, deadline=None, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )(given(areas.AREAS[name].inputs)(one)))  # fmt: skip
+    test = seeded(seed)(
+        settings(
+            max_examples=inputs,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )(given(areas.AREAS[name].inputs)(one))
+    )
     if guided:
         lead(test.hypothesis.fuzz_one_input, seed)
     test()
@@ -123,16 +152,25 @@ def lead(target: Callable[[bytes], Any], seed: int) -> None:
     """libFuzzer without a limit of its own: `finish` ends it."""
     import atheris
 
-    options = (f"-seed={seed}", "-max_len=4096", "-len_control=20", "-rss_limit_mb=0",
-               "-handle_alrm=0", "-verbosity=0")  # fmt: skip
+    options = (
+        f"-seed={seed}",
+        "-max_len=4096",
+        "-len_control=20",
+        "-rss_limit_mb=0",
+        "-handle_alrm=0",
+        "-verbosity=0",
+    )
     atheris.Setup([sys.argv[0], *options], target)
     atheris.Fuzz()
 
 
 def place(error: BaseException) -> str:
     """The deepest line of the package, and what was raised there."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__)
-              if "eaft_probe/" in f.filename or f.filename.endswith("areas.py")]  # fmt: skip
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "eaft_probe/" in f.filename or f.filename.endswith("areas.py")
+    ]
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
     return f"{where} {type(error).__name__}"
 

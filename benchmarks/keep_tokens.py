@@ -32,8 +32,17 @@ from eaft_probe.scans.schemas import tokens_schema
 
 VOCAB, LENGTH = 50_000, 500  # tokens of an example
 SCHEMA = tokens_schema(chosen_statistics([], False))
-HEAD = ("tokens", "s / million", "peak MB", "cells", "pairs", "totals MB", "kept MB", "units MB",
-        "all MB")  # fmt: skip
+HEAD = (
+    "tokens",
+    "s / million",
+    "peak MB",
+    "cells",
+    "pairs",
+    "totals MB",
+    "kept MB",
+    "units MB",
+    "all MB",
+)
 
 
 def main() -> None:
@@ -65,9 +74,14 @@ def rows(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ...]]:
             sizes = [size(folder, whole), size(folder, together), waiting, every * done]
             sums, million = sums_of(whole), args.tokens * done / 1e6
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-            yield (f"{million:,.2f} M", f"{seconds / million:.2f}", f"{peak:,.0f}",
-                   f"{len(sums['cell'][0]):,}", f"{len(sums['pair'][0]):,}",
-                   *(f"{s / 1e6:,.2f}" for s in sizes))  # fmt: skip
+            yield (
+                f"{million:,.2f} M",
+                f"{seconds / million:.2f}",
+                f"{peak:,.0f}",
+                f"{len(sums['cell'][0]):,}",
+                f"{len(sums['pair'][0]):,}",
+                *(f"{s / 1e6:,.2f}" for s in sizes),
+            )
 
 
 def size(folder: Path, table: pa.Table) -> int:
@@ -83,16 +97,27 @@ def unit(number: int, count: int) -> tuple[pa.Table, pa.Table]:
     prob = np.exp(-random.exponential(1 + entropy))
     ids = np.minimum(random.zipf(1.2, (2, count)), VOCAB) - 1
     columns |= {
-        "example": number * count // LENGTH + at // LENGTH, "position": at % LENGTH + 20,
-        "turn": np.ones(count), "token_id": ids[0], "top1_id": ids[1], "prob": prob,
-        "entropy": entropy, "entropy_top20": entropy * 0.8, "logprob": np.log(prob),
-        "rank": np.where(prob > 0.5, 0, 5), "concentration": random.random(count),
-        "top1_prob": random.random(count), "grad_logits": random.random(count),
+        "example": number * count // LENGTH + at // LENGTH,
+        "position": at % LENGTH + 20,
+        "turn": np.ones(count),
+        "token_id": ids[0],
+        "top1_id": ids[1],
+        "prob": prob,
+        "entropy": entropy,
+        "entropy_top20": entropy * 0.8,
+        "logprob": np.log(prob),
+        "rank": np.where(prob > 0.5, 0, 5),
+        "concentration": random.random(count),
+        "top1_prob": random.random(count),
+        "grad_logits": random.random(count),
         "grad_head": random.random(count) * 20,
-    }  # fmt: skip
+    }
     texts = {"token": texts_of(ids[0]), "top1": texts_of(ids[1])}
-    made = texts | {f.name: pa.array(columns[f.name].astype(kind(f)), f.type)
-                    for f in SCHEMA if f.name not in texts}  # fmt: skip
+    made = texts | {
+        f.name: pa.array(columns[f.name].astype(kind(f)), f.type)
+        for f in SCHEMA
+        if f.name not in texts
+    }
     said = json.dumps([{"role": "user"}, {"role": "assistant"}])
     found = np.unique(columns["example"])
     examples = pa.table({"example": found, "messages": [said] * len(found)})

@@ -40,8 +40,10 @@ def main() -> None:
 def write(path: Path, rows: int) -> None:
     with path.open("w") as file:
         for first in range(0, rows, 1000):
-            lines = [f'{{"question": "what is {n}?", "answer": "it is {n}"}}\n'
-                     for n in range(first, min(first + 999, rows))]  # fmt: skip
+            lines = [
+                f'{{"question": "what is {n}?", "answer": "it is {n}"}}\n'
+                for n in range(first, min(first + 999, rows))
+            ]
             file.write("".join(lines) + ("{malformed\n\n" if first + 999 < rows else ""))
 
 
@@ -50,8 +52,14 @@ def line(data: Path, sample: int) -> str:
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     facts = json.loads(found.stdout)
     peaks = (f"{facts[k] / 1e6:,.0f}" for k in ("before", "peak"))
-    cells = (f"{facts['rows']:,}", f"{data.stat().st_size / 1e6:,.0f}", f"{sample or ''}",
-             f"{facts['seconds']:.1f}", *peaks, f"{facts['units']:,}")  # fmt: skip
+    cells = (
+        f"{facts['rows']:,}",
+        f"{data.stat().st_size / 1e6:,.0f}",
+        f"{sample or ''}",
+        f"{facts['seconds']:.1f}",
+        *peaks,
+        f"{facts['units']:,}",
+    )
     return f"| {' | '.join(cells)} |"
 
 
@@ -63,8 +71,13 @@ def planned(data: Path, sample: int) -> dict[str, Any]:
     source = open_source(data)
     units = UnitPlan.of(source, Selection(sample=sample or None), 256)
     source.fingerprint()
-    return {"seconds": time.perf_counter() - start, "before": before, "peak": peak_bytes(),
-            "rows": units.rows, "units": units.count}  # fmt: skip
+    return {
+        "seconds": time.perf_counter() - start,
+        "before": before,
+        "peak": peak_bytes(),
+        "rows": units.rows,
+        "units": units.count,
+    }
 
 
 def peak_bytes() -> int:

@@ -94,8 +94,10 @@ def report(args: argparse.Namespace, runs: dict[str, list[Usage]]) -> None:
     drawn = int(plane(scan).counts.sum())
     assert drawn == args.tokens, f"{drawn:,} tokens drawn"
     size = sum(f.stat().st_size for f in scan.part_files("tokens"))
-    print(f"{args.tokens:,} tokens in {args.parts} parts, {size / 1e6:,.0f} MB; "
-          f"{os.cpu_count()} CPU cores, {args.rounds} rounds\n")  # fmt: skip
+    print(
+        f"{args.tokens:,} tokens in {args.parts} parts, {size / 1e6:,.0f} MB; "
+        f"{os.cpu_count()} CPU cores, {args.rounds} rounds\n"
+    )
     head = ("", "min s", "max s", "/ hexbin", "spread", "peak MB")
     print_table(head, [row(name, used, runs["hexbin"]) for name, used in runs.items()])
 
@@ -127,8 +129,15 @@ def hexbin(args: argparse.Namespace) -> None:
 # --- the synthetic scan ---
 
 
-MODEL = {"name": "synthetic", "adapter": None, "revision": None, "dtype": "float32",
-         "max_length": 1024, "identity": "synthetic", "adapter_identity": None}  # fmt: skip
+MODEL = {
+    "name": "synthetic",
+    "adapter": None,
+    "revision": None,
+    "dtype": "float32",
+    "max_length": 1024,
+    "identity": "synthetic",
+    "adapter_identity": None,
+}
 
 
 def make(args: argparse.Namespace) -> None:
@@ -182,14 +191,22 @@ def tokens_table(part: int, first: int, end: int, schema: Any) -> Any:
         token = np.arange(start, min(start + CHUNK, end))
         position, ids, top1_ids = token % EXAMPLE, *draw.integers(len(WORDS), size=(2, len(token)))
         columns = distributions(draw, len(token)) | {
-            "example": token // EXAMPLE, "turn": np.ones(len(token)), "position": position + 20,
-            "token_id": ids, "char_start": 5 * position, "char_end": 5 * position + 5,
-        }  # fmt: skip
+            "example": token // EXAMPLE,
+            "turn": np.ones(len(token)),
+            "position": position + 20,
+            "token_id": ids,
+            "char_start": 5 * position,
+            "char_end": 5 * position + 5,
+        }
         columns["top1_id"] = np.where(columns["rank"] == 0, ids, top1_ids)
         for name, codes in (("token", ids), ("top1", columns["top1_id"])):
             columns[name] = pa.DictionaryArray.from_arrays(codes.astype(np.int32), WORDS)
-        arrays = [c if isinstance(c := columns[f.name], pa.Array)
-                  else pa.array(c.astype(f.type.to_pandas_dtype())) for f in schema]  # fmt: skip
+        arrays = [
+            c
+            if isinstance(c := columns[f.name], pa.Array)
+            else pa.array(c.astype(f.type.to_pandas_dtype()))
+            for f in schema
+        ]
         chunks.append(pa.Table.from_arrays(arrays, schema=schema))
     return pa.concat_tables(chunks) if chunks else schema.empty_table()
 
@@ -244,8 +261,17 @@ def examples_table(first: int, end: int) -> Any:
 
     example = np.arange(first // EXAMPLE, -(-end // EXAMPLE))
     n = len(example)
-    columns = [example, [None] * n, example.astype(str).tolist(), ["word " * EXAMPLE] * n,
-               ["[]"] * n, [EXAMPLE] * n, [EXAMPLE] * n, [0.0] * n, [0.0] * n]  # fmt: skip
+    columns = [
+        example,
+        [None] * n,
+        example.astype(str).tolist(),
+        ["word " * EXAMPLE] * n,
+        ["[]"] * n,
+        [EXAMPLE] * n,
+        [EXAMPLE] * n,
+        [0.0] * n,
+        [0.0] * n,
+    ]
     schema = examples_schema([])
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema)
 

@@ -62,15 +62,23 @@ def against_loop(args: argparse.Namespace) -> None:
             loops.append(seconds(lambda c: tokenizer.apply_chat_template(c, tokenize=True), chats))
             ours.append(seconds(renderer.renderings, examples))
         ratios = [a / b for a, b in zip(loops, ours, strict=True)]
-        table.append((name, f"{len(chats) / min(loops):,.0f}", f"{len(chats) / min(ours):,.0f}",
-                      f"{min(loops) / min(ours):.2f}",
-                      f"{min(ratios):.2f} to {max(ratios):.2f}"))  # fmt: skip
+        table.append(
+            (
+                name,
+                f"{len(chats) / min(loops):,.0f}",
+                f"{len(chats) / min(ours):,.0f}",
+                f"{min(loops) / min(ours):.2f}",
+                f"{min(ratios):.2f} to {max(ratios):.2f}",
+            )
+        )
     print_table(("", "loop rows/s", "ours rows/s", "ours / loop", "spread"), table)
 
 
 def chat(row: dict[str, Any]) -> Chat:
-    return [{"role": "user", "content": row["question"]},
-            {"role": "assistant", "content": row["answer"]}]  # fmt: skip
+    return [
+        {"role": "user", "content": row["question"]},
+        {"role": "assistant", "content": row["answer"]},
+    ]
 
 
 def example(messages: Chat) -> Example:

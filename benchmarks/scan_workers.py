@@ -38,9 +38,22 @@ def main() -> None:
 def seconds(args: argparse.Namespace, flags: tuple[str, ...]) -> float:
     """Of a whole scan: starting, loading, scoring, writing and flagging."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "eaft_probe", "scan", args.data, "--model", args.model,
-                   "--limit", str(args.rows), "--rows-per-unit", str(args.rows_per_unit),
-                   "--out", str(Path(folder) / "scan"), *flags]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "eaft_probe",
+            "scan",
+            args.data,
+            "--model",
+            args.model,
+            "--limit",
+            str(args.rows),
+            "--rows-per-unit",
+            str(args.rows_per_unit),
+            "--out",
+            str(Path(folder) / "scan"),
+            *flags,
+        ]
         began = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - began

@@ -145,9 +145,16 @@ def trl_compact(trainee: Trainee, batch: MicroBatch) -> torch.Tensor:
     rows, columns, labels = targets(batch.input_ids, batch.trained)
     head, states = live_head(trainee.model), _states(trainee, batch)[rows, columns]
     logprob, *_ = ChunkedLogProbFunction.apply(
-        states, head.weight, head.bias, labels, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, head.softcap,
-        head.scale, TRL_OUTPUTS,
-    )  # fmt: skip
+        states,
+        head.weight,
+        head.bias,
+        labels,
+        1.0,
+        _CHUNKED_LOGPROB_CHUNK_SIZE,
+        head.softcap,
+        head.scale,
+        TRL_OUTPUTS,
+    )
     loss: torch.Tensor = -logprob.sum() / trainee.count
     return loss
 

@@ -11,9 +11,20 @@ from evidence.bench import Bench, Form  # noqa: E402
 from evidence.runs import Variant  # noqa: E402
 
 FORM = Form(
-    seeds=2, prompts=6, new_tokens=24, exact=8, stories=20, story_tokens=40, target="stories",
-    trained=8, held_out=4, retained=8, epochs=2, learning_rates=(1e-4, 1e-3), audited=6,
-)  # fmt: skip
+    seeds=2,
+    prompts=6,
+    new_tokens=24,
+    exact=8,
+    stories=20,
+    story_tokens=40,
+    target="stories",
+    trained=8,
+    held_out=4,
+    retained=8,
+    epochs=2,
+    learning_rates=(1e-4, 1e-3),
+    audited=6,
+)
 VARIANTS = (Variant("sft"), Variant("eaft"), Variant("flow"))
 
 

@@ -102,9 +102,16 @@ def torchrun(call: Callable[..., Any], *arguments: Any, restarts: int = 0) -> No
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config = LaunchConfig(
-        1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(time.time_ns()),
-        max_restarts=restarts, start_method="fork", monitor_interval=0.05,
-    )  # fmt: skip
+        1,
+        1,
+        2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=str(time.time_ns()),
+        max_restarts=restarts,
+        start_method="fork",
+        monitor_interval=0.05,
+    )
     elastic_launch(config, _rank)(call, arguments)
 
 

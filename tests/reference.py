@@ -249,6 +249,22 @@ def asft(t: Tokens, e: Examples, *, beta: float = 0.05, direction: str = "forwar
 
 GATES: dict[str, Callable[..., list[float]]] = {
     f.__name__.replace("_", "-"): f
-    for f in (sft, eaft, masked_sft, mile, dft, qlog, deft, cayley, talr, focal, profit, stm, flow,
-              rho, sft_kl, asft)
-}  # fmt: skip
+    for f in (
+        sft,
+        eaft,
+        masked_sft,
+        mile,
+        dft,
+        qlog,
+        deft,
+        cayley,
+        talr,
+        focal,
+        profit,
+        stm,
+        flow,
+        rho,
+        sft_kl,
+        asft,
+    )
+}

@@ -171,11 +171,17 @@ def write(
         "data": {"source": source, "fingerprint": fingerprint or source, "format": "messages"},
         "columns": schema.names,
         "parts": listed,
-        "counts": {"trained_tokens": len(tokens), "tokens": 2 * len(tokens), "rejected": 0,
-                   "examples": tokens["example"].nunique(), "rows": tokens["example"].nunique(),
-                   "renderings": tokens.groupby(list(key)).ngroups, "cut_examples": 0},
+        "counts": {
+            "trained_tokens": len(tokens),
+            "tokens": 2 * len(tokens),
+            "rejected": 0,
+            "examples": tokens["example"].nunique(),
+            "rows": tokens["example"].nunique(),
+            "renderings": tokens.groupby(list(key)).ngroups,
+            "cut_examples": 0,
+        },
         "special_tokens": [],
-    }  # fmt: skip
+    }
     return written(folder, manifest).flag(rule or ConflictRule())
 
 
@@ -189,10 +195,18 @@ def keeping(scan: Scan, folder: Path, share: float = 0.5) -> Scan:
         (folder / kind).mkdir(parents=True)
     write_part(Folder(folder), 0, *kept, {"counts": {"trained_tokens": len(kept[0])}})
     write_parquet(folder / TOTALS, totals)
-    config = {**scan.manifest["config"], "keep_tokens": f"sample:{share}",
-              "entropy_below": rule.entropy_below, "prob_below": rule.prob_below}  # fmt: skip
-    manifest = {**scan.manifest, "config": config, "totals": sha256(folder / TOTALS),
-                "parts": [part_facts(folder, 0, len(kept[0]))]}  # fmt: skip
+    config = {
+        **scan.manifest["config"],
+        "keep_tokens": f"sample:{share}",
+        "entropy_below": rule.entropy_below,
+        "prob_below": rule.prob_below,
+    }
+    manifest = {
+        **scan.manifest,
+        "config": config,
+        "totals": sha256(folder / TOTALS),
+        "parts": [part_facts(folder, 0, len(kept[0]))],
+    }
     return written(folder, manifest).flag(rule)
 
 
@@ -204,9 +218,16 @@ def written(folder: Path, manifest: Mapping[str, Any]) -> Scan:
 
 def model_facts(name: str, vocab_size: int) -> dict[str, Any]:
     """What a manifest says of a model that never was."""
-    return {"name": name, "adapter": None, "revision": None, "dtype": "float32",
-            "vocab_size": vocab_size, "max_length": 1024, "identity": name,
-            "adapter_identity": None}  # fmt: skip
+    return {
+        "name": name,
+        "adapter": None,
+        "revision": None,
+        "dtype": "float32",
+        "vocab_size": vocab_size,
+        "max_length": 1024,
+        "identity": name,
+        "adapter_identity": None,
+    }
 
 
 def resealed(scan: Scan, **changes: Any) -> Scan:

@@ -26,8 +26,9 @@ def made(claims_folder: Path) -> dict[str, Any]:
 
 
 def finding(made: dict[str, Any], claim: int, row: str, column: str) -> dict[str, Any]:
-    (found,) = (f for f in made["findings"]
-                if (f["claim"], f["row"], f["column"]) == (claim, row, column))  # fmt: skip
+    (found,) = (
+        f for f in made["findings"] if (f["claim"], f["row"], f["column"]) == (claim, row, column)
+    )
     return found
 
 
@@ -90,8 +91,11 @@ def test_a_second_call_makes_nothing_anew(
 ) -> None:
     def times() -> dict[Path, int]:
         own = {"claims.json", "claims.md", "frontier.png"}
-        return {f: f.stat().st_mtime_ns for f in claims_folder.rglob("*")
-                if f.is_file() and f.name not in own}  # fmt: skip
+        return {
+            f: f.stat().st_mtime_ns
+            for f in claims_folder.rglob("*")
+            if f.is_file() and f.name not in own
+        }
 
     before = times()
     claims_made.make(shared, claims_folder)
@@ -177,8 +181,13 @@ def test_auroc_counts_pairs() -> None:
 
 
 def test_precision_and_recall_are_taken_at_as_many_as_the_rule_flags() -> None:
-    frame = pandas.DataFrame({"conflict": [1, 1, 0, 0, 0], "nll": [1.0, 2.0, 9.0, 8.0, 0.0],
-                              "changed": [True, False, True, False, False]})  # fmt: skip
+    frame = pandas.DataFrame(
+        {
+            "conflict": [1, 1, 0, 0, 0],
+            "nll": [1.0, 2.0, 9.0, 8.0, 0.0],
+            "changed": [True, False, True, False, False],
+        }
+    )
     assert audit._against(frame, "conflict", "conflict")[:2] == (0.5, 0.5)
     assert audit._against(frame, "nll", "conflict")[:2] == (0.5, 0.5)  # 9 and 8: one was changed
     frame["conflict"] = [0, 0, 0, 0, 0]
@@ -219,9 +228,19 @@ def line(variant: str, factor: float, reach: float = 1.0) -> list[dict[str, Any]
     """KL = factor · learned², four learning rates, the last of which unlearns."""
     points = [(rate, reach * rate, factor * (reach * rate) ** 2) for rate in (0.2, 0.5, 1.0)]
     points.append((2.0, -0.3, 50.0))
-    return [{"variant": variant, "seed": seed, "learning_rate": rate, "learned": learned,
-             "kl": kl, "retain_rise": 0.0, "passes": []}
-            for seed in range(3) for rate, learned, kl in points]  # fmt: skip
+    return [
+        {
+            "variant": variant,
+            "seed": seed,
+            "learning_rate": rate,
+            "learned": learned,
+            "kl": kl,
+            "retain_rise": 0.0,
+            "passes": [],
+        }
+        for seed in range(3)
+        for rate, learned, kl in points
+    ]
 
 
 def test_kl_is_compared_where_both_learned_the_same() -> None:

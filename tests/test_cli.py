@@ -44,9 +44,16 @@ def test_show_prints_the_numbers_as_json(finished: str, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("gate", "status"),
-    [("conflict_share>0", 3), ("conflict_share > 1", 0), ("examples==9", 3), ("mean_nll<=0", 0),
-     ("no_such>1", 2), ("conflict_share~1", 2), ("conflict_share>e", 2)],
-)  # fmt: skip
+    [
+        ("conflict_share>0", 3),
+        ("conflict_share > 1", 0),
+        ("examples==9", 3),
+        ("mean_nll<=0", 0),
+        ("no_such>1", 2),
+        ("conflict_share~1", 2),
+        ("conflict_share>e", 2),
+    ],
+)
 def test_fail_if(finished: str, gate: str, status: int) -> None:
     assert _run(["show", finished, "--json", "--fail-if", gate]) == status
 
@@ -120,8 +127,12 @@ def test_config_file_and_command_line(data: str, model_folder: str, tmp_path: Pa
 
 
 def test_bad_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text, message in [("limt: 3", "limit"), ("limit: many", "--limit"), ("- 1", "mapping"),
-                          ("a: [", "cannot read")]:  # fmt: skip
+    for text, message in [
+        ("limt: 3", "limit"),
+        ("limit: many", "--limit"),
+        ("- 1", "mapping"),
+        ("a: [", "cannot read"),
+    ]:
         (tmp_path / "c.yaml").write_text(text)
         assert _run(["scan", "x.jsonl", "--config", str(tmp_path / "c.yaml")]) == 2
         assert message in capsys.readouterr().err
@@ -131,8 +142,13 @@ def test_a_config_may_hold_what_is_a_commands_own(
     data: str, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`out` and `data` were given twice to the verb, `json` and `fail_if` were unknown."""
-    own = {"out": str(tmp_path / "a"), "data": data, "json": True, "fail-if": "examples==9",
-           "model": model_folder}  # fmt: skip
+    own = {
+        "out": str(tmp_path / "a"),
+        "data": data,
+        "json": True,
+        "fail-if": "examples==9",
+        "model": model_folder,
+    }
     (tmp_path / "c.yaml").write_text(json.dumps(own))
     assert _run(["scan", "--config", str(tmp_path / "c.yaml")]) == 3
     assert json.loads(capsys.readouterr().out)["examples"] == 9
@@ -208,15 +224,27 @@ def test_what_nothing_expects_is_one_line_too(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["scan", "no-such.jsonl"], ["scan", "--no-such-flag"], ["scna"], ["show", "no-such-dir"],
-     ["scan", "--format", "mesages"], ["list", "statistcs"], ["scan", "--model", "./nowhere"],
-     ["scan", "--device", "cuda:99"], ["scan", "--limit", "x"],
-     ["scan", "--threads", "1000000"], ["scan", "--workers", "1000000"], ["flag", "no-such-dir"]],
-)  # fmt: skip
+    [
+        ["scan", "no-such.jsonl"],
+        ["scan", "--no-such-flag"],
+        ["scna"],
+        ["show", "no-such-dir"],
+        ["scan", "--format", "mesages"],
+        ["list", "statistcs"],
+        ["scan", "--model", "./nowhere"],
+        ["scan", "--device", "cuda:99"],
+        ["scan", "--limit", "x"],
+        ["scan", "--threads", "1000000"],
+        ["scan", "--workers", "1000000"],
+        ["flag", "no-such-dir"],
+    ],
+)
 def test_bad_input_is_one_line(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert _run(arguments) == 2
     error = capsys.readouterr().err
@@ -311,9 +339,13 @@ def test_plot_takes_a_config_and_the_command_line_wins(finished: str, tmp_path: 
     ids=str,
 )
 def test_a_figure_that_cannot_be_is_one_line(
-    finished: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str,
-) -> None:  # fmt: skip
+    finished: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     status = _run(["plot", arguments[0], finished, *arguments[1:]])
     error = capsys.readouterr().err

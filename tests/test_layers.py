@@ -11,10 +11,26 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "eaft_probe"
 # From the ground up; a room imports from those before it and from itself.
 ROOMS = (
-    "text", "errors", "registry", "progress", "launcher", "settings",
-    "storage", "model", "data", "columns", "engines", "scans", "analysis",
-    "objectives", "verbs", "view", "cli", "__main__", "__init__",
-)  # fmt: skip
+    "text",
+    "errors",
+    "registry",
+    "progress",
+    "launcher",
+    "settings",
+    "storage",
+    "model",
+    "data",
+    "columns",
+    "engines",
+    "scans",
+    "analysis",
+    "objectives",
+    "verbs",
+    "view",
+    "cli",
+    "__main__",
+    "__init__",
+)
 FILES_A_WING, FILES_A_ROOM, LINES_A_FILE = 12, 14, 350
 LIGHT = (
     "eaft_probe",

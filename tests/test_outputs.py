@@ -169,8 +169,12 @@ def test_what_is_passed_on_names_no_folder(
     assert _run(against) == 0
     compared = ["plot", "compare", finished, finished, "--out", str(tmp_path / "compare.svg")]
     assert _run(compared) == 0
-    passed_on = [p for folder in (Path(finished), tmp_path) for p in folder.rglob("*")
-                 if p.is_file() and p.name != "plan.json"]  # fmt: skip
+    passed_on = [
+        p
+        for folder in (Path(finished), tmp_path)
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "plan.json"
+    ]
     assert len(passed_on) > 20
     hidden = [str(p).encode() for p in (data.parent, Path(model_folder).parent, tmp_path)]
     hidden += [b"secret-client", b"secret-scans"]
@@ -245,9 +249,15 @@ def unread() -> TextIO:
 
 @pytest.mark.parametrize(
     ("command", "status"),
-    [(["show"], 0), (["show", "--json"], 0), (["flag"], 0), (["show", "--fail-if", "rows>0"], 3),
-     (["show", "--json", "--fail-if", "rows>0"], 3), (["show", "--fail-if", "rows<0"], 0)],
-)  # fmt: skip
+    [
+        (["show"], 0),
+        (["show", "--json"], 0),
+        (["flag"], 0),
+        (["show", "--fail-if", "rows>0"], 3),
+        (["show", "--json", "--fail-if", "rows>0"], 3),
+        (["show", "--fail-if", "rows<0"], 0),
+    ],
+)
 def test_a_reader_that_leaves_is_no_failure(
     command: list[str], status: int, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,9 +287,13 @@ def test_a_gate_is_tripped_where_telling_ends_early() -> None:
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(MemoryError(), ProbeError), (pa.ArrowMemoryError("malloc of size 9 failed"), ProbeError),
-     (duckdb.OutOfMemoryException("no"), ProbeError), (pa.ArrowInvalid("no parquet"), ScanError)],
-)  # fmt: skip
+    [
+        (MemoryError(), ProbeError),
+        (pa.ArrowMemoryError("malloc of size 9 failed"), ProbeError),
+        (duckdb.OutOfMemoryException("no"), ProbeError),
+        (pa.ArrowInvalid("no parquet"), ScanError),
+    ],
+)
 def test_out_of_memory_is_not_damage(error: Exception, kind: type[ProbeError]) -> None:
     with pytest.raises(ProbeError) as raised, reading("part"):
         raise error

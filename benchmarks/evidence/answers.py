@@ -24,9 +24,11 @@ def supervised(bench: Bench, name: str) -> Scan:
     """The data's answers: `prompts` rows a seed, one seed behind another."""
     rows = drawn(ANSWERED[name](bench.data), bench.form.seeds * bench.form.prompts)
     return scan(
-        str(bench.rows(name, rows)), bench.out / "scans" / name, model=bench.model,
+        str(bench.rows(name, rows)),
+        bench.out / "scans" / name,
+        model=bench.model,
         statistics=[f"entropy_top{k}" for k in TOP_K],
-    )  # fmt: skip
+    )
 
 
 def own(bench: Bench, name: str) -> Scan:
@@ -34,10 +36,13 @@ def own(bench: Bench, name: str) -> Scan:
     seed draws from random numbers of its own."""
     form = bench.form
     done = rollout(
-        str(bench.out / "data" / f"{name}.jsonl"), bench.out / "rollouts" / f"{name}.jsonl",
-        model=bench.model, max_new_tokens=form.new_tokens, rows_per_unit=form.prompts,
+        str(bench.out / "data" / f"{name}.jsonl"),
+        bench.out / "rollouts" / f"{name}.jsonl",
+        model=bench.model,
+        max_new_tokens=form.new_tokens,
+        rows_per_unit=form.prompts,
         batch_size=form.prompts,
-    )  # fmt: skip
+    )
     return scan(
         str(done.path), bench.out / "scans" / f"{name}-own", model=bench.model, keep=["row"]
     )
@@ -81,8 +86,9 @@ def _share(sums: np.ndarray) -> np.ndarray:
 
 def topk_correlations(bench: Bench) -> Iterator[Finding]:
     """Claim 2: Pearson's r of the entropy of the K likeliest tokens with the full one."""
-    frames = [answers(supervised(bench, name), bench, ["entropy", *_columns()])
-              for name in ANSWERED]  # fmt: skip
+    frames = [
+        answers(supervised(bench, name), bench, ["entropy", *_columns()]) for name in ANSWERED
+    ]
     seeds = [g for _, g in pandas.concat(frames).groupby("seed")]
     for k, column in zip(KS, _columns(), strict=True):
         r = [g["entropy"].astype(float).corr(g[column].astype(float)) for g in seeds]

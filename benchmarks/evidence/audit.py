@@ -76,9 +76,11 @@ def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
 def _by_row(tokens: pandas.DataFrame) -> pandas.DataFrame:
     """Conflicts are counted; the others averaged over the row, as perplexity and UPD are."""
     return tokens.groupby(["seed", "example"], as_index=False).agg(
-        changed=("changed", "any"), conflicts=("conflict", "sum"),
-        perplexity=("nll", "mean"), upd=("upd", "mean"),
-    )  # fmt: skip
+        changed=("changed", "any"),
+        conflicts=("conflict", "sum"),
+        perplexity=("nll", "mean"),
+        upd=("upd", "mean"),
+    )
 
 
 # --- what is audited ---

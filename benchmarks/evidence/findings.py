@@ -40,9 +40,13 @@ class Finding:
 
 
 def over_seeds(
-    claim: int, row: str, column: str, values: Sequence[float], unit: str = "",
+    claim: int,
+    row: str,
+    column: str,
+    values: Sequence[float],
+    unit: str = "",
     within: tuple[float, float] = (-math.inf, math.inf),
-) -> Finding:  # fmt: skip
+) -> Finding:
     """The mean over seeds, and its interval by Student's t as far as the figure can go.
 
     A ratio's mean is geometric. The t is right within 1 % at three seeds. NaN is left out.

@@ -11,17 +11,29 @@ from eaft_probe.view.plots.chart import COLOURS, Chart, new_chart
 from evidence.findings import Finding, over_seeds
 
 SFT = "sft"
-BEST = {"learned": "learned, nats", "kl": "KL from the base, nats",
-        "retain_rise": "rise of the retained nll, nats"}  # fmt: skip
+BEST = {
+    "learned": "learned, nats",
+    "kl": "KL from the base, nats",
+    "retain_rise": "rise of the retained nll, nats",
+}
 LEVELS = {"half": 0.5, "nine tenths": 0.9}  # of what SFT learns at its best learning rate
 # General ability lost by Qwen3-4B-Instruct, Table 1 of arXiv 2601.02151: another measure of it.
 PAPER_FORGOT = {
-    "sft": "−4.6 points", "masked-sft": "−2.7 points", "eaft": "−1.0 points",
-    "dft": "−3.0 points", "talr": "−4.9 points", "flow": "−2.0 points", "sft-kl": "−1.5 points",
-}  # fmt: skip
+    "sft": "−4.6 points",
+    "masked-sft": "−2.7 points",
+    "eaft": "−1.0 points",
+    "dft": "−3.0 points",
+    "talr": "−4.9 points",
+    "flow": "−2.0 points",
+    "sft-kl": "−1.5 points",
+}
 # Losses of the groups before and after training, read off Fig. 4 there.
-PAPER_DYNAMICS = {"sft, high": "2.36 → 0.28", "eaft, high": "2.36 → 0.22",
-                  "sft, low": "0.35 → 0.05", "eaft, low": "0.35 → 0.13"}  # fmt: skip
+PAPER_DYNAMICS = {
+    "sft, high": "2.36 → 0.28",
+    "eaft, high": "2.36 → 0.22",
+    "sft, low": "0.35 → 0.05",
+    "eaft, low": "0.35 → 0.13",
+}
 
 
 def frontier(records: list[dict[str, Any]]) -> Iterator[Finding]:

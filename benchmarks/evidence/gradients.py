@@ -29,8 +29,10 @@ def gradient_shares(bench: Bench) -> Iterator[Finding]:
     scan = supervised(bench, DATA)
     form = bench.form
     asked = {"tokens": form.exact, "model": bench.model, "rows": form.seeds * form.prompts}
-    made = [bench.kept(f"exact-gradients-{seed}", asked, partial(_sample, scan, seed, form.exact))
-            for seed in range(form.seeds)]  # fmt: skip
+    made = [
+        bench.kept(f"exact-gradients-{seed}", asked, partial(_sample, scan, seed, form.exact))
+        for seed in range(form.seeds)
+    ]
     columns = ["conflict", CLOSED, *EAFT.reads]
     whole = [frame for _, frame in answers(scan, bench, columns).groupby("seed")]
     samples = [pandas.DataFrame(sample) for sample in made]

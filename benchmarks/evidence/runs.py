@@ -31,11 +31,21 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("sft"), Variant("masked-sft"), Variant("eaft"), Variant("eaft", {"alpha": 2}),
-    Variant("eaft", {"alpha": 3}), Variant("eaft", {"gate": "sigmoid"}),
-    Variant("eaft", {"gate": "mask"}), Variant("eaft", {"entropy": "full"}), Variant("dft"),
-    Variant("talr"), Variant("flow"), Variant("sft-kl"), Variant("asft"), Variant("deft"),
-)  # fmt: skip
+    Variant("sft"),
+    Variant("masked-sft"),
+    Variant("eaft"),
+    Variant("eaft", {"alpha": 2}),
+    Variant("eaft", {"alpha": 3}),
+    Variant("eaft", {"gate": "sigmoid"}),
+    Variant("eaft", {"gate": "mask"}),
+    Variant("eaft", {"entropy": "full"}),
+    Variant("dft"),
+    Variant("talr"),
+    Variant("flow"),
+    Variant("sft-kl"),
+    Variant("asft"),
+    Variant("deft"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,12 @@ def records(bench: Bench, variants: Sequence[Variant] = VARIANTS) -> list[dict[s
     threads = max(1, (os.cpu_count() or 1) // bench.workers)
     work = partial(run, threads=threads)
     form, a_pass = bench.form, math.ceil(bench.form.trained / BATCH)
-    jobs = [Job(variant, rate, seed, rows, model, form.epochs, a_pass, str(bench.out / "runs"))
-            for seed, rows in enumerate(_splits(bench, model)) for variant in variants
-            for rate in form.learning_rates]  # fmt: skip
+    jobs = [
+        Job(variant, rate, seed, rows, model, form.epochs, a_pass, str(bench.out / "runs"))
+        for seed, rows in enumerate(_splits(bench, model))
+        for variant in variants
+        for rate in form.learning_rates
+    ]
     if bench.workers == 1:
         return list(_told(bench, jobs, map(work, jobs)))
     with ProcessPoolExecutor(bench.workers, get_context("spawn")) as pool:
@@ -137,20 +150,34 @@ def _figures(job: Job) -> dict[str, Any]:
     folder = Path(job.folder) / job.name
     shutil.rmtree(folder, ignore_errors=True)  # cut short by a kill: it is short, begin again
     done = train(
-        rows.trained, folder, model=job.model, seed=job.seed, objective=job.variant.objective,
-        set=job.variant.fields, base_scan=rows.base_scan,
+        rows.trained,
+        folder,
+        model=job.model,
+        seed=job.seed,
+        objective=job.variant.objective,
+        set=job.variant.fields,
+        base_scan=rows.base_scan,
         mask=rows.base_scan if job.variant.objective == "flow" else None,
-        learning_rate=job.learning_rate, num_train_epochs=job.epochs,
-        per_device_train_batch_size=BATCH, eval_data=rows.held_out, retain_data=rows.retained,
-        eval_steps=10**9, save_steps=10**9, logging_steps=job.logging_steps,
-    )  # fmt: skip
+        learning_rate=job.learning_rate,
+        num_train_epochs=job.epochs,
+        per_device_train_batch_size=BATCH,
+        eval_data=rows.held_out,
+        retain_data=rows.retained,
+        eval_steps=10**9,
+        save_steps=10**9,
+        logging_steps=job.logging_steps,
+    )
     for weights in (*folder.glob("checkpoint-*"), *folder.glob("*.safetensors")):
         shutil.rmtree(weights) if weights.is_dir() else weights.unlink()
     last = done.last
     return {
-        "variant": str(job.variant), "learning_rate": job.learning_rate, "seed": job.seed,
+        "variant": str(job.variant),
+        "learning_rate": job.learning_rate,
+        "seed": job.seed,
         "learned": done.before["eval_nll"] - last["eval_nll"],
-        "retain_rise": last["retain_nll"] - done.before["retain_nll"], "kl": last["retain_kl"],
-        "passes": [{k: r[k] for k in ("step", "group", "group_nll", "group_count")}
-                   for r in done.log],
-    }  # fmt: skip
+        "retain_rise": last["retain_nll"] - done.before["retain_nll"],
+        "kl": last["retain_kl"],
+        "passes": [
+            {k: r[k] for k in ("step", "group", "group_nll", "group_count")} for r in done.log
+        ],
+    }

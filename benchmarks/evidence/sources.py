@@ -44,8 +44,10 @@ def fireact(data: Path) -> list[Row]:
 
 
 ANSWERED: dict[str, Callable[[Path], list[Row]]] = {
-    "gsm8k": gsm8k, "medmcqa": medmcqa, "fireact": fireact,
-}  # fmt: skip
+    "gsm8k": gsm8k,
+    "medmcqa": medmcqa,
+    "fireact": fireact,
+}
 
 
 def drawn(rows: list[Row], count: int) -> list[Row]:

@@ -14,23 +14,36 @@ WHO = ("cat", "dog", "girl", "boy", "bird", "bear", "rabbit", "frog")
 # The planted conflicts: words the model is sure of, replaced throughout, so that there is
 # something to be learned and held-out stories can tell whether it was.
 DIALECT = {
-    "day": "night", "was": "is", "said": "sang", "mom": "queen", "happy": "angry", "big": "tiny",
-    "play": "fight", "friend": "enemy", "little": "golden", "she": "they",
-}  # fmt: skip
+    "day": "night",
+    "was": "is",
+    "said": "sang",
+    "mom": "queen",
+    "happy": "angry",
+    "big": "tiny",
+    "play": "fight",
+    "friend": "enemy",
+    "little": "golden",
+    "she": "they",
+}
 WORDS = re.compile(rf"\b({'|'.join(DIALECT)})\b")
 
 
 def sampled(bench: Bench) -> list[Row]:
     """The story model's own stories, in a fixed random order."""
     form = bench.form
-    openings = [f"Once upon a time, there was a little {who} named {name}."
-                for name, who in product(NAMES, WHO)]  # fmt: skip
+    openings = [
+        f"Once upon a time, there was a little {who} named {name}."
+        for name, who in product(NAMES, WHO)
+    ]
     n = -(-form.stories // len(openings))
     prompts = drawn([{"prompt": o, "completion": ""} for o in openings], form.stories // n)
     done = rollout(
-        bench.rows("openings", prompts), bench.out / "rollouts" / "stories.jsonl",
-        model=bench.stories, n=n, max_new_tokens=form.story_tokens,
-    )  # fmt: skip
+        bench.rows("openings", prompts),
+        bench.out / "rollouts" / "stories.jsonl",
+        model=bench.stories,
+        n=n,
+        max_new_tokens=form.story_tokens,
+    )
     rows = [json.loads(line) for line in done.path.read_text().splitlines()]
     # With `finish`: the end of a story that was cut is not its end, and is not to be learned.
     kept = [{n: r[n] for n in ("prompt", "completion", "finish")} for r in rows]

@@ -211,8 +211,10 @@ class OfTotals:
             known[name] = (self.cells[:, i] / weight).astype(np.float32)
         missing = next((n for n in names if n not in known), None)
         if missing is not None:
-            raise MissingColumn(f"{self.scan.path} kept sums of its columns, not {missing!r} of "
-                                f"each token; rescan with --keep-tokens all")  # fmt: skip
+            raise MissingColumn(
+                f"{self.scan.path} kept sums of its columns, not {missing!r} of "
+                f"each token; rescan with --keep-tokens all"
+            )
         return {name: known[name] for name in names}
 
     @property

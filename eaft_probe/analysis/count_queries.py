@@ -37,8 +37,10 @@ class Counts:
     def classes(self) -> list[tuple[str, int, int]]:
         """(class of the label, tokens, conflicts): grouped by text first, at most V rows."""
         found: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
-        query = ("SELECT CAST(token AS VARCHAR), count(*), count(*) FILTER (conflict) "
-                 "FROM tokens GROUP BY 1")  # fmt: skip
+        query = (
+            "SELECT CAST(token AS VARCHAR), count(*), count(*) FILTER (conflict) "
+            "FROM tokens GROUP BY 1"
+        )
         for token, n, c in self.rows(query):
             sums = found[token_class(token or "", self.special)]
             sums[0], sums[1] = sums[0] + n, sums[1] + c

@@ -27,11 +27,16 @@ from eaft_probe.storage.atomic import own_file
 
 MADE_KEY = b"eaft_probe.gradients"  # how the file was made, as JSON
 OWN = (
-    ("cell", pa.int32(), "", f"{ACROSS} · floor(entropy / {BY * ENTROPY_STEP:g} nats) + "
-                             f"floor(prob · {1 / (BY * PROB_STEP):g})"),
+    (
+        "cell",
+        pa.int32(),
+        "",
+        f"{ACROSS} · floor(entropy / {BY * ENTROPY_STEP:g} nats) + "
+        f"floor(prob · {1 / (BY * PROB_STEP):g})",
+    ),
     (WEIGHT, pa.float32(), "tokens", "how many tokens of the scan this one was drawn for"),
     (EXACT, pa.float32(), "", "norm of d nll / d all parameters of the model, tied ones once"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,14 @@ class FullGradients:
             made = _MADE.validate_json((table.schema.metadata or {})[MADE_KEY], strict=True)
             _require_numbers(table)
         except (ScanError, KeyError, ValueError, RecursionError) as error:
-            raise ScanError(f"{path} is damaged ({one_line(error, 200)}); `eaft-probe gradients "
-                            f"--overwrite` makes it anew") from error  # fmt: skip
+            raise ScanError(
+                f"{path} is damaged ({one_line(error, 200)}); `eaft-probe gradients "
+                f"--overwrite` makes it anew"
+            ) from error
         if made.scan != scan_identity(scan):
-            raise ScanError(f"{path} is of another scan; `eaft-probe gradients --overwrite` makes "
-                            f"it anew")  # fmt: skip
+            raise ScanError(
+                f"{path} is of another scan; `eaft-probe gradients --overwrite` makes it anew"
+            )
         return cls(scan, table.to_pandas(), made)
 
     def agreement(self) -> pandas.DataFrame:
@@ -117,10 +125,16 @@ class FullGradients:
         """What `gradients --json` prints; NaN as None."""
         rows = self.agreement().to_dict("records")
         known = [{k: v if v == v else None for k, v in row.items()} for row in rows]
-        return {"sampled": len(self.table), "cells": int(self.table["cell"].nunique()),
-                "tokens": self.of, "tokens_in_cells": round(float(self.table[WEIGHT].sum())),
-                "left_out_examples": self.made.left_out, "seed": self.made.seed,
-                "rule": str(self.scan.rule), "agreement": known}  # fmt: skip
+        return {
+            "sampled": len(self.table),
+            "cells": int(self.table["cell"].nunique()),
+            "tokens": self.of,
+            "tokens_in_cells": round(float(self.table[WEIGHT].sum())),
+            "left_out_examples": self.made.left_out,
+            "seed": self.made.seed,
+            "rule": str(self.scan.rule),
+            "agreement": known,
+        }
 
     @property
     def of(self) -> int:
@@ -133,9 +147,11 @@ class FullGradients:
         return float(self.table[WEIGHT].astype(np.float64).sum()) / self.of
 
     def __str__(self) -> str:
-        return (f"exact gradient norms of {len(self.table):,} of {self.of:,} tokens, from "
-                f"{self.table['cell'].nunique()} cells with {100 * self.covered:.3g} % of all; "
-                f"conflict: {self.scan.rule}")  # fmt: skip
+        return (
+            f"exact gradient norms of {len(self.table):,} of {self.of:,} tokens, from "
+            f"{self.table['cell'].nunique()} cells with {100 * self.covered:.3g} % of all; "
+            f"conflict: {self.scan.rule}"
+        )
 
 
 def write(scan: Scan, sample: Mapping[str, NDArray[Any]], norms: NDArray[Any], made: Made) -> None:
@@ -146,8 +162,11 @@ def write(scan: Scan, sample: Mapping[str, NDArray[Any]], norms: NDArray[Any], m
     known = np.isfinite(norms)
     held = {n: c[known] for n, c in sample.items()}
     _, code, taken = np.unique(held["stratum"], return_inverse=True, return_counts=True)
-    held |= {"cell": coarse_cell(held), WEIGHT: held["stratum_tokens"] / taken[code],
-             EXACT: norms[known]}  # fmt: skip
+    held |= {
+        "cell": coarse_cell(held),
+        WEIGHT: held["stratum_tokens"] / taken[code],
+        EXACT: norms[known],
+    }
     _write(scan, held, made)
 
 
@@ -162,8 +181,9 @@ def join(scan: Scan, found: Sequence[FullGradients], first: Sequence[int]) -> No
         same = not other.made.differences(replace(made, scan=other.made.scan))
         if not (same and other.made.sample == made.sample and other.made.finished):
             raise ScanError("their models, dtypes, seeds or samples differ, or one is unfinished")
-    tables = [g.table.assign(example=g.table["example"] + f)
-              for g, f in zip(found, first, strict=True)]  # fmt: skip
+    tables = [
+        g.table.assign(example=g.table["example"] + f) for g, f in zip(found, first, strict=True)
+    ]
     held = {n: c.to_numpy() for n, c in pandas.concat(tables, join="inner").items()}
     sums = {n: sum(getattr(g.made, n) for g in found) for n in ("sample", "left_out")}
     _write(scan, held, replace(made, scan=scan_identity(scan), **sums))
@@ -181,5 +201,9 @@ def _schema(held: Mapping[str, Any]) -> pa.Schema:
     places = [p for p in PLACES if p[0] in ("example", "turn", "position") and p[0] in held]
     own = [STATISTICS[n] for n in (*CLOSED, "prob", "entropy") if n in held]
     columns = [*places, *OWN, *((s.name, pa.float32(), s.unit, s.meaning) for s in own)]
-    return pa.schema([pa.field(n, kind, metadata={"unit": unit, "meaning": meaning})
-                      for n, kind, unit, meaning in columns])  # fmt: skip
+    return pa.schema(
+        [
+            pa.field(n, kind, metadata={"unit": unit, "meaning": meaning})
+            for n, kind, unit, meaning in columns
+        ]
+    )

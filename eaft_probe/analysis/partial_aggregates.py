@@ -103,8 +103,11 @@ def _grouped(
         }
         for name in keep:
             made[f"kept:{name}"] = [(json.dumps(v), n, c) for v, n, c in counts.kept(name)]
-    return {name: ([r[0] for r in rows], np.array([r[1:] for r in rows], np.float64))
-            for name, rows in made.items() if rows}  # fmt: skip
+    return {
+        name: ([r[0] for r in rows], np.array([r[1:] for r in rows], np.float64))
+        for name, rows in made.items()
+        if rows
+    }
 
 
 # --- added up ---

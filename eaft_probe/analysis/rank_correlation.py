@@ -34,12 +34,16 @@ def agreement(sample: Mapping[str, NDArray[Any]], rule: ConflictRule) -> pandas.
     closed = [n for n in CLOSED if n in sample]
     conflict = np.asarray(rule(sample))
     inside = {n: c[conflict] for n, c in sample.items()}
-    rows = [_row("rank_correlation", n, sample, correlation(sample[n], sample[EXACT]))
-            for n in closed]  # fmt: skip
-    rows += [_row("conflict_rank_correlation", n, inside, correlation(inside[n], inside[EXACT]))
-             for n in closed]  # fmt: skip
-    rows += [_row("conflict_share", n, sample, share(sample[n], conflict))
-             for n in (EXACT, *closed)]  # fmt: skip
+    rows = [
+        _row("rank_correlation", n, sample, correlation(sample[n], sample[EXACT])) for n in closed
+    ]
+    rows += [
+        _row("conflict_rank_correlation", n, inside, correlation(inside[n], inside[EXACT]))
+        for n in closed
+    ]
+    rows += [
+        _row("conflict_share", n, sample, share(sample[n], conflict)) for n in (EXACT, *closed)
+    ]
     return pandas.DataFrame(rows)
 
 
@@ -48,8 +52,14 @@ def _row(
 ) -> dict[str, Any]:
     weight = sample[WEIGHT].astype(np.float64)
     low, high = interval(value, weight, sample["example"])
-    return {"measure": measure, "norm": norm, "sampled": len(weight), "value": value(weight),
-            "low": low, "high": high}  # fmt: skip
+    return {
+        "measure": measure,
+        "norm": norm,
+        "sampled": len(weight),
+        "value": value(weight),
+        "low": low,
+        "high": high,
+    }
 
 
 # --- what is measured, as functions of the weights ---

@@ -61,9 +61,11 @@ def _sound(scan: Scan, overall: Overall) -> Overall:
     if (listed > overall.conflicts or (listed < overall.conflicts and not sampled)) or not (
         math.isfinite(overall.mean_nll) and math.isfinite(overall.mean_entropy)
     ):
-        raise ScanError(f"{scan.path} is damaged: {overall.conflicts:,} of its tokens are "
-                        f"conflicts, {listed:,} in {CONFLICTS}; mean nll "
-                        f"{overall.mean_nll:g}")  # fmt: skip
+        raise ScanError(
+            f"{scan.path} is damaged: {overall.conflicts:,} of its tokens are "
+            f"conflicts, {listed:,} in {CONFLICTS}; mean nll "
+            f"{overall.mean_nll:g}"
+        )
     return overall
 
 

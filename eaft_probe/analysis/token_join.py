@@ -14,9 +14,9 @@ Arrays = dict[str, NDArray[Any]]  # name → (N,)
 Keyed = tuple[NDArray[np.complex128], Arrays]  # places (N,), rising, and the columns there
 
 
-def aligned(a: Scan, b: Scan, of_a: Sequence[str], of_b: Sequence[str]) -> Iterator[
-    tuple[Arrays, Arrays]
-]:  # fmt: skip
+def aligned(
+    a: Scan, b: Scan, of_a: Sequence[str], of_b: Sequence[str]
+) -> Iterator[tuple[Arrays, Arrays]]:
     """The columns `of_a` and `of_b` of the tokens that are in both, piece by piece.
 
     Units, parts and row groups may differ, and each may hold tokens that the other has not.
@@ -51,8 +51,10 @@ class _Cursor:
                 return False
             keys = sortable(piece, self.scan.token_key)
             if len(keys) and (keys[0] <= self.last or (keys[1:] <= keys[:-1]).any()):
-                raise ScanError(f"{self.scan.path} is damaged: its tokens are not sorted by "
-                                f"{' and '.join(self.scan.token_key)}")  # fmt: skip
+                raise ScanError(
+                    f"{self.scan.path} is damaged: its tokens are not sorted by "
+                    f"{' and '.join(self.scan.token_key)}"
+                )
             self.keys, self.columns = keys, piece
         return True
 
@@ -82,9 +84,11 @@ def _matched(a: Keyed, b: Keyed) -> tuple[Arrays, Arrays]:
 def require_same_turns(a: Scan, b: Scan) -> None:
     """Raises `ScanError` where one renders a row once and the other each of its turns."""
     if a.by_turn != b.by_turn:
-        raise ScanError(f"{a.path} was made with --turns {a.turns} and {b.path} with --turns "
-                        f"{b.turns}: their tokens stand in other contexts; scan the data again "
-                        f"with the same --turns")  # fmt: skip
+        raise ScanError(
+            f"{a.path} was made with --turns {a.turns} and {b.path} with --turns "
+            f"{b.turns}: their tokens stand in other contexts; scan the data again "
+            f"with the same --turns"
+        )
 
 
 def _require_same(a: Scan, b: Scan, mine: Arrays, theirs: Arrays) -> None:

@@ -33,9 +33,12 @@ def parsed_gate(text: str | None) -> Callable[[Mapping[str, Any]], bool] | None:
             raise BadInput(f"--fail-if: no number {name!r}; there are {said}")
         value = numbers[name]
         return {
-            "<": value < limit, "<=": value <= limit, ">": value > limit,
-            ">=": value >= limit, "==": value == limit,
-        }[sign]  # fmt: skip
+            "<": value < limit,
+            "<=": value <= limit,
+            ">": value > limit,
+            ">=": value >= limit,
+            "==": value == limit,
+        }[sign]
 
     return tripped
 

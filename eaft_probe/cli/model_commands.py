@@ -130,8 +130,9 @@ def render(given: dict[str, Any], data: Data = None, as_json: Json = False) -> N
         given.setdefault("limit", 5)
     for found in verb.render(data, **given):
         if as_json:
-            told = (verb.rejected_json(found) if isinstance(found, Rejected)
-                    else verb.as_json(*found))  # fmt: skip
+            told = (
+                verb.rejected_json(found) if isinstance(found, Rejected) else verb.as_json(*found)
+            )
             print(json.dumps(told, ensure_ascii=False))
         elif isinstance(found, Rejected):
             out.print(f"row {found.row}: rejected: {found.reason}", style="yellow", markup=False)

@@ -132,8 +132,15 @@ def report(given: dict[str, Any], folder: Dir) -> None:
     from eaft_probe.view.report.report import report as write
 
     wanted: ReportSettings = make_settings(ReportSettings, given)
-    print(write(Scan.open(folder), wanted.out, wanted.against, overwrite=wanted.overwrite,
-                **wanted.comparing()))  # fmt: skip
+    print(
+        write(
+            Scan.open(folder),
+            wanted.out,
+            wanted.against,
+            overwrite=wanted.overwrite,
+            **wanted.comparing(),
+        )
+    )
 
 
 @app.command("list")

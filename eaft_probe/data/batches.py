@@ -84,8 +84,10 @@ def windows(
 def require_stride(stride: int, max_length: int) -> None:
     """Raises `BadInput` where windows would not get on."""
     if not 1 <= stride < max_length:
-        raise BadInput(f"--stride is a whole number from 1 to below the {max_length} tokens of a "
-                       f"window, found {stride}")  # fmt: skip
+        raise BadInput(
+            f"--stride is a whole number from 1 to below the {max_length} tokens of a "
+            f"window, found {stride}"
+        )
 
 
 def window_start(position: int, max_length: int, stride: int = 1) -> int:

@@ -18,8 +18,9 @@ def inlined(example: Example, roles: Collection[str]) -> Example:
     """
     messages = [_inlined(m, "tool" in roles) for m in example.messages]
     if "tool" not in roles:
-        messages = [m for _, group in groupby(messages, lambda m: m.role)
-                    for m in _merged(list(group))]  # fmt: skip
+        messages = [
+            m for _, group in groupby(messages, lambda m: m.role) for m in _merged(list(group))
+        ]
     if example.tools:
         messages = _defined(messages, example.tools, "system" in roles)
     return replace(example, messages=tuple(messages), tools=None)

@@ -162,8 +162,10 @@ def _own_word(value: Mapping[str, Any], what: str) -> bool | None:
         if word is None:
             continue
         if word not in (0, 1, True, False):
-            raise RowError(f"{what}: {name} should be true, false, 0 or 1, found {word!r}; a "
-                           f"message is trained whole or not at all")  # fmt: skip
+            raise RowError(
+                f"{what}: {name} should be true, false, 0 or 1, found {word!r}; a "
+                f"message is trained whole or not at all"
+            )
         return bool(word)
     return None
 

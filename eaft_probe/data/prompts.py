@@ -105,9 +105,11 @@ class Prompts:
         return self._decoded(ids)  # broken bytes, which took the prompt's last with them
 
     def _decoded(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        ))  # fmt: skip
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
     def _read(self, row: Mapping[str, Any]) -> Rendered | None:
         """The row as a scan reads it from its line."""

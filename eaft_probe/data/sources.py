@@ -58,8 +58,9 @@ def require_same_content(source: Source, fingerprint: str) -> None:
     Raises `ProbeError`."""
     source.require_unchanged()
     if source.reopened().fingerprint() != fingerprint:
-        raise ProbeError(f"{source.name} changed while it was being read; start again with "
-                         f"--overwrite")  # fmt: skip
+        raise ProbeError(
+            f"{source.name} changed while it was being read; start again with --overwrite"
+        )
 
 
 class Stamps:
@@ -72,8 +73,10 @@ class Stamps:
         """Raises `ProbeError` where one of them has changed."""
         for path, then in self.then.items():
             if _stamp(path) != then:
-                raise ProbeError(f"{path} changed while it was being read; put the old file back "
-                                 f"and rerun, or start again with --overwrite")  # fmt: skip
+                raise ProbeError(
+                    f"{path} changed while it was being read; put the old file back "
+                    f"and rerun, or start again with --overwrite"
+                )
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -235,8 +238,10 @@ def require_outside(out: str | Path, data: Any, flag: str = "--out") -> None:
         files = (Path(p) for p in glob.iglob(given, recursive=True))
         inside = any(p.is_file() and p.resolve().is_relative_to(place) for p in files)
     if inside:
-        raise BadInput(f"{flag} {out} lies in the data, {data}: the next run would read it as "
-                       f"data; choose another place")  # fmt: skip
+        raise BadInput(
+            f"{flag} {out} lies in the data, {data}: the next run would read it as "
+            f"data; choose another place"
+        )
 
 
 def _readable(paths: Iterator[Path]) -> tuple[Path, ...]:

@@ -76,9 +76,11 @@ class Worker:
         path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "eaft_probe.engines.worker", str(theirs.fileno()), device],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
             env=os.environ | path,
-        )  # fmt: skip
+        )
         theirs.close()
         return cls(ours, f"worker {number}", process)
 
@@ -122,8 +124,9 @@ class Crew:
 
     def _finished(self) -> bool:
         if not self.workers:
-            raise ProbeError("all workers ended while they loaded the model; fewer --workers need "
-                             "less memory")  # fmt: skip
+            raise ProbeError(
+                "all workers ended while they loaded the model; fewer --workers need less memory"
+            )
         busy = any(w.units for w in self.workers)
         return self.waiting is not None and not busy and self.waiting.over()
 

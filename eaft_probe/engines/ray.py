@@ -45,8 +45,12 @@ def _cluster(job: Job) -> Iterator[Any]:
     joined = not ray.is_initialized()
     try:
         if joined:
-            ray.init(job.address or "local", log_to_driver=False, logging_level="ERROR",
-                     include_dashboard=False if job.address is None else None)  # fmt: skip
+            ray.init(
+                job.address or "local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                include_dashboard=False if job.address is None else None,
+            )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"--address {job.address}: no Ray cluster there" if job.address else "no Ray here"
         raise BadInput(f"{where}: {one_line(error)}") from error
@@ -126,8 +130,10 @@ class Cluster:
         while not self._finished():
             looks += 1
             if looks == ROOM and self.waiting is None:
-                self.job.progress.note(f"no actor works yet: the cluster has no room, or loading "
-                                       f"takes long; each needs {self.needs}")  # fmt: skip
+                self.job.progress.note(
+                    f"no actor works yet: the cluster has no room, or loading "
+                    f"takes long; each needs {self.needs}"
+                )
             ready, _ = self.ray.wait(list(self.busy), timeout=LOOK)
             for coming in ready:
                 self._hear(coming, self.busy.pop(coming))

@@ -64,8 +64,10 @@ class Launched(Ranks):
                 _join()
             self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError, OSError) as error:
-            raise BadInput(f"the {os.environ['WORLD_SIZE']} processes of this launch do not find "
-                           f"each other: {one_line(error)}") from error  # fmt: skip
+            raise BadInput(
+                f"the {os.environ['WORLD_SIZE']} processes of this launch do not find "
+                f"each other: {one_line(error)}"
+            ) from error
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def wait(self) -> None:

@@ -75,9 +75,11 @@ class Waiting:
         """The unit's worker died. Raises `ProbeError` where it was not the first by far."""
         self.deaths[unit.index] = self.deaths.get(unit.index, 0) + 1
         if self.deaths[unit.index] >= DEATHS:
-            raise ProbeError(f"{said(unit)} ended {DEATHS} workers (the last {why}); what is "
-                             f"finished stays, --max-length or --tokens-per-batch lower the "
-                             f"memory that they take")  # fmt: skip
+            raise ProbeError(
+                f"{said(unit)} ended {DEATHS} workers (the last {why}); what is "
+                f"finished stays, --max-length or --tokens-per-batch lower the "
+                f"memory that they take"
+            )
         self.back.append(unit)
 
 

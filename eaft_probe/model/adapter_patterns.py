@@ -31,9 +31,13 @@ def require_quick(adapter: str, names: Iterable[str]) -> None:
         return
     try:
         subprocess.run(
-            [sys.executable, "-I", "-c", TRY], input=json.dumps([patterns, list(names)]), text=True,
-            capture_output=True, check=True, timeout=SECONDS,
-        )  # fmt: skip
+            [sys.executable, "-I", "-c", TRY],
+            input=json.dumps([patterns, list(names)]),
+            text=True,
+            capture_output=True,
+            check=True,
+            timeout=SECONDS,
+        )
     except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"--adapter {adapter}: matching a pattern of its adapter_config.json takes more than "

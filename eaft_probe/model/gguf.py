@@ -24,8 +24,9 @@ def converted_gguf(place: Place) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"cannot write the cache: {one_line(error)}; EAFT_PROBE_CACHE names "
-                         f"another folder") from error  # fmt: skip
+        raise ModelError(
+            f"cannot write the cache: {one_line(error)}; EAFT_PROBE_CACHE names another folder"
+        ) from error
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
         unpacked = Path(temporary) / "model"
         with quiet():

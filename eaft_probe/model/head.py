@@ -105,8 +105,10 @@ def _present(module: Any, name: str) -> torch.Tensor:
     try:
         return hook.weights_map[name].to(hook.execution_device, weight.dtype)  # type: ignore[no-any-return]
     except KeyError as error:
-        raise ModelError("the head is tied to embeddings that --device-map offloads, and cannot "
-                         "be found; keep them on a device") from error  # fmt: skip
+        raise ModelError(
+            "the head is tied to embeddings that --device-map offloads, and cannot "
+            "be found; keep them on a device"
+        ) from error
 
 
 # Multiplied with by Cohere (`logit_scale`), Falcon-H1 and HyperCLOVA X (`logits_scaling`); Granite

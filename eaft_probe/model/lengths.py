@@ -51,8 +51,10 @@ def passes_of(lengths: Sequence[int], regime: Callable[[int], tuple[int, ...]]) 
 def in_passes(run: Callable[[list[int], int], torch.Tensor], passes: Passes) -> torch.Tensor:
     """(B, T, D) states of a batch, of which `run` gives those of some rows up to a column."""
     width = max(length for _, length in passes)
-    states = [torch.nn.functional.pad(run(rows, length), (0, 0, 0, width - length))
-              for rows, length in passes]  # fmt: skip
+    states = [
+        torch.nn.functional.pad(run(rows, length), (0, 0, 0, width - length))
+        for rows, length in passes
+    ]
     order = torch.tensor([row for rows, _ in passes for row in rows])
     return torch.cat(states)[order.argsort().to(states[0].device)]
 

@@ -265,9 +265,11 @@ def _four_bits(device: str) -> BitsAndBytesConfig:
     """Products in bfloat16 on a GPU, where adapters and the rest are float32 all the same."""
     computed = torch.float32 if device == "cpu" else torch.bfloat16
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=computed,
-    )  # fmt: skip
+    )
 
 
 def _keep_trainable(model: Any) -> None:

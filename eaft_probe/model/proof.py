@@ -55,9 +55,11 @@ def _prove_head(lm: "CausalLM", model: Any, found: Seen, states: torch.Tensor) -
     if found.states is not None and found.raw is not None:
         read, raw = found.states.flatten(0, -2), found.raw.flatten(0, -2)
         product = lm.head.product(read.to(rows.device)).to(theirs.device)
-        pairs += [(read, states.flatten(0, -2), lm.tolerance),
-                  (raw, product, lm.tolerance),
-                  (theirs, lm.head.shaped(raw.float().clone()), SHAPE_TOLERANCE)]  # fmt: skip
+        pairs += [
+            (read, states.flatten(0, -2), lm.tolerance),
+            (raw, product, lm.tolerance),
+            (theirs, lm.head.shaped(raw.float().clone()), SHAPE_TOLERANCE),
+        ]
     for a, b, tolerance in pairs:
         if a.shape != b.shape or not differ(a, b) <= tolerance:
             raise ModelError(

@@ -111,9 +111,12 @@ class Generator:
             ids, mask, cache = self._read(prompts, copies)
             ids, mask = (t.repeat_interleave(copies, 0) for t in (ids, mask))
             made = self._generate(
-                ids, mask, cache, drawing(self.sampling, stops),
+                ids,
+                mask,
+                cache,
+                drawing(self.sampling, stops),
                 stopping_criteria=[_Steps(stops, report)],
-            )  # fmt: skip
+            )
         except torch.OutOfMemoryError as error:
             raise ProbeError(
                 f"out of memory for {len(prompts) * copies} answers at once; "
@@ -153,17 +156,27 @@ class Generator:
     ) -> Any:
         behind = {} if cache is None else {self.model.cache_name: cache}
         return self.model.whole.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config,
-            return_dict_in_generate=True, **behind, **more,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            return_dict_in_generate=True,
+            **behind,
+            **more,
+        )
 
 
 def drawing(sampling: Sampling, stops: frozenset[int]) -> Any:
     """Temperature and top-p and nothing else; `top_k` is 50 where it is not put to 0."""
     greedy = sampling.temperature == 0
-    how = {} if greedy else {
-        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0,
-    }  # fmt: skip
+    how = (
+        {}
+        if greedy
+        else {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
+    )
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,

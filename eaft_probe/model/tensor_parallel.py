@@ -58,8 +58,10 @@ class Team:
                 dist.init_process_group(backend)
             self.orders = dist.new_group(backend="gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
-            raise BadInput(f"--tp: the processes do not find each other: {one_line(error)}; start "
-                           f"them by {LAUNCHER}") from error  # fmt: skip
+            raise BadInput(
+                f"--tp: the processes do not find each other: {one_line(error)}; start "
+                f"them by {LAUNCHER}"
+            ) from error
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.models: list[SharedLM] = []
         self.broken = False
@@ -103,8 +105,10 @@ class Team:
             if not self.broken or not isinstance(error, RuntimeError):
                 raise
             help = "; lower --tokens-per-batch" if isinstance(error, torch.OutOfMemoryError) else ""
-            raise ProbeError(f"rank {self.rank} of --tp failed: {one_line(error, 120)}{help}; what "
-                             f"is finished stays") from error  # fmt: skip
+            raise ProbeError(
+                f"rank {self.rank} of --tp failed: {one_line(error, 120)}{help}; what "
+                f"is finished stays"
+            ) from error
 
     # --- what is told ---
 
@@ -256,12 +260,20 @@ def _sharded(head: Head, team: Team, number: int) -> Head:
     if not isinstance(weight, DTensor) or weight.placements == (Replicate(),):
         return replace(head, weight=_local(weight), bias=None if bias is None else _local(bias))
     if weight.placements != (Shard(0),):
-        raise ModelError(f"this model's tensor-parallel plan cuts its head as {weight.placements}, "
-                         f"not along the vocabulary; leave out --tp")  # fmt: skip
+        raise ModelError(
+            f"this model's tensor-parallel plan cuts its head as {weight.placements}, "
+            f"not along the vocabulary; leave out --tp"
+        )
     return ShardedHead(
-        _local(weight), None if bias is None else _whole(bias), head.scale, head.softcap,
-        own=Head(_local(weight), None), whole_size=weight.shape[0], team=team, model=number,
-    )  # fmt: skip
+        _local(weight),
+        None if bias is None else _whole(bias),
+        head.scale,
+        head.softcap,
+        own=Head(_local(weight), None),
+        whole_size=weight.shape[0],
+        team=team,
+        model=number,
+    )
 
 
 def _local(weight: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,10 @@ class WholeModel:
             nll = -output.logits[0, -1].double().log_softmax(-1)[ids[-1]]
             nll.backward()
         except torch.OutOfMemoryError as error:
-            raise ProbeError(f"out of memory on a context of {len(ids):,} tokens; try --device cpu "
-                             f"or --device-map auto") from error  # fmt: skip
+            raise ProbeError(
+                f"out of memory on a context of {len(ids):,} tokens; try --device cpu "
+                f"or --device-map auto"
+            ) from error
         return math.sqrt(math.fsum(map(float, self.squares))), float(nll.detach())
 
     def _take(self, parameter: torch.Tensor) -> None:

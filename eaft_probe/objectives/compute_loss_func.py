@@ -36,9 +36,11 @@ class GatedLoss:
         wanted = named(objective, fields) if isinstance(objective, str) else objective
         self.objective, self.aux_loss_coef = wanted, aux_loss_coef
         if wanted.of_step or wanted.of_scan or wanted.anchor or {*wanted.reads} & {*OF_BASE}:
-            raise BadInput(f"objective {wanted.name!r} needs more than the logits of a batch (its "
-                           f"step, a scan or a reference); use `eaft-probe train` or "
-                           f"GatedLossMixin")  # fmt: skip
+            raise BadInput(
+                f"objective {wanted.name!r} needs more than the logits of a batch (its "
+                f"step, a scan or a reference); use `eaft-probe train` or "
+                f"GatedLossMixin"
+            )
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
@@ -60,8 +62,10 @@ class GatedLoss:
         if aux is None:
             return 0.0
         if self.aux_loss_coef is None:
-            raise BadInput("the model returns its router's aux_loss; give GatedLoss an "
-                           "aux_loss_coef (0 leaves it out)")  # fmt: skip
+            raise BadInput(
+                "the model returns its router's aux_loss; give GatedLoss an "
+                "aux_loss_coef (0 leaves it out)"
+            )
         return self.aux_loss_coef * share * aux
 
 
@@ -69,17 +73,22 @@ def _require_no_smoothing(caller: Any) -> None:
     """Of the Trainer that calls: it tells its loss function nothing, and leaves label smoothing
     out without a word. Raises `BadInput`."""
     if getattr(getattr(caller, "args", None), "label_smoothing_factor", 0):
-        raise BadInput("GatedLoss takes the place of label smoothing; leave label_smoothing_factor "
-                       "out")  # fmt: skip
+        raise BadInput(
+            "GatedLoss takes the place of label smoothing; leave label_smoothing_factor out"
+        )
 
 
 def _logits(outputs: Any, labels: Any) -> torch.Tensor:
     logits = getattr(outputs, "logits", None)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 3 or isinstance(logits, DTensor):
-        raise BadInput("the model hands over no whole logits (a fused loss such as Liger's keeps "
-                       "them, tensor parallelism splits them), so they cannot be gated; switch "
-                       "that off or use GatedLossMixin")  # fmt: skip
+        raise BadInput(
+            "the model hands over no whole logits (a fused loss such as Liger's keeps "
+            "them, tensor parallelism splits them), so they cannot be gated; switch "
+            "that off or use GatedLossMixin"
+        )
     if labels is None or labels.shape != logits.shape[:2]:
-        raise BadInput(f"labels {None if labels is None else tuple(labels.shape)} do not fit "
-                       f"logits {tuple(logits.shape)}")  # fmt: skip
+        raise BadInput(
+            f"labels {None if labels is None else tuple(labels.shape)} do not fit "
+            f"logits {tuple(logits.shape)}"
+        )
     return logits

@@ -45,15 +45,18 @@ def gate(model: Any) -> Any:
     """
     live_head(model)  # refused now rather than in the first step
     if _routes(model) and not all(hasattr(model, name) for name in ROUTER):
-        raise ModelError("this mixture of experts asks for its router's auxiliary loss in a way "
-                         "that is not known here; set output_router_logits to false in its config"
-                         )  # fmt: skip
+        raise ModelError(
+            "this mixture of experts asks for its router's auxiliary loss in a way "
+            "that is not known here; set output_router_logits to false in its config"
+        )
     if hasattr(model, BODY):
         return model  # gated before
     body, head = _taken_apart(model)
     if _routes(model) and isinstance(body, UpToHead):
-        raise ModelError("this model's router logits cannot be read; set output_router_logits to "
-                         "false in its config")  # fmt: skip
+        raise ModelError(
+            "this model's router logits cannot be read; set output_router_logits to "
+            "false in its config"
+        )
     forget_lengths(model)
     object.__setattr__(model, BODY, body)  # past torch, which would save its weights twice
     object.__setattr__(model, SHAPE, (head.scale, head.softcap))
@@ -131,11 +134,14 @@ def _taken(body: Any, others: dict[str, Any], reference: Any) -> dict[str, Any]:
     parameters = inspect.signature(body.forward).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if unknown := [name for name in given if not anything and name not in parameters]:
-        raise BadInput(f"{type(body).__name__} takes no {', '.join(unknown)}; leave it out of the "
-                       f"batch")  # fmt: skip
+        raise BadInput(
+            f"{type(body).__name__} takes no {', '.join(unknown)}; leave it out of the batch"
+        )
     if given and reference is not None:
-        raise BadInput(f"a reference reads plain rows and would not see {', '.join(given)}; leave "
-                       f"it out, and packing with it")  # fmt: skip
+        raise BadInput(
+            f"a reference reads plain rows and would not see {', '.join(given)}; leave "
+            f"it out, and packing with it"
+        )
     return given
 
 
@@ -154,9 +160,11 @@ def _passes(model: Any, input_ids: Any, attention_mask: Any, others: dict[str, A
         lengths = [max(1, n) for n in lengths.tolist()]
     passes = passes_of(lengths, regimes(own))
     if len(passes) > 1 and (others or _routes(model) or is_sharded(model)):
-        raise BadInput(f"a step has rows on both sides of {own[0].at:,} tokens, beyond which this "
-                       f"model's numbers depend on the length of its input; train them one at a "
-                       f"time, without packing, or cut them there")  # fmt: skip
+        raise BadInput(
+            f"a step has rows on both sides of {own[0].at:,} tokens, beyond which this "
+            f"model's numbers depend on the length of its input; train them one at a "
+            f"time, without packing, or cut them there"
+        )
     return [(list(range(rows)), width)] if others else passes
 
 
@@ -184,9 +192,11 @@ def _body(
     except (TypeError, ValueError) as error:  # where kernels are missing that tell documents apart
         if not others:
             raise
-        raise BadInput(f"the model cannot take a batch with {', '.join(others)} "
-                       f"({one_line(error).rstrip('.')}); leave out packing and padding-free "
-                       f"batches") from error  # fmt: skip
+        raise BadInput(
+            f"the model cannot take a batch with {', '.join(others)} "
+            f"({one_line(error).rstrip('.')}); leave out packing and padding-free "
+            f"batches"
+        ) from error
     return outputs, states
 
 
@@ -258,8 +268,10 @@ def live_head(model: Any) -> Head:
     if hasattr(module, "modules_to_save"):
         module = module.modules_to_save[module.active_adapter]
     if hasattr(module, "base_layer"):
-        raise ModelError("an adapter on the head cannot be trained by a gated loss; leave the "
-                         "head out of the adapter's target modules, or train it whole")  # fmt: skip
+        raise ModelError(
+            "an adapter on the head cannot be trained by a gated loss; leave the "
+            "head out of the adapter's target modules, or train it whole"
+        )
     if module.weight.is_meta:
         raise ModelError("a head that --device-map offloads cannot be trained; leave it out")
     head = replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
@@ -272,7 +284,9 @@ def _gathered_head(model: Any) -> Head:
     head's own hooks do not run, as its weight is read without calling it. Raises `ModelError`."""
     head = live_head(model)
     if isinstance(head.weight, DTensor) or head.weight.dim() != 2:
-        raise ModelError("the head's weights are sharded by themselves, so a gated loss cannot "
-                         "read them; shard them together with the final norm or the whole model "
-                         "(FSDP2), and leave out tensor parallelism")  # fmt: skip
+        raise ModelError(
+            "the head's weights are sharded by themselves, so a gated loss cannot "
+            "read them; shard them together with the final norm or the whole model "
+            "(FSDP2), and leave out tensor parallelism"
+        )
     return head

@@ -186,8 +186,13 @@ class _Sums:
         """One product's rows. The logits are overwritten by their gradient."""
         for inner in slices(logits):
             part = slice(start + inner.start, start + inner.stop)
-            d = LogitSlice(logits[inner], labels[part], self.hidden[part], self.call.head,
-                           next(self.references))  # fmt: skip
+            d = LogitSlice(
+                logits[inner],
+                labels[part],
+                self.hidden[part],
+                self.call.head,
+                next(self.references),
+            )
             self.logprob[part] = d.logprob
             self.gate[part] = gate = self.call.objective(self.call.columns(d, part))
             delta = d.logit_gradient().mul_(gate[:, None])

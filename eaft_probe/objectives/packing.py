@@ -65,6 +65,8 @@ def require_apart(
     before, after = logprob(packed or inputs), logprob(other)
     moved = float((before - after).abs().max()) if len(before) else 0.0
     if not moved <= (APART_HALF if half else APART):
-        raise BadInput(f"packed rows leak: changing one document moved the logprob of another by "
-                       f"{moved:.2g} nats; leave out packing and padding-free batches, or the "
-                       f"attention_mask beside them")  # fmt: skip
+        raise BadInput(
+            f"packed rows leak: changing one document moved the logprob of another by "
+            f"{moved:.2g} nats; leave out packing and padding-free batches, or the "
+            f"attention_mask beside them"
+        )

@@ -19,8 +19,12 @@ from eaft_probe.scans.scan import Scan
 
 # Columns that come from a scan of the same tokens under another model. The scan itself is its own
 # base: it was made under the model that would be trained.
-OF_BASE = {"base_prob": "prob", "base_conflict": "conflict", "base_mean_nll": "example",
-           "reference_logprob": "logprob"}  # fmt: skip
+OF_BASE = {
+    "base_prob": "prob",
+    "base_conflict": "conflict",
+    "base_mean_nll": "example",
+    "reference_logprob": "logprob",
+}
 OF_CELLS = {"base_prob": "prob", "base_conflict": "conflict"}  # what the means of a cell say
 
 
@@ -56,8 +60,10 @@ def _tokens(
     scan: Scan, own: Sequence[str], theirs: Sequence[str], base: Scan | None
 ) -> Iterator[dict[str, NDArray[Any]]]:
     if "reference_logprob" in theirs and base is None:
-        raise BadInput("this objective compares with a reference model; give --base-scan DIR, "
-                       "a scan of the same data under it")  # fmt: skip
+        raise BadInput(
+            "this objective compares with a reference model; give --base-scan DIR, "
+            "a scan of the same data under it"
+        )
     if theirs:
         _same_units(scan, base or scan)
     for index in range(len(scan.manifest["parts"])):

@@ -90,8 +90,10 @@ class GatedLossMixin:
         self.tally = torch.zeros(len(TALLY), dtype=torch.float64, device=self.args.device)
         refuse(self)
         if objective.of_scan and objective == named(objective.name):
-            raise BadInput(f"objective {objective.name!r} must see its scan first: resolve it, or "
-                           f"use `eaft-probe train`")  # fmt: skip
+            raise BadInput(
+                f"objective {objective.name!r} must see its scan first: resolve it, or "
+                f"use `eaft-probe train`"
+            )
         if objective.anchor and reference is None:
             raise BadInput(f"objective {objective.name!r} needs a reference model")
         if reference and not objective.anchor:
@@ -133,13 +135,18 @@ class GatedLossMixin:
         # DDP and FSDP average gradients over ranks, hence the division of N.
         count = max(num_items_in_batch, 1) / self.accelerator.num_processes
         outputs = model(
-            **read(inputs), objective=self.step_objective, count=count, reference=self.reference,
+            **read(inputs),
+            objective=self.step_objective,
+            count=count,
+            reference=self.reference,
             base=TokenColumns({n: inputs[n] for n in self.objective.reads if n in OF_BASE}),
-        )  # fmt: skip
+        )
         if not torch.isfinite(outputs["loss"]):
             rows = inputs["row"].tolist() if "row" in inputs else "unknown"
-            raise NonFinite(f"the loss is not finite in step {self.state.global_step + 1}, rows "
-                            f"{rows}; try a lower --learning-rate, or float32")  # fmt: skip
+            raise NonFinite(
+                f"the loss is not finite in step {self.state.global_step + 1}, rows "
+                f"{rows}; try a lower --learning-rate, or float32"
+            )
         self.tally += tally(outputs["columns"], inputs, outputs["loss"] * count)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -224,8 +231,10 @@ def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     trained = (inputs["labels"] != -100) & ~document_starts(inputs)  # nothing predicts those
     trained[:, 0] = False
     if not torch.equal(inputs["labels"][trained], inputs["input_ids"][trained]):
-        raise BadInput("labels that are not the input_ids of their own positions (shifted ones, "
-                       "soft prompts) cannot be trained on")  # fmt: skip
+        raise BadInput(
+            "labels that are not the input_ids of their own positions (shifted ones, "
+            "soft prompts) cannot be trained on"
+        )
     return {**{n: c for n, c in inputs.items() if n != "labels"}, "trained": trained}
 
 
@@ -266,12 +275,16 @@ def require_as_launched(processes: int, fsdp: Any, is_sharded: Callable[[], bool
     """accelerate falls back to DDP, or to one process each, without a word. Raises `BadInput`."""
     asked = fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if asked and not is_sharded():
-        raise BadInput("FSDP was asked for, but the model is not sharded; accelerate shards on "
-                       "GPUs only, so leave FSDP out here")  # fmt: skip
+        raise BadInput(
+            "FSDP was asked for, but the model is not sharded; accelerate shards on "
+            "GPUs only, so leave FSDP out here"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != processes:
-        raise BadInput(f"launched as {launched} processes, of which each would train alone; "
-                       f"give --device cpu, or as many GPUs")  # fmt: skip
+        raise BadInput(
+            f"launched as {launched} processes, of which each would train alone; "
+            f"give --device cpu, or as many GPUs"
+        )
 
 
 class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]

@@ -24,8 +24,18 @@ from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import json_bytes, own_file, parsed_json, read_json
 from eaft_probe.storage.folder import Destination, Folder
 
-RESULTS = (MANIFEST, REJECTED, CONFLICTS, RULE_FILE, GRADIENTS, TOTALS, "tokens", "examples",
-           UNITS, CACHE)  # fmt: skip
+RESULTS = (
+    MANIFEST,
+    REJECTED,
+    CONFLICTS,
+    RULE_FILE,
+    GRADIENTS,
+    TOTALS,
+    "tokens",
+    "examples",
+    UNITS,
+    CACHE,
+)
 EARLIER = ("running", "halved")  # of versions before 0.2, which nothing reads
 SCAN_FILES = (*RESULTS, PLAN, LOCK, *EARLIER)
 
@@ -97,8 +107,10 @@ def require_no_links(folders: Iterable[Path]) -> None:
     """What is written into a link to a folder lands in somebody else's."""
     for folder in folders:
         if folder.is_symlink():
-            raise ScanError(f"{folder} is a link, where a folder of its own should be; "
-                            f"remove it, or choose another --out")  # fmt: skip
+            raise ScanError(
+                f"{folder} is a link, where a folder of its own should be; "
+                f"remove it, or choose another --out"
+            )
 
 
 def clear(place: Destination, names: Iterable[str]) -> None:
@@ -134,8 +146,10 @@ def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) 
         if not name.startswith(("data.source", "data.files", "opened"))
     ]
     if differing:
-        raise ScanError(f"{what} with other settings ({'; '.join(differing)}); choose another "
-                        f"--out or replace it with --overwrite")  # fmt: skip
+        raise ScanError(
+            f"{what} with other settings ({'; '.join(differing)}); choose another "
+            f"--out or replace it with --overwrite"
+        )
 
 
 def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -149,5 +149,6 @@ def require_same_scan(theirs: bytes, ours: bytes, where: str) -> None:
     another path."""
     a, b = (parsed_json(data, f"{where}/{MANIFEST}") for data in (theirs, ours))
     if any(a.get(what) != b.get(what) for what in ("parts", "counts", "columns", "totals")):
-        raise ScanError(f"{where} was finished by another run with other parts; --overwrite starts "
-                        f"anew")  # fmt: skip
+        raise ScanError(
+            f"{where} was finished by another run with other parts; --overwrite starts anew"
+        )

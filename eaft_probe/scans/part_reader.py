@@ -18,8 +18,13 @@ from eaft_probe.scans.verification import reading
 CONTEXT = 80  # characters of text on each side of a conflict
 
 # By the first part of a name. ln of the largest vocabulary is under 22 nats.
-RANGES = {"prob": (-1e-3, 1.001), "top1": (-1e-3, 1.001), "entropy": (-1e-3, 100.0),
-          "logprob": (-np.inf, 1e-3), "grad": (0.0, np.inf)}  # fmt: skip
+RANGES = {
+    "prob": (-1e-3, 1.001),
+    "top1": (-1e-3, 1.001),
+    "entropy": (-1e-3, 100.0),
+    "logprob": (-np.inf, 1e-3),
+    "grad": (0.0, np.inf),
+}
 
 
 def text_around(
@@ -32,8 +37,10 @@ def text_around(
     for place, start, end in zip(_keys(table, key), *ends, strict=True):
         text = texts.get(place)
         if text is None or start is None or end is None or not 0 <= start <= end <= len(text):
-            raise ScanError(f"{path} is damaged: a token at characters {start} to {end} of "
-                            f"{named_place(key, place)}, which has no such text")  # fmt: skip
+            raise ScanError(
+                f"{path} is damaged: a token at characters {start} to {end} of "
+                f"{named_place(key, place)}, which has no such text"
+            )
         found.append((text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]))
     return found
 

@@ -80,9 +80,11 @@ def put_once(place: Destination, files: Mapping[str, bytes], done: Callable[[], 
         if place.create(name, data) in (None, data):
             continue
         if done():
-            raise ScanError(f"{place.shown}/{name} was already written with different bytes, by a "
-                            f"run on different hardware; wait for that run to finish, then run the "
-                            f"same command again")  # fmt: skip
+            raise ScanError(
+                f"{place.shown}/{name} was already written with different bytes, by a "
+                f"run on different hardware; wait for that run to finish, then run the "
+                f"same command again"
+            )
         place.put(name, data)
 
 

@@ -27,8 +27,11 @@ def mirrored(store: Store, written_once: Sequence[str], rewritten: Sequence[str]
     there = store.top()
     said = store.get(MANIFEST, MOST_BYTES) if MANIFEST in there else None
     if said is None:
-        why = ("an unfinished scan: rerun the same scan command" if {*written_once} & {*there}
-               else "no scan")  # fmt: skip
+        why = (
+            "an unfinished scan: rerun the same scan command"
+            if {*written_once} & {*there}
+            else "no scan"
+        )
         raise ScanError(f"{store.shown} holds {why}")
     folder = place(store, said)
     with written_here(folder / MANIFEST) as aside:

@@ -130,8 +130,10 @@ class Scan:
     def require_all(self, what: str) -> None:
         """Raises `ScanError` where the scan has not kept all of its tokens, which `what` reads."""
         if not self.keeps_all:
-            raise ScanError(f"{what} reads every token, and {self.place} kept --keep-tokens "
-                            f"{self.keep_tokens}; rescan with --keep-tokens all")  # fmt: skip
+            raise ScanError(
+                f"{what} reads every token, and {self.place} kept --keep-tokens "
+                f"{self.keep_tokens}; rescan with --keep-tokens all"
+            )
 
     @cached_property
     def totals(self) -> pa.Table:
@@ -143,8 +145,9 @@ class Scan:
         footer(file, lambda schema: None if schema.equals(TOTALS_SCHEMA) else "other columns")
         with reading(file):
             if sha256(file) != self.manifest.get("totals"):
-                raise ScanError(f"{file} is not the one that the manifest describes: another "
-                                f"sha256")  # fmt: skip
+                raise ScanError(
+                    f"{file} is not the one that the manifest describes: another sha256"
+                )
             return pq.read_table(file, partitioning=None)
 
     @property
@@ -242,8 +245,9 @@ class Scan:
             there = (row for batch in stored.iter_batches() for row in batch.to_pylist())
             made = (row for part in self._conflicts_by_part(rule) for row in part.to_pylist())
             if any(a != b for a, b in zip_longest(there, made)):
-                raise ScanError(f"{file} does not hold what rule.json flags; remove it, and it is "
-                                f"made again")  # fmt: skip
+                raise ScanError(
+                    f"{file} does not hold what rule.json flags; remove it, and it is made again"
+                )
 
     def quantiles(self, column: str, at: Sequence[float]) -> list[float]:
         """Exact quantiles of a float column over the whole scan, in constant memory."""
@@ -296,8 +300,10 @@ class Scan:
         was counted by another rule, and `ProbeError` where it cannot write.
         """
         if not self.keeps_all and rule != self._counted_by:
-            raise ScanError(f"{self.place} kept --keep-tokens {self.keep_tokens} and counted its "
-                            f"conflicts by its own rule; rescan for another")  # fmt: skip
+            raise ScanError(
+                f"{self.place} kept --keep-tokens {self.keep_tokens} and counted its "
+                f"conflicts by its own rule; rescan for another"
+            )
         rule = self._resolved(rule)
         with self._flagging(rule):
             rule.save(self.path)

@@ -67,8 +67,10 @@ def _shape(schema: pa.Schema) -> str | None:
 
 def _kind(type_: pa.DataType) -> str:
     """Of whatever width: other tools write other ones."""
-    kinds = {"text": (pa.types.is_string, pa.types.is_large_string),
-             "number": (pa.types.is_integer, pa.types.is_floating, pa.types.is_null)}  # fmt: skip
+    kinds = {
+        "text": (pa.types.is_string, pa.types.is_large_string),
+        "number": (pa.types.is_integer, pa.types.is_floating, pa.types.is_null),
+    }
     return next((k for k, tests in kinds.items() if any(t(type_) for t in tests)), "other")
 
 

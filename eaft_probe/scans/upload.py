@@ -164,8 +164,10 @@ class Deposit:
         self._put_lacking(folder.path, there, KINDS)
         for name in (n for n in there if PART.fullmatch(n)):
             if folder.has(name) and same(there[name], folder.path / name) is False:
-                raise ScanError(f"{self.store.shown}/{name} was written by somebody else; "
-                                f"--overwrite starts anew")  # fmt: skip
+                raise ScanError(
+                    f"{self.store.shown}/{name} was written by somebody else; "
+                    f"--overwrite starts anew"
+                )
         require_plan(self.store, self.plan)
         for name in (TOTALS, REJECTED, GRADIENTS, MANIFEST):
             if not folder.has(name):
@@ -186,8 +188,10 @@ class Deposit:
     def require_here(self) -> None:
         """Raises `BadInput` in a worker process that cannot see the store."""
         if self.store.of_this_process and os.getpid() != self.process:
-            raise BadInput(f"{self.store.shown} is the memory of one process: scan into it with "
-                           f"one worker and --engine local")  # fmt: skip
+            raise BadInput(
+                f"{self.store.shown} is the memory of one process: scan into it with "
+                f"one worker and --engine local"
+            )
 
     def _put_lacking(self, folder: Path, there: Infos, kinds: Sequence[str]) -> None:
         for file in sorted((folder / kinds[-1]).glob("part-*.parquet")):

@@ -73,8 +73,9 @@ def footer(path: Path, fits: Fits, ranges: bool = False, optional: Sequence[str]
 
 def _empty(said: pq.FileMetaData, schema: pa.Schema, optional: Sequence[str]) -> str | None:
     """A number that is missing at some row of a part, as far as the footer says."""
-    numbers = [i for i, f in enumerate(schema)
-               if pa.types.is_primitive(f.type) and f.name not in optional]  # fmt: skip
+    numbers = [
+        i for i, f in enumerate(schema) if pa.types.is_primitive(f.type) and f.name not in optional
+    ]
     for index in range(said.num_row_groups):
         group = said.row_group(index)
         for at in numbers:
@@ -151,8 +152,9 @@ def _require_totals(
     for kind, wanted in (("tokens", counts["trained_tokens"]), ("examples", examples)):
         rows = sum(f.rows for f in footers[kind])
         if rows > wanted or (rows < wanted and not some):
-            raise ScanError(f"{folder} is damaged: {rows:,} rows in {kind}/, the manifest counts "
-                            f"{wanted:,}")  # fmt: skip
+            raise ScanError(
+                f"{folder} is damaged: {rows:,} rows in {kind}/, the manifest counts {wanted:,}"
+            )
 
 
 def _require_alike(file: Path, tokens: Footer, examples: Footer) -> None:
@@ -160,8 +162,10 @@ def _require_alike(file: Path, tokens: Footer, examples: Footer) -> None:
     ends = [examples.first, tokens.first, tokens.last, examples.last]
     known = [end for end in ends if end is not None]
     if known != sorted(known):
-        raise ScanError(f"{file} is damaged: examples {tokens.first} to {tokens.last}, beside "
-                        f"{examples.first} to {examples.last} in examples/")  # fmt: skip
+        raise ScanError(
+            f"{file} is damaged: examples {tokens.first} to {tokens.last}, beside "
+            f"{examples.first} to {examples.last} in examples/"
+        )
 
 
 def _require_order(files: list[Path], footers: list[Footer]) -> None:
@@ -169,8 +173,10 @@ def _require_order(files: list[Path], footers: list[Footer]) -> None:
     for file, found in zip(files, footers, strict=True):
         if found.first is not None and found.last is not None:
             if found.first <= last:
-                raise ScanError(f"{file} is damaged, or another part: it begins with example "
-                                f"{found.first}, the one before ends with {last}")  # fmt: skip
+                raise ScanError(
+                    f"{file} is damaged, or another part: it begins with example "
+                    f"{found.first}, the one before ends with {last}"
+                )
             last = found.last
 
 
@@ -178,8 +184,9 @@ def _require_hashes(files: list[Path], wanted: list[str], verify: bool) -> None:
     for file, hash in _chosen(files, wanted, verify):
         with reading(file), file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != hash:
-                raise ScanError(f"{file} is not the part that the manifest describes: another "
-                                f"sha256")  # fmt: skip
+                raise ScanError(
+                    f"{file} is not the part that the manifest describes: another sha256"
+                )
 
 
 def _chosen(files: list[Path], wanted: list[str], verify: bool) -> Iterator[tuple[Path, str]]:

@@ -55,8 +55,10 @@ class CompareSettings:
 def require_delta(delta: float) -> None:
     """Raises `BadInput` for a threshold that counts float noise, or nothing, as a change."""
     if not LEAST_DELTA <= delta < float("inf"):
-        raise BadInput(f"--delta is a finite number from {LEAST_DELTA} nats, by which two runs of "
-                       f"one model differ, found {delta}")  # fmt: skip
+        raise BadInput(
+            f"--delta is a finite number from {LEAST_DELTA} nats, by which two runs of "
+            f"one model differ, found {delta}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,15 @@ class RolloutSettings(DataSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         self.require_readable()
-        for name in ("n", "max_new_tokens", "batch_size", "rows_per_unit", "max_length", "limit",
-                     "sample"):  # fmt: skip
+        for name in (
+            "n",
+            "max_new_tokens",
+            "batch_size",
+            "rows_per_unit",
+            "max_length",
+            "limit",
+            "sample",
+        ):
             value, least = getattr(self, name), 2 if name == "max_length" else 1
             if value not in (None, "auto") and value < least:
                 raise BadInput(f"{flag(name)} is a whole number from {least}, found {value}")

@@ -52,25 +52,36 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
         RuleSettings.__post_init__(self)
         self.require_readable()
         if self.tp and (self.device_map, self.adapter) != (None, None):
-            raise BadInput("--tp spreads a model by its own plan: leave out --device-map, and "
-                           "merge an --adapter into the model before")  # fmt: skip
+            raise BadInput(
+                "--tp spreads a model by its own plan: leave out --device-map, and "
+                "merge an --adapter into the model before"
+            )
         if len(set(self.keep)) < len(self.keep):
             raise BadInput("--keep names a column twice")
         self._require_kept()
         if self.tp and (self.workers not in (None, 1) or self.engine != "local"):
-            raise BadInput("--tp works with the processes of torchrun: leave out --workers and "
-                           "--engine")  # fmt: skip
+            raise BadInput(
+                "--tp works with the processes of torchrun: leave out --workers and --engine"
+            )
         if self.address is not None and self.engine != "ray":
             raise BadInput("--address is that of a Ray cluster: give --engine ray too")
-        for name in ("rows_per_unit", "max_length", "limit", "sample", "tokens_per_batch",
-                     "workers", "threads"):  # fmt: skip
+        for name in (
+            "rows_per_unit",
+            "max_length",
+            "limit",
+            "sample",
+            "tokens_per_batch",
+            "workers",
+            "threads",
+        ):
             value, least = getattr(self, name), 2 if name == "max_length" else 1
             if value not in (None, "auto") and value < least:
                 raise BadInput(f"{flag(name)} is a whole number from {least}, found {value}")
         for name in ("workers", "threads"):
             if (getattr(self, name) or 0) > MOST_PROCESSES:
-                raise BadInput(f"{flag(name)} is at most {MOST_PROCESSES:,}, found "
-                               f"{getattr(self, name)}")  # fmt: skip
+                raise BadInput(
+                    f"{flag(name)} is at most {MOST_PROCESSES:,}, found {getattr(self, name)}"
+                )
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers of a scan may depend on: what a rerun must repeat.
@@ -86,11 +97,15 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
     def _require_kept(self) -> None:
         share = kept_share(self.keep_tokens)
         if share is None and self.keep_tokens not in ("all", "flagged"):
-            raise BadInput(f"--keep-tokens is all, flagged or sample:F with F between 0 and 1, "
-                           f"found {self.keep_tokens!r}")  # fmt: skip
+            raise BadInput(
+                f"--keep-tokens is all, flagged or sample:F with F between 0 and 1, "
+                f"found {self.keep_tokens!r}"
+            )
         if self.keep_tokens != "all" and self.quantile is not None:
-            raise BadInput("--quantile needs every token of the finished scan, and --keep-tokens "
-                           "drops them before; give --entropy-below and --prob-below")  # fmt: skip
+            raise BadInput(
+                "--quantile needs every token of the finished scan, and --keep-tokens "
+                "drops them before; give --entropy-below and --prob-below"
+            )
 
 
 def kept_share(keep_tokens: str) -> float | None:
@@ -120,8 +135,9 @@ class EstimateSettings(ScanSettings):
         least = {"estimate_rows": 30, "devices": 1}  # rows: fewer have no normal interval
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
-                raise BadInput(f"{flag(name)} is a whole number from {lowest}, found "
-                               f"{getattr(self, name)}")  # fmt: skip
+                raise BadInput(
+                    f"{flag(name)} is a whole number from {lowest}, found {getattr(self, name)}"
+                )
         for name in ("tokens_per_second", "price_per_hour"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -59,14 +59,28 @@ class TrainSettings(DataSettings, ModelSettings):
         if self.load_in_4bit and self.lora_r is None:
             raise BadInput("--load-in-4bit freezes the weights: give --lora-r")
         if self.lora_r is not None and self.adapter is not None:
-            raise BadInput("--lora-r trains an adapter for the base model, and --adapter would not "
-                           "be part of it; leave one of them out")  # fmt: skip
+            raise BadInput(
+                "--lora-r trains an adapter for the base model, and --adapter would not "
+                "be part of it; leave one of them out"
+            )
         if self.lora_r is None and (self.lora_target or self.lora_alpha != 16):
             raise BadInput("--lora-target and --lora-alpha are LoRA's: give --lora-r")
-        least = dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps",
-                               "logging_steps", "save_steps", "save_total_limit", "eval_steps",
-                               "lora_r", "lora_alpha", "limit", "sample",
-                               "eval_tokens"), 1)  # fmt: skip
+        least = dict.fromkeys(
+            (
+                "per_device_train_batch_size",
+                "gradient_accumulation_steps",
+                "logging_steps",
+                "save_steps",
+                "save_total_limit",
+                "eval_steps",
+                "lora_r",
+                "lora_alpha",
+                "limit",
+                "sample",
+                "eval_tokens",
+            ),
+            1,
+        )
         least |= dict.fromkeys(("group_rows", "warmup_steps", "weight_decay", "max_grad_norm"), 0)
         for name, lowest in least.items():
             value = getattr(self, name)

@@ -104,8 +104,9 @@ def locked(
         lock.acquire()
     except Timeout:
         if not shared:
-            raise BadInput(f"{what} is in use by another run; wait for it, or choose another "
-                           f"--out") from None  # fmt: skip
+            raise BadInput(
+                f"{what} is in use by another run; wait for it, or choose another --out"
+            ) from None
         note(f"another run is at work on {what}: this one is slower than waiting for it")
     except OSError as error:
         if error.errno != errno.ENOSYS:
@@ -136,8 +137,9 @@ def require_replaceable(path: Path, what: str, is_ours: Callable[[Path], bool]) 
     if not stat.S_ISREG(kind.st_mode):
         raise BadInput(f"{path} is not a plain file; choose another name")
     if kind.st_size and not is_ours(path):
-        raise BadInput(f"{path} exists and is not an earlier {what}; choose another name or give "
-                       f"--overwrite")  # fmt: skip
+        raise BadInput(
+            f"{path} exists and is not an earlier {what}; choose another name or give --overwrite"
+        )
 
 
 def marked(path: Path, mark: bytes) -> bool:

@@ -68,8 +68,9 @@ class Folder:
         try:
             size = (self.path / name).stat().st_size
             if size > most:
-                raise ScanError(f"{self.path / name} is damaged: {size:,} bytes, there can be "
-                                f"{most:,}")  # fmt: skip
+                raise ScanError(
+                    f"{self.path / name} is damaged: {size:,} bytes, there can be {most:,}"
+                )
             return (self.path / name).read_bytes()
         except FileNotFoundError:
             return None
@@ -118,8 +119,10 @@ def writing_into(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or one_line(error)
-        raise ProbeError(f"cannot write to {folder}: {why}; what is finished stays, the same "
-                         f"command goes on from there") from error  # fmt: skip
+        raise ProbeError(
+            f"cannot write to {folder}: {why}; what is finished stays, the same "
+            f"command goes on from there"
+        ) from error
     finally:
         with suppress(OSError):
             folder.rmdir()

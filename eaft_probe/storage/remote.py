@@ -124,8 +124,9 @@ class Store:
             try:
                 size = fs.info(f"{root}/{name}")["size"]
                 if size is not None and size > most:
-                    raise ScanError(f"{self.shown}/{name} is damaged: {size:,} bytes, there can "
-                                    f"be {most:,}")  # fmt: skip
+                    raise ScanError(
+                        f"{self.shown}/{name} is damaged: {size:,} bytes, there can be {most:,}"
+                    )
                 return fs.cat_file(f"{root}/{name}")  # type: ignore[no-any-return]
             except FileNotFoundError:
                 return None
@@ -146,8 +147,10 @@ class Store:
             with written_here(wanted[name]) as aside:
                 self._fetch(name, aside)
                 if sha256 is not None and _sha256(aside.read_bytes()) != sha256[name]:
-                    raise ScanError(f"{self.shown}/{name} is not the part that the manifest "
-                                    f"describes: another sha256")  # fmt: skip
+                    raise ScanError(
+                        f"{self.shown}/{name} is not the part that the manifest "
+                        f"describes: another sha256"
+                    )
 
         self._each(one, wanted)
 
@@ -246,8 +249,10 @@ class Store:
             return BadInput(f"{self.shown} does not let us in: {one_line(error)}")
         if isinstance(error, FileNotFoundError):
             return BadInput(f"{self.shown} is in no place that exists: {one_line(error)}")
-        return ProbeError(f"{self.shown} does not answer: {one_line(error)}; what is finished "
-                          f"stays, the same command goes on from there")  # fmt: skip
+        return ProbeError(
+            f"{self.shown} does not answer: {one_line(error)}; what is finished "
+            f"stays, the same command goes on from there"
+        )
 
 
 @contextmanager

@@ -156,25 +156,36 @@ def moved(a: Scan, b: Scan, delta: float) -> Iterator[tuple[Arrays, pandas.DataF
     for mine, theirs in aligned(a, b, sorted({*reads, *READS}), [*reads, *kl]):
         found = True
         change = theirs["logprob"].astype(np.float64) - mine["logprob"]
-        values = {"tokens": np.ones(len(change)), "learned": change > delta,
-                  "forgotten": change < -delta, "conflict_b": rule(theirs)}  # fmt: skip
+        values = {
+            "tokens": np.ones(len(change)),
+            "learned": change > delta,
+            "forgotten": change < -delta,
+            "conflict_b": rule(theirs),
+        }
         for side, columns in (("a", mine), ("b", theirs)):
-            values |= {f"nll_{side}": -columns["logprob"], f"entropy_{side}": columns["entropy"],
-                       f"prob_{side}": columns["prob"]}  # fmt: skip
+            values |= {
+                f"nll_{side}": -columns["logprob"],
+                f"entropy_{side}": columns["entropy"],
+                f"prob_{side}": columns["prob"],
+            }
         values |= {name: theirs[name] for name in kl}
         yield mine, pandas.DataFrame(values).astype(np.float64)
     if not found:
-        raise ScanError(f"{a.path} and {b.path} have no token in common; were they made with "
-                        f"other rows (--limit, --sample) or --train-on?")  # fmt: skip
+        raise ScanError(
+            f"{a.path} and {b.path} have no token in common; were they made with "
+            f"other rows (--limit, --sample) or --train-on?"
+        )
 
 
 def _require_same_template(a: Scan, b: Scan) -> None:
     templates = {s.manifest["chat_template"] for s in (a, b)}
     plain = all(s.manifest["data"]["format"] in WITHOUT_TEMPLATE for s in (a, b))
     if len(templates) > 1 and not plain:
-        raise ScanError(f"{b.path} was made with another chat template than {a.path}: its tokens "
-                        f"stand in another context; --by distributions compares the two as "
-                        f"wholes")  # fmt: skip
+        raise ScanError(
+            f"{b.path} was made with another chat template than {a.path}: its tokens "
+            f"stand in another context; --by distributions compares the two as "
+            f"wholes"
+        )
 
 
 def described(sums: pandas.DataFrame) -> pandas.DataFrame:
@@ -224,15 +235,19 @@ def _token_notes(a: Scan, b: Scan, totals: Mapping[str, Any]) -> Iterator[str]:
     yield from _rule_notes(a, b)
     longest = [s.manifest["model"].get("max_length") for s in (a, b)]
     if longest[0] != longest[1] and a.manifest["data"]["format"] == "text":
-        yield (f"texts were split into windows of {longest[0]} and of {longest[1]} tokens: what "
-               f"comes after the shorter window was scored in another context")  # fmt: skip
+        yield (
+            f"texts were split into windows of {longest[0]} and of {longest[1]} tokens: what "
+            f"comes after the shorter window was scored in another context"
+        )
 
 
 def _sample_notes(a: Scan, b: Scan) -> Iterator[str]:
     for side, scan in (("A", a), ("B", b)):
         if not scan.keeps_all:
-            yield (f"{side} kept {tokens(scan):,} of {scan.manifest['counts']['trained_tokens']:,} "
-                   f"tokens ({scan.keep_tokens}); what is compared is of those")  # fmt: skip
+            yield (
+                f"{side} kept {tokens(scan):,} of {scan.manifest['counts']['trained_tokens']:,} "
+                f"tokens ({scan.keep_tokens}); what is compared is of those"
+            )
 
 
 def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
@@ -252,8 +267,13 @@ def _by_distributions(a: Scan, b: Scan, said: str, seed: int) -> Comparison:
         return np.stack([inside["all"], *rows]).astype(np.float64)
 
     (one, many), (other, others) = (sums_by_example(s, reads, values) for s in (a, b))
-    totals = {"tokens_a": tokens(a), "tokens_b": tokens(b), "examples_a": many,
-              "examples_b": others, "intervals": min(many, others) >= FEWEST}  # fmt: skip
+    totals = {
+        "tokens_a": tokens(a),
+        "tokens_b": tokens(b),
+        "examples_a": many,
+        "examples_b": others,
+        "intervals": min(many, others) >= FEWEST,
+    }
     table = _quantities(_means(one.sum(0)), _means(other.sum(0)))
     if totals["intervals"]:  # two streams: equal draws would tie row 1 of A to row 1 of B
         pairs = (_means(resampled(sums, (seed, i))) for i, sums in enumerate((one, other)))
@@ -278,11 +298,22 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 def _quantities(a: NDArray[np.float64], b: NDArray[np.float64]) -> pandas.DataFrame:
     empty = np.full(len(a), np.nan)
     return pandas.DataFrame(
-        {"quantity": list(QUANTITIES), "a": a, "a_low": empty, "a_high": empty,
-         "b": b, "b_low": empty, "b_high": empty,
-         "difference": a - b, "difference_low": empty, "difference_high": empty,
-         "ratio": _ratio(a, b), "ratio_low": empty, "ratio_high": empty}
-    )  # fmt: skip
+        {
+            "quantity": list(QUANTITIES),
+            "a": a,
+            "a_low": empty,
+            "a_high": empty,
+            "b": b,
+            "b_low": empty,
+            "b_high": empty,
+            "difference": a - b,
+            "difference_low": empty,
+            "difference_high": empty,
+            "ratio": _ratio(a, b),
+            "ratio_low": empty,
+            "ratio_high": empty,
+        }
+    )
 
 
 def _intervals(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, list[float]]:
@@ -299,11 +330,15 @@ def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, Any]) -> Iterator
     if models[0].get("identity") != models[1].get("identity") or (
         models[0].get("adapter_identity") != models[1].get("adapter_identity")
     ):
-        yield (f"the models differ too ({models[0]['name']} and {models[1]['name']}): a difference "
-               f"may be the model's or the data's")  # fmt: skip
+        yield (
+            f"the models differ too ({models[0]['name']} and {models[1]['name']}): a difference "
+            f"may be the model's or the data's"
+        )
     if a.by_turn != b.by_turn:
-        yield (f"A was made with --turns {a.turns}, B with --turns {b.turns}: a difference may be "
-               f"that of what stood before an answer")  # fmt: skip
+        yield (
+            f"A was made with --turns {a.turns}, B with --turns {b.turns}: a difference may be "
+            f"that of what stood before an answer"
+        )
     yield from _sample_notes(a, b)
     yield from _rule_notes(a, b)
     if not totals["intervals"]:

@@ -52,8 +52,11 @@ def as_json(row: int, rendered: Rendered) -> dict[str, Any]:
 
 
 def rejected_json(rejected: Rejected) -> dict[str, Any]:
-    return {"row": rejected.row, "key": rejected.key or str(rejected.row),
-            "rejected": rejected.reason}  # fmt: skip
+    return {
+        "row": rejected.row,
+        "key": rejected.key or str(rejected.row),
+        "rejected": rejected.reason,
+    }
 
 
 def trained_spans(rendered: Rendered) -> list[list[int]]:
@@ -61,6 +64,9 @@ def trained_spans(rendered: Rendered) -> list[list[int]]:
     trained = rendered.trained.copy()
     trained[:1] = False  # nothing predicts it
     chars = rendered.chars[trained]
-    cuts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(chars.tolist())) if b[0] > a[1]),
-            len(chars)]  # fmt: skip
+    cuts = [
+        0,
+        *(i + 1 for i, (a, b) in enumerate(pairwise(chars.tolist())) if b[0] > a[1]),
+        len(chars),
+    ]
     return [[int(chars[a, 0]), int(np.max(chars[a:b, 1]))] for a, b in pairwise(cuts) if a < b]

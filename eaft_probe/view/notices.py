@@ -12,11 +12,14 @@ def template_notices(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("left_out"):
         told.append(f"The chat template does not show {left_out(summary['left_out'])}.")
     if count := summary.get("not_shown"):
-        told.append(f"Turns that are not trained because the chat template does not show them: "
-                    f"{count:,}.")  # fmt: skip
+        told.append(
+            f"Turns that are not trained because the chat template does not show them: {count:,}."
+        )
     if count := summary.get("closed"):
-        told.append(f"Last turns that the chat template leaves open, ended here as it ends earlier "
-                    f"ones: {count:,}.")  # fmt: skip
+        told.append(
+            f"Last turns that the chat template leaves open, ended here as it ends earlier "
+            f"ones: {count:,}."
+        )
     return told
 
 

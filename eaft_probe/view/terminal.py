@@ -58,8 +58,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(notice, style="yellow", markup=False, highlight=False)
     if "kept_tokens" in summary:
         console.print(_kept_tokens(summary["kept_tokens"]), style="yellow", highlight=False)
-    console.print(f"mean nll {summary['mean_nll']:.3f} nats, mean entropy "
-                  f"{summary['mean_entropy']:.3f} nats", highlight=False)  # fmt: skip
+    console.print(
+        f"mean nll {summary['mean_nll']:.3f} nats, mean entropy {summary['mean_entropy']:.3f} nats",
+        highlight=False,
+    )
     console.print(_distribution(summary))
     for title, rows in _groups(summary):
         if rows:
@@ -67,8 +69,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 def _kept_tokens(kept: Mapping[str, Any]) -> str:
-    said = (f"{kept['tokens']:,} tokens kept ({kept['keep']}); counts are of all, quantiles up to "
-            f"{kept['quantiles_too_low']:.2%} low")  # fmt: skip
+    said = (
+        f"{kept['tokens']:,} tokens kept ({kept['keep']}); counts are of all, quantiles up to "
+        f"{kept['quantiles_too_low']:.2%} low"
+    )
     pairs = kept["pairs_too_low"]
     return said + (f", pairs up to {pairs:,} conflicts" if pairs else "")
 
@@ -156,13 +160,21 @@ def _line(console: Console, text: str, style: str | None = None) -> None:
 
 
 def _show_moved(console: Console, summary: Mapping[str, Any]) -> None:
-    counts = (f"{summary[n]:,} {n} ({100 * summary[f'{n}_share']:.2f} %)"
-              for n in ("learned", "unchanged", "forgotten"))  # fmt: skip
-    _line(console, f"{summary['tokens']:,} tokens: {', '.join(counts)}; by more than "
-                   f"{summary['delta']:.3g} nats of log-probability, or within")  # fmt: skip
+    counts = (
+        f"{summary[n]:,} {n} ({100 * summary[f'{n}_share']:.2f} %)"
+        for n in ("learned", "unchanged", "forgotten")
+    )
+    _line(
+        console,
+        f"{summary['tokens']:,} tokens: {', '.join(counts)}; by more than "
+        f"{summary['delta']:.3g} nats of log-probability, or within",
+    )
     kinds = (f"{summary[f'conflicts_{n}']:,} {n}" for n in ("resolved", "remaining", "new"))
-    _line(console, f"{summary['conflicts_a']:,} conflicts under A: {', '.join(kinds)}; "
-                   f"{summary['conflicts_b']:,} under B ({summary['rule']['text']})")  # fmt: skip
+    _line(
+        console,
+        f"{summary['conflicts_a']:,} conflicts under A: {', '.join(kinds)}; "
+        f"{summary['conflicts_b']:,} under B ({summary['rule']['text']})",
+    )
     groups = summary["groups"]
     table = _numbers("group", "tokens", *MOVED)
     for name, row in groups.items():
@@ -199,20 +211,32 @@ def _percent(value: float | None, sign: str = "") -> str:
 
 
 def _show_quantities(console: Console, summary: Mapping[str, Any]) -> None:
-    sizes = (f"{summary[f'examples_{s}']:,} examples, {summary[f'tokens_{s}']:,} tokens in "
-             f"{s.upper()}" for s in ("a", "b"))  # fmt: skip
+    sizes = (
+        f"{summary[f'examples_{s}']:,} examples, {summary[f'tokens_{s}']:,} tokens in {s.upper()}"
+        for s in ("a", "b")
+    )
     _line(console, "; ".join(sizes))
     conflicts = summary["quantities"]["conflict_share"]
     shares = " against ".join(_percent(conflicts[s]) for s in ("a", "b"))
-    _line(console, f"confident conflicts ({summary['rule']['text']}): {shares} of the tokens, "
-                   f"{_number(conflicts['ratio'])} times as frequent in A as in B (95 %: "
-                   f"{_interval(conflicts, 'ratio')})")  # fmt: skip
+    _line(
+        console,
+        f"confident conflicts ({summary['rule']['text']}): {shares} of the tokens, "
+        f"{_number(conflicts['ratio'])} times as frequent in A as in B (95 %: "
+        f"{_interval(conflicts, 'ratio')})",
+    )
     table = _numbers("", "A", "B", "A − B", "95 %", "A / B", "95 %")
     for name, row in summary["quantities"].items():
         write = _percent if name.endswith("_share") else _number
         ends = _interval(row, "difference", "+", write)
-        table.add_row(name, write(row["a"]), write(row["b"]), write(row["difference"], "+"), ends,
-                      _number(row["ratio"]), _interval(row, "ratio"))  # fmt: skip
+        table.add_row(
+            name,
+            write(row["a"]),
+            write(row["b"]),
+            write(row["difference"], "+"),
+            ends,
+            _number(row["ratio"]),
+            _interval(row, "ratio"),
+        )
     console.print(table)
 
 
@@ -247,9 +271,14 @@ def show_example(console: Console, scan: Scan, example: int) -> bool:
 
 
 def _show_rendering(
-    console: Console, scan: Scan, place: tuple[int, ...], text: str, key: str, nll: float,
+    console: Console,
+    scan: Scan,
+    place: tuple[int, ...],
+    text: str,
+    key: str,
+    nll: float,
     trained: int,
-) -> None:  # fmt: skip
+) -> None:
     tokens = scan.rows(
         f"SELECT coalesce(char_start, 0), coalesce(char_end, 0), coalesce(prob, 'NaN'), "
         f"coalesce(conflict, false), token, top1, top1_prob, entropy FROM tokens "

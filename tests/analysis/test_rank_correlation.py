@@ -87,16 +87,20 @@ def test_agreement_has_a_row_for_each_measure_and_norm() -> None:
     random = np.random.default_rng(3)
     names = ("grad_full", "grad_logits", "grad_head", "prob", "entropy")
     sample = {n: random.random(200).astype(np.float32) for n in names}
-    sample |= {"example": random.integers(0, 40, 200),
-               "stands_for": random.integers(1, 9, 200).astype(np.float32)}  # fmt: skip
+    sample |= {
+        "example": random.integers(0, 40, 200),
+        "stands_for": random.integers(1, 9, 200).astype(np.float32),
+    }
     rule = ConflictRule(0.6, 0.5)
     rows = agreement(sample, rule).set_index(["measure", "norm"])
     inside = (sample["entropy"] < np.float32(0.6)) & (sample["prob"] < np.float32(0.5))
     times = sample["stands_for"].astype(int)
     assert len(rows) == 2 + 2 + 3
     for norm in ("grad_logits", "grad_head"):
-        for measure, here in (("rank_correlation", inside | ~inside),
-                              ("conflict_rank_correlation", inside)):  # fmt: skip
+        for measure, here in (
+            ("rank_correlation", inside | ~inside),
+            ("conflict_rank_correlation", inside),
+        ):
             row = rows.loc[measure, norm]
             both = [np.repeat(sample[n][here], times[here]).tolist() for n in (norm, "grad_full")]
             assert row["value"] == pytest.approx(spearman(*both))

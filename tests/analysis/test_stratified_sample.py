@@ -41,8 +41,9 @@ def cell_of(tokens: pandas.DataFrame) -> pandas.Series:
 
 def test_cells_are_a_sixteenth_by_half_a_nat(tokens: pandas.DataFrame) -> None:
     assert ACROSS == 16
-    np.testing.assert_array_equal(coarse_cell({n: tokens[n].to_numpy() for n in tokens}),
-                                  cell_of(tokens))  # fmt: skip
+    np.testing.assert_array_equal(
+        coarse_cell({n: tokens[n].to_numpy() for n in tokens}), cell_of(tokens)
+    )
 
 
 def test_every_cell_is_drawn_from(scan: Scan, tokens: pandas.DataFrame) -> None:

@@ -40,8 +40,10 @@ def tool(content: str) -> Message:
 
 def called(content: str = "", *cities: str, **fields: Any) -> Message:
     """A message that calls `get_weather`, once for each city."""
-    calls = [{**CALL, "function": {"name": "get_weather", "arguments": {"city": c}}}
-             for c in cities or ["Paris"]]  # fmt: skip
+    calls = [
+        {**CALL, "function": {"name": "get_weather", "arguments": {"city": c}}}
+        for c in cities or ["Paris"]
+    ]
     return said(content, tool_calls=calls, **fields)
 
 

@@ -16,13 +16,37 @@ from tokenizers_made import single_bytes
 
 # Words in angle brackets that stand in the text of a template and are no tokens of the model.
 NO_TOKENS = {
-    f"<{slash}{word}>" for slash in ("", "/") for word in (
-        "tools", "function", "parameter", "image", "name", "parameters", "type", "description",
-        "enum", "required", "tool_calls", "tool_result", "available_tools", "thinking", "tool",
-        "documents", "citations", "results", "reminder", "arguments", "result", "functions",
-        "response", "co", "any", "video",
+    f"<{slash}{word}>"
+    for slash in ("", "/")
+    for word in (
+        "tools",
+        "function",
+        "parameter",
+        "image",
+        "name",
+        "parameters",
+        "type",
+        "description",
+        "enum",
+        "required",
+        "tool_calls",
+        "tool_result",
+        "available_tools",
+        "thinking",
+        "tool",
+        "documents",
+        "citations",
+        "results",
+        "reminder",
+        "arguments",
+        "result",
+        "functions",
+        "response",
+        "co",
+        "any",
+        "video",
     )
-}  # fmt: skip
+}
 # A pattern in the name or the source, the beginning and the end of text; the first that fits.
 BOS_EOS = (
     (r"gpt-?oss", "<|startoftext|>", "<|return|>"),
@@ -37,7 +61,7 @@ BOS_EOS = (
     (r"phi", "<s>", "<|endoftext|>"),
     (r"glm", "[gMASK]", "<|endoftext|>"),
     (r"granite", "<|end_of_text|>", "<|end_of_text|>"),
-)  # fmt: skip
+)
 TOKEN = re.compile(
     r"<[|｜][^<>\n'\"{} ]{1,40}[|｜]>|\[/?[A-Z_]{3,30}\]|</?[a-z_]{2,30}>|<\w+\|>|<\|\w+>|"
     r"<｜[^<>\n{}]{1,40}｜>|\[gMASK\]|\[\|[a-z]+\|\]"

@@ -232,8 +232,10 @@ def test_every_trained_token_of_each_turn_is_read_once(seed: int) -> None:
             past = start + int(generator.integers(1, 4))
             items.append(turn(ids[:past].tolist(), range(start, past), 10 * conversation + number))
     wanted = Counter((w.example, int(p)) for w in items for p in np.flatnonzero(w.trained))
-    assert Counter((int(e), int(p)) for w in nested(items) for e, p in zip(*w.places(),
-                   strict=True)) == wanted  # fmt: skip
+    assert (
+        Counter((int(e), int(p)) for w in nested(items) for e, p in zip(*w.places(), strict=True))
+        == wanted
+    )
     for window in nested(items):
         assert window.trained.sum() == len(window.places()[0])
 

@@ -28,11 +28,15 @@ TEMPLATES = {n: t for n, t in vars(templates_made).items() if n.isupper() and is
 CHATS = {
     "plain": CHAT,
     "system": (system(" Be brief.\n"), *CHAT[:3]),
-    "thoughts": (user("Hi"), said("A.", reasoning_content="one"), user("So?"),
-                 said("<think>\ntwo\n</think>\n\nB.")),
+    "thoughts": (
+        user("Hi"),
+        said("A.", reasoning_content="one"),
+        user("So?"),
+        said("<think>\ntwo\n</think>\n\nB."),
+    ),
     "tools": (*TOOL_CHAT, *CHAT),
     "two calls": (user("Weather?"), called("Look.", "Paris é", "Rome \"'<&>"), tool("a\\b\n")),
-}  # fmt: skip
+}
 
 
 def rendered(source: str, *messages: Message, **how: Any) -> Rendering:
@@ -46,10 +50,15 @@ def by_transformers(source: str, messages: Any, tools: Any, prompt: bool) -> str
         if thought is not None:
             message["thinking"] = thought
     try:
-        return str(render_jinja_template(
-            conversations=[conversation], tools=tools, chat_template=source,
-            add_generation_prompt=prompt, **VALUES,
-        )[0][0])  # fmt: skip
+        return str(
+            render_jinja_template(
+                conversations=[conversation],
+                tools=tools,
+                chat_template=source,
+                add_generation_prompt=prompt,
+                **VALUES,
+            )[0][0]
+        )
     except Exception:
         return None
 
@@ -83,36 +92,92 @@ def test_the_text_of_published_templates_is_what_transformers_gives(template: Pu
 
 # What a template may do to a text, here of the words "  Hello <b>wide</b> world\n".
 EXPRESSIONS = [
-    "m.content | trim", "m.content | upper", "m.content | title", "m.content | replace('l', 'L')",
-    "m.content | replace('l', 'LL', 1)", "m.content | length", "m.content | tojson", "m | tojson",
-    "m.content | tojson(indent=2)", "messages | tojson(indent=4)", "m.content | safe",
-    "m.content | e", "('<i>' | safe) + m.content", "m.content + ('<i>' | safe)",
-    "('<i>' | safe) ~ m.content", "m.content | escape | upper", "m.content | string",
-    "m.content | list | join", "m.content.split() | join(', ')", "m.content | wordcount",
-    "m.content.split(' ')[1]", "m.content[2:7]", "m.content[::-1]", "m.content[-3]",
-    "m.content.strip().startswith('Hello')", "'wide' in m.content", "m.content.find('wide')",
-    "m.content.upper().lower().title()", "m.content.replace('\\n', '')", "m.content ~ 1 ~ none",
-    "m.content * 2", "'%s!' % m.content", "'%s!' | format(m.content)", "'{}!'.format(m.content)",
-    "m.content.format()", "m.content | center(40)", "m.content | indent(2)",
-    "m.content | truncate(9)", "m.content | wordwrap(6)", "m.content | striptags",
-    "m.content | urlencode", "m.content | first", "m.content | last", "m.content | reverse",
-    "m.content | default('x')", "m.nothing | default('x')", "m.nothing", "m.content | capitalize",
-    "m.content.rstrip('\\n').rsplit(' ', 1)[0]", "m.content.partition('<b>')[2]",
-    "messages | map(attribute='content') | join('|')", "messages | length", "[m.content] | tojson",
+    "m.content | trim",
+    "m.content | upper",
+    "m.content | title",
+    "m.content | replace('l', 'L')",
+    "m.content | replace('l', 'LL', 1)",
+    "m.content | length",
+    "m.content | tojson",
+    "m | tojson",
+    "m.content | tojson(indent=2)",
+    "messages | tojson(indent=4)",
+    "m.content | safe",
+    "m.content | e",
+    "('<i>' | safe) + m.content",
+    "m.content + ('<i>' | safe)",
+    "('<i>' | safe) ~ m.content",
+    "m.content | escape | upper",
+    "m.content | string",
+    "m.content | list | join",
+    "m.content.split() | join(', ')",
+    "m.content | wordcount",
+    "m.content.split(' ')[1]",
+    "m.content[2:7]",
+    "m.content[::-1]",
+    "m.content[-3]",
+    "m.content.strip().startswith('Hello')",
+    "'wide' in m.content",
+    "m.content.find('wide')",
+    "m.content.upper().lower().title()",
+    "m.content.replace('\\n', '')",
+    "m.content ~ 1 ~ none",
+    "m.content * 2",
+    "'%s!' % m.content",
+    "'%s!' | format(m.content)",
+    "'{}!'.format(m.content)",
+    "m.content.format()",
+    "m.content | center(40)",
+    "m.content | indent(2)",
+    "m.content | truncate(9)",
+    "m.content | wordwrap(6)",
+    "m.content | striptags",
+    "m.content | urlencode",
+    "m.content | first",
+    "m.content | last",
+    "m.content | reverse",
+    "m.content | default('x')",
+    "m.nothing | default('x')",
+    "m.nothing",
+    "m.content | capitalize",
+    "m.content.rstrip('\\n').rsplit(' ', 1)[0]",
+    "m.content.partition('<b>')[2]",
+    "messages | map(attribute='content') | join('|')",
+    "messages | length",
+    "[m.content] | tojson",
     "messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list",
-    "{'b': m.content, 'a': 1} | dictsort", "{'b': m.content} | tojson",
-    "{'b': m.content}.items() | list", "{m.role: m.content} | xmlattr", "m.content is string",
-    "m.content is mapping", "m.role.upper()", "m.content.splitlines() | join('/')",
-    "m.content == '  Hello'", "m.content > 'a'",
-    "dict(a=m.content)['a']", "namespace(a=m.content).a", "m['content']",
-    "m.get('content')", "m.get('x', m.content)", "m.content | batch(2) | list | length",
-    "m.content | int", "m.content | groupby('x')", "range(3) | join", "loop.index ~ m.content",
-    "m.content | unique | join", "m.content | map('upper') | join", "m.items() | list | length",
-    "strftime_now.__name__", "m.content.__class__", "raise_exception(m.content)",
-    "m.content.join(['a', 'b'])", "m.content | pprint", "m.content | filesizeformat",
+    "{'b': m.content, 'a': 1} | dictsort",
+    "{'b': m.content} | tojson",
+    "{'b': m.content}.items() | list",
+    "{m.role: m.content} | xmlattr",
+    "m.content is string",
+    "m.content is mapping",
+    "m.role.upper()",
+    "m.content.splitlines() | join('/')",
+    "m.content == '  Hello'",
+    "m.content > 'a'",
+    "dict(a=m.content)['a']",
+    "namespace(a=m.content).a",
+    "m['content']",
+    "m.get('content')",
+    "m.get('x', m.content)",
+    "m.content | batch(2) | list | length",
+    "m.content | int",
+    "m.content | groupby('x')",
+    "range(3) | join",
+    "loop.index ~ m.content",
+    "m.content | unique | join",
+    "m.content | map('upper') | join",
+    "m.items() | list | length",
+    "strftime_now.__name__",
+    "m.content.__class__",
+    "raise_exception(m.content)",
+    "m.content.join(['a', 'b'])",
+    "m.content | pprint",
+    "m.content | filesizeformat",
     "m.content | tojson | safe",
     "m.content | slice(2) | list",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -138,10 +203,12 @@ STATEMENTS = [
     "{%- generation -%}  {{ m.content }}  {%- endgeneration -%}",
     "{% autoescape true %}{{ m.content }}{{ m.content + '<' }}{% endautoescape %}",
     "{% block x scoped %}{{ m.content }}{% endblock %}",
-    "{% do x %}", "{% include 'x' %}", "{{ m.content",
-   "  {% if true %}\n  {{ m.content }}\n  {% endif %}\n",
+    "{% do x %}",
+    "{% include 'x' %}",
+    "{{ m.content",
+    "  {% if true %}\n  {{ m.content }}\n  {% endif %}\n",
     "{# no #}{% raw %}{{ m }}{% endraw %}",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
@@ -268,28 +335,46 @@ def test_a_template_that_hangs_is_told_apart(monkeypatch: pytest.MonkeyPatch) ->
 
 GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}"
 GROWN = [  # what it starts with, what each step makes of it
-    ("'aa'", "ns.x ~ ns.x"), ("'aa'", "ns.x + ns.x"), ("'aa'", "ns.x|replace('a', 'aaa')"),
-    ("[1]", "ns.x + ns.x"), ("[1]", "[ns.x, ns.x, ns.x]"), ("[1]", "{'a': ns.x, 'b': ns.x}"),
-    ("2", "ns.x * ns.x"), ("'aa'", "ns.x.join([ns.x, ns.x])"),
-]  # fmt: skip
+    ("'aa'", "ns.x ~ ns.x"),
+    ("'aa'", "ns.x + ns.x"),
+    ("'aa'", "ns.x|replace('a', 'aaa')"),
+    ("[1]", "ns.x + ns.x"),
+    ("[1]", "[ns.x, ns.x, ns.x]"),
+    ("[1]", "{'a': ns.x, 'b': ns.x}"),
+    ("2", "ns.x * ns.x"),
+    ("'aa'", "ns.x.join([ns.x, ns.x])"),
+]
 BOMBS = [
-    "10 ** (10 ** 8)", "'x' * 10 ** 10", "10 ** 10 * [1]", "'x'|center(10 ** 10)",
-    "'x'.ljust(10 ** 10)", "'%1000000000d' % 1", "'%*d' % (1000000000, 1)",
-    "'{:>1000000000}'.format('x')", "'{:{}}'.format('x', '1000000000')",
-    "strftime_now('%1000000000d')", "5|round(-100000000)", "(5).to_bytes(10 ** 10, 'big')",
-    "('\t' * 10 ** 6).expandtabs(10 ** 6)", "('a' * 10 ** 6).replace('a', 'b' * 10 ** 6)",
-    "('a' * 10 ** 6).translate({97: 'b' * 10 ** 6})", "('a\n' * 10 ** 6)|indent(10 ** 6)",
-    "range(99999)|join('a' * 10 ** 6)", "('{0}' * 10 ** 5).format('x' * 10 ** 6)",
+    "10 ** (10 ** 8)",
+    "'x' * 10 ** 10",
+    "10 ** 10 * [1]",
+    "'x'|center(10 ** 10)",
+    "'x'.ljust(10 ** 10)",
+    "'%1000000000d' % 1",
+    "'%*d' % (1000000000, 1)",
+    "'{:>1000000000}'.format('x')",
+    "'{:{}}'.format('x', '1000000000')",
+    "strftime_now('%1000000000d')",
+    "5|round(-100000000)",
+    "(5).to_bytes(10 ** 10, 'big')",
+    "('\t' * 10 ** 6).expandtabs(10 ** 6)",
+    "('a' * 10 ** 6).replace('a', 'b' * 10 ** 6)",
+    "('a' * 10 ** 6).translate({97: 'b' * 10 ** 6})",
+    "('a\n' * 10 ** 6)|indent(10 ** 6)",
+    "range(99999)|join('a' * 10 ** 6)",
+    "('{0}' * 10 ** 5).format('x' * 10 ** 6)",
     "{'a': [1]}|tojson(indent=10 ** 9)",
-]  # fmt: skip
+]
 REFUSED = r"would (make|compute)|is given a|more than"
 
 
 @pytest.mark.parametrize(
     "source",
-    [*(f"{{{{ {b} }}}}" for b in BOMBS),
-     *(GROW.replace("START", a).replace("STEP", b) for a, b in GROWN)],
-)  # fmt: skip
+    [
+        *(f"{{{{ {b} }}}}" for b in BOMBS),
+        *(GROW.replace("START", a).replace("STEP", b) for a, b in GROWN),
+    ],
+)
 def test_a_step_that_makes_too_much_is_refused_before(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,8 +396,9 @@ def test_what_a_template_may_make_grows_with_what_it_is_given() -> None:
     assert copies.text([long]) == "2000001" * 90
 
 
-@pytest.mark.parametrize("source", ["{{" + "(" * 50_000, "{% if x %}" * 500 + "{% endif %}" * 500,
-                                    "x" * 300_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "source", ["{{" + "(" * 50_000, "{% if x %}" * 500 + "{% endif %}" * 500, "x" * 300_000]
+)
 def test_a_template_too_deep_or_too_long_is_none(source: str) -> None:
     with pytest.raises(ModelError, match=r"RecursionError|SyntaxError|nested|characters"):
         ChatTemplate(source).compiled()

@@ -178,9 +178,16 @@ def test_tools_that_cannot_be_read(tools: Any, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("role", "read_as"),
-    [("human", "user"), ("GPT", "assistant"), ("model", "assistant"), ("function", "tool"),
-     ("developer", "developer"), ("ipython", "ipython"), ("function_call", "assistant")],
-)  # fmt: skip
+    [
+        ("human", "user"),
+        ("GPT", "assistant"),
+        ("model", "assistant"),
+        ("function", "tool"),
+        ("developer", "developer"),
+        ("ipython", "ipython"),
+        ("function_call", "assistant"),
+    ],
+)
 def test_roles_by_their_usual_names(role: str, read_as: str) -> None:
     assert read({"role": role, "content": "x"})[0].role == read_as
 

@@ -14,10 +14,17 @@ from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import RowError
 
 ENDS = {
-    "CHATML": "<|im_end|>", "MARKED": "<|im_end|>", "DEFAULT_SYSTEM": "<|im_end|>",
-    "LLAMA3": "<|eot_id|>", "MISTRAL": "</s>", "GLM": "<|user|>", "GEMMA": "<end_of_turn>",
-    "QWEN3": "<|im_end|>", "QWEN25": "<|im_end|>", "MISTRAL_TOOLS": "</s>",
-}  # fmt: skip
+    "CHATML": "<|im_end|>",
+    "MARKED": "<|im_end|>",
+    "DEFAULT_SYSTEM": "<|im_end|>",
+    "LLAMA3": "<|eot_id|>",
+    "MISTRAL": "</s>",
+    "GLM": "<|user|>",
+    "GEMMA": "<end_of_turn>",
+    "QWEN3": "<|im_end|>",
+    "QWEN25": "<|im_end|>",
+    "MISTRAL_TOOLS": "</s>",
+}
 ASKED = [
     {"role": "user", "content": "Hello there, how are you?"},
     {"role": "assistant", "content": "Yes."},
@@ -79,11 +86,13 @@ def test_a_prompt_that_the_template_forgets_is_none() -> None:
 
 def test_the_end_of_turn_of_every_kind_stops_an_answer() -> None:
     stops = {
-        "GLM": {"</s>", "<|user|>"}, "CHATML": {"</s>", "<|im_end|>"}, "MISTRAL": {"</s>"},
+        "GLM": {"</s>", "<|user|>"},
+        "CHATML": {"</s>", "<|im_end|>"},
+        "MISTRAL": {"</s>"},
         "NEXT_ROLE": {"</s>", "<|user|>", "<|observation|>"},
         "CALL_CLOSER": {"</s>", "<|end|>", "<|call|>", "<|return|>"},
         "WITHIN": {"</s>", "<turn|>", "<|tool_response>"},
-    }  # fmt: skip
+    }
     for name, tokens in stops.items():
         found = Prompts(Renderer(tokenizers_made.more_tokens(getattr(made, name))))
         assert {found.tokenizer.convert_ids_to_tokens(i) for i in found.stops()} == tokens
@@ -102,10 +111,11 @@ def test_a_conversation_is_cut_before_its_last_answer() -> None:
     call = {"name": "get_weather", "arguments": {"city": "Paris"}}
     calls = [{"type": "function", "function": call}]
     called = [
-        system, ASKED[0],
+        system,
+        ASKED[0],
         {"role": "assistant", "content": "", "tool_calls": calls},
         {"role": "tool", "content": "sunny", "name": "get_weather"},
-    ]  # fmt: skip
+    ]
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
     for more in ([], [{"role": "assistant", "content": "It is sunny."}]):
         prompt = found(RowFormat("messages")(row([*called, *more], tools=tools)))
@@ -136,8 +146,10 @@ def test_plain_pairs_stay_plain_pairs(template: str | None, bos: bool, eos: bool
         given = {**system, "prompt": "What is 2+2?", "completion": "five"}
         prompt = found(RowFormat("prompt-completion")(given))
         assert prompt.text == before
-        assert list(prompt.ids) == [*([found.tokenizer.bos_token_id] if bos else []),
-                                    *_alone(found, before)]  # fmt: skip
+        assert list(prompt.ids) == [
+            *([found.tokenizer.bos_token_id] if bos else []),
+            *_alone(found, before),
+        ]
         end = found.tokenizer.eos_token_id
         written, reads_back = found.row(prompt, _alone(found, "It is 4."), end)
         assert reads_back == "same"

@@ -108,14 +108,21 @@ def spellings(row: Row) -> Iterator[Spelling]:
 
 
 def rendered_by_transformers(
-    source: str, messages: Sequence[Row], tools: Any, tokens: Row, prompt: bool = False,
-) -> str | None:  # fmt: skip
+    source: str,
+    messages: Sequence[Row],
+    tools: Any,
+    tokens: Row,
+    prompt: bool = False,
+) -> str | None:
     """The text; None where the template refuses."""
     try:
         (text,), _ = render_jinja_template(
-            conversations=[list(messages)], tools=tools, chat_template=source,
-            add_generation_prompt=prompt, **tokens,
-        )  # fmt: skip
+            conversations=[list(messages)],
+            tools=tools,
+            chat_template=source,
+            add_generation_prompt=prompt,
+            **tokens,
+        )
     except Exception:  # a template raises what it likes
         return None
     return text
@@ -123,9 +130,12 @@ def rendered_by_transformers(
 
 def marks_by_transformers(source: str, messages: Any, tools: Any, tokens: Row) -> list[Span]:
     _, (spans,) = render_jinja_template(
-        conversations=[list(messages)], tools=tools, chat_template=source,
-        return_assistant_tokens_mask=True, **tokens,
-    )  # fmt: skip
+        conversations=[list(messages)],
+        tools=tools,
+        chat_template=source,
+        return_assistant_tokens_mask=True,
+        **tokens,
+    )
     return [(start, end) for start, end in spans]
 
 
@@ -142,8 +152,9 @@ def with_words_of_their_own(row: Row) -> Row:
     count = itertools.count()
 
     def numbered(text: str) -> str:
-        return WORD.sub(lambda m: m[0] if m[1] or m[0] in SPELT_OUT else f"{m[0]}{next(count)}q",
-                        text)  # fmt: skip
+        return WORD.sub(
+            lambda m: m[0] if m[1] or m[0] in SPELT_OUT else f"{m[0]}{next(count)}q", text
+        )
 
     def value(key: str, item: Any) -> Any:
         if isinstance(item, str):
@@ -333,8 +344,9 @@ class Oracle:
         return {eos}
 
     def _first_closer(self, text: str, start: int, end: int) -> int | None:
-        return next((m.end() for m in self.token.finditer(text, start, end)
-                     if m[0] in self.closers), None)  # fmt: skip
+        return next(
+            (m.end() for m in self.token.finditer(text, start, end) if m[0] in self.closers), None
+        )
 
     def _what_follows(self, text: str, span: Span) -> Sequence[int]:
         """The token behind a span that ends with no closer: there the model stops."""
@@ -394,8 +406,12 @@ class Oracle:
         own = min((text.index(w) for w in words[turn] if w in text), default=first)
         if first > own:
             return f"turn {turn} starts behind its first word"
-        others = (m.end() for said in words[:turn] + words[turn + 1 :] for w in said
-                  for m in re.finditer(w, text[:own]))  # fmt: skip
+        others = (
+            m.end()
+            for said in words[:turn] + words[turn + 1 :]
+            for w in said
+            for m in re.finditer(w, text[:own])
+        )
         zone = max(others, default=0)
         if bare and bare in text[zone:own]:
             right = re.search(re.escape(bare) + thought, text[zone:first])

@@ -342,9 +342,15 @@ LONG = (
 
 @pytest.mark.parametrize(
     "template",
-    [templates.THOUGHTS, templates.OPENS_THOUGHT, templates.QWEN25, templates.NEXT_ROLE,
-     templates.CALL_CLOSER, templates.WITHIN],
-)  # fmt: skip
+    [
+        templates.THOUGHTS,
+        templates.OPENS_THOUGHT,
+        templates.QWEN25,
+        templates.NEXT_ROLE,
+        templates.CALL_CLOSER,
+        templates.WITHIN,
+    ],
+)
 def test_each_turn_is_what_rendering_its_prefix_alone_is(template: str) -> None:
     found = each(template, *LONG)
     turns = [i for i, m in enumerate(LONG) if m.role == "assistant"]

@@ -398,9 +398,11 @@ def refusal_of(folder: Path, name: str, content: bytes) -> str:
 
 @pytest.mark.parametrize(
     ("element", "said"),
-    [(b'{"text": "' + b"x" * 300_000 + b'"}', "more than 100,000 bytes"),
-     (b"[" * 200_000, "more than 100 levels deep")],
-)  # fmt: skip
+    [
+        (b'{"text": "' + b"x" * 300_000 + b'"}', "more than 100,000 bytes"),
+        (b"[" * 200_000, "more than 100 levels deep"),
+    ],
+)
 def test_an_element_of_an_array_has_a_limit(
     tmp_path: Path, short: None, element: bytes, said: str
 ) -> None:

@@ -57,8 +57,12 @@ class Style(NamedTuple):
             for found in re.finditer("{}({}{}{})".format(*parts) + f"({closer})", made.text):
                 chars |= {*range(*found.span(1)), *range(*found.span(2))}
                 starts.add(found.start(1))
-        across = {lo for lo, hi in made.chars.tolist() for s in starts
-                  if lo < s < hi and made.text[lo:s].isspace()}  # fmt: skip
+        across = {
+            lo
+            for lo, hi in made.chars.tolist()
+            for s in starts
+            if lo < s < hi and made.text[lo:s].isspace()
+        }
         return [(lo in chars or lo in across) and hi > lo for lo, hi in made.chars.tolist()]
 
 
@@ -295,8 +299,14 @@ def test_a_thought_is_trained_wherever_the_row_keeps_it(template: str, name: str
             return said(f"<think>\n{thought}\n</think>\n\n{words}")
         return said(words, **{name: thought})
 
-    made = rendered(template, user("Hi"), answer("one", "A."), user("So?"), answer("two", "B."),
-                    maker=more_tokens)  # fmt: skip
+    made = rendered(
+        template,
+        user("Hi"),
+        answer("one", "A."),
+        user("So?"),
+        answer("two", "B."),
+        maker=more_tokens,
+    )
     opening = "" if template == templates.OPENS_THOUGHT else "<think>\n"
     assert runs_of_text(made) == ["A.<|im_end|>", f"{opening}two\n</think>\n\nB.<|im_end|>"]
     # The earlier thought is history, which the template does not show.
@@ -326,8 +336,14 @@ def test_a_thought_that_is_not_shown_tells_nothing_of_one_that_is() -> None:
 
 def test_thoughts_beside_a_call_are_trained_with_it() -> None:
     thinks = called("", reasoning_content="which city")
-    made = rendered(templates.THOUGHTS, user("Weather?"), thinks, tool("sunny"), said("Sunny."),
-                    maker=more_tokens)  # fmt: skip
+    made = rendered(
+        templates.THOUGHTS,
+        user("Weather?"),
+        thinks,
+        tool("sunny"),
+        said("Sunny."),
+        maker=more_tokens,
+    )
     assert runs_of_text(made) == [
         "<think>\nwhich city\n</think>\n\n<tool_call>"
         '{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call><|im_end|>',
@@ -358,8 +374,9 @@ def test_white_space_behind_an_empty_thought_is_the_answers_where_the_row_wrote_
 
 
 def test_a_thought_without_an_answer_is_trained() -> None:
-    (found,) = trained(templates.THOUGHTS, user("Hi"), said("", reasoning_content="one"),
-                       maker=more_tokens)  # fmt: skip
+    (found,) = trained(
+        templates.THOUGHTS, user("Hi"), said("", reasoning_content="one"), maker=more_tokens
+    )
     assert found == "<think>\none\n</think>\n\n<|im_end|>"
 
 
@@ -390,8 +407,11 @@ def test_calls_in_the_middle_of_a_long_conversation() -> None:
     chat = (system("Be brief."), *TOOL_CHAT, user("And Rome?"), rome, tool("rainy"), said("Rainy."))
     found = trained(templates.QWEN25, *chat, tools=[TOOL])
     assert [re.findall(r"Paris|Rome|sunny|rainy|Rainy", f) for f in found] == [
-        ["Paris"], ["sunny"], ["Rome"], ["Rainy"],
-    ]  # fmt: skip
+        ["Paris"],
+        ["sunny"],
+        ["Rome"],
+        ["Rainy"],
+    ]
     assert all(f.endswith(END) for f in found)
 
 
@@ -432,8 +452,12 @@ def test_a_result_within_the_turn_is_cut_out() -> None:
 
 
 def test_two_marks_in_a_turn_and_nothing_between_them() -> None:
-    chat = (user("Hi"), said("A.", reasoning_content="one"), user("So?"),
-            said("B.", reasoning_content="two"))  # fmt: skip
+    chat = (
+        user("Hi"),
+        said("A.", reasoning_content="one"),
+        user("So?"),
+        said("B.", reasoning_content="two"),
+    )
     assert trained(templates.TWO_MARKS, *chat) == ["one", "A.<|im_end|>", "two", "B.<|im_end|>"]
     chat = (chat[0], said("A.", reasoning_content="one", trained=False), *chat[2:])
     assert trained(templates.TWO_MARKS, *chat) == ["two", "B.<|im_end|>"]

@@ -68,17 +68,39 @@ CUTTING: dict[str, list[tuple[Any, ...]]] = {
 }
 # These give other letters, or fill up.
 RESPELLING: dict[str, list[tuple[Any, ...]]] = {
-    "upper": [()], "lower": [()], "title": [()], "capitalize": [()], "swapcase": [()],
-    "casefold": [()], "zfill": [(9,), (40,)], "center": [(9,), (40, "*")], "ljust": [(40,)],
-    "rjust": [(40,)], "expandtabs": [(), (2,)], "translate": [({97: "b"}, ), ({97: None},)],
-}  # fmt: skip
+    "upper": [()],
+    "lower": [()],
+    "title": [()],
+    "capitalize": [()],
+    "swapcase": [()],
+    "casefold": [()],
+    "zfill": [(9,), (40,)],
+    "center": [(9,), (40, "*")],
+    "ljust": [(40,)],
+    "rjust": [(40,)],
+    "expandtabs": [(), (2,)],
+    "translate": [({97: "b"},), ({97: None},)],
+}
 # These tell something about it.
 TELLING: dict[str, list[tuple[Any, ...]]] = {
-    "count": [("a",)], "find": [("a",), ("zz",)], "rfind": [("a",)], "startswith": [("x",), ("",)],
-    "endswith": [("x",), (("a", " "),)], "isspace": [()], "isalpha": [()], "isdigit": [()],
-    "isupper": [()], "islower": [()], "isalnum": [()], "encode": [()], "__len__": [()],
-    "__contains__": [("a",)], "__hash__": [()], "__eq__": [("a",)], "__lt__": [("a",)],
-}  # fmt: skip
+    "count": [("a",)],
+    "find": [("a",), ("zz",)],
+    "rfind": [("a",)],
+    "startswith": [("x",), ("",)],
+    "endswith": [("x",), (("a", " "),)],
+    "isspace": [()],
+    "isalpha": [()],
+    "isdigit": [()],
+    "isupper": [()],
+    "islower": [()],
+    "isalnum": [()],
+    "encode": [()],
+    "__len__": [()],
+    "__contains__": [("a",)],
+    "__hash__": [()],
+    "__eq__": [("a",)],
+    "__lt__": [("a",)],
+}
 
 
 @settings(deadline=None, max_examples=50)
@@ -116,8 +138,14 @@ def test_what_is_told_about_it_is_strs(name: str, arguments: Any, text: Traced) 
 
 
 @settings(deadline=None)
-@given(a=TEXTS, b=TEXTS, start=st.integers(-30, 30), stop=st.integers(-30, 30),
-       step=st.sampled_from([1, 2, -1, None]), times=st.integers(-1, 3))  # fmt: skip
+@given(
+    a=TEXTS,
+    b=TEXTS,
+    start=st.integers(-30, 30),
+    stop=st.integers(-30, 30),
+    step=st.sampled_from([1, 2, -1, None]),
+    times=st.integers(-1, 3),
+)
 def test_put_together_and_sliced(
     a: Traced, b: Traced, start: int, stop: int, step: int | None, times: int
 ) -> None:
@@ -150,8 +178,12 @@ def test_one_character_and_none() -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(text=TEXTS, old=st.sampled_from(["a", "x", "  ", "<think>", "zz", ""]), new=WORDS,
-       count=st.sampled_from([-1, 0, 1, 2]))  # fmt: skip
+@given(
+    text=TEXTS,
+    old=st.sampled_from(["a", "x", "  ", "<think>", "zz", ""]),
+    new=WORDS,
+    count=st.sampled_from([-1, 0, 1, 2]),
+)
 def test_replaced(text: Traced, old: str, new: str, count: int) -> None:
     wanted = str.__str__(text).replace(old, new, count)
     check(text.replace(old, new, count), wanted)
@@ -188,15 +220,25 @@ def test_it_is_its_text_to_everybody_else() -> None:
 
 
 VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(allow_nan=False), TEXTS,
-              st.sampled_from(["\x01", "\x010\x02", '"\\', "\\u0001"])),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-9, 9),
+        st.floats(allow_nan=False),
+        TEXTS,
+        st.sampled_from(["\x01", "\x010\x02", '"\\', "\\u0001"]),
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=6,
-)  # fmt: skip
+)
 STYLES: list[dict[str, Any]] = [
-    {}, {"ensure_ascii": False}, {"indent": 2}, {"sort_keys": True},
-    {"separators": (",", ":"), "ensure_ascii": False}, {"indent": 4, "sort_keys": True},
-]  # fmt: skip
+    {},
+    {"ensure_ascii": False},
+    {"indent": 2},
+    {"sort_keys": True},
+    {"separators": (",", ":"), "ensure_ascii": False},
+    {"indent": 4, "sort_keys": True},
+]
 
 
 @settings(deadline=None, max_examples=50)

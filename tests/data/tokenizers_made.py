@@ -33,9 +33,26 @@ GEMMA = ["<bos>", "<start_of_turn>", "<end_of_turn>"]
 MISTRAL = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
 PLAIN = ["<s>", "</s>", "<unk>"]
 THOUGHTS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
-OTHERS = ["<|START|>", "<|SAY|>", "<|SAID|>", "<|END|>", "<|end|>", "<|start|>", "<|message|>",
-          "<|call|>", "<|return|>", "[GO]", "<|turn>", "<turn|>", "<|channel>", "<channel|>",
-          "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"]  # fmt: skip
+OTHERS = [
+    "<|START|>",
+    "<|SAY|>",
+    "<|SAID|>",
+    "<|END|>",
+    "<|end|>",
+    "<|start|>",
+    "<|message|>",
+    "<|call|>",
+    "<|return|>",
+    "[GO]",
+    "<|turn>",
+    "<turn|>",
+    "<|channel>",
+    "<channel|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+]
 NAMED = [*PLAIN, *CHATML, *LLAMA3, *GLM, *GEMMA, *MISTRAL]
 MORE = [*THOUGHTS, *OTHERS]
 

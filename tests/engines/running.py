@@ -20,10 +20,16 @@ SETTINGS: dict[str, Any] = {"rows_per_unit": ROWS_A_UNIT, "threads": 1}
 def write_data(path: Path, rows: int = UNITS * ROWS_A_UNIT) -> Path:
     """Rows of unequal length, one of them malformed."""
     lines = [
-        json.dumps({"messages": [{"role": "user", "content": f"say {n}"},
-                                 {"role": "assistant", "content": "the fox jumps " * (1 + n % 9)}]})
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"say {n}"},
+                    {"role": "assistant", "content": "the fox jumps " * (1 + n % 9)},
+                ]
+            }
+        )
         for n in range(rows - 1)
-    ]  # fmt: skip
+    ]
     path.write_text("\n".join([*lines, "{broken"]))
     return path
 

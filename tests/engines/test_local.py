@@ -93,8 +93,15 @@ def test_a_unit_that_ends_every_worker_stops_the_scan(
     bar = Bar()
     said = f"unit 5, rows 20 to 23 of {poisoned}, ended {DEATHS} workers"
     with pytest.raises(ProbeError, match=re.escape(said)):
-        scan(poisoned, tmp_path / "s", model=deadly, workers=2, trust_remote_code=True,
-             progress=bar, **SETTINGS)  # fmt: skip
+        scan(
+            poisoned,
+            tmp_path / "s",
+            model=deadly,
+            workers=2,
+            trust_remote_code=True,
+            progress=bar,
+            **SETTINGS,
+        )
     assert sum("are scored again" in note for note in bar.notes) == DEATHS - 1
     scan(poisoned, tmp_path / "whole", model=model_folder, **SETTINGS)
     kept, whole = hashes(tmp_path / "s"), hashes(tmp_path / "whole")
@@ -105,8 +112,10 @@ def test_a_unit_that_ends_every_worker_stops_the_scan(
 
 
 def test_a_unit_that_ends_its_workers_is_named() -> None:
-    units = [Unit(n, (Record(2 * n, "d.jsonl", 1, b"{}"), Record(2 * n + 1, "d.jsonl", 2, b"{}")))
-             for n in range(3)]  # fmt: skip
+    units = [
+        Unit(n, (Record(2 * n, "d.jsonl", 1, b"{}"), Record(2 * n + 1, "d.jsonl", 2, b"{}")))
+        for n in range(3)
+    ]
     waiting = Waiting(iter(units))
     first, second = waiting.next(), waiting.next()
     assert (first, second) == (units[0], units[1])

@@ -70,8 +70,16 @@ def test_a_lost_actor_and_a_lost_node(
             cluster.add_node(num_cpus=1)
 
     bar = Bar(then)
-    made = scan(data, tmp_path / "s", model=model_folder, engine="ray", workers=2, progress=bar,
-                address=cluster.address, **SETTINGS)  # fmt: skip
+    made = scan(
+        data,
+        tmp_path / "s",
+        model=model_folder,
+        engine="ray",
+        workers=2,
+        progress=bar,
+        address=cluster.address,
+        **SETTINGS,
+    )
     assert done == ["actor", "node"]
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     counts = made.manifest["counts"]
@@ -80,9 +88,13 @@ def test_a_lost_actor_and_a_lost_node(
 
 
 def test_a_frozen_actors_unit_goes_to_another(
-    cluster: Any, data: Path, model_folder: str, undisturbed: Path, tmp_path: Path,
+    cluster: Any,
+    data: Path,
+    model_folder: str,
+    undisturbed: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """It is ended, so nothing can come from it any more. The only one, so that it has a unit."""
     monkeypatch.setattr("eaft_probe.engines.ray.LEAST", 5.0)
     until(lambda: not actors())  # of the scan before
@@ -94,8 +106,16 @@ def test_a_frozen_actors_unit_goes_to_another(
             kill(frozen[0], signal.SIGSTOP)
 
     bar = Bar(then)
-    made = scan(data, tmp_path / "s", model=model_folder, engine="ray", workers=1, progress=bar,
-                address=cluster.address, **SETTINGS)  # fmt: skip
+    made = scan(
+        data,
+        tmp_path / "s",
+        model=model_folder,
+        engine="ray",
+        workers=1,
+        progress=bar,
+        address=cluster.address,
+        **SETTINGS,
+    )
     (said,) = [note for note in bar.notes if "silent" in note]
     assert "an actor is lost (was silent for" in said
     assert hashes(tmp_path / "s") == hashes(undisturbed)
@@ -108,8 +128,17 @@ def test_a_frozen_actors_unit_goes_to_another(
 def test_a_lost_driver_means_a_rerun(
     cluster: Any, data: Path, model_folder: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    given = command(data, tmp_path / "s", model_folder, "--engine", "ray", "--workers", "2",
-                    "--address", cluster.address)  # fmt: skip
+    given = command(
+        data,
+        tmp_path / "s",
+        model_folder,
+        "--engine",
+        "ray",
+        "--workers",
+        "2",
+        "--address",
+        cluster.address,
+    )
     process = started(given)
     begun(process, tmp_path / "s")
     process.send_signal(signal.SIGKILL)
@@ -123,5 +152,13 @@ def test_an_actors_error_is_said(
     cluster: Any, data: Path, model_folder: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match=r"row 47 .*malformed JSON"):
-        scan(data, tmp_path / "s", model=model_folder, engine="ray", workers=1, strict=True,
-             address=cluster.address, **SETTINGS)  # fmt: skip
+        scan(
+            data,
+            tmp_path / "s",
+            model=model_folder,
+            engine="ray",
+            workers=1,
+            strict=True,
+            address=cluster.address,
+            **SETTINGS,
+        )

@@ -150,9 +150,23 @@ def renderer(kind: str = "chat") -> Renderer:
 
 texts = st.one_of(
     st.text(max_size=30),
-    st.sampled_from(["", " ", "\x1b[2J", "\ud800", "<|im_end|>", "\ue0f00\ue0f1", "a\x00b", "🙂",
-                     "{{ x }}", "{% for %}", "\u202e", "x" * 3000]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "\x1b[2J",
+            "\ud800",
+            "<|im_end|>",
+            "\ue0f00\ue0f1",
+            "a\x00b",
+            "🙂",
+            "{{ x }}",
+            "{% for %}",
+            "\u202e",
+            "x" * 3000,
+        ]
+    ),
+)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts)
 values = st.recursive(
     scalars,
@@ -188,16 +202,21 @@ messages = st.lists(
     ),
     max_size=4,
 )
-columns = sorted({c for f in FORMATS.values() for c in f.columns} | {"tools", "system", "input",
-                                                                     "finish", "id"})  # fmt: skip
+columns = sorted(
+    {c for f in FORMATS.values() for c in f.columns} | {"tools", "system", "input", "finish", "id"}
+)
 rows = st.one_of(
     st.fixed_dictionaries({"messages": messages}, optional={"tools": anything, "id": anything}),
     st.fixed_dictionaries({"conversations": messages}, optional={"system": anything}),
     st.fixed_dictionaries({"prompt": texts | messages, "completion": texts | messages}),
-    st.fixed_dictionaries({"input_ids": st.lists(st.integers(-5, 400) | anything, max_size=6),
-                           "labels": st.lists(st.integers(-100, 400) | anything, max_size=6)}),
+    st.fixed_dictionaries(
+        {
+            "input_ids": st.lists(st.integers(-5, 400) | anything, max_size=6),
+            "labels": st.lists(st.integers(-100, 400) | anything, max_size=6),
+        }
+    ),
     st.dictionaries(st.sampled_from(columns), texts | anything, max_size=4),
-)  # fmt: skip
+)
 
 
 @area(st.tuples(rows, st.sampled_from(["chat", "plain", "inline"])))
@@ -231,10 +250,15 @@ def sound_row(given: list[tuple[str, str]]) -> None:
 
 json_rows = st.lists(st.one_of(rows, anything), max_size=4)
 plain_rows = st.lists(
-    st.fixed_dictionaries({"prompt": st.text("ab c,\n\"'é", min_size=1, max_size=9),
-                           "completion": st.text("ab", min_size=1, max_size=9)}),
-    min_size=1, max_size=6,
-)  # fmt: skip
+    st.fixed_dictionaries(
+        {
+            "prompt": st.text("ab c,\n\"'é", min_size=1, max_size=9),
+            "completion": st.text("ab", min_size=1, max_size=9),
+        }
+    ),
+    min_size=1,
+    max_size=6,
+)
 
 
 def _lines(found: Any) -> bytes:
@@ -352,20 +376,42 @@ def file(given: tuple[str, bytes]) -> None:
     assert counted == plan.rows
 
 
-kinds = st.sampled_from([
-    pa.string(), pa.large_string(), pa.binary(), pa.int8(), pa.uint64(), pa.float16(), pa.bool_(),
-    pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("us", "Nowhere/Land"), pa.date32(),
-    pa.date64(), pa.time64("ns"), pa.duration("s"), pa.decimal128(10, 2), pa.list_(pa.string()),
-    pa.struct([("role", pa.string()), ("content", pa.string())]), pa.map_(pa.string(), pa.int32()),
-    pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), pa.null(),
-    pa.dictionary(pa.int8(), pa.string()),
-])  # fmt: skip
+kinds = st.sampled_from(
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.binary(),
+        pa.int8(),
+        pa.uint64(),
+        pa.float16(),
+        pa.bool_(),
+        pa.timestamp("s"),
+        pa.timestamp("ns"),
+        pa.timestamp("us", "Nowhere/Land"),
+        pa.date32(),
+        pa.date64(),
+        pa.time64("ns"),
+        pa.duration("s"),
+        pa.decimal128(10, 2),
+        pa.list_(pa.string()),
+        pa.struct([("role", pa.string()), ("content", pa.string())]),
+        pa.map_(pa.string(), pa.int32()),
+        pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        pa.null(),
+        pa.dictionary(pa.int8(), pa.string()),
+    ]
+)
 
 
-@area(st.tuples(
-    st.lists(st.tuples(st.sampled_from([*columns, "text", "x\ny"]), kinds), min_size=1, max_size=3),
-    st.integers(0, 2**62), st.integers(1, 3),
-))  # fmt: skip
+@area(
+    st.tuples(
+        st.lists(
+            st.tuples(st.sampled_from([*columns, "text", "x\ny"]), kinds), min_size=1, max_size=3
+        ),
+        st.integers(0, 2**62),
+        st.integers(1, 3),
+    )
+)
 def typed_file(given: tuple[list[tuple[str, pa.DataType]], int, int]) -> None:
     """Parquet files with columns of every type, from numbers taken as that type."""
     chosen, number, count = given
@@ -393,10 +439,27 @@ def _of_type(kind: pa.DataType, number: int, count: int) -> pa.Array:
     return pa.nulls(count, kind)
 
 
-@area(st.one_of(
-    st.text(max_size=20), st.sampled_from(["~nobody/x.jsonl", "\0", "no*", "[", "?" * 300,
-                                           "a/b/c", "-x", ".", "/", "x" * 5000, "//", "a\nb"]),
-))  # fmt: skip
+@area(
+    st.one_of(
+        st.text(max_size=20),
+        st.sampled_from(
+            [
+                "~nobody/x.jsonl",
+                "\0",
+                "no*",
+                "[",
+                "?" * 300,
+                "a/b/c",
+                "-x",
+                ".",
+                "/",
+                "x" * 5000,
+                "//",
+                "a\nb",
+            ]
+        ),
+    )
+)
 def place(given: str) -> None:
     """Whatever may be given as DATA. No hub is asked: what looks like one of its names is left."""
     if "/" in given and not any(c in given for c in "*?[") and given.count("/") == 1:
@@ -411,23 +474,47 @@ def place(given: str) -> None:
 # --- templates ---
 
 PIECES = [
-    "{{ messages[0].content }}", "{{ messages[0]['role'] }}", "{% for m in messages %}",
-    "{% endfor %}", "{{ m.content }}", "{{ m.content | trim }}", "{% if m.role == 'user' %}",
-    "{% endif %}", "<|im_start|>", "<|im_end|>\n", "{% generation %}", "{% endgeneration %}",
-    "{{ raise_exception('no\x1b[2J') }}", "{{ range(10**9) | list }}", "{{ 'a' * 10**3 }}",
-    "{{ messages | length }}", "{% set x = x * 2 %}", "{{ '\\ud800' }}", "{{ undefined.y }}",
+    "{{ messages[0].content }}",
+    "{{ messages[0]['role'] }}",
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{{ m.content }}",
+    "{{ m.content | trim }}",
+    "{% if m.role == 'user' %}",
+    "{% endif %}",
+    "<|im_start|>",
+    "<|im_end|>\n",
+    "{% generation %}",
+    "{% endgeneration %}",
+    "{{ raise_exception('no\x1b[2J') }}",
+    "{{ range(10**9) | list }}",
+    "{{ 'a' * 10**3 }}",
+    "{{ messages | length }}",
+    "{% set x = x * 2 %}",
+    "{{ '\\ud800' }}",
+    "{{ undefined.y }}",
     "{{ 1 / 0 }}",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages[99].content }}", "{{", "%}",
-    "{{ ''.__class__.__mro__ }}", "{{ tools | tojson }}", "{% break %}", "{{ m.content[::-1] }}",
-    "{{ eos_token }}", "{{ m.content | upper }}", "\ue0f00\ue0f1", "{% include 'x' %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ messages[99].content }}",
+    "{{",
+    "%}",
+    "{{ ''.__class__.__mro__ }}",
+    "{{ tools | tojson }}",
+    "{% break %}",
+    "{{ m.content[::-1] }}",
+    "{{ eos_token }}",
+    "{{ m.content | upper }}",
+    "\ue0f00\ue0f1",
+    "{% include 'x' %}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
     "{% endfor %}{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
-]  # fmt: skip
+]
 conversation = st.lists(
     st.builds(Message, st.sampled_from(["user", "assistant", "system", "tool"]), texts),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 
 
 HEAD, TURN, TAIL = tiny.CHAT_TEMPLATE.partition("{{ message['content'] }}")
@@ -454,22 +541,62 @@ def template(given: tuple[str, list[Message]]) -> None:
 
 # --- configs ---
 
-SETTINGS = (ScanSettings, TrainSettings, RolloutSettings, CompareSettings, GradientSettings,
-            PlotSettings)  # fmt: skip
+SETTINGS = (
+    ScanSettings,
+    TrainSettings,
+    RolloutSettings,
+    CompareSettings,
+    GradientSettings,
+    PlotSettings,
+)
 keys = st.sampled_from(sorted({f for kind in SETTINGS for f in kind.__dataclass_fields__}))
 yamls = st.one_of(
     st.dictionaries(keys, anything, max_size=3).map(lambda v: _yaml(v)),
-    st.tuples(keys, st.sampled_from([
-        "!!int ''", "!!bool x", "!!timestamp x", "!!float ''", "!!binary x", "!!python/object:x {}",
-        "2001-99-99", "1:99:99", "0x", "&a [*a]", "[" * 3000, "{" * 3000, "? [a]", "!!set {x}",
-        "*unknown", "%YAML 9", "\t", "1e999", ".nan", "-.inf", "1_0", "!!int 0b", "!!omap [x]",
-    ])).map(": ".join),
+    st.tuples(
+        keys,
+        st.sampled_from(
+            [
+                "!!int ''",
+                "!!bool x",
+                "!!timestamp x",
+                "!!float ''",
+                "!!binary x",
+                "!!python/object:x {}",
+                "2001-99-99",
+                "1:99:99",
+                "0x",
+                "&a [*a]",
+                "[" * 3000,
+                "{" * 3000,
+                "? [a]",
+                "!!set {x}",
+                "*unknown",
+                "%YAML 9",
+                "\t",
+                "1e999",
+                ".nan",
+                "-.inf",
+                "1_0",
+                "!!int 0b",
+                "!!omap [x]",
+            ]
+        ),
+    ).map(": ".join),
     st.text(max_size=40),
-    st.integers(5, 30).map(lambda n: "a0: &a0 [x,x]\n" + "".join(
-        f"a{i}: &a{i} [*a{i - 1},*a{i - 1},*a{i - 1}]\n" for i in range(1, n)) + f"set: *a{n - 1}"),
-    st.integers(5, 30).map(lambda n: "columns:\n - &a0 [x,x]\n" + "".join(
-        f" - &a{i} [*a{i - 1},*a{i - 1},*a{i - 1}]\n" for i in range(1, n))),
-)  # fmt: skip
+    st.integers(5, 30).map(
+        lambda n: (
+            "a0: &a0 [x,x]\n"
+            + "".join(f"a{i}: &a{i} [*a{i - 1},*a{i - 1},*a{i - 1}]\n" for i in range(1, n))
+            + f"set: *a{n - 1}"
+        )
+    ),
+    st.integers(5, 30).map(
+        lambda n: (
+            "columns:\n - &a0 [x,x]\n"
+            + "".join(f" - &a{i} [*a{i - 1},*a{i - 1},*a{i - 1}]\n" for i in range(1, n))
+        )
+    ),
+)
 
 
 def _yaml(value: Any) -> str:
@@ -534,8 +661,16 @@ def manifest_file(given: bytes) -> None:
 
 @st.composite
 def parts(draw: Callable[..., Any]) -> tuple[str, bytes]:
-    name = draw(st.sampled_from(["tokens/part-00000.parquet", "examples/part-00001.parquet",
-                                 "conflicts.parquet", "rule.json"]))  # fmt: skip
+    name = draw(
+        st.sampled_from(
+            [
+                "tokens/part-00000.parquet",
+                "examples/part-00001.parquet",
+                "conflicts.parquet",
+                "rule.json",
+            ]
+        )
+    )
     return name, draw(damaged(st.just(_content(name))))
 
 

@@ -27,7 +27,7 @@ from areas import (
     renderer,
     require_one_line,
     sound_scan,
-)  # fmt: skip
+)
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -89,14 +89,56 @@ def sound_model() -> Path:
 JSONS = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")
 ODD = st.one_of(
     anything,
-    st.sampled_from([0, -1, 1, 2**31, 10**9, 10**12, 0.5, "x", "", [], {}, None, True, [0], ["x"],
-                     "../../precious/file", "(a*)*b", "[", "LlamaForCausalLM", "bart", "mpt"]),
-)  # fmt: skip
-NAMES = st.sampled_from(["bos_token_id", "num_attention_heads", "num_hidden_layers", "model_type",
-    "model_max_length", "rope_scaling", "rope_parameters", "quantization_config", "auto_map",
-    "architectures", "is_encoder_decoder", "tokenizer_class", "chat_template", "added_tokens",
-    "torch_dtype", "dtype", "layer_types", "head_dim", "vocab_size", "tie_word_embeddings",
-])  # fmt: skip
+    st.sampled_from(
+        [
+            0,
+            -1,
+            1,
+            2**31,
+            10**9,
+            10**12,
+            0.5,
+            "x",
+            "",
+            [],
+            {},
+            None,
+            True,
+            [0],
+            ["x"],
+            "../../precious/file",
+            "(a*)*b",
+            "[",
+            "LlamaForCausalLM",
+            "bart",
+            "mpt",
+        ]
+    ),
+)
+NAMES = st.sampled_from(
+    [
+        "bos_token_id",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "model_type",
+        "model_max_length",
+        "rope_scaling",
+        "rope_parameters",
+        "quantization_config",
+        "auto_map",
+        "architectures",
+        "is_encoder_decoder",
+        "tokenizer_class",
+        "chat_template",
+        "added_tokens",
+        "torch_dtype",
+        "dtype",
+        "layer_types",
+        "head_dim",
+        "vocab_size",
+        "tie_word_embeddings",
+    ]
+)
 
 
 @st.composite
@@ -167,17 +209,38 @@ def model_folder(given: dict[str, bytes | str]) -> None:
 
 
 patterns = st.one_of(
-    st.sampled_from(["(.*)*" * 7 + "xx", "(a|a?)+$", ".*q_proj", "[", "(?P<", "all-linear", "",
-                     "(.*)*.q_proj", r"model\.layers\.\d+\.mlp.*", "(" * 5000]),
+    st.sampled_from(
+        [
+            "(.*)*" * 7 + "xx",
+            "(a|a?)+$",
+            ".*q_proj",
+            "[",
+            "(?P<",
+            "all-linear",
+            "",
+            "(.*)*.q_proj",
+            r"model\.layers\.\d+\.mlp.*",
+            "(" * 5000,
+        ]
+    ),
     st.text("a.*+?()[]|\\{}1,q_proj$", max_size=20),
-)  # fmt: skip
+)
 adapters = st.fixed_dictionaries(
     {"peft_type": st.just("LORA") | anything, "target_modules": patterns | st.lists(patterns)},
-    optional={"r": ODD, "rank_pattern": st.dictionaries(patterns, ODD, max_size=2),
-              "layers_pattern": patterns, "layers_to_transform": ODD, "exclude_modules": patterns,
-              "modules_to_save": st.lists(patterns, max_size=2) | ODD, "task_type": ODD,
-              "auto_mapping": ODD, "lora_alpha": ODD, "bias": ODD, "init_lora_weights": ODD},
-)  # fmt: skip
+    optional={
+        "r": ODD,
+        "rank_pattern": st.dictionaries(patterns, ODD, max_size=2),
+        "layers_pattern": patterns,
+        "layers_to_transform": ODD,
+        "exclude_modules": patterns,
+        "modules_to_save": st.lists(patterns, max_size=2) | ODD,
+        "task_type": ODD,
+        "auto_mapping": ODD,
+        "lora_alpha": ODD,
+        "bias": ODD,
+        "init_lora_weights": ODD,
+    },
+)
 
 
 @area(adapters, few=6)
@@ -242,33 +305,97 @@ def growing_file(given: tuple[str, int, str]) -> None:
 
 # --- templates that grow ---
 
-atoms = st.sampled_from([
-    "x", "x", "'ab'", "'%9d'", "'{0}{0}'", "'{:>9}'", "messages", "messages[0].content", "10",
-    "10 ** 9", "-3", "2.5", "[x, x]", "{'a': x, 'b': x}", "(x, 1)", "range(9999)", "true", "none",
-    "'a\\n\\t' * 999", "namespace(a=x, b=x)", "dict(a=x)", "'%(a)s' * 99", "i",
-])  # fmt: skip
-FILTERS = ("list", "join", "upper", "string", "tojson", "e", "title", "length", "center(1000000)",
-           "indent(100000)", "replace('a', x)", "batch(2)|list", "map('center', 99999)|list",
-           "int", "sum(start=[])", "wordwrap(1, wrapstring=x)", "urlize", "pprint", "first",
-           "round(-99999999)", "slice(999999)|list", "join(x)", "tojson(indent=999999)", "items",
-           "reverse", "xmlattr", "truncate(5)", "striptags", "format(x)", "unique|list",
-           )  # fmt: skip
-METHODS = ("replace('a', {})", "join({})", "center({})", "ljust({})", "zfill({})", "format({})",
-           "expandtabs({})", "translate({{97: {}}})", "split({})", "format_map({})", "count({})",
-           "encode().center({})", "to_bytes({})", "strip({})", "get({})", "items()",
-           )  # fmt: skip
+atoms = st.sampled_from(
+    [
+        "x",
+        "x",
+        "'ab'",
+        "'%9d'",
+        "'{0}{0}'",
+        "'{:>9}'",
+        "messages",
+        "messages[0].content",
+        "10",
+        "10 ** 9",
+        "-3",
+        "2.5",
+        "[x, x]",
+        "{'a': x, 'b': x}",
+        "(x, 1)",
+        "range(9999)",
+        "true",
+        "none",
+        "'a\\n\\t' * 999",
+        "namespace(a=x, b=x)",
+        "dict(a=x)",
+        "'%(a)s' * 99",
+        "i",
+    ]
+)
+FILTERS = (
+    "list",
+    "join",
+    "upper",
+    "string",
+    "tojson",
+    "e",
+    "title",
+    "length",
+    "center(1000000)",
+    "indent(100000)",
+    "replace('a', x)",
+    "batch(2)|list",
+    "map('center', 99999)|list",
+    "int",
+    "sum(start=[])",
+    "wordwrap(1, wrapstring=x)",
+    "urlize",
+    "pprint",
+    "first",
+    "round(-99999999)",
+    "slice(999999)|list",
+    "join(x)",
+    "tojson(indent=999999)",
+    "items",
+    "reverse",
+    "xmlattr",
+    "truncate(5)",
+    "striptags",
+    "format(x)",
+    "unique|list",
+)
+METHODS = (
+    "replace('a', {})",
+    "join({})",
+    "center({})",
+    "ljust({})",
+    "zfill({})",
+    "format({})",
+    "expandtabs({})",
+    "translate({{97: {}}})",
+    "split({})",
+    "format_map({})",
+    "count({})",
+    "encode().center({})",
+    "to_bytes({})",
+    "strip({})",
+    "get({})",
+    "items()",
+)
 expressions = st.recursive(
     atoms,
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["+", "*", "**", "%", "~", "-", "//", "in", "=="]), inner)
-        .map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
+        st.tuples(
+            inner, st.sampled_from(["+", "*", "**", "%", "~", "-", "//", "in", "=="]), inner
+        ).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
         st.tuples(inner, st.sampled_from(FILTERS)).map(lambda t: f"({t[0]}|{t[1]})"),
-        st.tuples(inner, st.sampled_from(METHODS), inner)
-        .map(lambda t: f"({t[0]}).{t[1].format(t[2])}"),
+        st.tuples(inner, st.sampled_from(METHODS), inner).map(
+            lambda t: f"({t[0]}).{t[1].format(t[2])}"
+        ),
         st.tuples(inner).map(lambda t: f"({t[0]})[:]"),
     ),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 @area(st.tuples(expressions, expressions, st.sampled_from([1, 60, 9999])), few=25)
@@ -276,9 +403,11 @@ def growing_template(given: tuple[str, str, int]) -> None:
     """Templates whose steps feed each other, with a history and without."""
     start, step, times = given
     step = re.sub(r"\bx\b", "ns.x", step)
-    source = (f"{{% set x = 'ab' %}}{{% set i = 2 %}}{{% set ns = namespace(x={start}) %}}"
-              f"{{% for i in range({times}) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
-              f"{{{{ ns.x }}}}{tiny.CHAT_TEMPLATE}")  # fmt: skip
+    source = (
+        f"{{% set x = 'ab' %}}{{% set i = 2 %}}{{% set ns = namespace(x={start}) %}}"
+        f"{{% for i in range({times}) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
+        f"{{{{ ns.x }}}}{tiny.CHAT_TEMPLATE}"
+    )
     with patch.object(templates, "SECONDS", 0.5), little_memory():
         made = Renderer(tiny.tokenizer(source))
         example = RowFormat("messages")(ROW)
@@ -289,14 +418,42 @@ def growing_template(given: tuple[str, str, int]) -> None:
 # --- config files of commands ---
 
 COMMANDS = (("show",), ("flag",), ("plot", "landscape"))
-own_keys = st.sampled_from([
-    "out", "data", "json", "fail_if", "folder", "config", "kind", "worst", "quantile", "export",
-    "example", "as_json", "context", "given",
-])  # fmt: skip
-own_values = anything | st.sampled_from([
-    True, False, "x>1", "examples>0", "f.csv", "f.png", 3, None, [1], "nowhere/f.png", "/dev/full",
-    "", "f.gif", "\x1b[2J",
-])  # fmt: skip
+own_keys = st.sampled_from(
+    [
+        "out",
+        "data",
+        "json",
+        "fail_if",
+        "folder",
+        "config",
+        "kind",
+        "worst",
+        "quantile",
+        "export",
+        "example",
+        "as_json",
+        "context",
+        "given",
+    ]
+)
+own_values = anything | st.sampled_from(
+    [
+        True,
+        False,
+        "x>1",
+        "examples>0",
+        "f.csv",
+        "f.png",
+        3,
+        None,
+        [1],
+        "nowhere/f.png",
+        "/dev/full",
+        "",
+        "f.gif",
+        "\x1b[2J",
+    ]
+)
 
 
 @area(st.tuples(st.sampled_from(COMMANDS), st.dictionaries(own_keys, own_values, max_size=3)))

@@ -137,9 +137,11 @@ def typed(name: str, kind: pa.DataType, value: Any) -> Callable[[pa.Table], pa.T
 
 def nested(levels: int) -> Poison:
     deep = '{"a":' * levels + "1" + "}" * levels
-    return lambda folder: void((folder / "manifest.json").write_text(
-        (folder / "manifest.json").read_text().rstrip()[:-1] + f', "more": {deep}}}'
-    ))  # fmt: skip
+    return lambda folder: void(
+        (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().rstrip()[:-1] + f', "more": {deep}}}'
+        )
+    )
 
 
 def bomb(folder: Path) -> None:
@@ -162,8 +164,9 @@ def unpacked(folder: Path) -> None:
     found = pq.read_table(path)
     long = pa.array(["x" * (500_000_000 // len(found))] * len(found), pa.string())
     at = found.schema.get_field_index("text")
-    pq.write_table(found.set_column(at, "text", long), path, compression="zstd",
-                   use_dictionary=False)  # fmt: skip
+    pq.write_table(
+        found.set_column(at, "text", long), path, compression="zstd", use_dictionary=False
+    )
     _mended(folder)
 
 
@@ -185,9 +188,20 @@ REFUSED: dict[str, tuple[Poison, str]] = {
     "bytes": (written("manifest.json", b"\xff\xfe\0"), "damaged"),
     "another version": (put(2, "schema_version"), "schema version 2"),
     "a version that is true": (put(True, "schema_version"), "schema_version"),
-    **{f"without {name}": (dropped(name), name)
-       for name in ("schema_version", "config", "model", "data", "chat_template", "columns",
-                    "parts", "counts", "special_tokens")},
+    **{
+        f"without {name}": (dropped(name), name)
+        for name in (
+            "schema_version",
+            "config",
+            "model",
+            "data",
+            "chat_template",
+            "columns",
+            "parts",
+            "counts",
+            "special_tokens",
+        )
+    },
     "without a model's name": (dropped("model", "name"), "model.name"),
     "without the vocabulary": (dropped("model", "vocab_size"), "vocab_size"),
     "a vocabulary of nothing": (put(0, "model", "vocab_size"), "vocab_size"),
@@ -241,30 +255,65 @@ REFUSED: dict[str, tuple[Poison, str]] = {
     "examples out of order, mended": (table(f"tokens/{FIRST}", column("example", 999)), "damaged"),
     "negative examples, mended": (table(f"tokens/{FIRST}", column("example", -1)), "damaged"),
     "a column of texts, mended": (
-        table(f"tokens/{FIRST}", typed("prob", pa.string(), "0.5")), "'prob' is string"),
+        table(f"tokens/{FIRST}", typed("prob", pa.string(), "0.5")),
+        "'prob' is string",
+    ),
     "a column of lists, mended": (
-        table(f"examples/{FIRST}", typed("text", pa.list_(pa.string()), ["x"])), "'text' is list"),
+        table(f"examples/{FIRST}", typed("text", pa.list_(pa.string()), ["x"])),
+        "'text' is list",
+    ),
     "a column less, mended": (
-        table(f"examples/{FIRST}", lambda t: t.drop_columns("text")), "no column 'text'"),
+        table(f"examples/{FIRST}", lambda t: t.drop_columns("text")),
+        "no column 'text'",
+    ),
     "twenty million rows, mended": (bomb, "claims"),
     "half a gigabyte, mended": (unpacked, "claims to unpack"),
-}  # fmt: skip
+}
 
 # What opening does not see. Every verb works, or says in one line why not.
 LATE: dict[str, Poison] = {
-    **{f"{name} is {value}, mended": table(f"tokens/{FIRST}", column(name, value))
-       for name, value in (("prob", float("nan")), ("prob", 7.0), ("prob", None),
-                           ("entropy", float("inf")), ("entropy", -3.0), ("entropy", 1e30),
-                           ("logprob", float("nan")), ("logprob", 5.0), ("rank", -1),
-                           ("position", -7), ("turn", 99), ("turn", -1), ("token_id", 2**31 - 1),
-                           ("token", None), ("token", "\x1b[2J"), ("grad_logits", float("nan")),
-                           ("char_start", 10**6), ("char_start", -5), ("char_end", -1),
-                           ("char_end", 2**31 - 1), ("char_end", None))},
-    **{f"examples' {name} is {value}, mended": table(f"examples/{FIRST}", column(name, value))
-       for name, value in (("text", ""), ("text", None), ("messages", "{"), ("messages", None),
-                           ("messages", "[" * 10_000), ("key", None), ("mean_nll", None),
-                           ("mean_nll", float("nan")), ("trained_tokens", 0), ("tokens", -1),
-                           ("trained_tokens", None))},
+    **{
+        f"{name} is {value}, mended": table(f"tokens/{FIRST}", column(name, value))
+        for name, value in (
+            ("prob", float("nan")),
+            ("prob", 7.0),
+            ("prob", None),
+            ("entropy", float("inf")),
+            ("entropy", -3.0),
+            ("entropy", 1e30),
+            ("logprob", float("nan")),
+            ("logprob", 5.0),
+            ("rank", -1),
+            ("position", -7),
+            ("turn", 99),
+            ("turn", -1),
+            ("token_id", 2**31 - 1),
+            ("token", None),
+            ("token", "\x1b[2J"),
+            ("grad_logits", float("nan")),
+            ("char_start", 10**6),
+            ("char_start", -5),
+            ("char_end", -1),
+            ("char_end", 2**31 - 1),
+            ("char_end", None),
+        )
+    },
+    **{
+        f"examples' {name} is {value}, mended": table(f"examples/{FIRST}", column(name, value))
+        for name, value in (
+            ("text", ""),
+            ("text", None),
+            ("messages", "{"),
+            ("messages", None),
+            ("messages", "[" * 10_000),
+            ("key", None),
+            ("mean_nll", None),
+            ("mean_nll", float("nan")),
+            ("trained_tokens", 0),
+            ("tokens", -1),
+            ("trained_tokens", None),
+        )
+    },
     "rule.json is none": written("rule.json", b"{"),
     "rule.json is a list": written("rule.json", b"[]"),
     "rule.json of NaN": written("rule.json", b'{"entropy_below": NaN}'),
@@ -281,9 +330,9 @@ LATE: dict[str, Poison] = {
     "conflicts cut": lambda f: os.truncate(f / "conflicts.parquet", 60),
     "conflicts are a pipe": piped("conflicts.parquet"),
     "conflicts of other columns": table(
-        "conflicts.parquet", lambda t: t.drop_columns("before"), False),
-    "conflicts of other types": table(
-        "conflicts.parquet", typed("prob", pa.string(), "x"), False),
+        "conflicts.parquet", lambda t: t.drop_columns("before"), False
+    ),
+    "conflicts of other types": table("conflicts.parquet", typed("prob", pa.string(), "x"), False),
     "fewer conflicts": table("conflicts.parquet", lambda t: t[:1], False),
     "conflicts of no example": table("conflicts.parquet", column("example", 10**9), False),
     "cache is a file": lambda f: written("cache", b"")(f),
@@ -292,7 +341,7 @@ LATE: dict[str, Poison] = {
     "gradients are none": written("gradients.parquet", b"PAR1"),
     "gradients are a pipe": lambda f: os.mkfifo(f / "gradients.parquet"),
     "aside is a link": lambda f: (f / ".conflicts.parquet.part").symlink_to(f.parent / "precious"),
-}  # fmt: skip
+}
 
 
 def _turned(content: bytes) -> bytes:

@@ -24,8 +24,14 @@ from eaft_probe.storage.atomic import written_aside
 def test_it_works_or_says_why_not(name: str) -> None:
     area, tally = AREAS[name], Tally()
 
-    @settings(max_examples=area.few, derandomize=True, deadline=None, database=None,
-              phases=[Phase.generate], suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=area.few,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(area.inputs)
     def run(found: object) -> None:
         judged(area.run, found, tally)
@@ -41,9 +47,16 @@ def test_it_works_or_says_why_not(name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["limit: !!int ''", "strict: !!bool x", "model: !!timestamp x", "- " * 2000, "[" * 3000,
-     "a: &a [*a]", "columns: \udcff"],
-)  # fmt: skip
+    [
+        "limit: !!int ''",
+        "strict: !!bool x",
+        "model: !!timestamp x",
+        "- " * 2000,
+        "[" * 3000,
+        "a: &a [*a]",
+        "columns: \udcff",
+    ],
+)
 def test_yaml_that_is_none(text: str, tmp_path: Path) -> None:
     """IndexError, KeyError, AttributeError and RecursionError out of the YAML reader."""
     (tmp_path / "c.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))

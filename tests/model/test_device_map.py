@@ -14,8 +14,7 @@ from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.objectives.forward import live_head
 
 IDS, PREFIX = tiny.token_ids(3, 13), tiny.token_ids(1, 5, seed=2)[0]
-BODY = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm",
-        "model.rotary_emb")  # fmt: skip
+BODY = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb")
 HERE = dict.fromkeys([*BODY, "lm_head"], "cpu")
 MAPS: dict[str, Any] = {
     "auto": "auto",

@@ -28,8 +28,14 @@ from eaft_probe.objectives.forward import gate
 from eaft_probe.objectives.gates import objective
 
 AT = 16  # tokens, the border
-LONG = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 4,
-        "long_factor": [4.0] * 4, "original_max_position_embeddings": AT}  # fmt: skip
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": AT,
+}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 ROPES: dict[str, dict[str, Any]] = {
     "longrope": {"rope_parameters": LONG},
@@ -72,9 +78,16 @@ def test_a_step_on_both_sides_of_the_border_trains_on_the_same_numbers(kind: str
         model, loss = gate(tiny.build(**ROPES[kind])), torch.zeros(())
         for r in rows:
             width = max(lengths[i] for i in r)
-            loss = loss + model(input_ids=ids[r, :width], attention_mask=mask[r, :width],
-                                trained=trained[r, :width], objective=objective("sft"),
-                                count=53.0)["loss"]  # fmt: skip
+            loss = (
+                loss
+                + model(
+                    input_ids=ids[r, :width],
+                    attention_mask=mask[r, :width],
+                    trained=trained[r, :width],
+                    objective=objective("sft"),
+                    count=53.0,
+                )["loss"]
+            )
         loss.backward()
         losses.append(float(loss.detach()))
         gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad)
@@ -129,16 +142,32 @@ def test_packed_lengths() -> None:
         ({}, 4096),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, 16384),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, 8192),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 40.0,
-                              "original_max_position_embeddings": 4096},
-          "max_position_embeddings": 163840}, 163840),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0,
-                              "original_max_position_embeddings": 32768},
-          "max_position_embeddings": 40960}, 131072),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 40.0,
+                    "original_max_position_embeddings": 4096,
+                },
+                "max_position_embeddings": 163840,
+            },
+            163840,
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                },
+                "max_position_embeddings": 40960,
+            },
+            131072,
+        ),
         ({"rope_parameters": LONG, "max_position_embeddings": 131072}, 131072),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, 4096),
     ],
-)  # fmt: skip
+)
 def test_the_longest_input_knows_the_ropes_factor(fields: dict[str, Any], longest: int) -> None:
     assert longest_input(config(**fields), SimpleNamespace(model_max_length=10**30)) == longest
     assert longest_input(config(**fields), SimpleNamespace(model_max_length=1000)) == 1000

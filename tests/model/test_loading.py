@@ -397,10 +397,13 @@ def test_context_length_is_the_configs(folder: Path, tmp_path: Path) -> None:
         ("config.json", {"model_type": ["x"]}, "TypeError"),
         ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers of config.json"),
         ("tokenizer_config.json", {"model_max_length": "x"}, "invalid literal for int"),
-        ("tokenizer.json", {"normalizer": {"type": "Replace", "pattern": {"Regex": "["},
-                                           "content": ""}}, "cannot load model"),
+        (
+            "tokenizer.json",
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "["}, "content": ""}},
+            "cannot load model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_whatever_a_folder_makes_the_loaders_raise_is_one_line(
     copy: Path, file: str, changed: dict[str, Any], said: str
 ) -> None:

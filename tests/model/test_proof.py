@@ -29,12 +29,18 @@ def bidirectional(**more: Any) -> Any:
 ENCODERS = {
     "gemma3": bidirectional(),
     "bert": transformers.BertConfig(
-        vocab_size=tiny.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.3,
+        vocab_size=tiny.VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.3,
     ),
-    "xlm": transformers.XLMConfig(vocab_size=tiny.VOCAB, emb_dim=32, n_layers=2, n_heads=4,
-                                  embed_init_std=0.3, init_std=0.3),
-}  # fmt: skip
+    "xlm": transformers.XLMConfig(
+        vocab_size=tiny.VOCAB, emb_dim=32, n_layers=2, n_heads=4, embed_init_std=0.3, init_std=0.3
+    ),
+}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -90,11 +96,23 @@ def logits_of(folder: Path, model: CausalLM) -> tuple[torch.Tensor, torch.Tensor
     return model.head.logits(model.hidden(IDS).flatten(0, 1)).view_as(wanted), wanted
 
 
-SIZES = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "intermediate_size": 48,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 1,
-         "eos_token_id": 2}  # fmt: skip
-MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
-         "mamba_chunk_size": 8}  # fmt: skip
+SIZES = {
+    "vocab_size": tiny.VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MAMBA = {
+    "mamba_d_ssm": 64,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
 FOUND = {
     "a transform between body and head": transformers.ModernBertDecoderConfig(**SIZES),
     "a body of no usual name": transformers.Llama4TextConfig(
@@ -104,10 +122,12 @@ FOUND = {
         **SIZES, **MAMBA, num_key_value_heads=2, lm_head_multiplier=0.5
     ),
     "a cap of another name": transformers.RecurrentGemmaConfig(
-        **SIZES | {"num_hidden_layers": 3}, num_key_value_heads=2, lru_width=32,
+        **SIZES | {"num_hidden_layers": 3},
+        num_key_value_heads=2,
+        lru_width=32,
         logits_soft_cap=3.0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", FOUND)

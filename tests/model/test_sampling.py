@@ -91,9 +91,15 @@ def test_every_prompt_gets_its_answers_in_any_batch(loaded: Loads, n: int, batch
 
 DRAWS = 4000
 FOREIGN = {
-    "do_sample": True, "top_k": 1, "temperature": 0.1, "repetition_penalty": 9.0, "typical_p": 0.2,
-    "min_p": 0.9, "suppress_tokens": list(range(100)), "no_repeat_ngram_size": 1,
-}  # fmt: skip
+    "do_sample": True,
+    "top_k": 1,
+    "temperature": 0.1,
+    "repetition_penalty": 9.0,
+    "typical_p": 0.2,
+    "min_p": 0.9,
+    "suppress_tokens": list(range(100)),
+    "no_repeat_ngram_size": 1,
+}
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.6)])

@@ -41,8 +41,9 @@ def columns(model: CausalLM, reference: CausalLM) -> dict[str, torch.Tensor]:
     """All statistics of some tokens behind a prefix."""
     labels = IDS[:, 1:].flatten()
     states = [m.hidden(IDS, PREFIX)[:, :-1].flatten(0, 1) for m in (model, reference)]
-    found = measure_states(model.head, states[0], labels, list(STATISTICS.values()),
-                           reference.head, states[1])  # fmt: skip
+    found = measure_states(
+        model.head, states[0], labels, list(STATISTICS.values()), reference.head, states[1]
+    )
     return found.columns
 
 
@@ -106,8 +107,9 @@ def test_two_ranks_give_the_numbers_of_one(name: str, ranks: Path) -> None:
     assert found.keys() == wanted.keys() == set(STATISTICS)
     for statistic, column in found.items():
         exact = column.dtype == torch.int32
-        torch.testing.assert_close(column, wanted[statistic], rtol=0 if exact else 1e-4,
-                                   atol=0 if exact else 1e-4)  # fmt: skip
+        torch.testing.assert_close(
+            column, wanted[statistic], rtol=0 if exact else 1e-4, atol=0 if exact else 1e-4
+        )
 
 
 def test_the_logprobs_are_the_models_own(ranks: Path) -> None:

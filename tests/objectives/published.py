@@ -195,9 +195,25 @@ def asft(t: Token, step: Step, direction: str = "forward") -> torch.Tensor:
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     f.__name__.replace("_", "-"): f
-    for f in (sft, eaft, masked_sft, dft, qlog, deft, cayley, talr, mile, focal, profit, stm, flow,
-              rho, sft_kl, asft)
-}  # fmt: skip
+    for f in (
+        sft,
+        eaft,
+        masked_sft,
+        dft,
+        qlog,
+        deft,
+        cayley,
+        talr,
+        mile,
+        focal,
+        profit,
+        stm,
+        flow,
+        rho,
+        sft_kl,
+        asft,
+    )
+}
 
 
 def loss_of(name: str, given: Given, step: Step, count: int) -> torch.Tensor:
@@ -270,11 +286,19 @@ def trainer_of(
     """Steps over all rows, `each` in a micro-batch; what is of a scan is of these rows."""
     steps = {"max_steps": 1} | {n: others.pop(n) for n in STEPS if n in others}
     arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=each,
-        gradient_accumulation_steps=ROWS // each, max_grad_norm=0, logging_steps=1, report_to=[],
-        use_cpu=True, disable_tqdm=True, save_strategy="no", remove_unused_columns=False,
-        train_sampling_strategy="sequential", **steps,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=each,
+        gradient_accumulation_steps=ROWS // each,
+        max_grad_norm=0,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        **steps,
+    )
     others = {"train_dataset": list(told()), "data_collator": collate} | others
     if chosen.of_scan:
         chosen = chosen.resolve(as_step(true_tokens()[1]))
@@ -313,8 +337,10 @@ class Problem:
     def __init__(self, head: str) -> None:
         bias, self.scale, self.softcap = HEADS[head]
         g = torch.Generator().manual_seed(0)
-        self.inputs = {"hidden": torch.randn(N, D, generator=g),
-                       "weight": torch.randn(V, D, generator=g)}  # fmt: skip
+        self.inputs = {
+            "hidden": torch.randn(N, D, generator=g),
+            "weight": torch.randn(V, D, generator=g),
+        }
         if bias:
             self.inputs["bias"] = torch.randn(V, generator=g)
         logprob = -2 * torch.rand(N, generator=g)
@@ -340,10 +366,15 @@ class Problem:
 
 def as_step(step: Step) -> WholeStep:
     """The written-out tokens as what `resolve` asks."""
-    tokens = {"prob": [t.p for t in step], "entropy": [t.entropy for t in step],
-              "logprob": [-t.surprise for t in step],
-              "reference_logprob": [t.reference_logprob for t in step]}  # fmt: skip
-    examples = {"mean_nll": by_example(step, lambda t: t.surprise),
-                "base_mean_nll": by_example(step, lambda t: t.base_mean_nll)}  # fmt: skip
+    tokens = {
+        "prob": [t.p for t in step],
+        "entropy": [t.entropy for t in step],
+        "logprob": [-t.surprise for t in step],
+        "reference_logprob": [t.reference_logprob for t in step],
+    }
+    examples = {
+        "mean_nll": by_example(step, lambda t: t.surprise),
+        "base_mean_nll": by_example(step, lambda t: t.base_mean_nll),
+    }
     made = ({n: torch.tensor(c).double() for n, c in cs.items()} for cs in (tokens, examples))
     return WholeStep(*(Whole(columns) for columns in made))

@@ -28,9 +28,15 @@ def rows() -> list[dict[str, torch.Tensor]]:
         trained[0], trained[-1] = False, i != 3
         trained = trained if i != 3 else trained & False
         base = -2 * torch.rand(len(ids))
-        made.append({"input_ids": ids, "trained": trained, "reference_logprob": base,
-                     "base_prob": base.exp(),
-                     "base_mean_nll": torch.full_like(base, 0.5 + 0.2 * i)})  # fmt: skip
+        made.append(
+            {
+                "input_ids": ids,
+                "trained": trained,
+                "reference_logprob": base,
+                "base_prob": base.exp(),
+                "base_mean_nll": torch.full_like(base, 0.5 + 0.2 * i),
+            }
+        )
     return made
 
 
@@ -64,16 +70,29 @@ def one_step(
         means = {"base_mean_nll": torch.stack([r["base_mean_nll"][0] for r in rows()])}
         chosen = chosen.resolve(BatchStep(Gathered({}), Gathered(means)))
     arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=each, max_steps=1, report_to=[],
+        output_dir=str(folder),
+        per_device_train_batch_size=each,
+        max_steps=1,
+        report_to=[],
         gradient_accumulation_steps=steps_of or ROWS // each,
-        max_grad_norm=0, use_cpu=True, save_strategy="no",
-        train_sampling_strategy="sequential", remove_unused_columns=False, disable_tqdm=True,
-        logging_strategy="no", **options,
-    )  # fmt: skip
+        max_grad_norm=0,
+        use_cpu=True,
+        save_strategy="no",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        logging_strategy="no",
+        **options,
+    )
     GatedTrainer(
-        gate(model or build()), arguments, train_dataset=rows(), data_collator=collate,
-        callbacks=[keep], objective=chosen, reference=reference,
-    ).train()  # fmt: skip
+        gate(model or build()),
+        arguments,
+        train_dataset=rows(),
+        data_collator=collate,
+        callbacks=[keep],
+        objective=chosen,
+        reference=reference,
+    ).train()
     return keep.gradients
 
 

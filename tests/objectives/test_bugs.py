@@ -167,9 +167,17 @@ def test_bfloat16_autocast_leaves_distributions_in_float32(name: str) -> None:
     made = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            made.append(gated_loss(Head(problem.inputs["weight"], None), problem.inputs["hidden"],
-                                   torch.tensor(problem.labels), chosen, 37, problem.base,
-                                   reference))  # fmt: skip
+            made.append(
+                gated_loss(
+                    Head(problem.inputs["weight"], None),
+                    problem.inputs["hidden"],
+                    torch.tensor(problem.labels),
+                    chosen,
+                    37,
+                    problem.base,
+                    reference,
+                )
+            )
     torch.testing.assert_close(made[0].loss, made[1].loss, rtol=1e-6, atol=1e-6)
     for column, values in made[0].columns.columns.items():
         torch.testing.assert_close(made[1].columns[column], values, rtol=1e-6, atol=1e-6)
@@ -261,8 +269,14 @@ def test_a_label_that_nothing_predicts_is_not_counted() -> None:
 
 def packed() -> list[dict[str, torch.Tensor]]:
     """The rows one behind another, as a collator without padding makes them."""
-    own = [{"input_ids": r["input_ids"], "position_ids": torch.arange(len(r["input_ids"])),
-            "labels": r["input_ids"].masked_fill(~r["trained"], -100)} for r in told()]  # fmt: skip
+    own = [
+        {
+            "input_ids": r["input_ids"],
+            "position_ids": torch.arange(len(r["input_ids"])),
+            "labels": r["input_ids"].masked_fill(~r["trained"], -100),
+        }
+        for r in told()
+    ]
     thirds = own[:3], own[3:6], own[6:]
     return [{n: torch.cat([r[n] for r in third]) for n in own[0]} for third in thirds]
 

@@ -28,20 +28,39 @@ from eaft_probe.objectives.gates import (
 Given = dict[str, Any]
 FIELDS: list[tuple[str, Given]] = [
     *((name, {}) for name in OBJECTIVES),
-    ("eaft", {"alpha": 0.5}), ("eaft", {"alpha": 3}), ("eaft", {"k": 5}), ("eaft", {"k": 50}),
-    ("eaft", {"gate": "sigmoid"}), ("eaft", {"gate": "mask"}), ("eaft", {"entropy": "full"}),
+    ("eaft", {"alpha": 0.5}),
+    ("eaft", {"alpha": 3}),
+    ("eaft", {"k": 5}),
+    ("eaft", {"k": 50}),
+    ("eaft", {"gate": "sigmoid"}),
+    ("eaft", {"gate": "mask"}),
+    ("eaft", {"entropy": "full"}),
     ("eaft", {"gate": "sigmoid", "sharpness": 8, "center": 0.4, "entropy": "full", "k": 10}),
-    ("eaft", {"compat": "llamafactory", "alpha": 2}), ("eaft", {"compat": "llamafactory"}),
-    ("eaft", {"compat": "axolotl", "k": 10}), ("eaft", {"compat": "axolotl", "alpha": 0.5}),
-    ("masked-sft", {"entropy_below": 1.5, "prob_below": 0.03}), ("mile", {"gamma": 2}),
+    ("eaft", {"compat": "llamafactory", "alpha": 2}),
+    ("eaft", {"compat": "llamafactory"}),
+    ("eaft", {"compat": "axolotl", "k": 10}),
+    ("eaft", {"compat": "axolotl", "alpha": 0.5}),
+    ("masked-sft", {"entropy_below": 1.5, "prob_below": 0.03}),
+    ("mile", {"gamma": 2}),
     ("masked-sft", {"conflicts": "scan"}),
-    ("mile", {"gamma": 0.5}), ("qlog", {"q": 1}), ("qlog", {"q": 0.05}), ("cayley", {"floor": 0}),
-    ("cayley", {"floor": 1}), ("talr", {"tau": 3, "floor": 0}), ("talr", {"tau": "0.5"}),
-    ("talr", {"floor": 0.2}), ("focal", {"gamma": 2}), ("focal", {"gamma": 0.5}),
-    ("profit", {"threshold": 0.6}), ("stm", {"threshold": 0.02}), ("flow", {"normalize": "mean1"}),
-    ("rho", {"keep": 0.25}), ("rho", {"keep": 1}), ("sft-kl", {"beta": 2}),
+    ("mile", {"gamma": 0.5}),
+    ("qlog", {"q": 1}),
+    ("qlog", {"q": 0.05}),
+    ("cayley", {"floor": 0}),
+    ("cayley", {"floor": 1}),
+    ("talr", {"tau": 3, "floor": 0}),
+    ("talr", {"tau": "0.5"}),
+    ("talr", {"floor": 0.2}),
+    ("focal", {"gamma": 2}),
+    ("focal", {"gamma": 0.5}),
+    ("profit", {"threshold": 0.6}),
+    ("stm", {"threshold": 0.02}),
+    ("flow", {"normalize": "mean1"}),
+    ("rho", {"keep": 0.25}),
+    ("rho", {"keep": 1}),
+    ("sft-kl", {"beta": 2}),
     ("asft", {"beta": 1, "direction": "reverse"}),
-]  # fmt: skip
+]
 KINDS: dict[str, Callable[[Any], Any]] = {"numpy": lambda c: c, "torch": torch.from_numpy}
 
 
@@ -50,9 +69,14 @@ def tokens(count: int = 503) -> dict[str, NDArray[Any]]:
     """Every column there is, of real distributions; the last rows are the ends of the range."""
     frame = scans_made.measured(scans_made.places(count))
     base = scans_made.measured(frame, 2, follow=False)
-    for column, ends in {"prob": (1, math.exp(-80)), "logprob": (0, -80), "entropy": (0, 12),
-                         "concentration": (1, 1e-6), "entropy_top20": (0, math.log(20)),
-                         "entropy_top5": (0, math.log(5))}.items():  # fmt: skip
+    for column, ends in {
+        "prob": (1, math.exp(-80)),
+        "logprob": (0, -80),
+        "entropy": (0, 12),
+        "concentration": (1, 1e-6),
+        "entropy_top20": (0, math.log(20)),
+        "entropy_top5": (0, math.log(5)),
+    }.items():
         frame.loc[frame.index[-2:], column] = np.float32(ends[:count])
     frame["base_prob"], frame["reference_logprob"] = base["prob"], base["logprob"]
     means = (-base["logprob"].astype(np.float64)).groupby(base["example"]).mean()

@@ -23,9 +23,14 @@ NEAR = 1e-4
 def losses(name: str, folder: Path) -> list[float]:
     """Of ten steps over all rows in two padded micro-batches, as the log has them."""
     trainer = trainer_of(
-        folder, sure(), objective(name), max_steps=STEPS, learning_rate=1e-3, adam_epsilon=1e-3,
+        folder,
+        sure(),
+        objective(name),
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        adam_epsilon=1e-3,
         lr_scheduler_type="constant",
-    )  # fmt: skip
+    )
     trainer.train()
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 

@@ -15,13 +15,26 @@ from eaft_probe.errors import BadInput
 from eaft_probe.objectives.packing import document_starts
 
 BASE = tiny.LLAMA | {"vocab_size": 100}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
-         "mamba_chunk_size": 8}  # fmt: skip
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
 MIXED = {"layer_types": ["mamba", "attention"]}
-DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
-         "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
-         "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-         "shared_expert_intermediate_size": 24}  # fmt: skip
+DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
 SSM = {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8}
 
 # Models whose recurrence must be told where a document begins. (config class, fields)
@@ -29,20 +42,38 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2": ("Mamba2Config", BASE | SSM),
     "bamba": ("BambaConfig", BASE | MAMBA | {"attn_layer_indices": [1]}),
     "falcon_h1": ("FalconH1Config", BASE | MAMBA | {"mamba_d_ssm": 64}),
-    "nemotron_h": ("NemotronHConfig", BASE | {
-        "head_dim": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8,
-        "n_groups": 1, "chunk_size": 8, "layers_block_type": ["mamba", "attention"]}),
+    "nemotron_h": (
+        "NemotronHConfig",
+        BASE
+        | {
+            "head_dim": 8,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "layers_block_type": ["mamba", "attention"],
+        },
+    ),
     "qwen3_next": ("Qwen3NextConfig", BASE | DELTA),
-    "granitemoehybrid": ("GraniteMoeHybridConfig", BASE | MAMBA | MIXED | {
-        "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24}),
-}  # fmt: skip
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        BASE
+        | MAMBA
+        | MIXED
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
+    ),
+}
 # Models that take what tells documents apart, and ignore it.
 DEAF: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("MambaConfig", BASE | {"state_size": 8}),
-    "jamba": ("JambaConfig", BASE | {"attn_layer_period": 2, "attn_layer_offset": 1,
-                                     "num_experts": 2, "mamba_dt_rank": 4}),
+    "jamba": (
+        "JambaConfig",
+        BASE
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_dt_rank": 4},
+    ),
     "bloom": ("BloomConfig", {"vocab_size": 100, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
-}  # fmt: skip
+}
 APART = {n: tiny.ARCHITECTURES[n] for n in ("llama", "gemma2", "qwen3-moe")}
 DOCUMENTS = [torch.arange(5, 5 + n) * 7 % 90 + 3 for n in (9, 12, 4)]
 
@@ -68,10 +99,15 @@ def packed() -> dict[str, Any]:
     places = torch.cat([torch.arange(len(d)) for d in DOCUMENTS])[None]
     ids = torch.cat(DOCUMENTS)[None]
     return {
-        "input_ids": ids, "labels": torch.where(places == 0, -100, ids), "position_ids": places,
+        "input_ids": ids,
+        "labels": torch.where(places == 0, -100, ids),
+        "position_ids": places,
         "seq_idx": torch.arange(len(lengths)).repeat_interleave(lengths)[None].int(),
-        "cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 12, "max_length_k": 12,
-    }  # fmt: skip
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": 12,
+        "max_length_k": 12,
+    }
 
 
 def alone(model: Any) -> dict[str, torch.Tensor]:
@@ -153,8 +189,9 @@ def tell_apart(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             made = [rule(q, k, v, g=g, beta=b, **named)[0] for q, k, v, g, b in parts]
             return torch.cat(made, 1), None
 
-        monkeypatch.setattr(module, "torch_chunk_gated_delta_rule",
-                            one_or_more(rule_each, rule, "cu_seqlens"))  # fmt: skip
+        monkeypatch.setattr(
+            module, "torch_chunk_gated_delta_rule", one_or_more(rule_each, rule, "cu_seqlens")
+        )
 
 
 def one_or_more(several: Any, one: Any, told: str) -> Any:
@@ -183,8 +220,12 @@ def test_positions_of_rows_that_are_not_packed_are_no_borders(tmp_path) -> None:
     """Padded at the left, as generation has them: the row begins behind its padding."""
     ids = torch.cat([torch.zeros(3), DOCUMENTS[0]]).long()[None]
     mask = (torch.arange(12) > 2).long()[None]
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask > 0, ids, -100),
-             "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}  # fmt: skip
+    batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": torch.where(mask > 0, ids, -100),
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
     batch["labels"][0, 3] = -100
     mamba = build(*DEAF["mamba"])
     assert together(mamba, batch, tmp_path)
@@ -216,14 +257,26 @@ def test_trl_s_packing_equals_its_rows_alone(tmp_path, model_folder: str) -> Non
 
     def first_step(name: str) -> Any:
         model = build(*({**APART, **HYBRIDS}[name]))
-        data = Dataset.from_list([{"input_ids": d.tolist(), "labels": d.tolist()}
-                                  for d in DOCUMENTS])  # fmt: skip
+        data = Dataset.from_list(
+            [{"input_ids": d.tolist(), "labels": d.tolist()} for d in DOCUMENTS]
+        )
         arguments = trl.SFTConfig(
-            output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False, packing=True,
-            max_length=32, per_device_train_batch_size=1, gradient_checkpointing=False,
-        )  # fmt: skip
-        mine = Packing(model, arguments, train_dataset=data, objective="sft",
-                       processing_class=AutoTokenizer.from_pretrained(model_folder))  # fmt: skip
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            report_to=[],
+            bf16=False,
+            packing=True,
+            max_length=32,
+            per_device_train_batch_size=1,
+            gradient_checkpointing=False,
+        )
+        mine = Packing(
+            model,
+            arguments,
+            train_dataset=data,
+            objective="sft",
+            processing_class=AutoTokenizer.from_pretrained(model_folder),
+        )
         batch = next(iter(mine.get_train_dataloader()))
         assert batch["input_ids"].shape == (1, 25)
         return together(model, batch, tmp_path)

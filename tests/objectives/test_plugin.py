@@ -14,29 +14,50 @@ from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.objectives.gates import OBJECTIVES, objective
 from eaft_probe.objectives.scan_columns import OF_BASE
 
-LIVE = [n for n, k in OBJECTIVES.items()
-        if not (k.of_step or k.of_scan or k().anchor or {*k().reads} & {*OF_BASE})]  # fmt: skip
+LIVE = [
+    n
+    for n, k in OBJECTIVES.items()
+    if not (k.of_step or k.of_scan or k().anchor or {*k().reads} & {*OF_BASE})
+]
 
 
 def labelled(items):
     """A batch as collators of others make it: labels with −100."""
     batch = collate(items)
     labels = torch.where(batch["trained"], batch["input_ids"], -100)
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"],
-            "labels": labels}  # fmt: skip
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "labels": labels,
+    }
 
 
 def plain_step(folder, loss, each: int, kind=Trainer, **options):
     """The gradients of a step by a Trainer that knows nothing of this package."""
     keep = Keep()
     arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=each, max_steps=1, report_to=[],
-        gradient_accumulation_steps=ROWS // each, max_grad_norm=0, use_cpu=True,
-        save_strategy="no", train_sampling_strategy="sequential", remove_unused_columns=False,
-        disable_tqdm=True, logging_strategy="no",
-    )  # fmt: skip
-    kind(build(), arguments, train_dataset=rows(), data_collator=labelled, callbacks=[keep],
-         **({"compute_loss_func": loss} if loss else {}), **options).train()  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=each,
+        max_steps=1,
+        report_to=[],
+        gradient_accumulation_steps=ROWS // each,
+        max_grad_norm=0,
+        use_cpu=True,
+        save_strategy="no",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    kind(
+        build(),
+        arguments,
+        train_dataset=rows(),
+        data_collator=labelled,
+        callbacks=[keep],
+        **({"compute_loss_func": loss} if loss else {}),
+        **options,
+    ).train()
     return keep.gradients
 
 
@@ -120,8 +141,11 @@ def test_the_mixin_takes_no_labels_of_other_positions(tmp_path) -> None:
     class Mine(GatedLossMixin, Trainer):
         pass
 
-    trainer = Mine(build(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
-                   objective=objective("eaft"))  # fmt: skip
+    trainer = Mine(
+        build(),
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        objective=objective("eaft"),
+    )
     batch = labelled(rows()[4:6])
     with pytest.raises(BadInput, match="input_ids of their own positions"):
         trainer.compute_loss(
@@ -138,12 +162,26 @@ def test_an_evaluation_is_the_plain_nll_and_counts_for_nothing(name: str, tmp_pa
 
     data, batch = rows()[4:6], labelled(rows()[4:6])
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=2, eval_strategy="steps", eval_steps=1,
-        logging_steps=2, report_to=[], remove_unused_columns=False, disable_tqdm=True,
-        save_strategy="no", learning_rate=1e-9,
-    )  # fmt: skip
-    trainer = Mine(build(), arguments, train_dataset=data, eval_dataset=data,
-                   data_collator=labelled, objective=name)  # fmt: skip
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        logging_steps=2,
+        report_to=[],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        learning_rate=1e-9,
+    )
+    trainer = Mine(
+        build(),
+        arguments,
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=labelled,
+        objective=name,
+    )
     nll = build()(**batch).loss.item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(nll, rel=1e-4)
     trainer.train()
@@ -160,11 +198,18 @@ def test_the_mixin_keeps_what_an_objective_reads(tmp_path) -> None:
         return labelled(items) | {"base_prob": collate(items)["base_prob"]}
 
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to=[], disable_tqdm=True,
-        remove_unused_columns=False, save_strategy="no", logging_steps=1,
-    )  # fmt: skip
-    trainer = Mine(build(), arguments, train_dataset=rows(), data_collator=with_base,
-                   objective="stm")  # fmt: skip
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        max_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_steps=1,
+    )
+    trainer = Mine(
+        build(), arguments, train_dataset=rows(), data_collator=with_base, objective="stm"
+    )
     trainer.train()
     assert any("gate_mean" in r for r in trainer.state.log_history)
     with pytest.raises(BadInput, match="must see its scan first"):
@@ -177,8 +222,11 @@ def test_packed_rows_are_kept_apart(tmp_path) -> None:
     class Mine(GatedLossMixin, Trainer):
         pass
 
-    trainer = Mine(build(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
-                   objective=objective("eaft"))  # fmt: skip
+    trainer = Mine(
+        build(),
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        objective=objective("eaft"),
+    )
     trainer.model.train()
     pair = rows()[4:6]
     apart = labelled(pair)
@@ -213,10 +261,17 @@ def test_the_logged_loss_has_the_router_s_part(tmp_path) -> None:
         pass
 
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=1, logging_steps=1, report_to=[],
-        per_device_train_batch_size=ROWS, remove_unused_columns=False, disable_tqdm=True,
-        save_strategy="no", train_sampling_strategy="sequential",
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        max_steps=1,
+        logging_steps=1,
+        report_to=[],
+        per_device_train_batch_size=ROWS,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        train_sampling_strategy="sequential",
+    )
     model = tiny.build("qwen3-moe", output_router_logits=True, router_aux_loss_coef=0.3)
     trained = model(**labelled(rows())).loss.item()
     plain = tiny.build("qwen3-moe")(**labelled(rows())).loss.item()
@@ -231,11 +286,22 @@ def test_the_logged_loss_has_the_router_s_part(tmp_path) -> None:
 def test_label_smoothing_beside_the_loss_is_refused(tmp_path) -> None:
     """The Trainer leaves it out where it has a loss function, and says nothing."""
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to=[], disable_tqdm=True,
-        label_smoothing_factor=0.1, remove_unused_columns=False, save_strategy="no",
-    )  # fmt: skip
-    trainer = Trainer(build(), arguments, train_dataset=rows(), data_collator=labelled,
-                      compute_loss_func=GatedLoss("sft"))  # fmt: skip
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        max_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        label_smoothing_factor=0.1,
+        remove_unused_columns=False,
+        save_strategy="no",
+    )
+    trainer = Trainer(
+        build(),
+        arguments,
+        train_dataset=rows(),
+        data_collator=labelled,
+        compute_loss_func=GatedLoss("sft"),
+    )
     with pytest.raises(BadInput, match="leave label_smoothing_factor out"):
         trainer.train()
 
@@ -260,11 +326,13 @@ def test_a_column_that_the_objective_reads_is_kept_by_default(tmp_path) -> None:
     class Mine(GatedLossMixin, Trainer):
         pass
 
-    data = Dataset.from_dict({n: [[1, 2]] for n in ("input_ids", "labels", "position_ids",
-                                                    "base_prob", "comment")})  # fmt: skip
+    data = Dataset.from_dict(
+        {n: [[1, 2]] for n in ("input_ids", "labels", "position_ids", "base_prob", "comment")}
+    )
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    trainer = Mine(build(), arguments, train_dataset=data, objective="stm",
-                   data_collator=lambda items: items)  # fmt: skip
+    trainer = Mine(
+        build(), arguments, train_dataset=data, objective="stm", data_collator=lambda items: items
+    )
     (kept,) = next(iter(trainer.get_train_dataloader()))
     assert kept.keys() == {"input_ids", "labels", "position_ids", "base_prob"}
 
@@ -278,19 +346,31 @@ def test_trl_s_own_loss_and_router_s_weight(tmp_path, model_folder: str) -> None
         pass
 
     def made(model, **options):
-        arguments = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False,
-                                  gradient_checkpointing=False, **options)  # fmt: skip
+        arguments = trl.SFTConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            report_to=[],
+            bf16=False,
+            gradient_checkpointing=False,
+            **options,
+        )
         data = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
-        return Mine(model, arguments, train_dataset=data, objective="sft",
-                    processing_class=AutoTokenizer.from_pretrained(model_folder))  # fmt: skip
+        return Mine(
+            model,
+            arguments,
+            train_dataset=data,
+            objective="sft",
+            processing_class=AutoTokenizer.from_pretrained(model_folder),
+        )
 
     with pytest.raises(BadInput, match="loss_type='dft' would replace the gated loss"):
         made(build(), loss_type="dft")
     batch = labelled(rows())
     losses = {}
     for coefficient in (0.0, 0.1, 0.2):
-        trainer = made(tiny.build("qwen3-moe", router_aux_loss_coef=0.5),
-                       router_aux_loss_coef=coefficient)  # fmt: skip
+        trainer = made(
+            tiny.build("qwen3-moe", router_aux_loss_coef=0.5), router_aux_loss_coef=coefficient
+        )
         trainer.model.train()
         count = int((batch["labels"][:, 1:] != -100).sum())
         losses[coefficient] = trainer.compute_loss(trainer.model, batch, False, count).item()
@@ -306,19 +386,37 @@ def test_before_trl_s_trainer(tmp_path, model_folder: str) -> None:
     class Mine(GatedLossMixin, trl.SFTTrainer):
         pass
 
-    data = Dataset.from_list([
-        {"messages": [{"role": "user", "content": f"say {i}"},
-                      {"role": "assistant", "content": "the fox " * (1 + i % 5)}]}
-        for i in range(8)
-    ])  # fmt: skip
+    data = Dataset.from_list(
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": f"say {i}"},
+                    {"role": "assistant", "content": "the fox " * (1 + i % 5)},
+                ]
+            }
+            for i in range(8)
+        ]
+    )
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path), max_steps=3, logging_steps=1, use_cpu=True, report_to=[],
-        disable_tqdm=True, bf16=False, eval_strategy="steps", eval_steps=3,
+        output_dir=str(tmp_path),
+        max_steps=3,
+        logging_steps=1,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        bf16=False,
+        eval_strategy="steps",
+        eval_steps=3,
         gradient_checkpointing=False,
-    )  # fmt: skip
-    trainer = Mine(build(), arguments, train_dataset=data, eval_dataset=data,
-                   processing_class=AutoTokenizer.from_pretrained(model_folder),
-                   objective=objective("eaft"))  # fmt: skip
+    )
+    trainer = Mine(
+        build(),
+        arguments,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model_folder),
+        objective=objective("eaft"),
+    )
     trainer.train()
     lines = [r for r in trainer.state.log_history if "gate_mean" in r]
     assert len(lines) == 3

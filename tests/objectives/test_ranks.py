@@ -67,8 +67,9 @@ def two_steps(folder: Path, name: str, model, **options) -> Gradients:
     """The gradients of the second: weights that are not gathered anew after the first would show.
     One of the eight rows has no trained token: with two ranks, a micro-batch of the second's."""
     for _ in range(2):
-        gradients = one_step(folder, objective(name), model=model, optim="sgd", learning_rate=0.1,
-                             **options)  # fmt: skip
+        gradients = one_step(
+            folder, objective(name), model=model, optim="sgd", learning_rate=0.1, **options
+        )
     return gradients
 
 
@@ -86,8 +87,9 @@ def on_a_rank(folder: str) -> None:
     options = {"each": 1, "steps_of": 4, "ddp_backend": "gloo"}
     for case in CASES:
         model = build(case.architecture) if case.spread == "ddp" else sharded(case)
-        made = two_steps(out, case.objective, model, gradient_checkpointing=case.checkpointing,
-                         **options)  # fmt: skip
+        made = two_steps(
+            out, case.objective, model, gradient_checkpointing=case.checkpointing, **options
+        )
         whole = {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in made.items()}
         if rank == 0:
             torch.save({n.removeprefix("module."): g for n, g in whole.items()}, out / f"{case}.pt")

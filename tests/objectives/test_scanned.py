@@ -109,8 +109,7 @@ def test_an_empty_part_is_joined_too(
     tmp_path: Path, own: pandas.DataFrame, based: pandas.DataFrame
 ) -> None:
     own, based = (t[t["example"] == 0] for t in (own, based))
-    scan, base = (scans_made.write(tmp_path / n, t, parts=3)
-                  for n, t in (("a", own), ("b", based)))  # fmt: skip
+    scan, base = (scans_made.write(tmp_path / n, t, parts=3) for n, t in (("a", own), ("b", based)))
     np.testing.assert_array_equal(read(scan, ["base_prob"], base)["base_prob"], based["prob"])
 
 
@@ -138,9 +137,12 @@ def _cut(tokens: pandas.DataFrame) -> pandas.DataFrame:
 @pytest.mark.parametrize("change", [_shifted, _relabelled, _renumbered, _cut])
 @pytest.mark.parametrize("name", ["stm", "flow", "rho"])
 def test_a_base_of_other_tokens_is_refused(
-    scan: Scan, based: pandas.DataFrame, tmp_path: Path, name: str,
+    scan: Scan,
+    based: pandas.DataFrame,
+    tmp_path: Path,
+    name: str,
     change: Callable[[pandas.DataFrame], pandas.DataFrame],
-) -> None:  # fmt: skip
+) -> None:
     base = scans_made.write(tmp_path / "base", change(based))
     with pytest.raises(ScanError, match="no scan of the same tokens"):
         read(scan, list(objective(name).reads), base)

@@ -62,11 +62,23 @@ def test_lora_trains_and_a_lora_on_the_head_is_refused(tmp_path) -> None:
         {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     )
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=8, max_steps=1, report_to=[],
-        use_cpu=True, save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
-    )  # fmt: skip
-    GatedTrainer(adapted, arguments, train_dataset=rows(), data_collator=collate,
-                 callbacks=[keep], objective=objective("eaft")).train()  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        max_steps=1,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    GatedTrainer(
+        adapted,
+        arguments,
+        train_dataset=rows(),
+        data_collator=collate,
+        callbacks=[keep],
+        objective=objective("eaft"),
+    ).train()
     assert keep.gradients
     assert all("lora" in n for n in keep.gradients)
     assert any(g.abs().max() > 0 for g in keep.gradients.values())

@@ -41,12 +41,17 @@ NEAR = 1e-5
 
 CASES: list[tuple[str, Given]] = [
     *((name, ()) for name in OBJECTIVES),
-    ("eaft", (("alpha", 2),)), ("eaft", (("gate", "sigmoid"),)), ("eaft", (("gate", "mask"),)),
-    ("eaft", (("entropy", "full"),)), ("flow", (("normalize", "mean1"),)),
-    ("eaft", (("compat", "llamafactory"),)), ("eaft", (("compat", "axolotl"),)),
+    ("eaft", (("alpha", 2),)),
+    ("eaft", (("gate", "sigmoid"),)),
+    ("eaft", (("gate", "mask"),)),
+    ("eaft", (("entropy", "full"),)),
+    ("flow", (("normalize", "mean1"),)),
+    ("eaft", (("compat", "llamafactory"),)),
+    ("eaft", (("compat", "axolotl"),)),
     ("masked-sft", (("conflicts", "scan"),)),
-    ("sft-kl", (("direction", "reverse"),)), ("asft", (("direction", "reverse"),)),
-]  # fmt: skip
+    ("sft-kl", (("direction", "reverse"),)),
+    ("asft", (("direction", "reverse"),)),
+]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

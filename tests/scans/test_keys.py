@@ -66,8 +66,10 @@ def test_a_manifest_says_it_too(pair: tuple[Scan, Scan], tokens: Frame, tmp_path
     each, rows = pair
     older = scans_made.write(tmp_path / "older", tokens, turns=None)
     assert [s.token_key for s in (each, rows, older)] == [
-        ("example", "turn", "position"), ("example", "position"), ("example", "position"),
-    ]  # fmt: skip
+        ("example", "turn", "position"),
+        ("example", "position"),
+        ("example", "position"),
+    ]
     assert each.renderings == rows.renderings > each.manifest["counts"]["examples"]
     assert "turn" not in older.examples()
     assert rows.examples()["turn"].isna().all()
@@ -108,13 +110,18 @@ def test_two_scans_join_by_turn(tokens: Frame, tmp_path: Path, layout: tuple[int
     other = tokens[random.random(len(tokens)) < 0.8].assign(logprob=np.float32(-1))
     a = scans_made.write(tmp_path / "a", mine, layout[0], group=layout[1], turns="each")
     b = scans_made.write(tmp_path / "b", other, layout[2], group=layout[3], turns="each")
-    found = [Frame({**left, "other": right["logprob"]})
-             for left, right in aligned(a, b, ["logprob"], ["logprob"])]  # fmt: skip
+    found = [
+        Frame({**left, "other": right["logprob"]})
+        for left, right in aligned(a, b, ["logprob"], ["logprob"])
+    ]
     wanted = mine.merge(other, on=list(a.token_key), suffixes=("", "_b"))
     got = pandas.concat(found, ignore_index=True)
-    assert_frame_equal(got[[*a.token_key, "logprob", "other"]].astype(float),
-                       wanted[[*a.token_key, "logprob", "logprob_b"]]
-                       .rename(columns={"logprob_b": "other"}).astype(float))  # fmt: skip
+    assert_frame_equal(
+        got[[*a.token_key, "logprob", "other"]].astype(float),
+        wanted[[*a.token_key, "logprob", "logprob_b"]]
+        .rename(columns={"logprob_b": "other"})
+        .astype(float),
+    )
 
 
 def test_rows_beyond_the_reach_of_one_number_join(tokens: Frame, tmp_path: Path) -> None:
@@ -192,5 +199,6 @@ def test_a_sample_has_places_of_each_turn(pair: tuple[Scan, Scan], tokens: Frame
     found = drawn(pair[0], len(tokens), 0, ["logprob"])
     frame = Frame({n: found[n] for n in (*pair[0].token_key, "logprob")})
     wanted = tokens[[*pair[0].token_key, "logprob"]]
-    assert_frame_equal(frame.sort_values(list(pair[0].token_key), ignore_index=True), wanted,
-                       check_dtype=False)  # fmt: skip
+    assert_frame_equal(
+        frame.sort_values(list(pair[0].token_key), ignore_index=True), wanted, check_dtype=False
+    )

@@ -112,8 +112,10 @@ def test_a_file_is_not_replaced_since_nobody_said_that_it_is_there(
     assert store.get("a", 10) == b"1"
 
 
-@pytest.mark.parametrize(("scheme", "moves"), [("s3", False), ("memory", False), ("ftp", True),
-                                                ("webhdfs", True), ("hdfs", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scheme", "moves"),
+    [("s3", False), ("memory", False), ("ftp", True), ("webhdfs", True), ("hdfs", True)],
+)
 def test_which_stores_move(scheme: str, moves: bool) -> None:
     """Told from the classes of the installed fsspec; none of them is connected."""
     try:

@@ -12,10 +12,14 @@ from safetensors.torch import load_file
 def write_rows(path: Path, count: int, words: int) -> None:
     """Rows of unequal length, and one that is malformed."""
     rows = [
-        {"messages": [{"role": "user", "content": f"say {i}"},
-                      {"role": "assistant", "content": "the fox jumps " * (1 + i % words)}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"say {i}"},
+                {"role": "assistant", "content": "the fox jumps " * (1 + i % words)},
+            ]
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
     path.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
 
 

@@ -25,9 +25,15 @@ from eaft_probe.verbs.train import train as verb
 from eaft_probe.verbs.train.log_callback import RunLog
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SETTINGS = {"objective": "talr", "max_steps": 8, "per_device_train_batch_size": 2,
-            "logging_steps": 2, "save_steps": 3, "learning_rate": 1e-3,
-            "device": "cpu"}  # fmt: skip
+SETTINGS = {
+    "objective": "talr",
+    "max_steps": 8,
+    "per_device_train_batch_size": 2,
+    "logging_steps": 2,
+    "save_steps": 3,
+    "learning_rate": 1e-3,
+    "device": "cpu",
+}
 KILLED_IN = 5  # the step, behind the checkpoint of step 3
 
 
@@ -37,14 +43,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Path:
     folder = tmp_path_factory.mktemp("accelerate")
     write_rows(folder / "rows.jsonl", 21, words=5)
     (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"model": model_folder}))
-    eaft_probe.train(str(folder / "rows.jsonl"), folder / "one", model=model_folder,
-                     gradient_accumulation_steps=2, **SETTINGS)  # fmt: skip
+    eaft_probe.train(
+        str(folder / "rows.jsonl"),
+        folder / "one",
+        model=model_folder,
+        gradient_accumulation_steps=2,
+        **SETTINGS,
+    )
     return folder
 
 
 def train(folder: Path, config: str, **more: str) -> tuple[int, str, str]:
-    given = ["train", str(folder / "rows.jsonl"), "--config", str(folder / "settings.yaml"),
-             "--out", str(folder / config), "--resume"]  # fmt: skip
+    given = [
+        "train",
+        str(folder / "rows.jsonl"),
+        "--config",
+        str(folder / "settings.yaml"),
+        "--out",
+        str(folder / config),
+        "--resume",
+    ]
     return ran(torchrun, on_a_rank, given, **environment(config), **more)
 
 

@@ -17,8 +17,12 @@ from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.train import scan_features
 from eaft_probe.verbs.train.dataset import Rows
 
-STEPS = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4,
-         "learning_rate": 1e-3}  # fmt: skip
+STEPS = {
+    "max_steps": 2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+}
 STM = {"threshold": 0.005}  # a random model of 200 tokens gives none 0.4
 
 
@@ -26,10 +30,14 @@ STM = {"threshold": 0.005}  # a random model of 200 tokens gives none 0.4
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows = [
-        {"messages": [{"role": "user", "content": f"say {i}"},
-                      {"role": "assistant", "content": "the fox jumps " * (1 + i % 4)}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"say {i}"},
+                {"role": "assistant", "content": "the fox jumps " * (1 + i % 4)},
+            ]
+        }
         for i in range(11)
-    ]  # fmt: skip
+    ]
     rows.insert(3, {"messages": []})
     path.write_text("\n".join(json.dumps(r) for r in rows))
     return str(path)
@@ -45,8 +53,9 @@ def scanned(data: str, model_folder: str, tmp_path_factory: pytest.TempPathFacto
 
 def read(data: str, model_folder: str, scanned: Scan, tmp_path: Path, made) -> Rows:
     settings = ScanSettings(model=model_folder)
-    return Rows.read(open_data(data, settings), settings, load_model(model_folder), made,
-                     str(tmp_path / "cache"))  # fmt: skip
+    return Rows.read(
+        open_data(data, settings), settings, load_model(model_folder), made, str(tmp_path / "cache")
+    )
 
 
 def test_every_trained_token_has_its_own_columns(data, model_folder, scanned, tmp_path) -> None:
@@ -96,9 +105,15 @@ def test_an_example_may_span_row_groups(data, model_folder, scanned, tmp_path, m
 def test_the_first_step_has_the_scan_s_gates(
     objective, gate, data, model_folder, scanned, tmp_path
 ) -> None:
-    run = train(data, tmp_path / "r", model=model_folder, objective=objective,
-                mask=str(scanned.path), set=STM if objective == "stm" else {},
-                **STEPS | {"per_device_train_batch_size": 11})  # fmt: skip
+    run = train(
+        data,
+        tmp_path / "r",
+        model=model_folder,
+        objective=objective,
+        mask=str(scanned.path),
+        set=STM if objective == "stm" else {},
+        **STEPS | {"per_device_train_batch_size": 11},
+    )
     tokens = scanned.tokens()
     nll = -tokens["logprob"].astype(np.float64)
     tokens["of_example"] = nll.groupby(tokens["example"]).transform("mean")
@@ -123,8 +138,14 @@ def test_groups_of_a_base_scan_are_those_of_a_pass(data, model_folder, scanned, 
 
 
 def test_a_base_scan_serves_what_the_objective_reads(data, model_folder, scanned, tmp_path) -> None:
-    run = train(data, tmp_path / "r", model=model_folder, objective="stm",
-                base_scan=str(scanned.path), **STEPS)  # fmt: skip
+    run = train(
+        data,
+        tmp_path / "r",
+        model=model_folder,
+        objective="stm",
+        base_scan=str(scanned.path),
+        **STEPS,
+    )
     assert run.last["objective"] == "stm"
 
 
@@ -140,8 +161,15 @@ def test_a_scan_with_other_settings_is_refused(
     settings, message, data, model_folder, scanned, tmp_path
 ) -> None:
     with pytest.raises(BadInput, match=message):
-        train(data, tmp_path / "r", model=model_folder, objective="stm", mask=str(scanned.path),
-              **STEPS, **settings)  # fmt: skip
+        train(
+            data,
+            tmp_path / "r",
+            model=model_folder,
+            objective="stm",
+            mask=str(scanned.path),
+            **STEPS,
+            **settings,
+        )
     assert not (tmp_path / "r").exists()
 
 
@@ -149,17 +177,36 @@ def test_a_scan_of_other_data_is_refused(data, model_folder, scanned, tmp_path) 
     other = tmp_path / "other.jsonl"
     other.write_text(Path(data).read_text().replace("fox", "dog"))
     with pytest.raises(BadInput, match="made from another data"):
-        train(str(other), tmp_path / "r", model=model_folder, objective="stm",
-              mask=str(scanned.path), **STEPS)  # fmt: skip
+        train(
+            str(other),
+            tmp_path / "r",
+            model=model_folder,
+            objective="stm",
+            mask=str(scanned.path),
+            **STEPS,
+        )
 
 
 def test_a_scan_of_too_few_rows_is_refused(data, model_folder, tmp_path) -> None:
     scan(data, tmp_path / "s", model=model_folder, limit=6)
     with pytest.raises(BadInput, match="holds no row 6 "):
-        train(data, tmp_path / "r", model=model_folder, objective="stm",
-              mask=str(tmp_path / "s"), **STEPS)  # fmt: skip
-    run = train(data, tmp_path / "r", model=model_folder, objective="stm", limit=4,
-                mask=str(tmp_path / "s"), **STEPS)  # fmt: skip
+        train(
+            data,
+            tmp_path / "r",
+            model=model_folder,
+            objective="stm",
+            mask=str(tmp_path / "s"),
+            **STEPS,
+        )
+    run = train(
+        data,
+        tmp_path / "r",
+        model=model_folder,
+        objective="stm",
+        limit=4,
+        mask=str(tmp_path / "s"),
+        **STEPS,
+    )
     assert run.last["step"] == 2
 
 
@@ -222,8 +269,9 @@ def test_a_base_scan_under_another_model_is_refused(data, model_folder, scanned,
     loaded.tokenizer.save_pretrained(other)
     with pytest.raises(BadInput, match="was made under"):
         train(data, tmp_path / "r", model=str(other), base_scan=str(scanned.path), **STEPS)
-    run = train(data, tmp_path / "r", model=str(other), objective="rho", mask=str(scanned.path),
-                **STEPS)  # fmt: skip
+    run = train(
+        data, tmp_path / "r", model=str(other), objective="rho", mask=str(scanned.path), **STEPS
+    )
     assert run.last["gate_mean"] < 1
 
 

@@ -134,8 +134,13 @@ def test_a_file_that_is_only_beside_the_unit_ends_a_scan(tmp_path: Path, model_f
     for name in "ab":
         (folder / f"{name}.jsonl").write_text(lines(name, 9))
     with pytest.raises(ProbeError, match=r"a\.jsonl changed"):
-        scan(folder, tmp_path / "scan", model=model_folder, rows_per_unit=3,
-             progress=Changing(folder / "a.jsonl", grow, at=10))  # fmt: skip
+        scan(
+            folder,
+            tmp_path / "scan",
+            model=model_folder,
+            rows_per_unit=3,
+            progress=Changing(folder / "a.jsonl", grow, at=10),
+        )
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -174,5 +179,6 @@ def test_a_data_set_on_disk_that_changes_ends_a_scan(tmp_path: Path, model_folde
     (file,) = (tmp_path / "set").glob("*.arrow")
     told = Changing(file, lambda path: os.utime(path, (1, 1)))
     with pytest.raises(ProbeError, match=r"\.arrow changed"):
-        scan(tmp_path / "set", tmp_path / "scan", model=model_folder, rows_per_unit=3,
-             progress=told)  # fmt: skip
+        scan(
+            tmp_path / "set", tmp_path / "scan", model=model_folder, rows_per_unit=3, progress=told
+        )

@@ -116,8 +116,11 @@ def expected(rows: list[tuple[Any, Any]], delta: float) -> dict[str, float]:
             found["unchanged"] += 1
     for name in COUNTS[1:]:
         found[f"{name}_share"] = found[name] / len(rows)
-    for name, value in (("nll", lambda r: -float(r.logprob)), ("prob", lambda r: float(r.prob)),
-                        ("entropy", lambda r: float(r.entropy))):  # fmt: skip
+    for name, value in (
+        ("nll", lambda r: -float(r.logprob)),
+        ("prob", lambda r: float(r.prob)),
+        ("entropy", lambda r: float(r.entropy)),
+    ):
         before = math.fsum(value(mine) for mine, _ in rows) / len(rows)
         after = math.fsum(value(other) for _, other in rows) / len(rows)
         found[f"mean_{name}_a"], found[f"mean_{name}_b"] = before, after
@@ -149,8 +152,11 @@ def test_conflicts_are_resolved_remain_or_are_new(
 ) -> None:
     totals = compare(*pair).totals
     kinds = [(conflict(mine), conflict(other)) for mine, other in both(tokens, tuned)]
-    for name, kind in (("resolved", (True, False)), ("remaining", (True, True)),
-                       ("new", (False, True))):  # fmt: skip
+    for name, kind in (
+        ("resolved", (True, False)),
+        ("remaining", (True, True)),
+        ("new", (False, True)),
+    ):
         assert totals[f"conflicts_{name}"] == kinds.count(kind) > 0
     assert totals["conflicts_a"] == sum(a for a, _ in kinds)
     assert totals["conflicts_b"] == sum(b for _, b in kinds)
@@ -352,8 +358,11 @@ def test_a_scan_without_a_token_is_refused(
 
 def quantities(rows: list[Any]) -> dict[str, float]:
     """Shares and means of some tokens, one by one."""
-    found = {f"{name}_share": sum(map(inside, rows)) / len(rows)
-             for name, inside in MEMBERS.items() if name != "all"}  # fmt: skip
+    found = {
+        f"{name}_share": sum(map(inside, rows)) / len(rows)
+        for name, inside in MEMBERS.items()
+        if name != "all"
+    }
     found["mean_nll"] = math.fsum(-float(r.logprob) for r in rows) / len(rows)
     found["mean_entropy"] = math.fsum(float(r.entropy) for r in rows) / len(rows)
     return found
@@ -364,8 +373,9 @@ def test_quantities_equal_a_loop(
     tokens: Frame, theirs: Frame, tmp_path: Path, layout: tuple[Any, ...]
 ) -> None:
     a = scans_made.write(tmp_path / "a", tokens, parts=layout[0], group=layout[1], rule=RULE)
-    b = scans_made.write(tmp_path / "b", theirs, parts=layout[2], group=layout[3], rule=RULE,
-                         source="x")  # fmt: skip
+    b = scans_made.write(
+        tmp_path / "b", theirs, parts=layout[2], group=layout[3], rule=RULE, source="x"
+    )
     found = compare(a, b)
     table = found.table.set_index("quantity")
     mine, other = (quantities(list(t.itertuples())) for t in (tokens, theirs))
@@ -390,8 +400,10 @@ def resampled(tokens: Frame, stream: int) -> list[dict[str, float]]:
     found = []
     for _ in range(2000):
         times = draw.multinomial(len(sums), [1 / len(sums)] * len(sums))
-        added = [math.fsum(t * s[i] for t, s in zip(times, sums, strict=True) if t)
-                 for i in range(len(names) + 1)]  # fmt: skip
+        added = [
+            math.fsum(t * s[i] for t, s in zip(times, sums, strict=True) if t)
+            for i in range(len(names) + 1)
+        ]
         found.append({n: added[i] / added[0] for i, n in enumerate(names, 1)})
     return found
 
@@ -430,8 +442,9 @@ def test_intervals_are_as_wide_as_the_spread_over_examples_says(
 ) -> None:
     """By the linearised variance of a ratio of sums, with many examples."""
     made = [scans_made.measured(scans_made.places(6000, s, trained=8), s + 1) for s in (0, 5)]
-    pair = [scans_made.write(tmp_path / str(i), t, rule=RULE, source=str(i))
-            for i, t in enumerate(made)]  # fmt: skip
+    pair = [
+        scans_made.write(tmp_path / str(i), t, rule=RULE, source=str(i)) for i, t in enumerate(made)
+    ]
     row = compare(*pair).table.set_index("quantity").loc["mean_nll"]
     variance = 0.0
     for frame in made:
@@ -470,8 +483,9 @@ def test_many_examples_are_resampled_in_bunches(
     np.testing.assert_allclose(widths[1], widths[0], rtol=0.5)
 
 
-def test_bunches_hold_every_example_once(others: tuple[Scan, Scan], tokens: Frame,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_bunches_hold_every_example_once(
+    others: tuple[Scan, Scan], tokens: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def values(columns: Any) -> Any:
         return np.stack([np.ones(len(columns["prob"])), columns["example"].astype(float)])
 
@@ -488,8 +502,10 @@ def test_too_few_examples_have_no_interval(
     others: tuple[Scan, Scan], theirs: Frame, tmp_path: Path
 ) -> None:
     few = theirs[theirs["example"].isin(theirs["example"].unique()[:9])]
-    for pair in ((others[0], scans_made.write(tmp_path / "b", few, source="few")),
-                 (scans_made.write(tmp_path / "a", few, source="few"), others[0])):  # fmt: skip
+    for pair in (
+        (others[0], scans_made.write(tmp_path / "b", few, source="few")),
+        (scans_made.write(tmp_path / "a", few, source="few"), others[0]),
+    ):
         found = compare(*pair)
         assert found.table.filter(like="_low").isna().all(axis=None)
         assert np.isfinite(found.table[["a", "b", "difference"]]).all(axis=None)
@@ -541,15 +557,20 @@ def test_json_and_gates(
     assert found == json.loads(json.dumps(made.summary()))
     assert found["learned"] == made.totals["learned"]
     share = made.table.set_index("group").loc["agreeing", "forgotten_share"]
-    for gate, status in (("forgotten>0", 3), ("forgotten<0", 0),
-                         (f"groups.agreeing.forgotten_share>{share - 1e-9:.12f}", 3),
-                         (f"groups.agreeing.forgotten_share>{share + 1e-9:.12f}", 0),
-                         ("forgoten>1", 2), ("groups.agreeing>1", 2)):  # fmt: skip
+    for gate, status in (
+        ("forgotten>0", 3),
+        ("forgotten<0", 0),
+        (f"groups.agreeing.forgotten_share>{share - 1e-9:.12f}", 3),
+        (f"groups.agreeing.forgotten_share>{share + 1e-9:.12f}", 0),
+        ("forgoten>1", 2),
+        ("groups.agreeing>1", 2),
+    ):
         assert _run(["compare", *folders, "--delta", "0.3", "--fail-if", gate]) == status, gate
     assert "groups.conflict.tokens and the like" in capsys.readouterr().err
     folders = [str(s.path) for s in others]
-    assert _run(["compare", *folders, "--json", "--fail-if",
-                 "quantities.conflict_share.ratio>0"]) == 3  # fmt: skip
+    assert (
+        _run(["compare", *folders, "--json", "--fail-if", "quantities.conflict_share.ratio>0"]) == 3
+    )
     assert _strict(capsys.readouterr().out)["by"] == "distributions"
 
 
@@ -589,8 +610,9 @@ def test_a_config_and_the_command_line(
     folders = [str(s.path) for s in pair]
     (tmp_path / "c.yaml").write_text("delta: 3\n")
     for more, delta in (([], 3), (["--delta", "1"], 1)):
-        assert _run(["compare", *folders, "--config", str(tmp_path / "c.yaml"), "--json",
-                     *more]) == 0  # fmt: skip
+        assert (
+            _run(["compare", *folders, "--config", str(tmp_path / "c.yaml"), "--json", *more]) == 0
+        )
         assert json.loads(capsys.readouterr().out)["delta"] == delta
     (tmp_path / "c.yaml").write_text("dleta: 3\n")
     assert _run(["compare", *folders, "--config", str(tmp_path / "c.yaml")]) == 2
@@ -625,8 +647,9 @@ def test_a_comparison_is_frozen(pair: tuple[Scan, Scan]) -> None:
 def test_real_scans_under_two_models(
     model_folder: str, stories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"question": f"What of {i}?", "answer": f"The fox says {i} and no more."}
-            for i in range(12)]  # fmt: skip
+    rows = [
+        {"question": f"What of {i}?", "answer": f"The fox says {i} and no more."} for i in range(12)
+    ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     tuned = tmp_path / "tuned"
@@ -635,8 +658,9 @@ def test_real_scans_under_two_models(
     tokenizer.model_max_length = 1024
     tokenizer.save_pretrained(tuned)
     a = scan(file, tmp_path / "a", model=model_folder)
-    b = scan(file, tmp_path / "b", model=str(tuned), limit=7, rows_per_unit=3,
-             reference=model_folder)  # fmt: skip
+    b = scan(
+        file, tmp_path / "b", model=str(tuned), limit=7, rows_per_unit=3, reference=model_folder
+    )
     found = compare(a, b)
     mine, other = (s.tokens(["example", "position", "token_id", "logprob"]) for s in (a, b))
     joined = mine.merge(other, on=["example", "position", "token_id"])

@@ -125,8 +125,9 @@ def test_without_a_rate_some_rows_are_scored_to_find_one(
 
 
 def test_a_reference_needs_more_disk(model_folder: str) -> None:
-    plain, both = (estimate(ROWS, model=model_folder, reference=r, **RATE)
-                   for r in (None, model_folder))  # fmt: skip
+    plain, both = (
+        estimate(ROWS, model=model_folder, reference=r, **RATE) for r in (None, model_folder)
+    )
     assert both.disk_bytes.value > plain.disk_bytes.value
 
 
@@ -141,9 +142,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_command_prints_words_or_json(
-    data: str, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    data: str,
+    model_folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     given = ["scan", data, "--model", model_folder, "--dry-run", "--out", str(tmp_path / "s")]
     more = ["--estimate-rows", "30", "--tokens-per-second", "9", "--price-per-hour", "2"]
@@ -177,9 +181,13 @@ def test_the_command_prints_words_or_json(
     ids=str,
 )
 def test_what_cannot_be_is_one_line(
-    data: str, model_folder: str, given: list[str], said: str, tmp_path: Path,
+    data: str,
+    model_folder: str,
+    given: list[str],
+    said: str,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     model = [] if "--model" in given else ["--model", model_folder]
     assert _run(["scan", data, *model, *given, "--out", str(tmp_path / "s")]) == 2
     error = [text for text in capsys.readouterr().err.splitlines() if not text.startswith(NOTES)]

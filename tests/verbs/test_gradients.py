@@ -26,10 +26,14 @@ from eaft_probe.verbs.gradients import gradients as verb
 from eaft_probe.verbs.gradients.gradients import gradients
 
 CHATS = [
-    {"messages": [{"role": "user", "content": f"say {i}"},
-                  {"role": "assistant", "content": " ".join(["the fox", "jumps"][: 1 + i % 2])}]}
+    {
+        "messages": [
+            {"role": "user", "content": f"say {i}"},
+            {"role": "assistant", "content": " ".join(["the fox", "jumps"][: 1 + i % 2])},
+        ]
+    }
     for i in range(14)
-]  # fmt: skip
+]
 TEXTS = [{"text": "the quick brown fox jumps over the lazy dog " * (1 + 3 * i)} for i in range(3)]
 KEYS = ["example", "position"]
 
@@ -170,8 +174,10 @@ def test_sure_tokens_keep_their_digits(model: str, tmp_path: Path) -> None:
         ids.append(int(logits[0, -1].argmax()))
     from eaft_probe.model.loading import load_model
 
-    found = [token_gradients.WholeModel(load_model(str(tmp_path / "m")))(ids[: i + 1])
-             for i in range(len(ids) - 8, len(ids))]  # fmt: skip
+    found = [
+        token_gradients.WholeModel(load_model(str(tmp_path / "m")))(ids[: i + 1])
+        for i in range(len(ids) - 8, len(ids))
+    ]
     for i, (norm, nll) in zip(range(len(ids) - 8, len(ids)), found, strict=True):
         logprob = sure.model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)
         taken = torch.autograd.grad(-logprob[ids[i]], list(sure.model.parameters()))
@@ -199,8 +205,18 @@ def test_an_adapter_is_merged(model: str, tmp_path: Path) -> None:
 def test_the_file_holds_the_scan_s_columns(fresh: Scan) -> None:
     found = gradients(fresh.path, sample=40)
     file = pq.read_table(fresh.path / "gradients.parquet")
-    names = ["example", "turn", "position", "cell", "stands_for", "grad_full", "grad_logits",
-             "grad_head", "prob", "entropy"]  # fmt: skip
+    names = [
+        "example",
+        "turn",
+        "position",
+        "cell",
+        "stands_for",
+        "grad_full",
+        "grad_logits",
+        "grad_head",
+        "prob",
+        "entropy",
+    ]
     assert file.column_names == names
     assert all(f.metadata[b"meaning"] for f in file.schema)
     both = found.table.merge(fresh.tokens(), on=KEYS, suffixes=("", "_own"))
@@ -362,8 +378,10 @@ def test_weights_that_only_look_the_same_are_found_out(
 def test_rows_that_do_not_come_back_are_left_out_and_counted(model: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = [tokenizer("the lazy dog does not mind")["input_ids"],
-           random.integers(5, tiny.VOCAB, 30).tolist()]  # fmt: skip
+    ids = [
+        tokenizer("the lazy dog does not mind")["input_ids"],
+        random.integers(5, tiny.VOCAB, 30).tolist(),
+    ]
     rows = [{"input_ids": i, "labels": i} for i in ids]
     scan(rows, tmp_path / "s", model=model)
     notes = Notes()
@@ -408,7 +426,10 @@ def test_the_command_prints_its_numbers(fresh: Scan, capsys: pytest.CaptureFixtu
     assert said["sampled"] == 40
     assert said["tokens_in_cells"] <= said["tokens"]
     assert {r["measure"] for r in said["agreement"]} == {
-        "rank_correlation", "conflict_rank_correlation", "conflict_share"}  # fmt: skip
+        "rank_correlation",
+        "conflict_rank_correlation",
+        "conflict_share",
+    }
     assert _run(["gradients", folder, "--sample", "40"]) == 0
     shown = capsys.readouterr().out
     assert "exact gradient norms of 40 of" in shown

@@ -48,8 +48,10 @@ def line(number: int) -> str:
     messages = []
     for turn in range(1 + number % 2):
         said = [WORDS[(number * 5 + i * i + turn) % len(WORDS)] for i in range(4 + number % 9)]
-        messages += [{"role": "user", "content": WORDS[number % 17]},
-                     {"role": "assistant", "content": " ".join(said)}]  # fmt: skip
+        messages += [
+            {"role": "user", "content": WORDS[number % 17]},
+            {"role": "assistant", "content": " ".join(said)},
+        ]
     many = f"value {number}"
     more = {"many": many, "none": None, "rank": number % 3}  # names that queries have, too
     return json.dumps({"messages": messages, "tag": "ab"[number % 2], **more})
@@ -207,8 +209,10 @@ def test_the_report_says_what_it_is_of(whole: Scan, kept: Scan, tmp_path: Path) 
     assert mine["headline"] == theirs["headline"]
     for name in ("counts", "conflicts"):
         assert mine["landscape"][name] == theirs["landscape"][name]
-    strip = [[{k: v for k, v in row.items() if k != "places"} for row in page["pairs"]["rows"]]
-             for page in (mine, theirs)]  # fmt: skip
+    strip = [
+        [{k: v for k, v in row.items() if k != "places"} for row in page["pairs"]["rows"]]
+        for page in (mine, theirs)
+    ]
     assert strip[0] == strip[1]
     assert mine["groups"] == theirs["groups"]
     assert any(f"--keep-tokens {kept.keep_tokens}" in said for said in mine["notices"])
@@ -285,9 +289,11 @@ def test_nothing_kept(folder: Path, model_folder: str, whole: Scan, tmp_path: Pa
     for kind in ("landscape", "stability", "positions", "tokens", "gates", "gradients"):
         assert len(plots.PLOTS[kind](none).data) > 0
     for refused in (
-        lambda: plots.landscape(none, style="scatter"), lambda: plots.topk(none),
-        lambda: report(none, tmp_path / "r.html"), lambda: compare(none, whole),
-    ):  # fmt: skip
+        lambda: plots.landscape(none, style="scatter"),
+        lambda: plots.topk(none),
+        lambda: report(none, tmp_path / "r.html"),
+        lambda: compare(none, whole),
+    ):
         with pytest.raises(BadInput, match="kept no token"):
             refused()
 
@@ -321,9 +327,13 @@ def files(scan: Scan) -> dict[str, str]:
 
 @pytest.mark.parametrize("at", ["a unit", "the end"])
 def test_an_interrupted_scan_goes_on(
-    at: str, folder: Path, model_folder: str, kept: Scan, tmp_path: Path,
+    at: str,
+    folder: Path,
+    model_folder: str,
+    kept: Scan,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     score, scored = Scorer.score, list[int]()
 
     def stopping(self: Scorer, unit: Any, rows: Any) -> None:
@@ -361,10 +371,14 @@ def test_two_workers_write_the_same(
 def test_merged_as_if_scanned_at_once(
     folder: Path, model_folder: str, whole: Scan, kept: Scan, tmp_path: Path
 ) -> None:
-    halves = [scanned(folder / f"data/{n}.jsonl", tmp_path / n, model_folder, kept.keep_tokens)
-              for n in "ab"]  # fmt: skip
-    full = [scanned(folder / f"data/{n}.jsonl", tmp_path / f"full-{n}", model_folder, "all")
-            for n in "ab"]  # fmt: skip
+    halves = [
+        scanned(folder / f"data/{n}.jsonl", tmp_path / n, model_folder, kept.keep_tokens)
+        for n in "ab"
+    ]
+    full = [
+        scanned(folder / f"data/{n}.jsonl", tmp_path / f"full-{n}", model_folder, "all")
+        for n in "ab"
+    ]
     mine = summarize(merge(halves, tmp_path / "merged"))
     theirs = summarize(merge(full, tmp_path / "full"))
     for name in ("mean_nll", "mean_entropy"):
@@ -384,8 +398,16 @@ def test_merged_samples_of_rows_are_numbered_alike(
     """The last row that was drawn may have no token left."""
     made = {}
     for keep in ("all", "sample:0.02"):
-        halves = [scanned(folder / f"data/{n}.jsonl", tmp_path / f"{keep[:3]}-{n}", model_folder,
-                          keep, sample=7) for n in "ab"]  # fmt: skip
+        halves = [
+            scanned(
+                folder / f"data/{n}.jsonl",
+                tmp_path / f"{keep[:3]}-{n}",
+                model_folder,
+                keep,
+                sample=7,
+            )
+            for n in "ab"
+        ]
         made[keep] = merge(halves, tmp_path / keep[:3])
     mine, theirs = (made[k].tokens() for k in ("sample:0.02", "all"))
     place = ["example", "position", "token_id"]
@@ -463,20 +485,31 @@ def some_totals(seed: int, **columns: Any) -> pa.Table:
     words = [" a", " b", " a", " c", " a", " d", " e", " b", " f", " g", " h"]
     frame = scans_made.measured(scans_made.places(300, seed), seed, follow=False)
     frame = scans_made.with_text(frame, words).assign(**columns)
-    examples = pa.table({
-        "example": frame["example"].unique(),
-        "messages": [json.dumps([{"role": "assistant"}] * 6)] * frame["example"].nunique(),
-        "tag": [f"t{seed % 3}"] * frame["example"].nunique(),
-    })  # fmt: skip
+    examples = pa.table(
+        {
+            "example": frame["example"].unique(),
+            "messages": [json.dumps([{"role": "assistant"}] * 6)] * frame["example"].nunique(),
+            "tag": [f"t{seed % 3}"] * frame["example"].nunique(),
+        }
+    )
     tokens = pa.Table.from_pandas(frame, preserve_index=False)
     return totals_module.unit_totals(tokens, examples, ["tag"], ConflictRule(), set())
 
 
 @pytest.mark.parametrize(
     ("prob", "octave"),
-    [(1, 0), (2**-8, 0), (0.99 * 2**-8, 1), (2**-9, 1), (0.99 * 2**-9, 2), (2**-70, 62),
-     (0.99 * 2**-70, 63), (2**-140, 63), (0, 63)],
-)  # fmt: skip
+    [
+        (1, 0),
+        (2**-8, 0),
+        (0.99 * 2**-8, 1),
+        (2**-9, 1),
+        (0.99 * 2**-9, 2),
+        (2**-70, 62),
+        (0.99 * 2**-70, 63),
+        (2**-140, 63),
+        (0, 63),
+    ],
+)
 def test_rare_tokens_are_parted_by_octaves(prob: float, octave: int) -> None:
     found = sums_of(some_totals(0, prob=np.float32(prob)))["cell"][0]
     assert {int(key) // (totals_module.SIDES * CELLS) for key in found} == {octave}
@@ -543,8 +576,12 @@ def test_a_scan_folds_as_it_goes(
             scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
     waiting = sorted(f.name for f in (tmp_path / "s" / "units" / "totals").iterdir())
     # Units 6 and 7 were not yet there when the next one was read, ahead of them.
-    assert waiting == ["part-00006.parquet", "part-00007.parquet", "sum-1-00002.parquet",
-                       "sum-2-00000.parquet"]  # fmt: skip
+    assert waiting == [
+        "part-00006.parquet",
+        "part-00007.parquet",
+        "sum-1-00002.parquet",
+        "sum-2-00000.parquet",
+    ]
     again = scanned(folder / "data", tmp_path / "s", model_folder, kept.keep_tokens)
     straight = scanned(folder / "data", tmp_path / "t", model_folder, kept.keep_tokens)
     assert files(again) == files(straight)
@@ -584,8 +621,10 @@ def test_the_sketch_of_quantiles_adds_up() -> None:
 
 def test_a_dry_run_knows_what_is_kept(folder: Path, model_folder: str) -> None:
     given = {"model": model_folder, "tokens_per_second": 9}
-    made = {k: estimate(str(folder / "data"), keep_tokens=k, **given)
-            for k in ("all", "flagged", "sample:0.1")}  # fmt: skip
+    made = {
+        k: estimate(str(folder / "data"), keep_tokens=k, **given)
+        for k in ("all", "flagged", "sample:0.1")
+    }
     disk = {k: e.disk_bytes.value for k, e in made.items()}
     assert disk["sample:0.1"] < 0.7 * disk["all"] == 0.7 * disk["flagged"]
     assert "as if every token were flagged" in str(made["flagged"])

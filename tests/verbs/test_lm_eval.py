@@ -68,8 +68,12 @@ def train(rows: list[dict[str, Any]], model: str, out: Path, *flags: str) -> str
 
 
 def conversation(question: str, answer: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question},
-                         {"role": "assistant", "content": answer}]}  # fmt: skip
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
 
 
 def command_of_readme(folder: Path) -> dict[str, Any]:
@@ -77,8 +81,13 @@ def command_of_readme(folder: Path) -> dict[str, Any]:
     joined = README.replace("\\\n", "")
     (line,) = re.findall(r"^lm_eval (.*choices\.yaml.*)$", joined, re.MULTILINE)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    ran = subprocess.run([sys.executable, "-m", "lm_eval", *shlex.split(line)], cwd=folder,
-                         env=os.environ | offline, capture_output=True, text=True)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *shlex.split(line)],
+        cwd=folder,
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     (results,) = folder.rglob("results_*.json")
     (samples,) = folder.rglob("samples_choices_*.jsonl")
@@ -127,8 +136,10 @@ def all_by_hand(model: Any, tokenizer: Any, chat: bool = False) -> list[np.ndarr
         text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         return str(text).removesuffix("\n")
 
-    return [np.array([by_hand(model, tokenizer, context(question), "\n" + a) for a in answers])
-            for question, answers, _ in ASKED]  # fmt: skip
+    return [
+        np.array([by_hand(model, tokenizer, context(question), "\n" + a) for a in answers])
+        for question, answers, _ in ASKED
+    ]
 
 
 def accuracy(found: list[np.ndarray]) -> float:
@@ -178,8 +189,9 @@ def test_the_perplexity_of_a_run(run: str, tmp_path: Path) -> None:
     """The harness puts a <s> before a text, and this tokenizer another unless told not to."""
     rows = [{"text": text} for text in STORIES]
     write(tmp_path / "stories.jsonl", rows)
-    harness = evaluate(PERPLEXITY, tmp_path / "stories.jsonl",
-                       f"pretrained={run},add_bos_token=False")  # fmt: skip
+    harness = evaluate(
+        PERPLEXITY, tmp_path / "stories.jsonl", f"pretrained={run},add_bos_token=False"
+    )
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     expected = [np.array([by_hand(model, tokenizer, "", text)]) for text in STORIES]
     agree(of_answers(harness, "perplexity"), expected)
@@ -212,8 +224,9 @@ def test_the_template_of_a_run_is_applied(
     model_folder: str, choices: dict[str, Any], tmp_path: Path
 ) -> None:
     run = train([conversation(*pair) for pair in TRAINED], model_folder, tmp_path / "run")
-    harness = evaluate(choices, tmp_path / "choices.jsonl", f"pretrained={run}",
-                       apply_chat_template=True)  # fmt: skip
+    harness = evaluate(
+        choices, tmp_path / "choices.jsonl", f"pretrained={run}", apply_chat_template=True
+    )
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     found, expected = of_answers(harness), all_by_hand(model, tokenizer, chat=True)
     agree(found, expected)

@@ -47,8 +47,15 @@ def line(number: int) -> str:
     if number % 9 == 4:
         return "{not json"
     answer = " ".join(WORDS[(number * 5 + i * i) % len(WORDS)] for i in range(3 + number % 7))
-    return json.dumps({"id": f"row-{number}", "question": WORDS[number % 17], "answer": answer,
-                       "tag": "ab"[number % 2], "source": f"s{number % 3}"})  # fmt: skip
+    return json.dumps(
+        {
+            "id": f"row-{number}",
+            "question": WORDS[number % 17],
+            "answer": answer,
+            "tag": "ab"[number % 2],
+            "source": f"s{number % 3}",
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +189,11 @@ def test_any_split_gives_the_numbers_of_the_whole(tmp_path: Path, seed: int) -> 
         own = tokens[tokens["example"].isin(mine)]
         own = own.assign(example=own["example"] - mine[0])
         parts, group = int(random.integers(1, 4)), random.choice([None, 50])
-        made.append(scans_made.write(tmp_path / f"s{number}", own, parts, RULE, group,
-                                     source=f"{number}.jsonl"))  # fmt: skip
+        made.append(
+            scans_made.write(
+                tmp_path / f"s{number}", own, parts, RULE, group, source=f"{number}.jsonl"
+            )
+        )
         expected.append(own.assign(example=own["example"] + first))
         first += int(own["example"].max()) + 1
     merged = merge(made, tmp_path / "merged")
@@ -198,8 +208,10 @@ def test_any_split_gives_the_numbers_of_the_whole(tmp_path: Path, seed: int) -> 
 
 
 def test_rows_of_a_sample_keep_their_numbers(folder: Path, model_folder: str) -> None:
-    a, b = (scanned(folder / f"data/{n}.jsonl", folder / f"{n}-some", model_folder, sample=3)
-            for n in "ca")  # fmt: skip
+    a, b = (
+        scanned(folder / f"data/{n}.jsonl", folder / f"{n}-some", model_folder, sample=3)
+        for n in "ca"
+    )
     merged = merge([a, b], folder / "some")
     last = max(a.examples()["example"].max(), *(row["row"] for row in rejected(a)), 2)
     rows = [*(b.examples()["example"] + last + 1)]
@@ -218,8 +230,10 @@ def test_kept_columns_come_along(folder: Path, model_folder: str) -> None:
     assert [*examples["source_in_data"][:7]] == [*a.examples()["source"]]
     assert examples["source_in_data"][7:].isna().all()
     assert [*examples["tag"]] == [*a.examples()["tag"], *b.examples()["tag"]]
-    again = merge([merged, scanned(folder / "data/c.jsonl", folder / "c", model_folder)],
-                  folder / "kept-again")  # fmt: skip
+    again = merge(
+        [merged, scanned(folder / "data/c.jsonl", folder / "c", model_folder)],
+        folder / "kept-again",
+    )
     assert list(again.examples())[-3:] == ["source_in_data", "tag", "source"]
     assert_frame_equal(again.examples()[: len(examples)], examples)
 
@@ -384,8 +398,9 @@ def test_exact_norms_come_along(shards: list[Scan], whole: Scan, tmp_path: Path)
     (one,) = with_norms([whole], tmp_path, sample=1000)
     merged = merge(with_norms(shards, tmp_path, sample=1000), tmp_path / "m")
     places = ["example", "position"]
-    found, wanted = (FullGradients.open(s).table.sort_values(places, ignore_index=True)
-                     for s in (merged, one))  # fmt: skip
+    found, wanted = (
+        FullGradients.open(s).table.sort_values(places, ignore_index=True) for s in (merged, one)
+    )
     assert len(found) == len(whole.tokens())
     assert_frame_equal(found, wanted, rtol=1e-4, atol=1e-4)
     path = merged.path / "gradients.parquet"
@@ -530,9 +545,14 @@ def test_the_folder_is_no_scan_to_merge(shards: list[Scan], whole: Scan) -> None
     ids=str,
 )
 def test_scans_made_otherwise_are_refused(
-    folder: Path, shards: list[Scan], model_folder: str, others: dict[str, str], tmp_path: Path,
-    settings: dict[str, Any], said: str,
-) -> None:  # fmt: skip
+    folder: Path,
+    shards: list[Scan],
+    model_folder: str,
+    others: dict[str, str],
+    tmp_path: Path,
+    settings: dict[str, Any],
+    said: str,
+) -> None:
     given = {k: others.get(str(v), v) for k, v in settings.items()}
     model = given.pop("model", model_folder)
     other = scanned(folder / "data/b.jsonl", tmp_path / "b", model, **given)
@@ -548,8 +568,9 @@ def test_damage_is_not_passed_on(
     if what in ("tokens", "examples"):
         part = bad.part_files(what)[1]
         table = pq.read_table(part, partitioning=None)
-        changed = table.set_column(table.schema.get_field_index("example"), "example",
-                                   [[7] * len(table)])  # fmt: skip
+        changed = table.set_column(
+            table.schema.get_field_index("example"), "example", [[7] * len(table)]
+        )
         pq.write_table(changed.replace_schema_metadata(table.schema.metadata), part)
     elif what == "rejected":
         (bad.path / "rejected.jsonl").write_text("")
@@ -562,8 +583,14 @@ def test_a_poisoned_list_of_sources_is_refused(shards: list[Scan], tmp_path: Pat
     merged = merge(shards[:2], tmp_path / "two")
     path = merged.path / "manifest.json"
     good = json.loads(path.read_text())
-    for field, value in (("source", 3), ("fingerprint", None), ("first", "0"), ("first", -1),
-                         ("rows", 1e300), ("selection", [1])):  # fmt: skip
+    for field, value in (
+        ("source", 3),
+        ("fingerprint", None),
+        ("first", "0"),
+        ("first", -1),
+        ("rows", 1e300),
+        ("selection", [1]),
+    ):
         bad = json.loads(json.dumps(good))
         bad["data"]["sources"][1][field] = value
         path.write_text(json.dumps(bad))

@@ -32,8 +32,13 @@ STORIES = [
     ("There was an old robot.", " It could not walk, so the children pushed it home in a cart."),
     ("Jack told a lie.", " He said a wolf ate his shoes, but they were under the table."),
 ]
-STEPS = {"learning_rate": 2e-3, "max_steps": 30, "per_device_train_batch_size": 16,
-         "logging_steps": 1, "save_steps": 1000}  # fmt: skip
+STEPS = {
+    "learning_rate": 2e-3,
+    "max_steps": 30,
+    "per_device_train_batch_size": 16,
+    "logging_steps": 1,
+    "save_steps": 1000,
+}
 FALL = 0.3  # the least share of the first nll that must go
 
 # Their gates are 0 for the very tokens that are to be learned: of these 482, 44 % have p < 0.1 and

@@ -20,13 +20,17 @@ from eaft_probe.verbs.rollout.files import RolloutFiles
 
 CLOSER = "<|im_end|>"
 ROWS: list[dict[str, Any]] = [
-    {"id": f"row-{n}", "messages": [
-        *([{"role": "system", "content": "You count. " * 9}] if n % 2 else []),
-        *([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "1"}] * (n % 3)),
-        {"role": "user", "content": f"Count to {'ten ' * (n % 5)}{n}"},
-        {"role": "assistant", "content": "no"},
-    ]} for n in range(11)
-]  # fmt: skip
+    {
+        "id": f"row-{n}",
+        "messages": [
+            *([{"role": "system", "content": "You count. " * 9}] if n % 2 else []),
+            *([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "1"}] * (n % 3)),
+            {"role": "user", "content": f"Count to {'ten ' * (n % 5)}{n}"},
+            {"role": "assistant", "content": "no"},
+        ],
+    }
+    for n in range(11)
+]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 12, "rows_per_unit": 4, "batch_size": 6}
 
 
@@ -73,8 +77,14 @@ def scored(done: Scan) -> dict[int, list[int]]:
 def test_a_scan_scores_exactly_the_sampled_tokens(
     tmp_path: Path, counting: str, sampled: list[Answer], settings: dict[str, Any]
 ) -> None:
-    done = rollout(ROWS, tmp_path / "r.jsonl", model=counting, then_scan=str(tmp_path / "scan"),
-                   **SETTINGS, **settings)  # fmt: skip
+    done = rollout(
+        ROWS,
+        tmp_path / "r.jsonl",
+        model=counting,
+        then_scan=str(tmp_path / "scan"),
+        **SETTINGS,
+        **settings,
+    )
     assert done.scan is not None
     n = settings.get("n", 1)
     assert (done.rows, done.prompts, done.answers) == (11, 11, 11 * n) == (11, 11, len(sampled))
@@ -97,8 +107,15 @@ def test_greedy_answers_of_a_real_model_have_rank_0(
     tmp_path: Path, shared: Path, stories: str
 ) -> None:
     """Exceptions are told: answers that read back as other tokens, and ends that nobody sampled."""
-    done = rollout(shared / "data/gsm8k/test.jsonl", tmp_path / "r.jsonl", model=stories, limit=40,
-                   temperature=0, max_new_tokens=24, then_scan=str(tmp_path / "s"))  # fmt: skip
+    done = rollout(
+        shared / "data/gsm8k/test.jsonl",
+        tmp_path / "r.jsonl",
+        model=stories,
+        limit=40,
+        temperature=0,
+        max_new_tokens=24,
+        then_scan=str(tmp_path / "s"),
+    )
     assert done.scan is not None
     tokens = done.scan.tokens()
     last = tokens.groupby("example")["position"].transform("max") == tokens["position"]
@@ -121,7 +138,9 @@ def test_the_lines(tmp_path: Path, counting: str, sampled: list[Answer]) -> None
         assert (line["key"], line["sample"]) == (given["id"], number % 2)
         assert line["finish"] == ("length" if answer.stop is None else "stop")
         assert line["messages"][-1] == {
-            "role": "assistant", "content": tokenizer.decode(answer.ids)}  # fmt: skip
+            "role": "assistant",
+            "content": tokenizer.decode(answer.ids),
+        }
         plain = [{k: v for k, v in m.items() if k != "train"} for m in line["messages"][:-1]]
         assert plain == given["messages"][:-1]
     assert {p.name for p in tmp_path.iterdir()} == {"r.jsonl", "r.jsonl.plan"}
@@ -142,8 +161,15 @@ def test_strings_stay_strings(tmp_path: Path, counting: str, sampled: list[Answe
 
 
 def test_the_answers_row_and_sample_reach_the_scan(tmp_path: Path, counting: str) -> None:
-    done = rollout(ROWS, tmp_path / "r.jsonl", model=counting, n=2, temperature=0.9,
-                   then_scan=str(tmp_path / "s"), **SETTINGS)  # fmt: skip
+    done = rollout(
+        ROWS,
+        tmp_path / "r.jsonl",
+        model=counting,
+        n=2,
+        temperature=0.9,
+        then_scan=str(tmp_path / "s"),
+        **SETTINGS,
+    )
     assert done.scan is not None
     examples, written = done.scan.examples(), lines(tmp_path / "r.jsonl")
     for example in examples.itertuples():
@@ -163,8 +189,13 @@ def test_answers_that_read_back_otherwise_are_marked(
     tmp_path: Path, model_folder: str, sampled: list[Answer]
 ) -> None:
     """A random model says every byte, and half a character cannot be written."""
-    done = rollout(ROWS, tmp_path / "r.jsonl", model=model_folder, then_scan=str(tmp_path / "s"),
-                   **SETTINGS | {"max_new_tokens": 3})  # fmt: skip
+    done = rollout(
+        ROWS,
+        tmp_path / "r.jsonl",
+        model=model_folder,
+        then_scan=str(tmp_path / "s"),
+        **SETTINGS | {"max_new_tokens": 3},
+    )
     written = lines(tmp_path / "r.jsonl")
     assert done.retokenized == sum(w["retokenized"] for w in written) > 0
     assert done.scan is not None
@@ -207,7 +238,11 @@ def test_an_interrupted_rollout_goes_on_byte_for_byte(
     rollout(ROWS, cut, model=counting, n=2, **SETTINGS)
     assert cut.read_bytes() == whole.read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {
-        "whole.jsonl", "whole.jsonl.plan", "cut.jsonl", "cut.jsonl.plan"}  # fmt: skip
+        "whole.jsonl",
+        "whole.jsonl.plan",
+        "cut.jsonl",
+        "cut.jsonl.plan",
+    }
 
 
 @pytest.fixture
@@ -282,11 +317,12 @@ def test_a_file_that_another_run_is_writing_is_refused(tmp_path: Path, counting:
 def test_rows_without_a_prompt_are_listed(tmp_path: Path, counting: str) -> None:
     user = {"role": "user", "content": "Count"}
     rows = [
-        json.dumps({"messages": [user]}), "{broken",
+        json.dumps({"messages": [user]}),
+        "{broken",
         json.dumps({"messages": [{"role": "assistant", "content": "x"}]}),
         json.dumps({"messages": [{**user, "content": "Count " * 500}]}),
         json.dumps({"messages": [user, {"role": "assistant", "content": "x"}]}),
-    ]  # fmt: skip
+    ]
     data, out = tmp_path / "d.jsonl", tmp_path / "r.jsonl"
     data.write_text("\n".join(rows))
     done = rollout(data, out, model=counting, **SETTINGS)
@@ -345,9 +381,10 @@ def test_the_file_to_write_is_checked(tmp_path: Path, counting: str) -> None:
     data.parent.mkdir()
     data.write_text(json.dumps(ROWS[0]))
     for out, message in [
-        (tmp_path / "r.txt", "in .jsonl"), (data, "lies in the data"),
+        (tmp_path / "r.txt", "in .jsonl"),
+        (data, "lies in the data"),
         (data.parent / "r.jsonl", "lies in the data"),
-    ]:  # fmt: skip
+    ]:
         given = data.parent if out.parent == data.parent else data
         with pytest.raises(BadInput, match=message):
             rollout(given, out, model=counting, **SETTINGS)
@@ -365,8 +402,14 @@ def test_a_model_without_a_template(tmp_path: Path, counting: str, sampled: list
         (bare / file.name).write_bytes(file.read_bytes())
     (bare / "chat_template.jinja").unlink()
     assert AutoTokenizer.from_pretrained(bare).chat_template is None
-    rollout(ROWS, tmp_path / "r.jsonl", model=str(bare), temperature=0,
-            then_scan=str(tmp_path / "s"), **SETTINGS)  # fmt: skip
+    rollout(
+        ROWS,
+        tmp_path / "r.jsonl",
+        model=str(bare),
+        temperature=0,
+        then_scan=str(tmp_path / "s"),
+        **SETTINGS,
+    )
     found = scored(Scan.open(tmp_path / "s"))
     for example, answer in enumerate(sampled):
         if answer.ids:
@@ -376,13 +419,29 @@ def test_a_model_without_a_template(tmp_path: Path, counting: str, sampled: list
 
 
 def test_the_command(
-    tmp_path: Path, counting: str, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    counting: str,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     data, out = tmp_path / "d.jsonl", tmp_path / "r.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    asked = ["rollout", str(data), "--model", counting, "--out", str(out), "--n", "2",
-             "--max-new-tokens", "12", "--top-p", "0.9", "--rows_per_unit", "4"]  # fmt: skip
+    asked = [
+        "rollout",
+        str(data),
+        "--model",
+        counting,
+        "--out",
+        str(out),
+        "--n",
+        "2",
+        "--max-new-tokens",
+        "12",
+        "--top-p",
+        "0.9",
+        "--rows_per_unit",
+        "4",
+    ]
     assert _run(asked) == 0
     assert "22 answers to 11 prompts" in capsys.readouterr().out
     assert _run([*asked, "--json", "--then-scan", str(tmp_path / "s")]) == 0

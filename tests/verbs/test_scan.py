@@ -22,13 +22,25 @@ from eaft_probe.errors import BadInput, DataError, MissingColumn, NonFinite, Pro
 from eaft_probe.progress import Silent
 
 COLUMNS = {
-    "example": "int64", "turn": "int16", "position": "int32", "token_id": "int32",
+    "example": "int64",
+    "turn": "int16",
+    "position": "int32",
+    "token_id": "int32",
     "token": "dictionary<values=string, indices=int32, ordered=0>",
-    "char_start": "int32", "char_end": "int32", "logprob": "float", "prob": "float",
-    "entropy": "float", "entropy_top20": "float", "concentration": "float", "rank": "int32",
-    "top1_id": "int32", "top1": "dictionary<values=string, indices=int32, ordered=0>",
-    "top1_prob": "float", "grad_logits": "float", "grad_head": "float",
-}  # fmt: skip
+    "char_start": "int32",
+    "char_end": "int32",
+    "logprob": "float",
+    "prob": "float",
+    "entropy": "float",
+    "entropy_top20": "float",
+    "concentration": "float",
+    "rank": "int32",
+    "top1_id": "int32",
+    "top1": "dictionary<values=string, indices=int32, ordered=0>",
+    "top1_prob": "float",
+    "grad_logits": "float",
+    "grad_head": "float",
+}
 WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
 
 
@@ -69,8 +81,11 @@ def test_every_token_against_a_float64_loop(tmp_path: Path, model_folder: str) -
     for example, text in zip(examples["example"], examples["text"], strict=True):
         ids, logprobs = float64_logprobs(model_folder, text)
         mine = tokens[tokens["example"] == example]
-        expected = "".join(m["content"] + "<|im_end|>" for m in ROWS[example]["messages"]
-                           if m["role"] == "assistant")  # fmt: skip
+        expected = "".join(
+            m["content"] + "<|im_end|>"
+            for m in ROWS[example]["messages"]
+            if m["role"] == "assistant"
+        )
         assert "".join(mine["token"].astype(str)) == expected
         for row in mine.itertuples():
             truth = logprobs[row.position - 1]
@@ -89,8 +104,18 @@ def test_contract_of_the_files(tmp_path: Path, model_folder: str) -> None:
     assert schema.field("entropy").metadata[b"unit"] == b"nats"
     assert all(b"meaning" in schema.field(name).metadata for name in COLUMNS)
     examples = done.examples()
-    assert list(examples) == ["example", "turn", "key", "text", "messages", "tokens",
-                              "trained_tokens", "mean_nll", "mean_entropy", "source"]  # fmt: skip
+    assert list(examples) == [
+        "example",
+        "turn",
+        "key",
+        "text",
+        "messages",
+        "tokens",
+        "trained_tokens",
+        "mean_nll",
+        "mean_entropy",
+        "source",
+    ]
     assert list(examples["key"]) == [row["id"] for row in ROWS]
     assert json.loads(examples["messages"][3]) == ROWS[3]["messages"]
     assert list(examples["source"]) == ['{"a": 1}'] * len(ROWS)
@@ -102,8 +127,15 @@ def test_contract_of_the_files(tmp_path: Path, model_folder: str) -> None:
     order = tokens[["example", "position"]].apply(tuple, axis=1)
     assert list(order) == sorted(order)
     present = {p.name for p in (tmp_path / "s").iterdir()}
-    assert present == {"plan.json", "tokens", "examples", "rejected.jsonl", "manifest.json",
-                       "rule.json", "conflicts.parquet"}  # fmt: skip
+    assert present == {
+        "plan.json",
+        "tokens",
+        "examples",
+        "rejected.jsonl",
+        "manifest.json",
+        "rule.json",
+        "conflicts.parquet",
+    }
 
 
 @pytest.mark.parametrize("settings", [{"tokens_per_batch": 40}, {"rows_per_unit": 3}, {"limit": 9}])
@@ -278,12 +310,22 @@ def test_column_mappings_are_checked(tmp_path: Path, model_folder: str) -> None:
 
 def test_rejected_rows_are_listed(tmp_path: Path, model_folder: str) -> None:
     lines = [
-        json.dumps(ROWS[0]), "{broken", "", json.dumps({"messages": []}), json.dumps([1]),
+        json.dumps(ROWS[0]),
+        "{broken",
+        "",
+        json.dumps({"messages": []}),
+        json.dumps([1]),
         json.dumps({"messages": [{"role": "wizard", "content": "x"}]}),
         json.dumps({"messages": [{"role": "user", "content": "x" * 1_000_000}]}),
-        json.dumps({"messages": [{"role": "user", "content": "a\x00b"},
-                                 {"role": "assistant", "content": "c\x00d"}]}),
-    ]  # fmt: skip
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "a\x00b"},
+                    {"role": "assistant", "content": "c\x00d"},
+                ]
+            }
+        ),
+    ]
     path = tmp_path / "d.jsonl"
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     done = scan(path, tmp_path / "s", model=model_folder)
@@ -408,8 +450,19 @@ def test_quantile_rule_and_flagging(tmp_path: Path, model_folder: str) -> None:
 def test_conflicts_hold_their_context(tmp_path: Path, model_folder: str) -> None:
     done = scan(ROWS, tmp_path / "s", model=model_folder, entropy_below=9.0, prob_below=0.9)
     conflicts, text = done.conflicts(), dict(done.examples()[["example", "text"]].to_numpy())
-    assert list(conflicts) == ["example", "turn", "position", "token", "top1", "prob",
-                               "top1_prob", "entropy", "rank", "before", "after"]  # fmt: skip
+    assert list(conflicts) == [
+        "example",
+        "turn",
+        "position",
+        "token",
+        "top1",
+        "prob",
+        "top1_prob",
+        "entropy",
+        "rank",
+        "before",
+        "after",
+    ]
     assert len(conflicts)
     for row in conflicts.itertuples():
         assert row.before + row.token + row.after in text[row.example]
@@ -448,8 +501,10 @@ def test_cut_conversations_and_split_text(tmp_path: Path, model_folder: str) -> 
 
 
 def test_a_random_sample_keeps_row_numbers(tmp_path: Path, model_folder: str) -> None:
-    a, b = (scan(ROWS, tmp_path / n, model=model_folder, sample=6, seed=s).examples()
-            for n, s in (("a", 1), ("b", 2)))  # fmt: skip
+    a, b = (
+        scan(ROWS, tmp_path / n, model=model_folder, sample=6, seed=s).examples()
+        for n, s in (("a", 1), ("b", 2))
+    )
     assert len(a) == len(b) == 6
     assert set(a["example"]) != set(b["example"])
     assert all(ROWS[e]["id"] == k for e, k in zip(a["example"], a["key"], strict=True))

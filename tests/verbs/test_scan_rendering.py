@@ -179,8 +179,18 @@ def test_a_template_that_is_none(
         file.write_text(source)
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps(row(0, 1)))
-    found = _run(["scan", str(data), "--model", model_folder, "--chat-template", str(file),
-                  "--out", str(tmp_path / "s")])  # fmt: skip
+    found = _run(
+        [
+            "scan",
+            str(data),
+            "--model",
+            model_folder,
+            "--chat-template",
+            str(file),
+            "--out",
+            str(tmp_path / "s"),
+        ]
+    )
     assert found == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "--chat-template" in line
@@ -218,8 +228,7 @@ def test_render_as_json(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 9  # all of them
     first = lines[0]
-    assert first.keys() == {"row", "key", "text", "trained", "tokens", "trained_tokens",
-                            "left_out"}  # fmt: skip
+    assert first.keys() == {"row", "key", "text", "trained", "tokens", "trained_tokens", "left_out"}
     answers = [m["content"] + "<|im_end|>" for m in rows[0]["messages"][1::2]]
     assert [first["text"][a:b] for a, b in first["trained"]] == answers
     assert (first["row"], first["key"]) == (0, "a")

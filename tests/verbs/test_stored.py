@@ -154,9 +154,14 @@ def test_a_finished_scan_is_neither_scored_nor_fetched_again(
 @pytest.mark.parametrize("before", [True, False], ids=["scored", "put"])
 @pytest.mark.parametrize("lost", [True, False], ids=["elsewhere", "here"])
 def test_a_killed_run_goes_on(
-    again: Callable[..., Scan], truth: dict[str, bytes], scored: list[int],
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: bool, lost: bool,
-) -> None:  # fmt: skip
+    again: Callable[..., Scan],
+    truth: dict[str, bytes],
+    scored: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    before: bool,
+    lost: bool,
+) -> None:
     at_unit(monkeypatch, 2, die, before)
     with pytest.raises(KeyboardInterrupt):
         again()
@@ -173,9 +178,12 @@ def test_a_killed_run_goes_on(
 
 @pytest.mark.parametrize("lost", [True, False], ids=["elsewhere", "here"])
 def test_a_scan_that_keeps_a_sample(
-    again: Callable[..., Scan], scored: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    again: Callable[..., Scan],
+    scored: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     lost: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Units wait in the store for the others, then come few parts and the totals."""
     kept = again(tmp_path / "here", keep_tokens="sample:0.3")
     scored.clear()
@@ -187,8 +195,9 @@ def test_a_scan_that_keeps_a_sample(
         elsewhere(monkeypatch, tmp_path)
     done = again(keep_tokens="sample:0.3")
     assert sorted(scored) == [*range(UNITS)]
-    wanted = {str(f.relative_to(kept.path)): f.read_bytes()
-              for f in kept.path.rglob("*") if f.is_file()}  # fmt: skip
+    wanted = {
+        str(f.relative_to(kept.path)): f.read_bytes() for f in kept.path.rglob("*") if f.is_file()
+    }
     there = held()
     assert set(there) == set(wanted)
     same = [n for n in wanted if n.endswith(".parquet")]
@@ -199,9 +208,11 @@ def test_a_scan_that_keeps_a_sample(
 
 
 def test_half_of_a_part_is_no_part(
-    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
+    again: Callable[..., Scan],
+    truth: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     at_unit(monkeypatch, 2, die)
     with pytest.raises(KeyboardInterrupt):
         again()
@@ -212,9 +223,11 @@ def test_half_of_a_part_is_no_part(
 
 
 def test_whatever_fails_at_whatever_request(
-    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
+    again: Callable[..., Scan],
+    truth: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Every second run on a machine that has nothing yet."""
     url, Flaky.dice = "flaky://stored/scan", random.Random(1)
     failed = 0
@@ -246,9 +259,11 @@ def test_a_store_that_is_not_ours_is_said_before_the_model_is_loaded(
 
 
 def test_two_runs_at_once_on_two_machines(
-    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
+    again: Callable[..., Scan],
+    truth: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     manifest: list[bytes] = []
 
     def second() -> None:
@@ -356,9 +371,12 @@ def test_nothing_to_score(again: Callable[..., Scan]) -> None:
 
 
 def test_a_worker_on_a_machine_without_the_folder(
-    again: Callable[..., Scan], truth: dict[str, bytes], model_folder: str, tmp_path: Path,
+    again: Callable[..., Scan],
+    truth: dict[str, bytes],
+    model_folder: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Its parts reach the run's folder through the store."""
     before, folders = Loading.__call__, []
 
@@ -391,13 +409,24 @@ def test_a_damaged_plan(again: Callable[..., Scan], plan: bytes) -> None:
     assert "manifest.json" in held()
 
 
-@pytest.mark.parametrize("name", ["tokens/../../../out.parquet", "tokens/part-\0.parquet",
-                                  "examples/part-../../out.parquet", "../../out.parquet", "\0",
-                                  f"tokens/{'a' * 300}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokens/../../../out.parquet",
+        "tokens/part-\0.parquet",
+        "examples/part-../../out.parquet",
+        "../../out.parquet",
+        "\0",
+        f"tokens/{'a' * 300}",
+    ],
+)
 def test_names_that_lead_astray(
-    again: Callable[..., Scan], truth: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
-    name: str, tmp_path: Path,
-) -> None:  # fmt: skip
+    again: Callable[..., Scan],
+    truth: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    tmp_path: Path,
+) -> None:
     at_unit(monkeypatch, 2, die)
     with pytest.raises(KeyboardInterrupt):
         again()

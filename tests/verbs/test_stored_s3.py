@@ -35,8 +35,9 @@ def server() -> Iterator[str]:
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for _ in range(600):
             with socket.socket() as tried:
@@ -56,9 +57,14 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     import s3fs
 
     name = f"test-{abs(hash(tmp_path)):x}"
-    own = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "x",
-           "AWS_DEFAULT_REGION": "us-east-1", "EAFT_PROBE_CACHE": str(tmp_path / "cache"),
-           "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
+    own = {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "EAFT_PROBE_CACHE": str(tmp_path / "cache"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     for variable, value in own.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(stores, "PAUSE", 0)
@@ -80,8 +86,19 @@ def started(data: Path, model_folder: str) -> Iterator[Callable[..., Forked]]:
     running: list[Forked] = []
 
     def start(url: str, *more: str, cache: Path | None = None) -> Forked:
-        given = ["scan", str(data), "--model", model_folder, "--out", url,
-                 "--rows-per-unit", "4", "--threads", "1", *more]  # fmt: skip
+        given = [
+            "scan",
+            str(data),
+            "--model",
+            model_folder,
+            "--out",
+            url,
+            "--rows-per-unit",
+            "4",
+            "--threads",
+            "1",
+            *more,
+        ]
         env = {"EAFT_PROBE_CACHE": str(cache)} if cache else {}
         running.append(Forked(main, given, **env))
         return running[-1]
@@ -127,9 +144,12 @@ def test_what_another_machine_put_is_seen(bucket: str) -> None:
 
 
 def test_killed_with_its_workers_and_finished_by_two_others(
-    bucket: str, started: Callable[..., Forked], data: Path, tmp_path: Path,
+    bucket: str,
+    started: Callable[..., Forked],
+    data: Path,
+    tmp_path: Path,
     model_folder: str,
-) -> None:  # fmt: skip
+) -> None:
     url = f"{bucket}/deep/scan"
     first = started(url, "--workers", "2")
     while not (before := parts(url)) and first.poll() is None:

@@ -22,8 +22,13 @@ from eaft_probe.verbs.train import run_folder
 from eaft_probe.verbs.train.train import Run, train
 from eaft_probe.view import plots
 
-STEPS = {"max_steps": 6, "logging_steps": 2, "save_steps": 3, "per_device_train_batch_size": 4,
-         "learning_rate": 1e-3}  # fmt: skip
+STEPS = {
+    "max_steps": 6,
+    "logging_steps": 2,
+    "save_steps": 3,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Rows of unequal length; one has nothing to train, one is malformed."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows = [
-        {"messages": [{"role": "user", "content": f"say {i}"},
-                      {"role": "assistant", "content": "the fox " * (1 + i % 5)}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"say {i}"},
+                {"role": "assistant", "content": "the fox " * (1 + i % 5)},
+            ]
+        }
         for i in range(20)
-    ]  # fmt: skip
+    ]
     lines = [json.dumps(r) for r in rows] + ["{broken", json.dumps({"messages": []})]
     path.write_text("\n".join(lines))
     return str(path)
@@ -43,8 +52,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def run(data: str, model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("run") / "eaft"
-    return train(data, out, model=model_folder, objective="eaft", eval_data=data, retain_data=data,
-                 eval_steps=4, **STEPS)  # fmt: skip
+    return train(
+        data,
+        out,
+        model=model_folder,
+        objective="eaft",
+        eval_data=data,
+        retain_data=data,
+        eval_steps=4,
+        **STEPS,
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -85,8 +102,10 @@ def test_held_out_and_retained_data_are_measured(run: Run) -> None:
 
 def test_its_dynamics_can_be_drawn(run: Run) -> None:
     lines = [line.get_ydata() for axes in plots.dynamics(run.path).axes for line in axes.lines]
-    wanted = [[r["group_nll"] for r in run.log if r["group"] == group]
-              for group in ("high", "low", "conflict")]  # fmt: skip
+    wanted = [
+        [r["group_nll"] for r in run.log if r["group"] == group]
+        for group in ("high", "low", "conflict")
+    ]
     print(lines, wanted)
     for line, nll in zip(lines, wanted, strict=True):
         assert list(line) == pytest.approx(nll)
@@ -154,8 +173,18 @@ def test_resume_goes_on_with_the_same_run_only(run: Run, data, model_folder, tmp
     assert all((w == before[n]).all() for n, w in weights(out).items())
 
 
-NOT_REPEATED = {"resume", "overwrite", "max_steps", "num_train_epochs", "logging_steps",
-                "save_steps", "save_total_limit", "eval_steps", "report_to", "device"}  # fmt: skip
+NOT_REPEATED = {
+    "resume",
+    "overwrite",
+    "max_steps",
+    "num_train_epochs",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "report_to",
+    "device",
+}
 
 
 @pytest.mark.parametrize("name", sorted({f.name for f in fields(TrainSettings)} - NOT_REPEATED))
@@ -174,8 +203,14 @@ def test_resuming_a_finished_run_is_nothing_to_do(run: Run, data, model_folder, 
     out = tmp_path / "r"
     shutil.copytree(run.path, out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    given = {"model": model_folder, "objective": "eaft", "eval_data": data, "retain_data": data,
-             "eval_steps": 4, "resume": True} | STEPS  # fmt: skip
+    given = {
+        "model": model_folder,
+        "objective": "eaft",
+        "eval_data": data,
+        "retain_data": data,
+        "eval_steps": 4,
+        "resume": True,
+    } | STEPS
     again = train(data, out, **given)
     assert (again.log, again.before) == (run.log, pytest.approx(run.before))
     for checkpoint in out.glob("checkpoint-*"):
@@ -214,8 +249,13 @@ def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_passed_on_names_no_place(data: str, model_folder: str, tmp_path: Path) -> None:
     adapted = train(data, tmp_path / "r", model=model_folder, lora_r=4, eval_data=data, **STEPS)
-    said = [p for p in adapted.path.rglob("*") if p.is_file() and p.name != "train.json"
-            and str(tmp_path.parents[1]).encode() in p.read_bytes()]  # fmt: skip
+    said = [
+        p
+        for p in adapted.path.rglob("*")
+        if p.is_file()
+        and p.name != "train.json"
+        and str(tmp_path.parents[1]).encode() in p.read_bytes()
+    ]
     assert {p.name for p in said} == {"adapter_config.json"}  # by which PEFT finds the base model
     card = (adapted.path / "README.md").read_text()
     assert f"base_model: {Path(model_folder).name}\n" in card
@@ -258,8 +298,12 @@ def test_no_trained_token_is_one_error(model_folder: str, tmp_path: Path) -> Non
 
 def test_a_loss_that_is_no_number_names_step_and_rows(data: str, model_folder, tmp_path) -> None:
     with pytest.raises(NonFinite, match=r"step \d+, rows \["):
-        train(data, tmp_path / "r", model=model_folder,
-              **STEPS | {"learning_rate": 1e30, "max_grad_norm": 0})  # fmt: skip
+        train(
+            data,
+            tmp_path / "r",
+            model=model_folder,
+            **STEPS | {"learning_rate": 1e30, "max_grad_norm": 0},
+        )
 
 
 def test_from_the_command_line(data: str, model_folder: str, tmp_path: Path, capsys) -> None:
@@ -276,8 +320,16 @@ def test_an_adapter_over_4_bits_is_trained(data: str, tmp_path: Path) -> None:
     folder = tmp_path / "m"  # bitsandbytes packs 64 weights a block
     tiny.build("llama", hidden_size=64, intermediate_size=128).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
-    run = train(data, tmp_path / "r", model=str(folder), objective="asft", lora_r=4,
-                load_in_4bit=True, retain_data=data, **STEPS)  # fmt: skip
+    run = train(
+        data,
+        tmp_path / "r",
+        model=str(folder),
+        objective="asft",
+        lora_r=4,
+        load_in_4bit=True,
+        retain_data=data,
+        **STEPS,
+    )
     assert (run.path / "adapter_model.safetensors").exists()
     assert run.last["retain_kl"] > 0
     assert run.before["retain_kl"] == pytest.approx(0, abs=1e-6)
@@ -299,8 +351,9 @@ def test_weights_in_8_bits_are_trained_through_an_adapter_only(data: str, tmp_pa
 
 def test_a_run_goes_on_from_an_adapter(data: str, model_folder: str, tmp_path: Path) -> None:
     first = train(data, tmp_path / "a", model=model_folder, lora_r=4, **STEPS)
-    again = train(data, tmp_path / "b", model=model_folder, adapter=str(first.path),
-                  eval_data=data, **STEPS)  # fmt: skip
+    again = train(
+        data, tmp_path / "b", model=model_folder, adapter=str(first.path), eval_data=data, **STEPS
+    )
     base = train(data, tmp_path / "c", model=model_folder, eval_data=data, **STEPS)
     assert again.before["eval_nll"] < base.before["eval_nll"]
     assert (again.path / "model.safetensors").exists()
@@ -343,8 +396,17 @@ def test_a_run_of_other_processes_is_not_resumed(run: Run, data, model_folder, t
     plan = json.loads((tmp_path / "r/train.json").read_text())
     (tmp_path / "r/train.json").write_text(json.dumps(plan | {"processes": 2}))
     with pytest.raises(BadInput, match="another number of processes"):
-        train(data, tmp_path / "r", model=model_folder, objective="eaft", resume=True,
-              eval_data=data, retain_data=data, eval_steps=4, **STEPS)  # fmt: skip
+        train(
+            data,
+            tmp_path / "r",
+            model=model_folder,
+            objective="eaft",
+            resume=True,
+            eval_data=data,
+            retain_data=data,
+            eval_steps=4,
+            **STEPS,
+        )
 
 
 def test_held_out_rows_that_cannot_be_read_are_said(
@@ -361,6 +423,12 @@ def test_held_out_rows_that_cannot_be_read_are_said(
     held.write_text(f'{good}\n{{"question": "bad"}}\nnot json\n')
     for kind in ("eval_data", "retain_data"):
         notes.clear()
-        train(data, tmp_path / kind, model=model_folder, max_steps=1, progress=Notes(),
-              **{kind: str(held)})  # fmt: skip
+        train(
+            data,
+            tmp_path / kind,
+            model=model_folder,
+            max_steps=1,
+            progress=Notes(),
+            **{kind: str(held)},
+        )
         assert f"{held}: 2 rows left out; `eaft-probe render` says why" in notes

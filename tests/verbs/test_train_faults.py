@@ -32,21 +32,35 @@ from eaft_probe.verbs.train.log_callback import RunLog
 from eaft_probe.verbs.train.train import Run, train
 
 # 10 rows, 4 a step: 3 steps an epoch, so checkpoints 2 and 8 lie within an epoch, 6 between two.
-EPOCHS = {"num_train_epochs": 3.0, "logging_steps": 1, "save_steps": 2, "save_total_limit": 9,
-          "per_device_train_batch_size": 4, "learning_rate": 1e-3}  # fmt: skip
+EPOCHS = {
+    "num_train_epochs": 3.0,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "save_total_limit": 9,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+}
 # For the runs that are killed: about 3 s of steps on one core, a checkpoint every 0.1 s.
-LONG = EPOCHS | {"num_train_epochs": 60.0, "save_steps": 7, "save_total_limit": 1,
-                 "logging_steps": 3}  # fmt: skip
+LONG = EPOCHS | {
+    "num_train_epochs": 60.0,
+    "save_steps": 7,
+    "save_total_limit": 1,
+    "logging_steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows = [
-        {"messages": [{"role": "user", "content": f"say {i}"},
-                      {"role": "assistant", "content": "the fox " * (1 + i % 5)}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"say {i}"},
+                {"role": "assistant", "content": "the fox " * (1 + i % 5)},
+            ]
+        }
         for i in range(10)
-    ]  # fmt: skip
+    ]
     path.write_text("\n".join(json.dumps(r) for r in rows))
     return str(path)
 
@@ -187,14 +201,18 @@ def test_a_full_disk_costs_no_checkpoint(
     full_at, whole, again, data, model_folder, small_files, monkeypatch, tmp_path, capsys
 ) -> None:
     saved = whole.path / "checkpoint-4"
-    size = {"model": (saved / "model.safetensors").stat().st_size // 2,
-            "optimizer": (saved / "optimizer.pt").stat().st_size // 2, "log": 1000}  # fmt: skip
+    size = {
+        "model": (saved / "model.safetensors").stat().st_size // 2,
+        "optimizer": (saved / "optimizer.pt").stat().st_size // 2,
+        "log": 1000,
+    }
     assert (saved / "model.safetensors").stat().st_size < size["optimizer"]
     small_files(4, size[full_at])
     out, limit = tmp_path / "r", {"save_total_limit": 1}
     flags = [f"--{n.replace('_', '-')}={v}" for n, v in (EPOCHS | limit).items()]
-    status = _run(["train", data, "--model", model_folder, "--out", str(out), "--objective",
-                   "eaft", *flags])  # fmt: skip
+    status = _run(
+        ["train", data, "--model", model_folder, "--out", str(out), "--objective", "eaft", *flags]
+    )
     room_again(monkeypatch)
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert status == 1
@@ -308,8 +326,22 @@ def test_no_number_costs_no_checkpoint(
     monkeypatch.setattr(forward, "gated_loss", broken)
     flags = [f"--{n.replace('_', '-')}={v}" for n, v in EPOCHS.items()]
     out = tmp_path / "r"
-    assert _run(["train", data, "--model", model_folder, "--out", str(out), "--objective", "eaft",
-                 *flags]) == 1  # fmt: skip
+    assert (
+        _run(
+            [
+                "train",
+                data,
+                "--model",
+                model_folder,
+                "--out",
+                str(out),
+                "--objective",
+                "eaft",
+                *flags,
+            ]
+        )
+        == 1
+    )
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert "the loss is not finite in step 6, rows [" in last
     assert (out / "checkpoint-4/trainer_state.json").exists()
@@ -361,8 +393,17 @@ def test_trackers_see_what_the_log_sees(data, model_folder, tmp_path, monkeypatc
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
     monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: True)
-    run = train(data, tmp_path / "r", model=model_folder, objective="eaft", report_to=["wandb"],
-                eval_data=data, retain_data=data, eval_steps=3, **EPOCHS)  # fmt: skip
+    run = train(
+        data,
+        tmp_path / "r",
+        model=model_folder,
+        objective="eaft",
+        report_to=["wandb"],
+        eval_data=data,
+        retain_data=data,
+        eval_steps=3,
+        **EPOCHS,
+    )
     for row in run.log:
         told = {k: v for s in seen if s["step"] == row["step"] for k, v in s.items()}
         for name in ("nll", "loss", "gate_mean", "mass_gated", "eval_nll", "retain_nll"):
@@ -394,8 +435,9 @@ def test_held_out_data_of_another_kind(data, model_folder, tmp_path) -> None:
     text, rows = tmp_path / "text.txt", tmp_path / "rows.csv"
     text.write_text("A fox and a dog.\n\nThe dog sleeps.\n")
     rows.write_text("prompt,completion\n" + "\n".join(f"say {i},the fox" for i in range(4)))
-    run = train(data, tmp_path / "r", model=model_folder, retain_data=str(text),
-                eval_data=str(rows), **ONE)  # fmt: skip
+    run = train(
+        data, tmp_path / "r", model=model_folder, retain_data=str(text), eval_data=str(rows), **ONE
+    )
     assert all(math.isfinite(run.last[n]) for n in ("eval_nll", "retain_nll", "retain_kl"))
 
 
@@ -426,8 +468,14 @@ def test_limits_of_held_out_data(data, model_folder, tmp_path) -> None:
 
 def test_settings_come_from_a_file(data, model_folder, tmp_path, capsys) -> None:
     config, out = tmp_path / "F.yaml", tmp_path / "r"
-    settings = {"model": model_folder, "objective": "eaft", "set": {"alpha": 2}, "max-steps": 5,
-                "learning_rate": 1e-3, "logging_steps": 1}  # fmt: skip
+    settings = {
+        "model": model_folder,
+        "objective": "eaft",
+        "set": {"alpha": 2},
+        "max-steps": 5,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+    }
     config.write_text(yaml.safe_dump(settings))
     flags = ["train", data, "--out", str(out), "--config", str(config), "--max-steps", "2"]
     assert _run(flags) == 0
@@ -439,8 +487,15 @@ def test_settings_come_from_a_file(data, model_folder, tmp_path, capsys) -> None
 
 
 def test_a_run_in_one_line(tmp_path: Path) -> None:
-    last = {"group": "all", "step": 6, "objective": "eaft", "nll": 1.0, "eval_nll": 1.5,
-            "retain_nll": 2.25, "retain_kl": 0.125}  # fmt: skip
+    last = {
+        "group": "all",
+        "step": 6,
+        "objective": "eaft",
+        "nll": 1.0,
+        "eval_nll": 1.5,
+        "retain_nll": 2.25,
+        "retain_kl": 0.125,
+    }
     log = [last, last | {"group": "high", "nll": 9.0}]
     before = {"eval_nll": 2.0, "retain_nll": 2.0, "retain_kl": 0.0}
     assert str(Run(tmp_path, log, before)) == (

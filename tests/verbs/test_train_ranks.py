@@ -28,8 +28,14 @@ HERE = Path(__file__).parent
 # 21 rows, and 4 at once on two processes: the last micro-batch of an epoch holds one row for the
 # first of them and none for the second.
 ROWS, EPOCHS = 21, 2
-COMMON = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": 2, "learning_rate": 1e-3,
-          "logging_steps": 2, "save_steps": 3, "eval_steps": 5}  # fmt: skip
+COMMON = {
+    "num_train_epochs": EPOCHS,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 2,
+    "save_steps": 3,
+    "eval_steps": 5,
+}
 # name → settings on two processes; one process accumulates twice as many micro-batches.
 CASES: dict[str, dict[str, Any]] = {
     "eaft": {"objective": "eaft", "gradient_accumulation_steps": 2},
@@ -195,8 +201,13 @@ def test_nothing_is_left_behind(ranks: Path) -> None:
 
 def test_fsdp_without_gpus_is_refused(ranks: Path) -> None:
     shutil.copytree(ranks / "two-eaft", ranks / "fsdp")
-    status, out, errors = ran(torchrun, main, command(ranks, "fsdp", "--overwrite"),
-                              ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")  # fmt: skip
+    status, out, errors = ran(
+        torchrun,
+        main,
+        command(ranks, "fsdp", "--overwrite"),
+        ACCELERATE_USE_FSDP="true",
+        FSDP_VERSION="2",
+    )
     assert status != 0
     said = [line for line in errors.splitlines() if line.startswith("eaft-probe: ")]
     assert len(said) == 1  # of two processes
@@ -223,8 +234,13 @@ def test_accelerate_launches_it_and_one_process_speaks(ranks: Path) -> None:
         "eaft_probe",
         *given,
     ]
-    done = subprocess.run(accelerate, capture_output=True, text=True, timeout=SECONDS,
-                          env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    done = subprocess.run(
+        accelerate,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the model and its log lie in") == 1
     for once in ("loading ", "1 rows left out", "  step "):
@@ -266,6 +282,11 @@ def test_a_schedule_that_cannot_be_made_costs_no_old_run(schedule: str, ranks: P
     out = ranks / f"schedule-{schedule}"
     shutil.copytree(ranks / "two-eaft", out)
     with pytest.raises(BadInput, match=r"training cannot start: .*"):
-        eaft_probe.train(str(ranks / "rows.jsonl"), out, model=str(ranks / "model"),
-                         overwrite=True, lr_scheduler_type=schedule)  # fmt: skip
+        eaft_probe.train(
+            str(ranks / "rows.jsonl"),
+            out,
+            model=str(ranks / "model"),
+            overwrite=True,
+            lr_scheduler_type=schedule,
+        )
     assert files(out) == files(ranks / "two-eaft")

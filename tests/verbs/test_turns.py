@@ -55,8 +55,9 @@ def written(folder: Path, tokens: Frame, **how: object) -> tuple[Scan, Scan]:
 
 
 def test_a_comparison_is_that_of_the_turns(tokens: Frame, tuned: Frame, tmp_path: Path) -> None:
-    pairs = zip(written(tmp_path / "a", tokens), written(tmp_path / "b", tuned, parts=2),
-                strict=True)  # fmt: skip
+    pairs = zip(
+        written(tmp_path / "a", tokens), written(tmp_path / "b", tuned, parts=2), strict=True
+    )
     each, rows = (compare(a, b) for a, b in pairs)
     assert each.totals["tokens"] == len(tokens)
     assert_frame_equal(each.table, rows.table)
@@ -175,8 +176,9 @@ def test_gradients_have_the_place_of_their_turn(tokens: Frame, tmp_path: Path) -
     table = gradients_of(scan).table
     assert list(table)[:3] == ["example", "turn", "position"]
     assert table["turn"].dtype == np.int16
-    own = tokens.set_index([*scan.token_key]).loc[[*table[[*scan.token_key]].itertuples(
-        index=False, name=None)]]  # fmt: skip
+    own = tokens.set_index([*scan.token_key]).loc[
+        [*table[[*scan.token_key]].itertuples(index=False, name=None)]
+    ]
     assert [*own["grad_logits"]] == [*table["grad_logits"]]
     sample = drawn(scan, 90, 0, ["turn"])
     known = _known(sample, FullGradients.open(scan), scan.token_key)

@@ -17,8 +17,15 @@ from eaft_probe.view.plots import PLOTS
 from eaft_probe.view.plots.chart import STYLE
 from eaft_probe.view.report.report import report
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--no-first-run", "--window-size=1360,1000")  # fmt: skip
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+    "--window-size=1360,1000",
+)
 
 
 # --- figures ---
@@ -88,8 +95,9 @@ def a(tmp_path_factory: pytest.TempPathFactory, labels: pandas.DataFrame) -> Sca
 def tuned(tmp_path_factory: pytest.TempPathFactory, labels: pandas.DataFrame) -> Scan:
     """The same labels, under a model with other words of its own."""
     folder = tmp_path_factory.mktemp("against") / "b"
-    return scans_made.write(folder, nudged(labels), 4, RULE, 70, model=ATTACKS[2], words=THEIRS,
-                            source=ATTACKS[0])  # fmt: skip
+    return scans_made.write(
+        folder, nudged(labels), 4, RULE, 70, model=ATTACKS[2], words=THEIRS, source=ATTACKS[0]
+    )
 
 
 @pytest.fixture(scope="session")

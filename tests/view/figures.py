@@ -15,8 +15,18 @@ from eaft_probe.view.plots import PLOTS, Chart
 RULE = ConflictRule(0.8, 0.25)
 HOSTILE = "$x_1^{ 数据 🙂 \u202e\u200b \0 \n \\frac{ " + "y" * 300
 WORDS = ["$x_1^{", "数据", "🙂", "\u202ea", "\0", "\n", "_b", " ", "'\"", "%s", "$", "ünï"]
-LOG = {"run": "r", "tokens_seen": 0, "lr": 1e-5, "nll": 1.0, "loss": 1.0, "gate_mean": 1.0,
-       "mass_gated": 0.0, "eval_nll": 1.0, "retain_nll": 1.0, "retain_kl": 0.0}  # fmt: skip
+LOG = {
+    "run": "r",
+    "tokens_seen": 0,
+    "lr": 1e-5,
+    "nll": 1.0,
+    "loss": 1.0,
+    "gate_mean": 1.0,
+    "mass_gated": 0.0,
+    "eval_nll": 1.0,
+    "retain_nll": 1.0,
+    "retain_kl": 0.0,
+}
 Subjects = Callable[[str], list[Any]]
 Charts = Callable[[str], Chart]
 

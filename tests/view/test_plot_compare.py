@@ -55,13 +55,18 @@ def at(cells: Frame) -> tuple[Any, Any]:
 def test_cells_are_those_of_a_frame(chart: Chart, tokens: Frame) -> None:
     a, b = tokens[:1800], nudged(tokens)[:1800]
     change = b["logprob"].astype(np.float64) - a["logprob"]
-    frame = pandas.DataFrame({
-        "prob_from": np.minimum(np.floor(a["prob"].astype(np.float64) * 16), 15) / 16,
-        "entropy_from": np.floor(a["entropy"].astype(np.float64) * 2) / 2,
-        "learned": change > math.log(2), "forgotten": change < -math.log(2),
-        "prob_a": a["prob"], "prob_b": b["prob"],
-        "entropy_a": a["entropy"], "entropy_b": b["entropy"],
-    }).astype(np.float64)  # fmt: skip
+    frame = pandas.DataFrame(
+        {
+            "prob_from": np.minimum(np.floor(a["prob"].astype(np.float64) * 16), 15) / 16,
+            "entropy_from": np.floor(a["entropy"].astype(np.float64) * 2) / 2,
+            "learned": change > math.log(2),
+            "forgotten": change < -math.log(2),
+            "prob_a": a["prob"],
+            "prob_b": b["prob"],
+            "entropy_a": a["entropy"],
+            "entropy_b": b["entropy"],
+        }
+    ).astype(np.float64)
     groups = frame.groupby(BOUNDS)
     found = chart.data[chart.data["group"] == "cell"].set_index(BOUNDS)
     np.testing.assert_array_equal(found.index.to_frame(), groups.size().index.to_frame())
@@ -171,8 +176,10 @@ def test_it_takes_two_scans(scan: Scan) -> None:
 @pytest.mark.parametrize("rule", [(0, 0.2), (99, 2), (1e6, 1e6), (-50, -50)], ids=str)
 def test_any_rule_is_drawn(few: Frame, tmp_path: Path, rule: Any) -> None:
     """No conflict at all, or a region beyond the axes."""
-    pair = [scans_made.write(tmp_path / n, t, parts=1, rule=ConflictRule(*rule))
-            for n, t in (("a", few), ("b", nudged(few)))]  # fmt: skip
+    pair = [
+        scans_made.write(tmp_path / n, t, parts=1, rule=ConflictRule(*rule))
+        for n, t in (("a", few), ("b", nudged(few)))
+    ]
     texts = [t.get_text() for t in drawn(plots.compare(*pair)).axes[2].texts]
     assert ("no tokens" in texts) == (rule[0] <= 0)
 
@@ -180,8 +187,10 @@ def test_any_rule_is_drawn(few: Frame, tmp_path: Path, rule: Any) -> None:
 @pytest.mark.parametrize("count", [1, 5])
 def test_one_token_is_enough(few: Frame, tmp_path: Path, count: int) -> None:
     """And no cell with enough of them for an arrow."""
-    pair = [scans_made.write(tmp_path / n, t[:count], parts=1)
-            for n, t in (("a", few), ("b", nudged(few)))]  # fmt: skip
+    pair = [
+        scans_made.write(tmp_path / n, t[:count], parts=1)
+        for n, t in (("a", few), ("b", nudged(few)))
+    ]
     data = fitting(plots.compare(*pair)).data
     assert data[data["group"] == "cell"]["tokens"].sum() == count
 
@@ -196,8 +205,10 @@ def test_all_tokens_alike(few: Frame, tmp_path: Path) -> None:
 
 
 def test_texts_of_the_data_are_drawn_not_obeyed(few: Frame, tmp_path: Path) -> None:
-    pair = [scans_made.write(tmp_path / n, t, parts=1, source=HOSTILE, model="$m_{" + n,
-                             words=WORDS) for n, t in (("a", few), ("b", nudged(few)))]  # fmt: skip
+    pair = [
+        scans_made.write(tmp_path / n, t, parts=1, source=HOSTILE, model="$m_{" + n, words=WORDS)
+        for n, t in (("a", few), ("b", nudged(few)))
+    ]
     made = plots.compare(*pair)
     made.write(tmp_path / "f.png")
     texts = "".join(t.get_text() for t in made.findobj(Text))
@@ -211,8 +222,9 @@ def test_long_and_odd_names_fit(few: Frame, tmp_path: Path, name: str) -> None:
     assert drawn(plots.compare(*pair)).data["tokens"].max() == len(few)
 
 
-def test_the_command_draws_it(scan: Scan, tuned: Scan, other: Scan, tmp_path: Path,
-                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_the_command_draws_it(
+    scan: Scan, tuned: Scan, other: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, data = str(tmp_path / "f.svg"), str(tmp_path / "d.csv")
     pair = [str(scan.path), str(tuned.path)]
     assert _run(["plot", "compare", *pair, "--out", out, "--data", data, "--delta", "1"]) == 0

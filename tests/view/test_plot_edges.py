@@ -29,9 +29,11 @@ NAMES = [
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [*(("landscape", rule) for rule in ((99, 2), (9, 0.5))),
-     *((name, rule) for name in of_scans() for rule in BEYOND)],
-)  # fmt: skip
+    [
+        *(("landscape", rule) for rule in ((99, 2), (9, 0.5))),
+        *((name, rule) for name in of_scans() for rule in BEYOND),
+    ],
+)
 def test_a_rule_beyond_the_axes_takes_no_room(name, rule, few, tmp_path: Path) -> None:
     given = ConflictRule(*rule)
     chart = fitting(PLOTS[name](scans_made.write(tmp_path / "s", few, parts=1, rule=given)))
@@ -51,9 +53,11 @@ def test_percent_of_all_and_nearly_all() -> None:
 
 @pytest.mark.parametrize(
     ("name", "a", "b"),
-    [*(("positions", *pair) for pair in NAMES[:-1]),
-     *((name, *NAMES[-1]) for name in of_scans() if name != "topk")],
-)  # fmt: skip
+    [
+        *(("positions", *pair) for pair in NAMES[:-1]),
+        *((name, *NAMES[-1]) for name in of_scans() if name != "topk"),
+    ],
+)
 def test_long_and_odd_names_stay_apart_and_fit(name, a, b, few, tmp_path: Path) -> None:
     pair = [
         scans_made.write(tmp_path / f"{i}", few, parts=1, source=s) for i, s in enumerate((a, b))

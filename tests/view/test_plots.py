@@ -319,9 +319,14 @@ def test_a_sample_is_the_same_on_every_call(
 def test_difference_is_log2_of_the_ratio(scan: Scan, other: Scan, tokens: pandas.DataFrame) -> None:
     data = plots.landscape(scan, other, difference=True).data
     second = other.tokens(["prob", "entropy"])
-    counts = pandas.concat(
-        [cells(t).groupby(["entropy_from", "prob_from"]).size() for t in (tokens, second)], axis=1
-    ).fillna(0).sort_index()  # fmt: skip
+    counts = (
+        pandas.concat(
+            [cells(t).groupby(["entropy_from", "prob_from"]).size() for t in (tokens, second)],
+            axis=1,
+        )
+        .fillna(0)
+        .sort_index()
+    )
     found = data.set_index(["entropy_from", "prob_from"]).sort_index()
     np.testing.assert_array_equal(found[["tokens_first", "tokens_second"]], counts)
     for (a, b), ratio in zip(counts.to_numpy(), found["log2_ratio"], strict=True):
@@ -486,8 +491,10 @@ def test_gates_table_equals_a_loop(scan: Scan, tokens: pandas.DataFrame, name: s
         assert found["mean_gate"] == pytest.approx(
             math.fsum(g for g, _ in mine) / len(mine), rel=1e-5
         )
-        for column, mass in (("loss_removed", lambda t: -t["logprob"]),
-                             ("gradient_removed", lambda t: t["grad_logits"])):  # fmt: skip
+        for column, mass in (
+            ("loss_removed", lambda t: -t["logprob"]),
+            ("gradient_removed", lambda t: t["grad_logits"]),
+        ):
             gated = math.fsum(g * mass(t) for g, t in mine) / math.fsum(mass(t) for _, t in mine)
             assert found[column] == pytest.approx(1 - gated, rel=1e-4, abs=1e-5)
 

@@ -131,8 +131,13 @@ def test_budgets(done: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_headline_speaks_plainly() -> None:
-    summary = {"conflicts": 134, "trained_tokens": 7940, "examples": 120,
-               "examples_with_conflicts": 70, "mean_nll": 3.147}  # fmt: skip
+    summary = {
+        "conflicts": 134,
+        "trained_tokens": 7940,
+        "examples": 120,
+        "examples_with_conflicts": 70,
+        "mean_nll": 3.147,
+    }
     figures = [h.figure for h in headline(summary, 3172)]
     assert figures == ["1 in 59", "70 of 120", "40%", "3.15 nats"]
     assert headline({**summary, "conflicts": 0}, None)[0].figure == "None"

@@ -105,8 +105,9 @@ def test_too_few_examples_for_an_interval_is_said(a: Scan, labels: Frame, tmp_pa
     few = labels[labels["example"] < 5]
     b = scans_made.write(tmp_path / "b", few, rule=RULE, source="few")
     found = against(a, b)
-    assert any("no intervals: they take at least 10 examples" in n
-               for n in found["summary"]["notes"])  # fmt: skip
+    assert any(
+        "no intervals: they take at least 10 examples" in n for n in found["summary"]["notes"]
+    )
     assert found["cards"][0]["detail"].endswith("No interval.")
     assert "Too few for intervals" in found["cards"][2]["detail"]
 
@@ -155,8 +156,9 @@ def test_the_furthest_tokens_are_those_of_a_frame(
         order = ["change", "example", "position"]
         wanted = frame.sort_values(order, ascending=[rising, True, True])[:MOST]
         found = Frame(made[kind])
-        np.testing.assert_array_equal(found[["example", "position"]],
-                                      wanted[["example", "position"]])  # fmt: skip
+        np.testing.assert_array_equal(
+            found[["example", "position"]], wanted[["example", "position"]]
+        )
         np.testing.assert_allclose(found["change"], wanted["change"], rtol=1e-3)
         np.testing.assert_allclose(found["prob_a"], wanted["prob"], rtol=1e-3)
         np.testing.assert_allclose(found["prob_b"], b_tokens.loc[wanted.index, "prob"], rtol=1e-3)
@@ -180,8 +182,10 @@ def test_tokens_stand_in_their_text(labels: Frame, tmp_path: Path) -> None:
 def test_what_is_held_does_not_grow(
     labels: Frame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = [scans_made.write(tmp_path / n, t, 1, group=50)
-            for n, t in (("a", labels), ("b", nudged(labels)))]  # fmt: skip
+    pair = [
+        scans_made.write(tmp_path / n, t, 1, group=50)
+        for n, t in (("a", labels), ("b", nudged(labels)))
+    ]
     seen: list[int] = []
     furthest = movers_module._furthest
 
@@ -207,8 +211,10 @@ def test_only_what_is_learned_or_forgotten_is_listed(labels: Frame, tmp_path: Pa
 
 def test_ties_go_by_place(labels: Frame, tmp_path: Path) -> None:
     alike = labels.assign(logprob=np.float32(-1))
-    pair = [scans_made.write(tmp_path / n, t, 3, group=17)
-            for n, t in (("a", alike), ("b", alike.assign(logprob=np.float32(-4))))]  # fmt: skip
+    pair = [
+        scans_made.write(tmp_path / n, t, 3, group=17)
+        for n, t in (("a", alike), ("b", alike.assign(logprob=np.float32(-4))))
+    ]
     found = [(r["example"], r["position"]) for r in movers(compare(*pair))["forgotten"]]
     assert found == list(labels[["example", "position"]].itertuples(index=False, name=None))[:MOST]
 
@@ -306,5 +312,6 @@ def test_a_config_file_names_the_other_scan(
     made = payload(out.read_text("utf-8"))["against"]["summary"]
     assert dict(figures(made)) == dict(figures(compare(a, apart, seed=2).summary()))
     config.write_text("againts: x")
-    assert "did you mean 'against'" in refused([str(a.path), "--config", str(config)], tmp_path,
-                                               capsys)  # fmt: skip
+    assert "did you mean 'against'" in refused(
+        [str(a.path), "--config", str(config)], tmp_path, capsys
+    )

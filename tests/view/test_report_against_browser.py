@@ -60,8 +60,11 @@ def test_the_page_shows_the_numbers_of_a_comparison(
             assert shown.split(" ")[0] == f"{group[kind]:,}"
             share = float(shown.split("(")[1].rstrip("%)"))
             assert share == pytest.approx(100 * group[f"{kind}_share"], rel=0.01)
-        wanted = [group[n.format(q)] for q in ("nll", "entropy", "prob")
-                  for n in ("mean_{}_a", "mean_{}_b", "{}_change")]  # fmt: skip
+        wanted = [
+            group[n.format(q)]
+            for q in ("nll", "entropy", "prob")
+            for n in ("mean_{}_a", "mean_{}_b", "{}_change")
+        ]
         wanted.append(group["kl_reference"])
         assert [float(v) for v in mean[1:]] == pytest.approx(wanted, rel=0.01)
     names = ("a", "resolved", "remaining", "new", "b")

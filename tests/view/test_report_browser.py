@@ -195,8 +195,10 @@ def test_both_themes_can_be_read(page: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [1360, 380])
 def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-        "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
     try:
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         WebDriverWait(page, 5).until(lambda _: page.execute_script(wide) <= 0)
@@ -218,8 +220,14 @@ def test_a_scan_that_kept_a_sample(browser: Any, model_folder: str, tmp_path: Pa
     rows = [
         {"question": f"what is {i}", "answer": " ".join("abcdefgh"[i % 5 :])} for i in range(40)
     ]
-    kept = scan(rows, tmp_path / "scan", model=model_folder, keep_tokens="sample:0.02",
-                entropy_below=9, prob_below=0.9)  # fmt: skip
+    kept = scan(
+        rows,
+        tmp_path / "scan",
+        model=model_folder,
+        keep_tokens="sample:0.02",
+        entropy_below=9,
+        prob_below=0.9,
+    )
     page = load(browser, report(kept, tmp_path / "report.html"))
     assert "--keep-tokens sample:0.02" in by_id(page, "notices").text
     assert "none of them was kept" in by_id(page, "pairs").text

@@ -83,8 +83,9 @@ def test_tokens_of_a_report_stand_in_their_turn(page: dict[str, Any], tokens: Fr
         assert text[: own["char_start"]].endswith(token["before"])
         assert text[own["char_end"] :].startswith(token["after"])
     for pair in page["pairs"]["rows"]:
-        assert all(places.loc[tuple(p[n] for n in KEY), "token"] == pair["token"]
-                   for p in pair["places"])  # fmt: skip
+        assert all(
+            places.loc[tuple(p[n] for n in KEY), "token"] == pair["token"] for p in pair["places"]
+        )
 
 
 def test_examples_of_a_report_are_turns(

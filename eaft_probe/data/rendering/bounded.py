@@ -23,10 +23,20 @@ REFERENCE = 8  # characters that an item of a list counts as
 
 # What makes more than the sum of what it is given → the mark in its text at which it does so.
 AMPLIFYING = {
-    "format": "{", "format_map": "{", "%": "%", "indent": "\n", "expandtabs": "\t", "join": "",
-    "replace": "", "sum": "", "tojson": "", "translate": "", "urlize": "", "wordwrap": "",
+    "format": "{",
+    "format_map": "{",
+    "%": "%",
+    "indent": "\n",
+    "expandtabs": "\t",
+    "join": "",
+    "replace": "",
+    "sum": "",
+    "tojson": "",
+    "translate": "",
+    "urlize": "",
+    "wordwrap": "",
     "xmlattr": "",
-}  # fmt: skip
+}
 FORMATS = ("%", "format", "format_map", "strftime_now")
 WIDE = re.compile(r"%(?:\([^)%]*\))?[^%a-zA-Z]*?\d{5}|\{[^{}]*?\d{5}|\{[^{}]*:[^{}]*\{")
 

@@ -91,8 +91,10 @@ class ChatTemplate:
     @cached_property
     def has_marks(self) -> bool:
         """Whether it says with {% generation %} what the assistant writes."""
-        return any(t == "block_begin" and "generation" in self._after(i)
-                   for i, (t, _) in enumerate(self._tokens))  # fmt: skip
+        return any(
+            t == "block_begin" and "generation" in self._after(i)
+            for i, (t, _) in enumerate(self._tokens)
+        )
 
     @cached_property
     def _tokens(self) -> list[tuple[str, str]]:
@@ -122,9 +124,15 @@ class ChatTemplate:
         size = sum(len(source.text) for source in given.sources)
         with self._as_row_error(self._environment, size):
             text = self._environment.run(
-                self._compiled, conversation, given.sources, messages=conversation,
-                tools=listed, documents=None, add_generation_prompt=prompt, **self.values,
-            )  # fmt: skip
+                self._compiled,
+                conversation,
+                given.sources,
+                messages=conversation,
+                tools=listed,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self.values,
+            )
             text.encode()  # '\\ud800' in a template is half a character: no token has it
         return Rendering(str.__str__(text), text._pieces, given.sources)
 
@@ -133,8 +141,13 @@ class ChatTemplate:
         conversation = [{"role": m.role, "content": m.content} for m in messages]
         size = sum(len(m.content) for m in messages)
         with self._as_row_error(self._plain_environment, size):
-            given = {"messages": conversation, "tools": None, "documents": None,
-                     "add_generation_prompt": False, **self.values}  # fmt: skip
+            given = {
+                "messages": conversation,
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": False,
+                **self.values,
+            }
             written = self._plain.root_render_func(self._plain.new_context(given))
             return "".join(self._plain_environment.metered(written))
 
@@ -158,8 +171,10 @@ class ChatTemplate:
         if seconds > slow:
             self.slow.append(seconds)
             if sum(self.slow) > MOST_SLOW:
-                raise ModelError(f"the chat template is too slow: {len(self.slow)} renderings took "
-                                 f"{sum(self.slow):.0f} s")  # fmt: skip
+                raise ModelError(
+                    f"the chat template is too slow: {len(self.slow)} renderings took "
+                    f"{sum(self.slow):.0f} s"
+                )
 
 
 def reads_date(source: str) -> bool:
@@ -216,10 +231,14 @@ class _Given:
             return Traced(value, (Piece(len(value), len(self.sources) - 1),) if value else ())
         if isinstance(value, Mapping):
             if field not in ("tool_calls", "tools"):  # a part of a content
-                return {str(k): plain(v) if k == "type" else self.traced(v, message, field)
-                        for k, v in value.items()}  # fmt: skip
-            return {self.traced(str(k), message, field): self.traced(v, message, field)
-                    for k, v in value.items()}  # fmt: skip
+                return {
+                    str(k): plain(v) if k == "type" else self.traced(v, message, field)
+                    for k, v in value.items()
+                }
+            return {
+                self.traced(str(k), message, field): self.traced(v, message, field)
+                for k, v in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.traced(item, message, field) for item in value]
         return plain(value)

@@ -86,8 +86,11 @@ class Layout:
         """What belongs to other messages within a span."""
         start, end = within
         others = (r for r in self.runs if r.owner not in (turn, TEMPLATE))
-        return [(max(r.start, start), min(r.end, end)) for r in others
-                if r.start < end and r.end > start]  # fmt: skip
+        return [
+            (max(r.start, start), min(r.end, end))
+            for r in others
+            if r.start < end and r.end > start
+        ]
 
     def marked(self, turn: int) -> list[Span]:
         """The spans between generation marks that are this message's; what is marked outside of
@@ -137,8 +140,10 @@ class Layout:
         )
 
     def has_words(self, index: int) -> bool:
-        return any(s.message == index and s.field in WORDS and s.text.strip()
-                   for s in self.rendering.sources)  # fmt: skip
+        return any(
+            s.message == index and s.field in WORDS and s.text.strip()
+            for s in self.rendering.sources
+        )
 
 
 def _gaps(text: str, shown: list[Span]) -> Iterator[str]:

@@ -33,8 +33,11 @@ class Pattern:
         ends = [*(start for start, _ in contents), len(text) + len(closer)]
 
         def edge(at: int) -> Edge:
-            return next((k, at - a) for k, (a, b) in enumerate(zip(starts, ends, strict=True))
-                        if a <= at <= b)  # fmt: skip
+            return next(
+                (k, at - a)
+                for k, (a, b) in enumerate(zip(starts, ends, strict=True))
+                if a <= at <= b
+            )
 
         try:
             found = {t: [(edge(a), edge(b)) for a, b in s] for t, s in spans.items()}
@@ -56,5 +59,7 @@ class Pattern:
             starts.append(at)
         if not text.startswith(self.around[0]) or at + len(self.around[-1]) != len(text):
             return None
-        return {t: [(starts[i] + a, starts[j] + b) for (i, a), (j, b) in spans]
-                for t, spans in self.spans.items()}  # fmt: skip
+        return {
+            t: [(starts[i] + a, starts[j] + b) for (i, a), (j, b) in spans]
+            for t, spans in self.spans.items()
+        }

@@ -276,8 +276,10 @@ class Renderer:
         """Whether the template shows what a system and a tool say."""
         word, asked = "eaft_probe_word", Message("user", "x")
         answer = Message("assistant", "y")
-        tries = {"system": [Message("system", word), asked, answer],
-                 "tool": [asked, answer, Message("tool", word), answer]}  # fmt: skip
+        tries = {
+            "system": [Message("system", word), asked, answer],
+            "tool": [asked, answer, Message("tool", word), answer],
+        }
         if not self.templates:
             return set(tries)
         found = set[str]()

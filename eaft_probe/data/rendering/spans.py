@@ -100,9 +100,11 @@ class Locator(TriedTemplate):
             if message.role == "developer":
                 as_system = self.render(_as_system(layout.messages), tools)
                 return self._with_context(as_system, last, tools)
-            raise RowError(f"the chat template does not show message {index} ({message.role}), "
-                           f"which a later answer refers to; --tool-calls inline or "
-                           f"--chat-template may help")  # fmt: skip
+            raise RowError(
+                f"the chat template does not show message {index} ({message.role}), "
+                f"which a later answer refers to; --tool-calls inline or "
+                f"--chat-template may help"
+            )
         return layout
 
     # --- one turn ---
@@ -143,10 +145,13 @@ class Locator(TriedTemplate):
         key = (
             text[before : words[0]],
             layout.messages[turn - 1].role if turn else None,
-            bool(tools), bool(message.tool_calls), _reasons(message),
-            opening[0] if opening else None, shown[0] if shown else None,
+            bool(tools),
+            bool(message.tool_calls),
+            _reasons(message),
+            opening[0] if opening else None,
+            shown[0] if shown else None,
             self._wrote_empty_thought(message),
-        )  # fmt: skip
+        )
         if key not in self._starts:
             found = self._prompt_end(layout, turn, words, before, tools)
             if not self._wrote_empty_thought(message):
@@ -216,8 +221,10 @@ class Locator(TriedTemplate):
         return start
 
     def _wrote_empty_thought(self, message: Message) -> bool:
-        return any(re.search(rf"{re.escape(o)}\s*{re.escape(c)}", message.content)
-                   for o, c in self.thoughts)  # fmt: skip
+        return any(
+            re.search(rf"{re.escape(o)}\s*{re.escape(c)}", message.content)
+            for o, c in self.thoughts
+        )
 
     def _end(self, layout: Layout, turn: int, words: Span) -> tuple[int, str]:
         """One past what ends the turn, or where it stays open, and what would close it."""
@@ -225,8 +232,11 @@ class Locator(TriedTemplate):
         for token in self._token.finditer(text, words[1], past):
             if token[0].strip() in self.closers:
                 return token.end(), ""
-        own = [t for t in self._token.finditer(text, words[1], past)
-               if t[0].strip() not in self._wrappers]  # fmt: skip
+        own = [
+            t
+            for t in self._token.finditer(text, words[1], past)
+            if t[0].strip() not in self._wrappers
+        ]
         if own:
             return own[-1].end(), ""
         called = bool(layout.messages[turn].tool_calls)

@@ -203,8 +203,20 @@ def _respelling(name: str) -> Callable[..., Traced]:
 
 
 # Methods that give the same text in other letters, or filled up.
-for _name in ("capitalize", "casefold", "center", "expandtabs", "ljust", "lower", "rjust",
-              "swapcase", "title", "translate", "upper", "zfill"):  # fmt: skip
+for _name in (
+    "capitalize",
+    "casefold",
+    "center",
+    "expandtabs",
+    "ljust",
+    "lower",
+    "rjust",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
+):
     setattr(Traced, _name, _respelling(_name))
 
 

@@ -189,11 +189,15 @@ def _raise_exception(message: str) -> None:
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
     sort_keys: bool = False,
-) -> str:  # fmt: skip
-    return as_json(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                   sort_keys=sort_keys)  # fmt: skip
+) -> str:
+    return as_json(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 @jinja2.pass_environment

@@ -38,9 +38,14 @@ SHAPES = [Shape(a, e) for e in ("", "none") for a in ("object", "text")]
 
 
 def _call(*names: str) -> Message:
-    calls = [{"id": f"call0000{i}", "type": "function",
-              "function": {"name": NAMED, "arguments": {n: f"value_{n}"}}}
-             for i, n in enumerate(names)]  # fmt: skip
+    calls = [
+        {
+            "id": f"call0000{i}",
+            "type": "function",
+            "function": {"name": NAMED, "arguments": {n: f"value_{n}"}},
+        }
+        for i, n in enumerate(names)
+    ]
     return Message("assistant", "", tool_calls=calls)
 
 
@@ -120,20 +125,27 @@ class TriedTemplate:
         """What the template does not show of conversations, tried out; for people."""
         thinks = Message("assistant", SAID, extra={"reasoning_content": MEANT})
         called = [ASKED, _call("x"), _RESULT, Message("assistant", SAID)]
-        return [what for what, messages, index in (
-            ("a system message", [Message("system", MEANT), *TWICE[:2]], 0),
-            ("an answer to a second question", list(TWICE), 3),
-            ("tool calls", called, 1),
-            ("tool results", called, 2),
-            ("reasoning in a field of its own", [ASKED, thinks], 1),
-            ("reasoning of earlier turns", [ASKED, thinks, *TWICE[:2]], 1),
-        ) if not self._shows_whole(messages, index)]  # fmt: skip
+        return [
+            what
+            for what, messages, index in (
+                ("a system message", [Message("system", MEANT), *TWICE[:2]], 0),
+                ("an answer to a second question", list(TWICE), 3),
+                ("tool calls", called, 1),
+                ("tool results", called, 2),
+                ("reasoning in a field of its own", [ASKED, thinks], 1),
+                ("reasoning of earlier turns", [ASKED, thinks, *TWICE[:2]], 1),
+            )
+            if not self._shows_whole(messages, index)
+        ]
 
     def _shows_whole(self, messages: Sequence[Message], index: int) -> bool:
         layout = self._probe(messages)
         role = messages[index].role
-        return layout is not None and layout.shows(index) and not any(
-            place.startswith(f"{role}.") for place in layout.left_out())  # fmt: skip
+        return (
+            layout is not None
+            and layout.shows(index)
+            and not any(place.startswith(f"{role}.") for place in layout.left_out())
+        )
 
     @cached_property
     def _generation_header(self) -> str:

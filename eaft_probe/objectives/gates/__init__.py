@@ -38,8 +38,10 @@ def objective(name: str, given: Mapping[str, Any] | None = None) -> Objective:
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise BadInput(f"objective {name!r} has no field {key!r}{hint}; "
-                           f"it has: {', '.join(known) or 'none'}")  # fmt: skip
+            raise BadInput(
+                f"objective {name!r} has no field {key!r}{hint}; "
+                f"it has: {', '.join(known) or 'none'}"
+            )
     try:
         made: Objective = TypeAdapter(kind).validate_python(dict(given))
     except ValidationError as error:

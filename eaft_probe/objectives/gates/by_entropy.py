@@ -45,9 +45,11 @@ class Eaft(Objective):
         require(self.alpha >= 0, f"eaft: alpha is at least 0, found {self.alpha:g}")
         theirs = self.gate == "power" and self.entropy == "top"
         theirs = theirs and (self.k == 20 or self.compat == "axolotl")
-        require(self.compat == "paper" or theirs,
-                 f"eaft: {self.compat} knows no gate, entropy or k but its own; leave them or "
-                 f"compat out")  # fmt: skip
+        require(
+            self.compat == "paper" or theirs,
+            f"eaft: {self.compat} knows no gate, entropy or k but its own; leave them or "
+            f"compat out",
+        )
 
     @property
     def reads(self) -> Sequence[str]:
@@ -88,9 +90,10 @@ class MaskedSft(Objective):
 
     def __post_init__(self) -> None:
         live = (self.entropy_below, self.prob_below) == (ENTROPY_BELOW, PROB_BELOW)
-        require(self.conflicts == "live" or live,
-                 "masked-sft: a scan brings its own rule; `eaft-probe flag` gives it another"
-                 )  # fmt: skip
+        require(
+            self.conflicts == "live" or live,
+            "masked-sft: a scan brings its own rule; `eaft-probe flag` gives it another",
+        )
 
     @property
     def reads(self) -> Sequence[str]:

@@ -79,8 +79,10 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
     sample = _sample(source, units, row_format, chosen)
     if not sum(sample.trained):
-        raise DataError(f"none of the {len(sample.trained):,} rows looked at in {source.name} can "
-                        f"be scored; `eaft-probe render` says why")  # fmt: skip
+        raise DataError(
+            f"none of the {len(sample.trained):,} rows looked at in {source.name} can "
+            f"be scored; `eaft-probe render` says why"
+        )
     rate = chosen.tokens_per_second or _measured(sample.scorable, row_format, chosen, progress)
     return _estimated(sample, units, rate, chosen)
 
@@ -97,8 +99,10 @@ def _sample(
     renderer = Renderer(tokenizer, RenderOptions.of(settings))
     longest = context_length(settings.model, settings, tokenizer)
     if (settings.max_length or 0) > longest:
-        raise BadInput(f"--max-length {settings.max_length} is more than {settings.model} reads "
-                       f"({longest} tokens)")  # fmt: skip
+        raise BadInput(
+            f"--max-length {settings.max_length} is more than {settings.model} reads "
+            f"({longest} tokens)"
+        )
     longest = settings.max_length or longest
     sample = RowSample(renderer, row_format, longest, settings.stride)
     for record in drawn_rows(source, units, settings):
@@ -142,30 +146,40 @@ def _estimated(
     trained, rows = np.array(sample.trained, np.float64), units.rows
     hours = total(trained, rows).times(1 / rate / 3600)  # of one device
     return Estimate(
-        data=units.source.name, model=settings.model,
-        rows=rows, units=units.count, sampled_rows=len(trained),
+        data=units.source.name,
+        model=settings.model,
+        rows=rows,
+        units=units.count,
+        sampled_rows=len(trained),
         rejected_share=sample.rejected / len(trained),
-        trained_tokens=total(trained, rows), read_tokens=total(sample.read_tokens, rows),
+        trained_tokens=total(trained, rows),
+        read_tokens=total(sample.read_tokens, rows),
         disk_bytes=total(disk_bytes(trained, sample.texts, settings), rows),
         keep_tokens=settings.keep_tokens,
-        tokens_per_second=rate, measured=settings.tokens_per_second is None,
-        hours=hours.times(1 / settings.devices), devices=settings.devices,
+        tokens_per_second=rate,
+        measured=settings.tokens_per_second is None,
+        hours=hours.times(1 / settings.devices),
+        devices=settings.devices,
         price=hours.times(settings.price_per_hour) if settings.price_per_hour else None,
-    )  # fmt: skip
+    )
 
 
 def _lines(e: Estimate) -> Iterator[str]:
     looked = "all of them" if e.sampled_rows == e.rows else f"{e.sampled_rows:,} drawn at random"
     yield f"{e.data} under {e.model}"
-    yield (f"{e.rows:,} rows in {e.units:,} units; {looked} were tokenized, "
-           f"{100 * e.rejected_share:.2g} % of those cannot be scored")  # fmt: skip
+    yield (
+        f"{e.rows:,} rows in {e.units:,} units; {looked} were tokenized, "
+        f"{100 * e.rejected_share:.2g} % of those cannot be scored"
+    )
     yield f"scored tokens  {_told(e.trained_tokens)}"
     yield f"read tokens    {_told(e.read_tokens)}"
     yield f"disk, in MB    {_told(e.disk_bytes.times(1e-6), ',.3g')}{_more(e)}"
     many = f" on {e.devices:,} devices" if e.devices > 1 else ""
     how = "as this machine reached" if e.measured else "as given"
-    yield (f"time, in hours {_told(e.hours, ',.3g')}{many}, at {e.tokens_per_second:,.0f} scored "
-           f"tokens/s a device, {how}; loading not counted")  # fmt: skip
+    yield (
+        f"time, in hours {_told(e.hours, ',.3g')}{many}, at {e.tokens_per_second:,.0f} scored "
+        f"tokens/s a device, {how}; loading not counted"
+    )
     if e.price is not None:
         yield f"price          {_told(e.price, ',.2f')}"
 

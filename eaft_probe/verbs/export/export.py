@@ -83,8 +83,9 @@ def _row(row: dict[str, Any], scan: Scan, conflicts: int) -> dict[str, Any]:
         messages = _MESSAGES.validate_json(row.pop("messages") or "")
         body = _body(messages, row.pop("text"), scan.manifest["data"]["format"])
     except (ValueError, KeyError, IndexError) as error:
-        raise ScanError(f"{scan.path} is damaged: the messages of example {row['example']} are "
-                        f"none") from error  # fmt: skip
+        raise ScanError(
+            f"{scan.path} is damaged: the messages of example {row['example']} are none"
+        ) from error
     place = {"example": row.pop("example"), "key": row.pop("key")}
     return {**place, **body, **row, "conflicts": conflicts}
 

@@ -71,8 +71,11 @@ def _of_scan(scan: Scan, settings: GradientSettings) -> GradientSettings:
     theirs, plan = scan.manifest["model"], stored_plan(scan)
     paths = plan.get("opened") or plan.get("settings") or {}
     if settings.model is None:
-        settings = replace(settings, model=paths.get("model") or theirs["name"],
-                           revision=settings.revision or theirs["revision"])  # fmt: skip
+        settings = replace(
+            settings,
+            model=paths.get("model") or theirs["name"],
+            revision=settings.revision or theirs["revision"],
+        )
     adapter = settings.adapter or paths.get("adapter") or theirs["adapter"]
     return replace(settings, adapter=adapter)
 
@@ -84,10 +87,19 @@ def _made(scan: Scan, settings: GradientSettings) -> Made:
     adapter = folder_identity(settings.adapter)
     if (model, adapter) != (theirs["identity"], theirs["adapter_identity"]):
         said = name if model != theirs["identity"] else f"{name} with --adapter {settings.adapter}"
-        raise BadInput(f"{scan.path} was made under other weights than those of {said}; its model "
-                       f"was {theirs['name']}")  # fmt: skip
-    return Made(exact_gradients.scan_identity(scan), model, adapter, settings.dtype, settings.seed,
-                settings.sample, config=without_paths(asdict(settings)))  # fmt: skip
+        raise BadInput(
+            f"{scan.path} was made under other weights than those of {said}; its model "
+            f"was {theirs['name']}"
+        )
+    return Made(
+        exact_gradients.scan_identity(scan),
+        model,
+        adapter,
+        settings.dtype,
+        settings.seed,
+        settings.sample,
+        config=without_paths(asdict(settings)),
+    )
 
 
 def _before(scan: Scan, made: Made) -> FullGradients | None:
@@ -97,8 +109,10 @@ def _before(scan: Scan, made: Made) -> FullGradients | None:
     before = FullGradients.open(scan)
     differing = before.made.differences(made)
     if differing:
-        raise ScanError(f"{scan.path / GRADIENTS} was made with another {' and '.join(differing)}; "
-                        f"--overwrite replaces it")  # fmt: skip
+        raise ScanError(
+            f"{scan.path / GRADIENTS} was made with another {' and '.join(differing)}; "
+            f"--overwrite replaces it"
+        )
     return before
 
 
@@ -118,9 +132,12 @@ def _places(columns: Mapping[str, Any], key: Sequence[str]) -> Iterator[tuple[in
 
 
 def _go_on(
-    scan: Scan, settings: GradientSettings, made: Made, before: FullGradients | None,
+    scan: Scan,
+    settings: GradientSettings,
+    made: Made,
+    before: FullGradients | None,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     """The norms that are not there yet. What another run had beyond this sample is kept."""
     closed = [n for n in CLOSED if n in scan.columns]
     size = max(settings.sample, before.made.sample if before else 0)
@@ -131,8 +148,10 @@ def _go_on(
     model = _load(settings)
     ids = _read(scan, sample, todo, model)
     if not ids and np.isnan(norms).all():
-        raise ScanError(f"no sampled example of {scan.path} comes back from its text; rows of "
-                        f"token ids do not keep what was read")  # fmt: skip
+        raise ScanError(
+            f"no sampled example of {scan.path} comes back from its text; rows of "
+            f"token ids do not keep what was read"
+        )
     examples = list(_places(sample, scan.example_key))
     lost = {examples[at] for at in todo if at not in ids}
     if lost:
@@ -188,8 +207,10 @@ class _Work:
         logprob = float(self.sample["logprob"][at])
         both = (self.made.dtype, self.scan.manifest["model"]["dtype"])
         if both == ("float32", "float32") and abs(nll + logprob) > SAME_NLL:
-            raise ProbeError(f"at {place} the model gives an nll of {nll:.3f} nats, the scan has "
-                             f"{-logprob:.3f}: what was read is not the same")  # fmt: skip
+            raise ProbeError(
+                f"at {place} the model gives an nll of {nll:.3f} nats, the scan has "
+                f"{-logprob:.3f}: what was read is not the same"
+            )
         return norm
 
     def _save(self, finished: bool) -> None:
@@ -199,6 +220,7 @@ class _Work:
             made = replace(self.made, finished=finished)
             exact_gradients.write(self.scan, self.sample, self.norms, made)
         except OSError as error:
-            raise ProbeError(f"cannot write {self.scan.path / GRADIENTS}: "
-                             f"{error.strerror or one_line(error)}") from error  # fmt: skip
+            raise ProbeError(
+                f"cannot write {self.scan.path / GRADIENTS}: {error.strerror or one_line(error)}"
+            ) from error
         self.saved = time.monotonic()

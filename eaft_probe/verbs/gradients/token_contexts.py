@@ -49,8 +49,10 @@ def _ids(
     table = scan.example_part(part, columns)
     among = pa.array(wanted, pa.int64())
     table = table.filter(pc.is_in(table["example"], value_set=among))
-    pieces = [p.filter(pc.is_in(p["example"], value_set=among))
-              for p in scan.token_parts([*scan.token_key, "token_id"], part)]  # fmt: skip
+    pieces = [
+        p.filter(pc.is_in(p["example"], value_set=among))
+        for p in scan.token_parts([*scan.token_key, "token_id"], part)
+    ]
     names = (*scan.token_key, "token_id")
     scored = {n: np.concatenate([p[n].to_numpy() for p in pieces]) for n in names}
     found = {}

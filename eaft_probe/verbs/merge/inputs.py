@@ -64,9 +64,16 @@ def sources(scan: Scan) -> list[dict[str, Any]]:
     count, limit = rows_of(scan), config.get("limit")
     part = config.get("sample") is not None or (isinstance(limit, int) and count >= limit)
     selection = {n: config.get(n) for n in ("limit", "sample", "seed")} if part else None
-    return [{SOURCE: data["source"], "fingerprint": data["fingerprint"], "rows": count, "first": 0,
-             "selection": selection,
-             **{n: data[n] for n in ("files",) if data.get(n)}}]  # fmt: skip
+    return [
+        {
+            SOURCE: data["source"],
+            "fingerprint": data["fingerprint"],
+            "rows": count,
+            "first": 0,
+            "selection": selection,
+            **{n: data[n] for n in ("files",) if data.get(n)},
+        }
+    ]
 
 
 def rows_of(scan: Scan) -> int:
@@ -133,8 +140,10 @@ def require_disjoint(scans: Sequence[Scan], out: str | Path) -> None:
         for name, fingerprint in _prints(scan):
             before = seen.setdefault(fingerprint, scan)
             if before is not scan:
-                raise BadInput(f"{before.path} and {scan.path} both are of the data in {name}; "
-                               f"merge joins scans of disjoint data")  # fmt: skip
+                raise BadInput(
+                    f"{before.path} and {scan.path} both are of the data in {name}; "
+                    f"merge joins scans of disjoint data"
+                )
 
 
 def _prints(scan: Scan) -> Iterator[tuple[str, str]]:
@@ -165,8 +174,10 @@ def require_alike(scans: Sequence[Scan]) -> None:
 
 def _require_names(scan: Scan) -> None:
     if not is_merged(scan) and {SOURCE, KEPT_SOURCE} <= {*scan.manifest["config"]["keep"]}:
-        raise BadInput(f"{scan.path} keeps {SOURCE} and {KEPT_SOURCE}; merge gives the first the "
-                       f"name of the second: scan without --keep {KEPT_SOURCE}")  # fmt: skip
+        raise BadInput(
+            f"{scan.path} keeps {SOURCE} and {KEPT_SOURCE}; merge gives the first the "
+            f"name of the second: scan without --keep {KEPT_SOURCE}"
+        )
 
 
 def _alike(scan: Scan) -> dict[str, Any]:

@@ -174,8 +174,10 @@ def _join_gradients(merged: Scan, shards: Sequence[Shard], progress: Progress) -
         found = [FullGradients.open(s.scan) for s in shards]
         exact_gradients.join(merged, found, [s.first for s in shards])
     except ScanError as error:
-        progress.note(f"{GRADIENTS} is left out: {error}; `eaft-probe gradients {merged.path}` "
-                      f"makes one of the whole")  # fmt: skip
+        progress.note(
+            f"{GRADIENTS} is left out: {error}; `eaft-probe gradients {merged.path}` "
+            f"makes one of the whole"
+        )
 
 
 def _join_part(

@@ -69,8 +69,10 @@ class Rollout:
         if self.retokenized:
             told.append(f"{self.retokenized:,} {of} read back as other tokens than were sampled")
         if self.rejected:
-            told.append(f"{self.rejected:,} of {self.rows:,} rows were not answered, see "
-                        f"{RolloutFiles(self.path).beside(REJECTED)}")  # fmt: skip
+            told.append(
+                f"{self.rejected:,} of {self.rows:,} rows were not answered, see "
+                f"{RolloutFiles(self.path).beside(REJECTED)}"
+            )
         return "\n".join(told)
 
 
@@ -194,8 +196,9 @@ class Answerer:
         """Loads the model. Raises `BadInput` where it, or what is asked of it, does not fit."""
         settings = self.settings
         self.progress.note(f"loading {settings.model}")
-        sampling = Sampling(settings.n, settings.temperature, settings.top_p,
-                            settings.max_new_tokens)  # fmt: skip
+        sampling = Sampling(
+            settings.n, settings.temperature, settings.top_p, settings.max_new_tokens
+        )
         model = load_model(settings.model, **settings.loading())
         self.sampler = Generator(model, sampling, self.batch_size)
         self.prompts = Prompts(Renderer(model.tokenizer, RenderOptions.of(settings)))
@@ -207,11 +210,15 @@ class Answerer:
     def _require_room(self) -> None:
         read = self.sampler.max_length
         if self.max_length > read:
-            raise BadInput(f"--max-length {self.max_length} is more than {self.settings.model} "
-                           f"reads ({read} tokens)")  # fmt: skip
+            raise BadInput(
+                f"--max-length {self.max_length} is more than {self.settings.model} "
+                f"reads ({read} tokens)"
+            )
         if self.settings.max_new_tokens >= self.max_length:
-            raise BadInput(f"--max-new-tokens {self.settings.max_new_tokens} leaves no room for a "
-                           f"prompt in {self.max_length} tokens")  # fmt: skip
+            raise BadInput(
+                f"--max-new-tokens {self.settings.max_new_tokens} leaves no room for a "
+                f"prompt in {self.max_length} tokens"
+            )
 
     @cached_property
     def max_length(self) -> int:
@@ -224,8 +231,10 @@ class Answerer:
         if max(prompt.ids) >= self.sampler.vocab_size:
             raise RowError(f"token id {max(prompt.ids)} is beyond the model's vocabulary")
         if length + new > self.max_length:
-            raise RowError(f"the prompt's {length} tokens leave no room for --max-new-tokens {new} "
-                           f"in {self.max_length}")  # fmt: skip
+            raise RowError(
+                f"the prompt's {length} tokens leave no room for --max-new-tokens {new} "
+                f"in {self.max_length}"
+            )
         return prompt
 
     def answer(self, unit: Unit) -> tuple[list[str], dict[str, Any]]:
@@ -283,11 +292,15 @@ class UnitAnswers:
 def _scanned(done: Rollout, settings: RolloutSettings, progress: Progress) -> Rollout:
     """The rollout with a scan of its answers under the model that gave them."""
     shared: Mapping[str, Any] = {
-        **settings.loading(), "model": settings.model, "tool_calls": settings.tool_calls,
-        "max_length": settings.max_length, "overwrite": settings.overwrite,
+        **settings.loading(),
+        "model": settings.model,
+        "tool_calls": settings.tool_calls,
+        "max_length": settings.max_length,
+        "overwrite": settings.overwrite,
         "keep": ["row", "sample", "finish", "retokenized"],
-        "chat_template": settings.chat_template, "template_arg": settings.template_arg,
+        "chat_template": settings.chat_template,
+        "template_arg": settings.template_arg,
         "today": settings.today,
-    }  # fmt: skip
+    }
     assert settings.then_scan is not None
     return replace(done, scan=scan(done.path, settings.then_scan, progress=progress, **shared))

@@ -83,8 +83,10 @@ def _whole(units: Path, index: int, plan: str) -> dict[str, Any]:
     tokens = part_file(units, "tokens", index)
     if report is None or report.get("tokens_sha256") not in (None, sha256(tokens)):
         part_file(units, "examples", index).unlink(missing_ok=True)
-        raise ScanError(f"{tokens} is missing, or not the one that this scan wrote: another run is "
-                        f"at work there; run the same command again")  # fmt: skip
+        raise ScanError(
+            f"{tokens} is missing, or not the one that this scan wrote: another run is "
+            f"at work there; run the same command again"
+        )
     return report
 
 

@@ -50,9 +50,18 @@ class Loading:
             reference = _load(settings.reference, settings, adapter=None)
             require_same_vocabulary(model, reference, settings.reference, settings.model)
         statistics = chosen_statistics(settings.statistics, reference is not None)
-        return Scorer(self.folder, model, reference, self.row_format, statistics, settings,
-                      self.tokens_per_batch, progress, self.plan,
-                      None if self.deposit else Folder(self.folder))  # fmt: skip
+        return Scorer(
+            self.folder,
+            model,
+            reference,
+            self.row_format,
+            statistics,
+            settings,
+            self.tokens_per_batch,
+            progress,
+            self.plan,
+            None if self.deposit else Folder(self.folder),
+        )
 
 
 def _depositing(
@@ -71,8 +80,11 @@ def _depositing(
 def with_absolute_paths(settings: ScanSettings) -> ScanSettings:
     """For processes that work in another folder. A bundled model's name is no path."""
     names = {n: getattr(settings, n) for n in ("model", "reference", "adapter", "chat_template")}
-    paths: dict[str, Any] = {n: str(Path(v).absolute()) for n, v in names.items()
-             if v is not None and v != "smollm2" and Path(v).exists()}  # fmt: skip
+    paths: dict[str, Any] = {
+        n: str(Path(v).absolute())
+        for n, v in names.items()
+        if v is not None and v != "smollm2" and Path(v).exists()
+    }
     return replace(settings, **paths)
 
 

@@ -72,8 +72,11 @@ def _scan(
     units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
     chosen_statistics(settings.statistics, settings.reference is not None)
     ENGINES[settings.engine]
-    plan, finished = ranks.shared(_planned(out, make_plan(source, row_format, units, settings),
-                                           settings) if not ranks.rank else None)  # fmt: skip
+    plan, finished = ranks.shared(
+        _planned(out, make_plan(source, row_format, units, settings), settings)
+        if not ranks.rank
+        else None
+    )
     settings = replace(settings, today=plan.get("today", settings.today))
     if not finished:
         with at_work(out, plan, settings.overwrite, progress) as (folder, deposit):
@@ -149,16 +152,31 @@ def _score(
                 progress.advance(len(unit.records), 0)
 
     absolute = with_absolute_paths(settings)
-    load = Loading(folder.path.absolute(), plan, row_format, absolute,
-                   plan["tokens_per_batch"], plan["threads"], deposit)  # fmt: skip
+    load = Loading(
+        folder.path.absolute(),
+        plan,
+        row_format,
+        absolute,
+        plan["tokens_per_batch"],
+        plan["threads"],
+        deposit,
+    )
     progress.note(f"loading {settings.model}")
     if own_tokenizer(settings.adapter):
         progress.note(f"tokenizer and chat template are those of {settings.adapter}")
     # A model that spreads itself over devices is loaded as the settings say.
     spread = settings.tp or settings.device_map is not None
     alone = settings.tp or ranks.size > 1
-    job = Job(load, begin, progress, units.count, None if spread else ranks.device(plan["device"]),
-              1 if alone else settings.workers, plan["threads"], settings.address)  # fmt: skip
+    job = Job(
+        load,
+        begin,
+        progress,
+        units.count,
+        None if spread else ranks.device(plan["device"]),
+        1 if alone else settings.workers,
+        plan["threads"],
+        settings.address,
+    )
     ENGINES[settings.engine](job)
     ranks.wait()
     with ranks.first():

@@ -115,8 +115,16 @@ class Scorer:
             totals = unit_totals(tokens, examples, settings.keep, rule, self.special_tokens)
             share = kept_share(settings.keep_tokens)
             tokens, examples = kept_tokens(tokens, examples, rule, share)
-        write_part(Folder(folder), unit.index, tokens, examples, self._report(rows),
-                   self._required_plan(), totals, last)  # fmt: skip
+        write_part(
+            Folder(folder),
+            unit.index,
+            tokens,
+            examples,
+            self._report(rows),
+            self._required_plan(),
+            totals,
+            last,
+        )
 
     def _required_plan(self) -> str | None:
         """Its digest. Raises `ScanError` where another run has replaced the scan by now."""
@@ -148,8 +156,10 @@ class Scorer:
         """Why rows with a common beginning are read whole, in a sentence."""
         for model in (self.model, self.reference):
             if model is not None and model.unshared is not None:
-                return (f"{model.place.name} reads common beginnings of rows again for every row: "
-                        f"{model.unshared}")  # fmt: skip
+                return (
+                    f"{model.place.name} reads common beginnings of rows again for every row: "
+                    f"{model.unshared}"
+                )
         return None
 
     def _halved(self, unit: int) -> set[str]:
@@ -193,9 +203,22 @@ class UnitRows:
         self.rejected: list[dict[str, Any]] = []
         self.measured: list[tuple[NDArray[np.int64], NDArray[np.int64], TokenColumns]] = []
         self.counts = dict.fromkeys(
-            ("rows", "examples", "rejected", "renderings", "tokens", "trained_tokens",
-             "cut_examples", "cut_tokens", "special_in_content", "closed", "not_shown",
-             "halved"), 0)  # fmt: skip
+            (
+                "rows",
+                "examples",
+                "rejected",
+                "renderings",
+                "tokens",
+                "trained_tokens",
+                "cut_examples",
+                "cut_tokens",
+                "special_in_content",
+                "closed",
+                "not_shown",
+                "halved",
+            ),
+            0,
+        )
         self.left_out = Counter[str]()  # role.field → characters that the template does not show
 
     def read(self, record: Record) -> None:
@@ -212,9 +235,13 @@ class UnitRows:
             self._add(record, row, rendered, made, cut)
 
     def _add(
-        self, record: Record, row: Mapping[str, Any], rendered: Rendered, made: list[Window],
+        self,
+        record: Record,
+        row: Mapping[str, Any],
+        rendered: Rendered,
+        made: list[Window],
         cut: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.windows += [replace(w, example=len(self.rendered)) for w in made]
         self.records.append(record)
         self.rendered.append(rendered)
@@ -267,8 +294,9 @@ class UnitRows:
         columns |= self._places(example, position)
         columns["token"] = self._texts(columns["token_id"])
         columns["top1"] = self._texts(columns["top1_id"])
-        arrays = [pa.array(columns[f.name], f.type) if f.type != TEXT else columns[f.name]
-                  for f in schema]  # fmt: skip
+        arrays = [
+            pa.array(columns[f.name], f.type) if f.type != TEXT else columns[f.name] for f in schema
+        ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _places(

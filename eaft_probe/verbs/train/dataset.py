@@ -70,13 +70,18 @@ def _dataset(
     """The rows, of which `first` is one, in arrow files. The fingerprint is given: hashing the
     generator would hash the model."""
     datasets.disable_progress_bars()
-    beside = {n: datasets.List(datasets.Value(str(c.dtype)))
-              for n, c in first.items() if n not in FEATURES}  # fmt: skip
+    beside = {
+        n: datasets.List(datasets.Value(str(c.dtype)))
+        for n, c in first.items()
+        if n not in FEATURES
+    }
     try:
         return datasets.Dataset.from_generator(
-            rows, features=datasets.Features(FEATURES | beside), cache_dir=cache,
+            rows,
+            features=datasets.Features(FEATURES | beside),
+            cache_dir=cache,
             fingerprint=Path(cache).name,
-        )  # fmt: skip
+        )
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__
         if isinstance(cause, ProbeError):
@@ -124,11 +129,16 @@ class Rows(Dataset[Mapping[str, Any]]):
             cursors = [b.cursor() for b in beside]
             for rendered, window in read_windows(source, settings, model, lost):
                 row, turn = window.example, rendered.of_turn
-                yield {"row": row, "turn": -1 if turn is None else turn, "start": window.start,
-                       "input_ids": window.ids, "trained": window.trained,
-                       "length": len(window.ids)} | {
-                       n: c for cursor in cursors
-                       for n, c in cursor.columns(row, turn, window).items()}  # fmt: skip
+                yield {
+                    "row": row,
+                    "turn": -1 if turn is None else turn,
+                    "start": window.start,
+                    "input_ids": window.ids,
+                    "trained": window.trained,
+                    "length": len(window.ids),
+                } | {
+                    n: c for cursor in cursors for n, c in cursor.columns(row, turn, window).items()
+                }
 
         first = next(rows(), None)
         if first is None:
@@ -223,8 +233,10 @@ def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int,
     for batch in batches(made, budget, None, regimes(model.borders)):
         columns = measure(model, batch, statistics).columns
         found = groups(columns, ConflictRule())
-        flags = sum((found[n].to(torch.uint8) * bit for n, bit in GROUP_BITS.items()),
-                    torch.zeros(len(columns["prob"]), dtype=torch.uint8))  # fmt: skip
+        flags = sum(
+            (found[n].to(torch.uint8) * bit for n, bit in GROUP_BITS.items()),
+            torch.zeros(len(columns["prob"]), dtype=torch.uint8),
+        )
         for window in batch.window:
             own, flags = flags.split(
                 [int(window.trained.sum()), len(flags) - int(window.trained.sum())]

@@ -25,17 +25,33 @@ from eaft_probe.settings import TrainSettings
 T = TypeVar("T")
 
 # Settings that TrainingArguments takes under the same name.
-PASSED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
-          "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
-          "max_grad_norm", "optim", "bf16", "logging_steps",
-          "save_steps", "save_total_limit", "eval_steps", "report_to", "seed")  # fmt: skip
+PASSED = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "bf16",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "report_to",
+    "seed",
+)
 
 
 # Newer versions of transformers call it activation checkpointing and warn of the old name.
 CHECKPOINTING = next(
-    name for name in ("activation_checkpointing", "gradient_checkpointing")
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
     if hasattr(TrainingArguments, name)
-)  # fmt: skip
+)
 
 
 def training_arguments(data: Any, settings: TrainSettings, folder: Path) -> TrainingArguments:
@@ -47,9 +63,11 @@ def training_arguments(data: Any, settings: TrainSettings, folder: Path) -> Trai
     require_as_launched(made.world_size, made.fsdp, lambda: sharded)
     require_whole_models()
     if made.n_gpu > 1:
-        raise BadInput(f"one process cannot train on {made.n_gpu} GPUs; launch it by `torchrun "
-                       f"--nproc-per-node {made.n_gpu} -m eaft_probe train …`, or set "
-                       f"CUDA_VISIBLE_DEVICES to one of them")  # fmt: skip
+        raise BadInput(
+            f"one process cannot train on {made.n_gpu} GPUs; launch it by `torchrun "
+            f"--nproc-per-node {made.n_gpu} -m eaft_probe train …`, or set "
+            f"CUDA_VISIBLE_DEVICES to one of them"
+        )
     require_trackers(made.report_to)
     require_no_pipe(data, settings, made)
     return made
@@ -77,12 +95,15 @@ def require_whole_models() -> None:
     if given.get("ACCELERATE_USE_FSDP") != "true":
         return
     if given.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true":
-        raise BadInput("every process measures the base model before it is sharded, so each must "
-                       "have it: set fsdp_cpu_ram_efficient_loading to false")  # fmt: skip
+        raise BadInput(
+            "every process measures the base model before it is sharded, so each must "
+            "have it: set fsdp_cpu_ram_efficient_loading to false"
+        )
     usual = "full_state_dict" if given.get("FSDP_VERSION", "1") == "1" else "sharded_state_dict"
     if given.get("FSDP_STATE_DICT_TYPE", usual) != "full_state_dict":
-        raise BadInput("what train writes is a plain model folder: set fsdp_state_dict_type to "
-                       "FULL_STATE_DICT")  # fmt: skip
+        raise BadInput(
+            "what train writes is a plain model folder: set fsdp_state_dict_type to FULL_STATE_DICT"
+        )
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -93,8 +114,10 @@ def require_trackers(names: Sequence[str]) -> None:
             known = ", ".join(INTEGRATION_TO_CALLBACK)
             raise BadInput(f"--report-to knows no {name!r}; there are {known}")
         if name not in installed:
-            raise BadInput(f"--report-to {name}: it is not installed; there are "
-                           f"{', '.join(installed) or 'none'}")  # fmt: skip
+            raise BadInput(
+                f"--report-to {name}: it is not installed; there are "
+                f"{', '.join(installed) or 'none'}"
+            )
 
 
 def require_no_pipe(data: Any, settings: TrainSettings, arguments: TrainingArguments) -> None:
@@ -108,11 +131,18 @@ def require_optimizer(trained: Any, arguments: TrainingArguments) -> None:
     """Raises, while the folder is untouched, what the trainer would when it begins: an optimizer
     whose library is missing, a schedule that needs more than its name."""
     if arguments.lr_scheduler_type == "reduce_lr_on_plateau":
-        raise BadInput("--lr-scheduler-type reduce_lr_on_plateau follows an eval_loss, which there "
-                       "is none of here")  # fmt: skip
+        raise BadInput(
+            "--lr-scheduler-type reduce_lr_on_plateau follows an eval_loss, which there "
+            "is none of here"
+        )
     Trainer.get_optimizer_cls_and_kwargs(arguments, trained)
-    get_scheduler(arguments.lr_scheduler_type, SGD([Parameter()]), arguments.get_warmup_steps(1),
-                  1, arguments.lr_scheduler_kwargs)  # fmt: skip
+    get_scheduler(
+        arguments.lr_scheduler_type,
+        SGD([Parameter()]),
+        arguments.get_warmup_steps(1),
+        1,
+        arguments.lr_scheduler_kwargs,
+    )
 
 
 @contextmanager
@@ -155,7 +185,9 @@ def shared_folder() -> Iterator[str]:
     try:
         made = tempfile.TemporaryDirectory()
     except OSError as error:
-        raise BadInput(f"no temporary folder for the tokens: {one_line(error)}; set TMPDIR to a "
-                       f"folder with room") from error  # fmt: skip
+        raise BadInput(
+            f"no temporary folder for the tokens: {one_line(error)}; set TMPDIR to a "
+            f"folder with room"
+        ) from error
     with made as own:
         yield str(broadcast_object_list([own])[0])

@@ -15,11 +15,14 @@ GROUPS = LOG_GROUPS[1:]
 # The terminal's columns: title, key of a log line, format. 73 characters wide; groups are mean
 # nll by base-model group.
 TABLE = (
-    ("  step", "step", "{:d}"), ("     lr", "lr", "{:.2g}"), ("   nll", "nll", "{:.4f}"),
-    ("  loss", "loss", "{:.4f}"), ("  gate", "gate_mean", "{:.3f}"),
+    ("  step", "step", "{:d}"),
+    ("     lr", "lr", "{:.2g}"),
+    ("   nll", "nll", "{:.4f}"),
+    ("  loss", "loss", "{:.4f}"),
+    ("  gate", "gate_mean", "{:.3f}"),
     ("gated", "mass_gated", "{:.0%}"),
     *((f"{g:>6}", f"{g}_nll", "{:.3f}") for g in GROUPS),
-)  # fmt: skip
+)
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]
@@ -63,19 +66,26 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self.tokens += int(logs["count"])
         self.progress.advance(step - self.step, int(logs["count"]))
         self.step = step
-        common = {"run": self.folder.name, "step": step, "tokens_seen": self.tokens,
-                  "objective": self.objective, "lr": logs["learning_rate"], "nll": logs["nll"],
-                  "loss": logs["loss"], "gate_mean": logs["gate_mean"],
-                  "mass_gated": logs["mass_gated"]}  # fmt: skip
+        common = {
+            "run": self.folder.name,
+            "step": step,
+            "tokens_seen": self.tokens,
+            "objective": self.objective,
+            "lr": logs["learning_rate"],
+            "nll": logs["nll"],
+            "loss": logs["loss"],
+            "gate_mean": logs["gate_mean"],
+            "mass_gated": logs["mass_gated"],
+        }
         found = {"all": (logs["nll"], logs["count"])}
         found |= {g: (logs[f"{g}_nll"], logs[f"{g}_count"]) for g in GROUPS if f"{g}_nll" in logs}
         for group, (nll, count) in found.items():
             own = {"group": group, "group_nll": nll, "group_count": int(count)}
             self.rows.append(common | own)
         shown = {**logs, **common}
-        self.progress.note(_line({
-            title: form.format(shown[key]) for title, key, form in TABLE if key in shown
-        }))  # fmt: skip
+        self.progress.note(
+            _line({title: form.format(shown[key]) for title, key, form in TABLE if key in shown})
+        )
 
     def _evaluation(self, step: int, logs: Mapping[str, float]) -> None:
         """Into the step's rows, which are always there: see `on_step_end`."""

@@ -23,8 +23,10 @@ def load(
     if given["dtype"] == "auto":
         given["dtype"] = "float32"
     if given["dtype"] != "float32" and settings.lora_r is None:
-        raise BadInput(f"--dtype {given['dtype']} would round most updates away; train in float32 "
-                       f"and give --bf16 to compute in bfloat16")  # fmt: skip
+        raise BadInput(
+            f"--dtype {given['dtype']} would round most updates away; train in float32 "
+            f"and give --bf16 to compute in bfloat16"
+        )
     if given["device"] == "auto":
         given["device"] = str(arguments.device)
     if other:  # than the one that is trained: whole, and without its adapter
@@ -44,17 +46,23 @@ def with_lora(whole: Any, settings: TrainSettings) -> Any:
     whole.train()
     if settings.lora_r is None:
         if not all(p.is_floating_point() for p in whole.parameters()):
-            raise BadInput(f"{settings.model} has quantized weights, which stay as they are; give "
-                           f"--lora-r to train an adapter over them")  # fmt: skip
+            raise BadInput(
+                f"{settings.model} has quantized weights, which stay as they are; give "
+                f"--lora-r to train an adapter over them"
+            )
         return whole.requires_grad_(True)  # a merged adapter has left the rest frozen
     from peft import LoraConfig, get_peft_model
 
     set_seed(settings.seed)  # of the adapter's first weights
     return get_peft_model(
         whole,
-        LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, task_type="CAUSAL_LM",
-                   target_modules=settings.lora_target or "all-linear"),
-    )  # fmt: skip
+        LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            task_type="CAUSAL_LM",
+            target_modules=settings.lora_target or "all-linear",
+        ),
+    )
 
 
 def measured_against(

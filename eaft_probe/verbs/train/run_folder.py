@@ -23,13 +23,39 @@ DONE = "done"  # a key of CONFIG, written last of all
 # What a checkpoint holds beside the model.
 OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
 # What a run writes, and --overwrite removes.
-OWN = ("checkpoint-*", "*.safetensors", "model.safetensors.index.json", "config.json", "runs",
-       "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json",
-       "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja", "training_args.bin",
-       LOG, CARD, CONFIG)  # fmt: skip
+OWN = (
+    "checkpoint-*",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "runs",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.jinja",
+    "training_args.bin",
+    LOG,
+    CARD,
+    CONFIG,
+)
 # What may change when a run is resumed. Whether the data are the same is seen by the fingerprint.
-FREE = {"data", "resume", "overwrite", "max_steps", "num_train_epochs", "logging_steps",
-        "save_steps", "save_total_limit", "eval_steps", "report_to", "device"}  # fmt: skip
+FREE = {
+    "data",
+    "resume",
+    "overwrite",
+    "max_steps",
+    "num_train_epochs",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "report_to",
+    "device",
+}
 NAMES = {"fingerprint": "data", "processes": "number of processes"}  # as a user calls them
 
 
@@ -134,8 +160,9 @@ def prepared(
             held.enter_context(locked(folder / LOCK, folder, note))
             finished = _prepare(folder, settings, plan)
         except OSError as error:
-            raise BadInput(f"cannot write to {folder}: "
-                           f"{error.strerror or one_line(error)}") from error  # fmt: skip
+            raise BadInput(
+                f"cannot write to {folder}: {error.strerror or one_line(error)}"
+            ) from error
         yield finished
 
 
@@ -161,8 +188,10 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in json.loads(json.dumps(plan)).items():
         if name not in FREE and before.get(name) != value:
             said = NAMES.get(name, name)
-            raise BadInput(f"{folder} was trained with another {said} ({before.get(name)!r}, now "
-                           f"{value!r}); --resume goes on with the same")  # fmt: skip
+            raise BadInput(
+                f"{folder} was trained with another {said} ({before.get(name)!r}, now "
+                f"{value!r}); --resume goes on with the same"
+            )
     return before
 
 
@@ -171,8 +200,10 @@ def _no_step_left(folder: Path, before: Mapping[str, Any], plan: Mapping[str, An
     if checkpoint := last_checkpoint(folder):
         return at_end(checkpoint, plan)
     if any(before[name] != plan[name] for name in ("max_steps", "num_train_epochs")):
-        raise BadInput(f"{folder} is finished and has no checkpoint to go on from; choose another "
-                       f"--out, or give --overwrite")  # fmt: skip
+        raise BadInput(
+            f"{folder} is finished and has no checkpoint to go on from; choose another "
+            f"--out, or give --overwrite"
+        )
     return True
 
 
@@ -223,8 +254,10 @@ def finish(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
         plan = json.loads((run.path / CONFIG).read_text())
         write_json(run.path / CONFIG, plan | {DONE: True})
     except OSError as error:
-        raise ProbeError(f"cannot write to {run.path}: {error.strerror or one_line(error)}; the "
-                         f"model is there, --resume writes the rest") from error  # fmt: skip
+        raise ProbeError(
+            f"cannot write to {run.path}: {error.strerror or one_line(error)}; the "
+            f"model is there, --resume writes the rest"
+        ) from error
 
 
 def _name(value: Any) -> Any:
@@ -242,12 +275,24 @@ def _card(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
         f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in run.before.items() if last[k] is not None
     ]
     text = [
-        "---", f"base_model: {names['model']}", "library_name: transformers", "---", "",
-        f"# {run.path.name}", "",
+        "---",
+        f"base_model: {names['model']}",
+        "library_name: transformers",
+        "---",
+        "",
+        f"# {run.path.name}",
+        "",
         f"{names['model']} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
-        f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has its history.", "",
+        f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has its history.",
+        "",
         *(f"{count:,} {what}.\n" for what, count in lost.items()),
-        "| nats a token | before | after |", "|---|---|---|", *figures, "",
-        "```json", json.dumps(names, indent=1), "```", "",
-    ]  # fmt: skip
+        "| nats a token | before | after |",
+        "|---|---|---|",
+        *figures,
+        "",
+        "```json",
+        json.dumps(names, indent=1),
+        "```",
+        "",
+    ]
     (run.path / CARD).write_text("\n".join(text))

@@ -70,15 +70,19 @@ class Cursor:
         named = f"row {row}" if turn is None else f"turn {turn} of row {row}"
         here = self._example((row,) if turn is None else (row, turn))
         if here is None:
-            raise BadInput(f"{self.beside.scan.path} holds no {named} of the data; scan it with "
-                           f"the same --limit and --sample, or whole")  # fmt: skip
+            raise BadInput(
+                f"{self.beside.scan.path} holds no {named} of the data; scan it with "
+                f"the same --limit and --sample, or whole"
+            )
         trained = np.flatnonzero(window.trained)
         places, wanted = here["position"], window.start + trained
         at = np.searchsorted(places, wanted).clip(max=len(places) - 1)
         same = (places[at] == wanted) & (here["token_id"][at] == window.ids[trained])
         if not same.all():
-            raise BadInput(f"{self.beside.scan.path} holds other tokens for {named} than this "
-                           f"run would train on; scan the data again")  # fmt: skip
+            raise BadInput(
+                f"{self.beside.scan.path} holds other tokens for {named} than this "
+                f"run would train on; scan the data again"
+            )
         found = {}
         for name, values in self.beside.made(here).items():
             found[name] = np.zeros(len(window.ids), values.dtype)
@@ -115,9 +119,12 @@ def for_groups(scan: Scan) -> Beside:
 
     def made(columns: Arrays) -> Arrays:
         found = groups(columns, scan.rule)
-        return {"group": sum((found[n].astype(np.uint8) * np.uint8(bit)
-                              for n, bit in GROUP_BITS.items()),
-                             np.zeros(len(columns["prob"]), np.uint8))}  # fmt: skip
+        return {
+            "group": sum(
+                (found[n].astype(np.uint8) * np.uint8(bit) for n, bit in GROUP_BITS.items()),
+                np.zeros(len(columns["prob"]), np.uint8),
+            )
+        }
 
     return Beside(scan, READS, made)
 
@@ -135,11 +142,15 @@ class Scans:
         names = tuple(name for name in wanted.reads if name in OF_BASE)
         mask, base = opened(settings.mask), opened(settings.base_scan)
         if names and (mask or base) is None:
-            raise BadInput(f"objective {wanted.name!r} reads {names[0]} from a finished scan of "
-                           f"the same data; give it as --mask DIR")  # fmt: skip
+            raise BadInput(
+                f"objective {wanted.name!r} reads {names[0]} from a finished scan of "
+                f"the same data; give it as --mask DIR"
+            )
         if "reference_logprob" in names and mask is None:
-            raise BadInput(f"objective {wanted.name!r} compares with another model; give its scan "
-                           f"of the same data as --mask DIR")  # fmt: skip
+            raise BadInput(
+                f"objective {wanted.name!r} compares with another model; give its scan "
+                f"of the same data as --mask DIR"
+            )
         if mask and not names:
             raise BadInput(f"objective {wanted.name!r} reads nothing from a scan; leave --mask out")
         if base:
@@ -197,8 +208,10 @@ def require_same_data(
     for what, (was, now) in pairs.items():
         if was != now:
             shown = f" ({was!r} there, {now!r} here)" if what.startswith("--") else ""
-            raise BadInput(f"{flag} {scan.path} was made from another {what}{shown}; scan this "
-                           f"data with the same settings")  # fmt: skip
+            raise BadInput(
+                f"{flag} {scan.path} was made from another {what}{shown}; scan this "
+                f"data with the same settings"
+            )
 
 
 def require_same_model(scan: Scan, settings: TrainSettings) -> None:
@@ -207,9 +220,11 @@ def require_same_model(scan: Scan, settings: TrainSettings) -> None:
     place = find_model(settings.model, settings.revision)
     adapter = folder_identity(settings.adapter)
     if (theirs["identity"], theirs["adapter_identity"]) != (place.identity(), adapter):
-        raise BadInput(f"--base-scan {scan.path} was made under {theirs['name']}, not under the "
-                       f"model that this run starts from; what an objective reads can be given as "
-                       f"--mask")  # fmt: skip
+        raise BadInput(
+            f"--base-scan {scan.path} was made under {theirs['name']}, not under the "
+            f"model that this run starts from; what an objective reads can be given as "
+            f"--mask"
+        )
 
 
 def opened(folder: str | None) -> Scan | None:

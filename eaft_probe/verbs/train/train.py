@@ -111,8 +111,10 @@ def _notes(rows: Rows, wanted: Objective, settings: TrainSettings, progress: Pro
         progress.note(f"{count:,} {what}")
     theirs = wanted.authors_lr
     if theirs is not None and theirs != settings.learning_rate:
-        progress.note(f"{wanted.name} was published with --learning-rate {theirs:g}; this run has "
-                      f"{settings.learning_rate:g}")  # fmt: skip
+        progress.note(
+            f"{wanted.name} was published with --learning-rate {theirs:g}; this run has "
+            f"{settings.learning_rate:g}"
+        )
 
 
 # --- the run ---
@@ -136,10 +138,18 @@ def _trainer(
         visited = [row for row in _visited(order, settings) if row != EMPTY]
         group_tokens(rows, model, visited, settings.group_rows, settings.seed)
     trainer = GatedTrainer(
-        trained, arguments, train_dataset=rows, eval_dataset=[], data_collator=rows.collate,
-        sampler=order, processing_class=model.tokenizer, objective=wanted, held_out=held_out,
-        reference=reference, callbacks=[InEpoch(order), log],
-    )  # fmt: skip
+        trained,
+        arguments,
+        train_dataset=rows,
+        eval_dataset=[],
+        data_collator=rows.collate,
+        sampler=order,
+        processing_class=model.tokenizer,
+        objective=wanted,
+        held_out=held_out,
+        reference=reference,
+        callbacks=[InEpoch(order), log],
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -160,8 +170,11 @@ def _visited(order: ByLength, settings: TrainSettings) -> Iterator[int]:
 def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, log: RunLog) -> None:
     checkpoint = run_folder.last_checkpoint(folder) if settings.resume else None
     if settings.resume:
-        log.progress.note(f"going on from {checkpoint.name}" if checkpoint
-                          else "no checkpoint to resume from; starting at step 0")  # fmt: skip
+        log.progress.note(
+            f"going on from {checkpoint.name}"
+            if checkpoint
+            else "no checkpoint to resume from; starting at step 0"
+        )
     try:
         with quiet():
             try:
@@ -172,8 +185,10 @@ def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, log: RunL
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ProbeError):
             raise
-        raise ProbeError(f"training stopped: {one_line(error)}; --resume goes on from the last "
-                         f"checkpoint in {folder}{run_folder.room(folder)}") from error  # fmt: skip
+        raise ProbeError(
+            f"training stopped: {one_line(error)}; --resume goes on from the last "
+            f"checkpoint in {folder}{run_folder.room(folder)}"
+        ) from error
 
 
 def _go_on(

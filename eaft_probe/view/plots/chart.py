@@ -48,9 +48,12 @@ STYLE: dict[Any, Any] = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CONFLICT = "#D55E00"
 GROUP_COLOURS = {
-    "conflict": CONFLICT, "low": "#E69F00", "high": "#0072B2", "agreeing": "#009E73",
+    "conflict": CONFLICT,
+    "low": "#E69F00",
+    "high": "#0072B2",
+    "agreeing": "#009E73",
     "all": "#555555",
-}  # fmt: skip
+}
 # Light yellow to dark purple, as in arXiv 2601.02151, Fig. 3; the black end is left out.
 YELLOW_PURPLE: Colormap = LinearSegmentedColormap.from_list(
     "yellow_purple", matplotlib.colormaps["magma_r"]([i / 255 * 0.82 for i in range(256)])
@@ -147,8 +150,15 @@ def new_chart(width: float, height: float, data: pandas.DataFrame, note: str) ->
         chart.data = data
         yield chart
         lines = textwrap.fill(shown(note), int(width * CAPTION_CHARACTERS))
-        chart.supxlabel(lines, x=0.01, ha="left", fontsize=5.5, color="#555555",
-                        parse_math=False, linespacing=1.3)  # fmt: skip
+        chart.supxlabel(
+            lines,
+            x=0.01,
+            ha="left",
+            fontsize=5.5,
+            color="#555555",
+            parse_math=False,
+            linespacing=1.3,
+        )
         # Laid out once: each drawing would move the axes a little, so that the bytes of a file
         # depended on how often the figure was shown before.
         chart.draw_without_rendering()

@@ -52,8 +52,10 @@ def compare(*pair: Scan | str | Path, delta: float = math.log(2), by: By | None 
     a, b = found
     require_delta(delta)
     if how(a, b, by)[0] != "tokens":
-        raise BadInput("plot compare shows scans of the same data; `plot landscape A B "
-                       "--difference` shows where one data set has more")  # fmt: skip
+        raise BadInput(
+            "plot compare shows scans of the same data; `plot landscape A B "
+            "--difference` shows where one data set has more"
+        )
     return _drawn(a, b, _cells_and_groups(a, b, delta), delta)
 
 
@@ -95,8 +97,9 @@ def _drawn(a: Scan, b: Scan, data: pandas.DataFrame, delta: float) -> Chart:
     top = _top(cells)
     with new_chart(6.8, 3.2, data, _note(a, b, counts["all"], delta)) as chart:
         first, second = names([a, b])
-        chart.suptitle(f"A: {first}  →  B: {second}", x=0.01, ha="left", fontsize=8,
-                       parse_math=False)  # fmt: skip
+        chart.suptitle(
+            f"A: {first}  →  B: {second}", x=0.01, ha="left", fontsize=8, parse_math=False
+        )
         panels = chart.subplots(1, 3, width_ratios=(5, 5, 3))
         _density(chart, panels[0], cells, top)
         _net(chart, panels[1], cells, top)
@@ -131,8 +134,18 @@ def _density(chart: Chart, axes: Axes, cells: pandas.DataFrame, top: float) -> N
     image = draw_plane(axes, _grid(cells, density), STEPS, top, norm=norm, cmap="Greys")
     many = cells[cells["tokens"] >= FEW]
     before, after = (many[[f"mean_prob_{s}", f"mean_entropy_{s}"]].to_numpy() for s in "ab")
-    axes.quiver(*before.T, *(after - before).T, angles="xy", scale_units="xy", scale=1,
-                color=ARROW, width=0.006, headwidth=3.5, headlength=4, zorder=3)  # fmt: skip
+    axes.quiver(
+        *before.T,
+        *(after - before).T,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        color=ARROW,
+        width=0.006,
+        headwidth=3.5,
+        headlength=4,
+        zorder=3,
+    )
     bar = chart.colorbar(image, ax=axes, location="bottom", aspect=30, pad=0.02)
     bar.ax.xaxis.set_minor_formatter(NullFormatter())  # of less than a decade all would be written
     bar.set_label("density of A")
@@ -169,8 +182,15 @@ def _bars(axes: Axes, groups: pandas.DataFrame) -> None:
     for place, row in zip(places.tolist(), groups.to_dict("records"), strict=True):
         for name, side in ENDS.items():
             said = percent(row[f"{name}_share"]) if row["tokens"] else ""
-            axes.text(100 * (side == "right"), place - 0.28, said, ha=side, va="bottom",
-                      fontsize=5.5, color=COLOURS[name])  # fmt: skip
+            axes.text(
+                100 * (side == "right"),
+                place - 0.28,
+                said,
+                ha=side,
+                va="bottom",
+                fontsize=5.5,
+                color=COLOURS[name],
+            )
         if not row["tokens"]:
             axes.text(50, place, "no tokens", ha="center", va="center", fontsize=5.5)
     axes.set_yticks(places, groups["group"])

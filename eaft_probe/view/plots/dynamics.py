@@ -53,8 +53,14 @@ def _lines(axes: Axes, frames: Sequence[pandas.DataFrame], group: str) -> bool:
     for i, (frame, label) in enumerate(zip(frames, labels(frames), strict=True)):
         part = frame[(frame["group"] == group) & (frame["group_count"] > 0)].sort_values("step")
         if len(part):
-            axes.plot(part["step"], part["group_nll"], color=COLOURS[i % len(COLOURS)],
-                      marker=MARKERS[i % len(MARKERS)], markersize=2.5, label=label)  # fmt: skip
+            axes.plot(
+                part["step"],
+                part["group_nll"],
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=2.5,
+                label=label,
+            )
             drawn = True
     return drawn
 

@@ -51,10 +51,12 @@ def compared(scan: Scan) -> Chart:
     if 2 * (found.sampled >= FOR_A_MEAN).sum() < (found.tokens > 0).sum():
         found = Maps(found.sample, 2 * BY)  # a mean in half of the cells at least, if that helps
     agreed = found.sample.agreement()
-    note = (f"{caption([scan])} {len(found.sample.table):,} sampled tokens, each counted for the "
-            f"tokens it was drawn for, from cells with {percent(found.sample.covered)} of all. "
-            f"Grey: fewer than {FOR_A_MEAN}. Bars: 95 % intervals over examples, of which there "
-            f"must be {FEWEST}.")  # fmt: skip
+    note = (
+        f"{caption([scan])} {len(found.sample.table):,} sampled tokens, each counted for the "
+        f"tokens it was drawn for, from cells with {percent(found.sample.covered)} of all. "
+        f"Grey: fewer than {FOR_A_MEAN}. Bars: 95 % intervals over examples, of which there "
+        f"must be {FEWEST}."
+    )
     return _draw(found, agreed, _data(found, agreed), note)
 
 
@@ -94,8 +96,9 @@ class Maps:
     @cached_property
     def _means(self) -> tuple[NDArray[np.int64], list[tuple[Floats, Floats]]]:
         table, shape = self.sample.table, (ENTROPY_BINS // self.by, PROB_BINS // self.by)
-        up, across = np.divmod(cell({n: table[n].to_numpy() for n in ("prob", "entropy")}),
-                               PROB_BINS)  # fmt: skip
+        up, across = np.divmod(
+            cell({n: table[n].to_numpy() for n in ("prob", "entropy")}), PROB_BINS
+        )
         index = up // self.by * shape[1] + across // self.by
         values = [table[n].to_numpy() for n in self.norms]
         n, made = means(index, values, table[WEIGHT].to_numpy(), shape[0] * shape[1])
@@ -107,14 +110,22 @@ def _data(found: Maps, agreed: pandas.DataFrame) -> pandas.DataFrame:
     frames = []
     for norm in found.norms:
         mean, half = found.mean(norm)
-        values = {"tokens": found.tokens, "sampled": found.sampled, "mean": mean,
-                  "low": mean - half, "high": mean + half}  # fmt: skip
+        values = {
+            "tokens": found.tokens,
+            "sampled": found.sampled,
+            "mean": mean,
+            "low": mean - half,
+            "high": mean + half,
+        }
         frame = cells(values, found.tokens, found.by).assign(
             norm=norm, mean_of_all=found.overall(norm)
         )
         mine = agreed[agreed["norm"] == norm].set_index("measure")
-        said = {f"{m}{end}": float(mine[column].get(m, np.nan)) for m in MEASURES
-                for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))}  # fmt: skip
+        said = {
+            f"{m}{end}": float(mine[column].get(m, np.nan))
+            for m in MEASURES
+            for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
         frames.append(frame.assign(**said))
     return pandas.concat(frames, ignore_index=True)
 
@@ -137,8 +148,10 @@ def _draw(found: Maps, agreed: pandas.DataFrame, data: pandas.DataFrame, note: s
 
 def _maps(figure: Any, found: Maps, top: float) -> None:
     """A panel for each norm, in multiples of its mean, on one scale."""
-    ratios = [np.where(found.sampled >= FOR_A_MEAN, found.mean(n)[0], np.nan)
-              / (found.overall(n) or 1) for n in found.norms]  # fmt: skip
+    ratios = [
+        np.where(found.sampled >= FOR_A_MEAN, found.mean(n)[0], np.nan) / (found.overall(n) or 1)
+        for n in found.norms
+    ]
     known = np.concatenate([r[np.isfinite(r)] for r in ratios])
     most = float(known.max(initial=1.0))
     panels = figure.subplots(1, len(found.norms), sharey=True, squeeze=False)[0]
@@ -185,8 +198,10 @@ def _widths(figure: Any, axes: Axes, found: Maps, top: float) -> None:
 
 def _correlations(axes: Axes, agreed: pandas.DataFrame, norms: Sequence[str]) -> None:
     """Beside each closed form its rank correlation with the exact norm, all and conflicts."""
-    shown = (("rank_correlation", "all", COLOURS[0]),
-             ("conflict_rank_correlation", "conflicts", CONFLICT))  # fmt: skip
+    shown = (
+        ("rank_correlation", "all", COLOURS[0]),
+        ("conflict_rank_correlation", "conflicts", CONFLICT),
+    )
     for i, (measure, name, colour) in enumerate(shown):
         mine = agreed[agreed["measure"] == measure]
         label = f"{name} ({mine['sampled'].iloc[0]:,})"
@@ -216,8 +231,15 @@ def _dots(
     axes.plot(value, up, "o", color=colour, markersize=3.5, label=label)
     for x, y in zip(value, up, strict=True):
         if np.isfinite(x):
-            axes.annotate(form.format(x), (x, y), xytext=(0, 3), textcoords="offset points",
-                          fontsize=6, ha="center", color=colour)  # fmt: skip
+            axes.annotate(
+                form.format(x),
+                (x, y),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=6,
+                ha="center",
+                color=colour,
+            )
 
 
 def _named(axes: Axes, norms: Sequence[str]) -> None:

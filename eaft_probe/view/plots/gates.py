@@ -40,8 +40,11 @@ def gates(
     titles = [(name, str(o)) for name in names(found) for o in wanted]
     tables = [_table(m, *t) for m, t in zip(made, titles, strict=True)]
     data = pandas.concat(tables, ignore_index=True)
-    note = f"{caption(found)} {said_of(wanted)}Groups overlap: " + "; ".join(
-        f"{name}: {meaning}" for name, meaning in GROUPS.items()) + "."  # fmt: skip
+    note = (
+        f"{caption(found)} {said_of(wanted)}Groups overlap: "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in GROUPS.items())
+        + "."
+    )
     with new_chart(6.8, 1.0 + 1.35 * len(made), data, note) as chart:
         panels = chart.subplots(len(made), 2, squeeze=False, sharex="col")
         for (left, right), sums, table, title in zip(panels, made, tables, titles, strict=True):

@@ -88,8 +88,10 @@ def chosen(given: Sequence[str | Objective], settings: Mapping[str, Any] | None)
     for key in settings:
         if not any(key in settable(kind) for kind in kinds):
             listed = {f for kind in kinds for f in settable(kind)}
-            raise BadInput(f"--set {key}: no objective here has that field; they have "
-                           f"{', '.join(sorted(listed)) or 'none'}")  # fmt: skip
+            raise BadInput(
+                f"--set {key}: no objective here has that field; they have "
+                f"{', '.join(sorted(listed)) or 'none'}"
+            )
     return [o if isinstance(o, Objective) else _with(o, settings) for o in given]
 
 
@@ -103,8 +105,9 @@ def said_of(wanted: Sequence[Objective]) -> str:
     stepwise = ", ".join(o.name for o in wanted if o.of_step)
     anchored = ", ".join(o.name for o in wanted if o.anchor)
     masks = [o for o in wanted if isinstance(o, MaskedSft) and o.conflicts == "live"]
-    said = "".join(f"{o.name}: conflict where {ConflictRule(o.entropy_below, o.prob_below)}. "
-                   for o in masks)  # fmt: skip
+    said = "".join(
+        f"{o.name}: conflict where {ConflictRule(o.entropy_below, o.prob_below)}. " for o in masks
+    )
     said += f"Batch statistics over the whole scan: {stepwise}. " if stepwise else ""
     return said + (f"The KL anchor of {anchored} is not drawn. " if anchored else "")
 
@@ -151,10 +154,13 @@ def _draw(
     means = [_mean(m, by) for m in maps]
     titles = [(n, str(o)) for n in names(scans) for o in wanted]
     data = pandas.concat(
-        [cells({"tokens": coarse(m.counts, by), f"mean_{norm}": mean}, coarse(m.counts, by), by)
-         .assign(scan=name, objective=label, conflict_share_of_gradient=m.conflict_share)
-         for (name, label), m, mean in zip(titles, maps, means, strict=True)]
-    )  # fmt: skip
+        [
+            cells(
+                {"tokens": coarse(m.counts, by), f"mean_{norm}": mean}, coarse(m.counts, by), by
+            ).assign(scan=name, objective=label, conflict_share_of_gradient=m.conflict_share)
+            for (name, label), m, mean in zip(titles, maps, means, strict=True)
+        ]
+    )
     note = f"{caption(scans)} {norm}: norm of gate · d nll. {said_of(wanted)}"
     note += f"Grey: fewer than {FOR_A_MEAN} tokens."
     return _panels(scans, wanted, maps, means, by, norm, data, note)
@@ -167,9 +173,15 @@ def _mean(found: Map, by: int) -> NDArray[np.float64]:
 
 
 def _panels(
-    scans: Sequence[Scan], wanted: Sequence[Objective], maps: Sequence[Map],
-    means: Sequence[NDArray[np.float64]], by: int, norm: str, data: pandas.DataFrame, note: str,
-) -> Chart:  # fmt: skip
+    scans: Sequence[Scan],
+    wanted: Sequence[Objective],
+    maps: Sequence[Map],
+    means: Sequence[NDArray[np.float64]],
+    by: int,
+    norm: str,
+    data: pandas.DataFrame,
+    note: str,
+) -> Chart:
     rows, across = len(scans), len(wanted)
     top = ceiling([m.counts for m in maps], 1)
     most = max((float(np.nanmax(m)) for m in means), default=0) or 1.0

@@ -64,8 +64,10 @@ def landscape(
     if style not in ("density", "scatter"):
         raise BadInput(f"--style is density or scatter, found {style!r}")
     if difference and (len(found) != 2 or style != "density"):
-        raise BadInput(f"--difference compares the densities of two scans, found {len(found)}"
-                       + (" as a scatter" if style != "density" else ""))  # fmt: skip
+        raise BadInput(
+            f"--difference compares the densities of two scans, found {len(found)}"
+            + (" as a scatter" if style != "density" else "")
+        )
     if difference:
         return _difference(found)
     return _scatter(found) if style == "scatter" else _density(found)
@@ -79,9 +81,11 @@ def _density(scans: Sequence[Scan]) -> Chart:
     planes = [counted(s).plane().coarse(by) for s in scans]
     densities = [p / tokens(s) / area(by) for p, s in zip(planes, scans, strict=True)]
     data = pandas.concat(
-        [cells({"tokens": p, "density": d}, p, by).assign(scan=name)
-         for p, d, name in zip(planes, densities, names(scans), strict=True)]
-    )  # fmt: skip
+        [
+            cells({"tokens": p, "density": d}, p, by).assign(scan=name)
+            for p, d, name in zip(planes, densities, names(scans), strict=True)
+        ]
+    )
     top = ceiling(planes, by)
     norm = LogNorm(min(d[d > 0].min() for d in densities), max(d.max() for d in densities))
     with new_chart(COLUMN * len(scans), 3.3, data, caption(scans)) as chart:
@@ -139,8 +143,12 @@ def draw_plane(axes: Axes, values: NDArray[Any], by: int, top: float, **style: A
     height = len(values) * by * ENTROPY_STEP
     image = axes.imshow(
         np.ma.masked_invalid(values),
-        origin="lower", extent=(0, 1, 0, height), aspect="auto", interpolation="none", **style,
-    )  # fmt: skip
+        origin="lower",
+        extent=(0, 1, 0, height),
+        aspect="auto",
+        interpolation="none",
+        **style,
+    )
     plane_axes(axes, top)
     return image
 
@@ -162,15 +170,28 @@ def bounds(axes: Axes, scan: Scan, top: float) -> None:
 def outline(axes: Axes, scan: Scan, text: str) -> None:
     """The conflict region, with words beside it."""
     rule = scan.rule
-    box = Rectangle((0, 0), rule.prob_below, rule.entropy_below, fill=False, edgecolor=CONFLICT,
-                    linewidth=1.3, zorder=4, clip_on=False)  # fmt: skip
+    box = Rectangle(
+        (0, 0),
+        rule.prob_below,
+        rule.entropy_below,
+        fill=False,
+        edgecolor=CONFLICT,
+        linewidth=1.3,
+        zorder=4,
+        clip_on=False,
+    )
     axes.add_patch(box)
     right = min(rule.prob_below + 0.02, 0.6)
     words = axes.annotate(
-        text, (rule.prob_below, rule.entropy_below / 2), xytext=(right, rule.entropy_below / 2),
-        color="#8a3c00", va="center", fontsize=7, zorder=5,
+        text,
+        (rule.prob_below, rule.entropy_below / 2),
+        xytext=(right, rule.entropy_below / 2),
+        color="#8a3c00",
+        va="center",
+        fontsize=7,
+        zorder=5,
         bbox={"boxstyle": "round,pad=0.05", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
-    )  # fmt: skip
+    )
     for artist in (box, words):  # a rule beyond the axes takes no room from them
         artist.set_in_layout(False)
 
@@ -188,12 +209,15 @@ def conflict_share(scan: Scan, rule: ConflictRule | None = None) -> float:
 def marginals(across: Axes, up: Axes, counts: NDArray[Any], by: int) -> None:
     """Share of the tokens by probability above, by entropy at the right; logarithmic."""
     shares = [counts.sum(axis) / counts.sum() for axis in (0, 1)]
-    edges = [np.arange(len(s) + 1) * by * d
-             for s, d in zip(shares, (PROB_STEP, ENTROPY_STEP), strict=True)]  # fmt: skip
+    edges = [
+        np.arange(len(s) + 1) * by * d
+        for s, d in zip(shares, (PROB_STEP, ENTROPY_STEP), strict=True)
+    ]
     least = min(s[s > 0].min() for s in shares) / 2
     across.stairs(shares[0], edges[0], baseline=least, fill=True, color="#888888")
-    up.stairs(shares[1], edges[1], baseline=least, orientation="horizontal", fill=True,
-              color="#888888")  # fmt: skip
+    up.stairs(
+        shares[1], edges[1], baseline=least, orientation="horizontal", fill=True, color="#888888"
+    )
     across.set_yscale("log")
     up.set_xscale("log")
     across.set_ylabel("share")
@@ -232,8 +256,9 @@ def _difference(scans: Sequence[Scan]) -> Chart:
         outline(main, scans[0], f"conflicts: {said}")
         bar = chart.colorbar(image, ax=main, location="bottom", aspect=40, pad=0.02, extend="both")
         bar.set_label("log₂ of the ratio of densities")
-        main.set_title(f"orange: more in {first}\npurple: more in {second}", loc="left",
-                       parse_math=False)  # fmt: skip
+        main.set_title(
+            f"orange: more in {first}\npurple: more in {second}", loc="left", parse_math=False
+        )
     return chart
 
 
@@ -254,8 +279,9 @@ def _scatter(scans: Sequence[Scan]) -> Chart:
         panels = chart.subplots(1, len(scans), sharey=True, squeeze=False)[0]
         for i, (axes, frame) in enumerate(zip(panels, frames, strict=True)):
             colour = PAPER_COLOURS[i % len(PAPER_COLOURS)]
-            axes.scatter(frame["prob"], frame["entropy"], s=1.2, color=colour, linewidths=0,
-                         rasterized=True)  # fmt: skip
+            axes.scatter(
+                frame["prob"], frame["entropy"], s=1.2, color=colour, linewidths=0, rasterized=True
+            )
             plane_axes(axes, top)
             bounds(axes, scans[i], top)
             outline(axes, scans[i], f"conflicts: {percent(conflict_share(scans[i]))}")

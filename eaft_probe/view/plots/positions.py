@@ -65,8 +65,13 @@ def _table(made: Mapping[str, NDArray[Any]]) -> pandas.DataFrame:
     counts = made["counts"][full, None]
     mean = made["sums"][full] / counts
     spread = np.sqrt(np.maximum(made["squares"][full] / counts - mean**2, 0) / counts)
-    frame = pandas.DataFrame({"position_from": EDGES[full], "position_to": EDGES[full + 1],
-                              "tokens": counts[:, 0].astype(np.int64)})  # fmt: skip
+    frame = pandas.DataFrame(
+        {
+            "position_from": EDGES[full],
+            "position_to": EDGES[full + 1],
+            "tokens": counts[:, 0].astype(np.int64),
+        }
+    )
     for i, (name, _) in enumerate(CURVES):
         frame[f"mean_{name}"], frame[f"error_{name}"] = mean[:, i], spread[:, i]
     return frame

@@ -61,14 +61,25 @@ def _scale(shares: Sequence[NDArray[np.float64]]) -> LogNorm:
 def _heat_map(axes: Axes, share: NDArray[np.float64], norm: LogNorm) -> Any:
     extent = (0, PROB_CELLS * PROB_STEP, 0, ENTROPY_CELLS * ENTROPY_STEP)
     image = axes.imshow(
-        np.ma.masked_equal(share, 0), origin="lower", extent=extent, aspect="auto", norm=norm,
-        cmap="viridis_r", interpolation="none",
-    )  # fmt: skip
+        np.ma.masked_equal(share, 0),
+        origin="lower",
+        extent=extent,
+        aspect="auto",
+        norm=norm,
+        cmap="viridis_r",
+        interpolation="none",
+    )
     levels = [v for v in LEVELS if share.min() < v < share.max()]
     if levels:
         across, up = (np.arange(n) + 1 for n in (PROB_CELLS, ENTROPY_CELLS))
-        lines = axes.contour(across * PROB_STEP, up * ENTROPY_STEP, share, levels=levels,
-                             colors="black", linewidths=0.5)  # fmt: skip
+        lines = axes.contour(
+            across * PROB_STEP,
+            up * ENTROPY_STEP,
+            share,
+            levels=levels,
+            colors="black",
+            linewidths=0.5,
+        )
         axes.clabel(lines, fmt=percent, fontsize=6)
     axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="prob below", ylabel="entropy below (nats)")
     return image
@@ -78,8 +89,16 @@ def _mark(axes: Axes, rule: ConflictRule) -> None:
     """A cross at the rule's thresholds, held at the edge where they lie beyond the map."""
     x = min(max(rule.prob_below, 0), PROB_CELLS * PROB_STEP)
     y = min(max(rule.entropy_below, 0), ENTROPY_CELLS * ENTROPY_STEP)
-    axes.plot(x, y, "P", color="white", markersize=8, markeredgecolor="#8a3c00",
-              markeredgewidth=1.2, clip_on=False)  # fmt: skip
+    axes.plot(
+        x,
+        y,
+        "P",
+        color="white",
+        markersize=8,
+        markeredgecolor="#8a3c00",
+        markeredgewidth=1.2,
+        clip_on=False,
+    )
 
 
 def flagged(scan: Scan) -> NDArray[np.float64]:

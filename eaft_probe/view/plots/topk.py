@@ -50,12 +50,16 @@ def topk(*scans: Scan | str | Path) -> Chart:
 
 def _available(scan: Scan) -> list[int]:
     """The K with a column, rising."""
-    found = [c.removeprefix("entropy_top") for c in scan.columns
-             if c.startswith("entropy_top") and c in STATISTICS]  # fmt: skip
+    found = [
+        c.removeprefix("entropy_top")
+        for c in scan.columns
+        if c.startswith("entropy_top") and c in STATISTICS
+    ]
     if not set(found) - {str(PAPER_K)}:
         wanted = ",".join(f"entropy_top{k}" for k in TOP_K)
-        raise MissingColumn(f"{scan.path} has no top-K entropy but K = {PAPER_K}; rescan with "
-                            f"--statistics {wanted}")  # fmt: skip
+        raise MissingColumn(
+            f"{scan.path} has no top-K entropy but K = {PAPER_K}; rescan with --statistics {wanted}"
+        )
     return sorted(map(int, found))
 
 
@@ -78,9 +82,14 @@ def _table(scan: Scan, found: Sequence[int], sums: NDArray[np.float64]) -> panda
 def _density(axes: Axes, plane: NDArray[np.float64], k: int, data: pandas.DataFrame) -> Any:
     """Tokens by both entropies, with the diagonal and the ceiling ln K."""
     image = axes.imshow(
-        np.ma.masked_equal(plane, 0), origin="lower", extent=(0, LARGEST, 0, LARGEST),
-        norm=LogNorm(), cmap="viridis_r", aspect="auto", interpolation="none",
-    )  # fmt: skip
+        np.ma.masked_equal(plane, 0),
+        origin="lower",
+        extent=(0, LARGEST, 0, LARGEST),
+        norm=LogNorm(),
+        cmap="viridis_r",
+        aspect="auto",
+        interpolation="none",
+    )
     top = float(np.flatnonzero(plane.sum(0))[-1] + 2) * LARGEST / BINS
     axes.plot([0, top], [0, top], color="#333333", linewidth=0.7, linestyle=(0, (4, 2)))
     axes.axhline(np.log(k), color="#333333", linewidth=0.7, linestyle=":")
@@ -93,8 +102,9 @@ def _density(axes: Axes, plane: NDArray[np.float64], k: int, data: pandas.DataFr
 def _correlations(axes: Axes, data: pandas.DataFrame) -> None:
     axes.plot(data["k"], data["pearson_r"], color=COLOURS[0], marker="o", markersize=3)
     for k, r in zip(data["k"], data["pearson_r"], strict=True):
-        axes.annotate(f"{r:.3f}", (k, r), xytext=(0, -9), textcoords="offset points", fontsize=6,
-                      ha="center")  # fmt: skip
+        axes.annotate(
+            f"{r:.3f}", (k, r), xytext=(0, -9), textcoords="offset points", fontsize=6, ha="center"
+        )
     least = (
         min(0.9, float(data["pearson_r"].min()) - 0.05) if data["pearson_r"].notna().all() else 0
     )
@@ -110,8 +120,10 @@ def _sums(scan: Scan, found: list[int]) -> dict[str, NDArray[np.float64]]:
         for i, k in enumerate(found):
             y = columns[f"entropy_top{k}"].astype(np.float64)
             sums[i] += (len(x), x.sum(), y.sum(), x @ x, y @ y, x @ y)
-        both = [(columns[c] * (BINS / LARGEST)).astype(int).clip(0, BINS - 1)
-                for c in (f"entropy_top{shown}", "entropy")]  # fmt: skip
+        both = [
+            (columns[c] * (BINS / LARGEST)).astype(int).clip(0, BINS - 1)
+            for c in (f"entropy_top{shown}", "entropy")
+        ]
         plane += np.bincount(both[0] * BINS + both[1], minlength=BINS * BINS).reshape(BINS, BINS)
     return {"sums": sums, "plane": plane}
 

@@ -115,9 +115,12 @@ def moved_cards(found: Mapping[str, Any]) -> list[Figure]:
             f"{counts['unchanged']} are unchanged.",
         ),
         _resolved(found),
-        _change(found["nll_change"], "is the mean nll of B less that of A",
-                f"{found['mean_nll_a']:.3f} under A, {found['mean_nll_b']:.3f} under B."),
-    ]  # fmt: skip
+        _change(
+            found["nll_change"],
+            "is the mean nll of B less that of A",
+            f"{found['mean_nll_a']:.3f} under A, {found['mean_nll_b']:.3f} under B.",
+        ),
+    ]
 
 
 def _resolved(found: Mapping[str, Any]) -> Figure:
@@ -138,13 +141,22 @@ def apart_cards(found: Mapping[str, Any]) -> list[Figure]:
     many = f"Intervals: 95% of {RESAMPLES:,} resamples of the examples."
     sides = f"{found['tokens_a']:,} and {found['tokens_b']:,} tokens."
     return [
-        Figure(_times(conflicts), "as frequent in A as in B are confident conflicts",
-               _between(conflicts, "ratio", shares)),
-        _change(nll["difference"], "is the mean nll of A less that of B",
-                _between(nll, "difference", f"{nll['a']:.3f} in A, {nll['b']:.3f} in B.")),
-        Figure(f"{found['examples_a']:,} and {found['examples_b']:,}", "examples in A and in B",
-               f"{sides} {many if found['intervals'] else few}"),
-    ]  # fmt: skip
+        Figure(
+            _times(conflicts),
+            "as frequent in A as in B are confident conflicts",
+            _between(conflicts, "ratio", shares),
+        ),
+        _change(
+            nll["difference"],
+            "is the mean nll of A less that of B",
+            _between(nll, "difference", f"{nll['a']:.3f} in A, {nll['b']:.3f} in B."),
+        ),
+        Figure(
+            f"{found['examples_a']:,} and {found['examples_b']:,}",
+            "examples in A and in B",
+            f"{sides} {many if found['intervals'] else few}",
+        ),
+    ]
 
 
 def _times(row: Mapping[str, Any]) -> str:

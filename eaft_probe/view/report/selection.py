@@ -55,8 +55,19 @@ def listed(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
 def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
     """Round after round one token from each cell of 1/32 by 1/2 nat, by a hash of its place."""
     key, place = (", ".join(k) for k in (scan.example_key, scan.token_key))
-    names = ["before", "token", "after", "prob", "entropy", "rank", "top1", "top1_prob",
-             "conflict", *scan.token_key, "cell"]  # fmt: skip
+    names = [
+        "before",
+        "token",
+        "after",
+        "prob",
+        "entropy",
+        "rank",
+        "top1",
+        "top1_prob",
+        "conflict",
+        *scan.token_key,
+        "cell",
+    ]
     query = f"""
         WITH cells AS (
             SELECT min_by({_struct(scan.token_key)}, hash({place}), 500) AS chosen
@@ -144,16 +155,25 @@ def _filled(scan: Scan, chosen: Mapping[Key, dict[str, Any]]) -> Iterator[dict[s
         texts = {tuple(place): text for *place, text in rows(scan, query)}
         for example in batch:
             if not tokens.get(example) or texts.get(example) is None:
-                raise ScanError(f"{scan.path} is damaged: {named_place(key, example)} has no token "
-                                f"or text")  # fmt: skip
+                raise ScanError(
+                    f"{scan.path} is damaged: {named_place(key, example)} has no token or text"
+                )
             yield _fitting(chosen[example], texts[example], tokens[example])
 
 
 def _tokens(scan: Scan, ids: Sequence[Key]) -> dict[Key, list[dict[str, Any]]]:
     """The tokens of some examples in order; of a long one, those around its first conflict."""
     key = ", ".join(scan.example_key)
-    names = [*scan.token_key, "nth", "char_start", "char_end", "token", "conflict",
-             "top1", *(c["name"] for c in columns(scan))]  # fmt: skip
+    names = [
+        *scan.token_key,
+        "nth",
+        "char_start",
+        "char_end",
+        "token",
+        "conflict",
+        "top1",
+        *(c["name"] for c in columns(scan)),
+    ]
     query = f"""
         WITH numbered AS (
             SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY position) AS nth,
