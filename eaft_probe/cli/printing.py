@@ -52,7 +52,7 @@ def console() -> Console:
 @contextmanager
 def reported(how_to_go_on: str) -> Iterator[Any]:
     """Shows long work on standard error; an interruption says how to go on."""
-    from eaft_probe.view.terminal import TerminalProgress
+    from eaft_probe.view.progress_bar import TerminalProgress
 
     progress = TerminalProgress(Console(stderr=True))
     try:

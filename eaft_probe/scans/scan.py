@@ -62,11 +62,8 @@ class Scan:
         store = Store.of(folder)
         path = mirrored(store, WRITTEN_ONCE, REWRITTEN) if store else local(folder)
         if not (path / MANIFEST).exists():
-            why = (
-                "an unfinished scan: rerun the same scan command"
-                if (path / PLAN).exists()
-                else "no scan"
-            )
+            begun = "an unfinished scan: rerun the same scan command"
+            why = begun if (path / PLAN).exists() else "no scan"
             raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
         manifest = read_manifest(path)
         check_parts(path, manifest, shapes(manifest), verify)
@@ -145,9 +142,7 @@ class Scan:
         footer(file, lambda schema: None if schema.equals(TOTALS_SCHEMA) else "other columns")
         with reading(file):
             if sha256(file) != self.manifest.get("totals"):
-                raise ScanError(
-                    f"{file} is not the one that the manifest describes: another sha256"
-                )
+                raise ScanError(f"{file} is not what the manifest describes: another sha256")
             return pq.read_table(file, partitioning=None)
 
     @property

@@ -1,0 +1,205 @@
+"""The rows of one unit on their way from records to the two tables of a part."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from eaft_probe.columns.measure import TokenColumns
+from eaft_probe.data.batches import TokenBatch, Window
+from eaft_probe.data.messages import Message
+from eaft_probe.data.reading import Rejected
+from eaft_probe.data.record import Record
+from eaft_probe.data.rendering.rendered import Rendered
+from eaft_probe.errors import NonFinite
+from eaft_probe.scans.schemas import TEXT, examples_schema
+
+if TYPE_CHECKING:
+    from eaft_probe.verbs.scan.score_unit import Scorer
+
+
+class UnitRows:
+    """The rows of one unit on their way from records to the two tables of a part."""
+
+    def __init__(self, scorer: "Scorer") -> None:
+        self.scorer = scorer
+        self.records: list[Record] = []  # the scored ones, each with its rendering
+        self.rendered: list[Rendered] = []
+        self.kept: list[list[str | None]] = []
+        self.windows: list[Window] = []
+        self.rejected: list[dict[str, Any]] = []
+        self.measured: list[tuple[NDArray[np.int64], NDArray[np.int64], TokenColumns]] = []
+        self.counts = dict.fromkeys(
+            (
+                "rows",
+                "examples",
+                "rejected",
+                "renderings",
+                "tokens",
+                "trained_tokens",
+                "cut_examples",
+                "cut_tokens",
+                "special_in_content",
+                "closed",
+                "not_shown",
+                "halved",
+            ),
+            0,
+        )
+        self.left_out = Counter[str]()  # role.field → characters that the template does not show
+
+    def read(self, record: Record) -> None:
+        """Renders one record, or rejects it with the reason."""
+        self.counts["rows"] += 1
+        found = self.scorer.reader(record)
+        if isinstance(found, Rejected):
+            self.counts["rejected"] += 1
+            self.rejected.append(found.as_line())
+            return
+        row, renderings = found
+        self.counts["examples"] += 1
+        for rendered, made, cut in renderings:
+            self._add(record, row, rendered, made, cut)
+
+    def _add(
+        self,
+        record: Record,
+        row: Mapping[str, Any],
+        rendered: Rendered,
+        made: list[Window],
+        cut: int,
+    ) -> None:
+        self.windows += [replace(w, example=len(self.rendered)) for w in made]
+        self.records.append(record)
+        self.rendered.append(rendered)
+        self.kept.append([_kept(row, name) for name in self.scorer.settings.keep])
+        self.left_out.update(rendered.left_out)
+        for name, more in {
+            "renderings": 1,
+            "tokens": len(rendered.ids),
+            "trained_tokens": sum(int(w.trained.sum()) for w in made),
+            "cut_examples": int(cut > 0),
+            "cut_tokens": cut,
+            "special_in_content": rendered.special_in_content,
+            "closed": rendered.closed,
+            "not_shown": rendered.not_shown,
+        }.items():
+            self.counts[name] += more
+
+    def take(self, batch: TokenBatch, columns: TokenColumns) -> None:
+        """Adds a batch's columns with the place of each token. Raises `NonFinite`."""
+        places = [window.places() for window in batch.window]
+        example, position = (np.concatenate(c) for c in zip(*places, strict=True))
+        finite = [torch.isfinite(c) for c in columns.columns.values()]
+        bad = np.flatnonzero(~torch.stack(finite).all(0).numpy())
+        if len(bad):
+            row = self.records[example[bad[0]]].row
+            raise NonFinite(
+                f"the model gives NaN or no probability at all at row {row}, token "
+                f"{position[bad[0]]}; try --dtype float32, or check the weights"
+            )
+        self.measured.append((example, position, columns))
+
+    def report(self) -> dict[str, Any]:
+        return {"counts": self.counts, "left_out": self.left_out, "rejected": self.rejected}
+
+    # --- the tables ---
+
+    def tokens_table(self) -> pa.Table:
+        """One row a scored token, sorted by (example, position); of examples that are one turn of
+        a row each, by (example, turn, position)."""
+        schema = self.scorer.schema
+        if not self.measured:
+            return schema.empty_table()
+        example, position = (np.concatenate([m[i] for m in self.measured]) for i in (0, 1))
+        order = np.lexsort((position, example))
+        example, position = example[order], position[order]
+        columns: dict[str, Any] = {
+            s.name: np.concatenate([m[2][s.name].numpy() for m in self.measured])[order]
+            for s in self.scorer.statistics
+        }
+        columns |= self._places(example, position)
+        columns["token"] = self._texts(columns["token_id"])
+        columns["top1"] = self._texts(columns["top1_id"])
+        arrays = [
+            pa.array(columns[f.name], f.type) if f.type != TEXT else columns[f.name] for f in schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _places(
+        self, example: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """The columns that say which token this is, from the renderings."""
+        first = np.cumsum([0, *(len(r.ids) for r in self.rendered)])
+        at = first[example] + position
+        ids, turns, chars = (
+            np.concatenate([getattr(r, name) for r in self.rendered])[at]
+            for name in ("ids", "turn", "chars")
+        )
+        rows = np.array([r.row for r in self.records], np.int64)
+        return {
+            "example": rows[example],
+            "turn": turns,
+            "position": position.astype(np.int32),
+            "token_id": ids,
+            "char_start": chars[:, 0],
+            "char_end": chars[:, 1],
+        }
+
+    def _texts(self, ids: NDArray[np.int32]) -> pa.DictionaryArray:
+        known, codes = np.unique(ids, return_inverse=True)
+        texts = [self.scorer.renderer.token_text(i) for i in known.tolist()]
+        return pa.DictionaryArray.from_arrays(
+            pa.array(codes.astype(np.int32)), pa.array(texts, pa.string())
+        )
+
+    def examples_table(self) -> pa.Table:
+        """One row a scored example, with the means over its trained tokens."""
+        count = len(self.rendered)
+        places = [m[0] for m in self.measured] or [np.zeros(0, np.int64)]
+        example = np.concatenate(places)
+        trained = np.bincount(example, minlength=count)
+
+        def mean(name: str, sign: int) -> NDArray[np.float32]:
+            values = [m[2][name].numpy() for m in self.measured] or [np.zeros(0)]
+            total = np.bincount(example, np.concatenate(values).astype(np.float64), count)
+            return (sign * total / np.maximum(trained, 1)).astype(np.float32)
+
+        schema = examples_schema(self.scorer.settings.keep)
+        columns = [
+            [r.row for r in self.records],
+            [r.of_turn for r in self.rendered],
+            [
+                r.key or str(record.row)
+                for r, record in zip(self.rendered, self.records, strict=True)
+            ],
+            [r.text for r in self.rendered],
+            [_messages_json(r.messages) for r in self.rendered],
+            [len(r.ids) for r in self.rendered],
+            trained,
+            mean("logprob", -1),
+            mean("entropy", 1),
+            *([row[i] for row in self.kept] for i in range(len(self.scorer.settings.keep))),
+        ]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _kept(row: Mapping[str, Any], name: str) -> str | None:
+    """A pass-through value: text as it is (half surrogates escaped), anything else as JSON."""
+    value = row.get(name)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _messages_json(messages: Sequence[Message]) -> str:
+    listed = [m.as_dict() | ({} if m.trained is None else {"train": m.trained}) for m in messages]
+    return json.dumps(listed, ensure_ascii=False, default=str)
