@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
-QUICK = tests/columns tests/data tests/fuzz tests/objectives/test_gates.py tests/objectives/test_loss.py
+QUICK = tests/analysis tests/columns tests/data tests/fuzz tests/scans tests/storage tests/objectives/test_gates.py tests/objectives/test_loss.py
 
 .PHONY: demo test quick check install clean
 
