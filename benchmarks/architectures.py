@@ -270,7 +270,9 @@ def wanted(model: Any, row: list[int]) -> np.ndarray:
     A copy of the model: one with dynamic NTK remembers the lengths that it has seen.
     """
     with torch.no_grad():
-        logits = copy.deepcopy(model)(input_ids=torch.tensor([row])).logits[0].double()
+        logits = (
+            copy.deepcopy(model)(input_ids=torch.tensor([row]), use_cache=False).logits[0].double()
+        )
     return logits.log_softmax(-1)[:-1].gather(1, torch.tensor(row[1:])[:, None])[:, 0].numpy()
 
 

@@ -122,6 +122,8 @@ def why_unshared(lm: "CausalLM") -> str | None:
         whole, split = lm.hidden(ids)[:, 5:], lm.hidden(ids[:, 5:], ids[0, :5])
     except PREFIX_ERRORS as error:
         return one_line(error, 120)
+    if whole.shape != split.shape:
+        return f"tokens behind one get states of shape {tuple(split.shape)}"
     difference = differ(whole, split)
     return None if difference <= lm.tolerance else f"tokens behind one change by {difference:.2g}"
 

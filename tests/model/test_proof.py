@@ -139,6 +139,14 @@ def test_bodies_and_heads_are_found(tmp_path: Path, what: str) -> None:
     assert isinstance(model.body, UpToHead) == ("transform" in what)
 
 
+def test_a_model_that_answers_a_prefix_with_other_shapes_shares_none(tmp_path: Path) -> None:
+    """XLM drops tokens of what comes behind a cache."""
+    fields = {"vocab_size": tiny.VOCAB, "emb_dim": 32, "n_layers": 2, "n_heads": 4}
+    model = load_model(str(saved(tmp_path, transformers.XLMConfig(**fields, causal=True))))
+    assert model.cost is None
+    assert "states of shape" in str(model.unshared)
+
+
 def test_why_prefixes_are_not_shared_is_said(tmp_path: Path) -> None:
     model = load_model(str(tiny.save(tmp_path, tiny.build("mistral"))))
     assert model.cost is None
