@@ -287,8 +287,9 @@ GROWING: dict[str, tuple[str, Callable[[int], bytes]]] = {
 def growing_file(given: tuple[str, int, str]) -> None:
     """Files of one long row, or few, packed to nothing or not."""
     kind, size, packing = given
-    if (not packing and size > 20_000_000) or (kind in ("elements", "blank lines") and size > 5e6):
-        return  # slow to write, or slow to read and no more
+    many = kind in ("elements", "blank lines", "rows") and size > 1_000_000
+    if many or (not packing and size > 20_000_000):
+        return  # slow to write, or of many rows and no long one
     suffix, made = GROWING[kind]
     path = folder() / f"growing{suffix}{packing}"
     path.write_bytes(PACKED[packing](made(size)))
@@ -296,7 +297,7 @@ def growing_file(given: tuple[str, int, str]) -> None:
         for record in open_source(path).records():
             try:
                 found = record.parse()
-                if record.size < 100_000:
+                if record.size < 100_000 and record.row < 5:
                     renderer()(infer_format([found], {})(found))
             except RowError as error:
                 require_enough(error)
@@ -456,7 +457,9 @@ own_values = anything | st.sampled_from(
 )
 
 
-@area(st.tuples(st.sampled_from(COMMANDS), st.dictionaries(own_keys, own_values, max_size=3)))
+@area(
+    st.tuples(st.sampled_from(COMMANDS), st.dictionaries(own_keys, own_values, max_size=3)), few=20
+)
 def command_config(given: tuple[tuple[str, ...], dict[str, Any]]) -> None:
     """--config with what is a command's own: it is done, or said in one line why not."""
     command, settings = given
