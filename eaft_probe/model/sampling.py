@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
 from os.path import commonprefix  # of any sequences, not only paths
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import GenerationConfig
 
 from eaft_probe.errors import ProbeError
 from eaft_probe.model.foreign import quiet
+from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
 
 # A pass of its own for the beginning that prompts share reads all weights once more: below this
@@ -76,6 +78,7 @@ class Generator:
         # repetition_penalty would change the answers without a word.
         model.whole.generation_config = GenerationConfig()
         self.shares = model.cost is not None and not model.borders
+        self.regime = regimes(model.borders)
 
     def sample(
         self, prompts: Sequence[Ids], stops: Iterable[int], seed: str, report: Report
@@ -96,12 +99,19 @@ class Generator:
         """Which prompts are answered together, the longest first, and how often each."""
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         at_once = max(1, self.batch_size // self.sampling.n)
-        for start in range(0, len(order), at_once):
-            left = self.sampling.n
-            while left:
-                copies = min(left, self.batch_size)
-                yield order[start : start + at_once], copies
-                left -= copies
+        for _, alike in groupby(order, lambda row: self._alike(lengths[row])):
+            for rows in batched(alike, at_once):
+                left = self.sampling.n
+                while left:
+                    copies = min(left, self.batch_size)
+                    yield rows, copies
+                    left -= copies
+
+    def _alike(self, length: int) -> tuple[int, ...]:
+        """What prompts share whose answers may be padded to one length: a side of the border of the
+        model's rope, or the length itself where the answer may cross it."""
+        before, after = self.regime(length), self.regime(length + self.sampling.max_new_tokens)
+        return before if before == after else (length,)
 
     def _drawn(
         self, prompts: Sequence[Ids], copies: int, stops: frozenset[int], report: Report
@@ -212,6 +222,13 @@ def seeded(seed: str) -> Iterator[None]:
 def number(seed: str) -> int:
     """Eight bytes of the seed's hash: seeds that differ in a digit have nothing in common."""
     return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
+
+
+def batched(rows: Iterable[int], size: int) -> Iterator[list[int]]:
+    """`itertools.batched`, which Python 3.11 has not."""
+    rows = iter(rows)
+    while some := list(islice(rows, size)):
+        yield some
 
 
 def _padded(prompts: Sequence[Ids], common: int) -> tuple[torch.Tensor, torch.Tensor]:

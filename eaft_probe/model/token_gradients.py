@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from eaft_probe.errors import ProbeError
+from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
 
 
@@ -19,27 +20,32 @@ class WholeModel:
 
     def __init__(self, model: CausalLM) -> None:
         self.model, self.device = model.whole.eval(), model.device
+        self.regime = regimes(model.borders)
         self.squares: list[torch.Tensor] = []
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._take)
         known = inspect.signature(self.model.forward).parameters
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self.keeps_some = "logits_to_keep" in known
 
-    def __call__(self, ids: Sequence[int]) -> tuple[float, float]:
-        """(norm, nll in nats) of the last id as the label behind the others. Raises `ProbeError`
-        where the memory does not suffice."""
+    def __call__(self, ids: Sequence[int], label: int) -> tuple[float, float]:
+        """(norm, nll in nats) of `ids[label]` behind the ids before it. Those after it are read
+        only where the model's numbers depend on how long its input is. Raises `ProbeError` where
+        the memory does not suffice."""
         self.squares.clear()
-        before = torch.tensor([ids[:-1]], device=self.device)
+        length = label if self.regime(label) == self.regime(len(ids)) else len(ids)
+        before = torch.tensor([ids[:length]], device=self.device)
+        from_end = length - label + 1
+        kept = {"logits_to_keep": from_end} if self.keeps_some else {}
         try:
-            output = self.model(input_ids=before, use_cache=False, **self.last_only)
+            output = self.model(input_ids=before, use_cache=False, **kept)
             # In float64: of a sure token's P − onehot float32 would leave no digit.
-            nll = -output.logits[0, -1].double().log_softmax(-1)[ids[-1]]
+            nll = -output.logits[0, -from_end].double().log_softmax(-1)[ids[label]]
             nll.backward()
         except torch.OutOfMemoryError as error:
             raise ProbeError(
-                f"out of memory on a context of {len(ids):,} tokens; try --device cpu "
+                f"out of memory on a context of {length:,} tokens; try --device cpu "
                 f"or --device-map auto"
             ) from error
         return math.sqrt(math.fsum(map(float, self.squares))), float(nll.detach())

@@ -375,7 +375,7 @@ def test_another_compression_is_an_unknown_type(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eaft_probe.data.sources.LONGEST_ROW", 100_000)
+    monkeypatch.setattr("eaft_probe.data.readers.LONGEST_ROW", 100_000)
 
 
 def test_a_paragraph_has_a_limit(tmp_path: Path, short: None) -> None:

@@ -24,6 +24,9 @@ from eaft_probe.model.lengths import (
     passes_of,
     regimes,
 )
+from eaft_probe.model.loading import load_model
+from eaft_probe.model.sampling import Generator, Sampling
+from eaft_probe.model.token_gradients import WholeModel
 from eaft_probe.objectives.forward import gate
 from eaft_probe.objectives.gates import objective
 
@@ -177,3 +180,28 @@ def test_a_model_without_a_limit_is_not_cut() -> None:
     mamba = SimpleNamespace()
     assert longest_input(mamba, SimpleNamespace(model_max_length=10**30)) == NO_LIMIT
     assert longest_input(SimpleNamespace(max_seq_len=2048), object()) == 2048
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_an_exact_gradient_is_that_of_the_token_in_its_row(tmp_path: Path, kind: str) -> None:
+    folder = tiny.save(tmp_path, tiny.build(**ROPES[kind]))
+    row, plain = ROWS[5], AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = [WholeModel(load_model(str(folder)))(row, label) for label in (3, AT, 40)]
+    expected = alone(folder, row)
+    for label, (norm, nll) in zip((3, AT, 40), found, strict=True):
+        assert nll == pytest.approx(-expected[label - 1], abs=1e-4)
+        plain.zero_grad()
+        logits = plain(input_ids=torch.tensor([row])).logits[0, label - 1]
+        torch.nn.functional.cross_entropy(logits, torch.tensor(row[label])).backward()
+        squares = [float(p.grad.double().square().sum()) for p in plain.parameters()]
+        assert norm == pytest.approx(sum(squares) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_prompts_on_two_sides_of_the_border_are_not_padded_together(
+    tmp_path: Path, kind: str
+) -> None:
+    model = load_model(str(tiny.save(tmp_path, tiny.build(**ROPES[kind]))))
+    sampler = Generator(model, Sampling(1, 0, 1.0, 3), 8)
+    together = sampler.sample(ROWS, [], "0", lambda *_: None)
+    assert together == [sampler.sample([r], [], "0", lambda *_: None)[0] for r in ROWS]

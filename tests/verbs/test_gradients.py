@@ -175,7 +175,7 @@ def test_sure_tokens_keep_their_digits(model: str, tmp_path: Path) -> None:
     from eaft_probe.model.loading import load_model
 
     found = [
-        token_gradients.WholeModel(load_model(str(tmp_path / "m")))(ids[: i + 1])
+        token_gradients.WholeModel(load_model(str(tmp_path / "m")))(ids, i)
         for i in range(len(ids) - 8, len(ids))
     ]
     for i, (norm, nll) in zip(range(len(ids) - 8, len(ids)), found, strict=True):

@@ -31,7 +31,7 @@ from eaft_probe.scans.part_writer import GRADIENTS
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import GradientSettings, make_settings
 from eaft_probe.storage.remote import without_paths
-from eaft_probe.verbs.gradients.token_contexts import Ids, contexts
+from eaft_probe.verbs.gradients.token_contexts import Context, contexts
 from eaft_probe.verbs.scan.plan import folder_identity
 
 SAVE_SECONDS = 10.0  # between writings of what is done
@@ -160,8 +160,10 @@ def _go_on(
     work.run(WholeModel(model), ids, settings.sample)
 
 
-def _read(scan: Scan, sample: Arrays, todo: NDArray[np.int64], model: CausalLM) -> dict[int, Ids]:
-    """Index in the sample → the ids up to the label; without those that do not come back."""
+def _read(
+    scan: Scan, sample: Arrays, todo: NDArray[np.int64], model: CausalLM
+) -> dict[int, Context]:
+    """Index in the sample → its context; without those that do not come back."""
     places = {n: sample[n][todo] for n in ("part", *scan.token_key)}
     found = contexts(scan, places, Renderer(model.tokenizer))
     return {at: ids for at, ids in zip(todo.tolist(), found, strict=True) if ids is not None}
@@ -183,14 +185,14 @@ class _Work:
     progress: Progress
     saved: float = 0.0
 
-    def run(self, whole: WholeModel, todo: Mapping[int, Ids], asked: int) -> None:
+    def run(self, whole: WholeModel, todo: Mapping[int, Context], asked: int) -> None:
         """Takes every norm; what is done is written whatever happens."""
         self.progress.start("gradients", min(asked, len(self.norms)))
         self.progress.advance(min(asked, len(self.norms)) - len(todo), 0)
         self.saved, finished = time.monotonic(), False
         try:
-            for at, ids in todo.items():
-                self.norms[at] = self._norm(whole, at, ids)
+            for at, context in todo.items():
+                self.norms[at] = self._norm(whole, at, context)
                 self.progress.advance(1, 1)
                 if time.monotonic() - self.saved > SAVE_SECONDS:
                     self._save(False)
@@ -198,10 +200,10 @@ class _Work:
         finally:
             self._save(finished)
 
-    def _norm(self, whole: WholeModel, at: int, ids: Ids) -> float:
+    def _norm(self, whole: WholeModel, at: int, context: Context) -> float:
         key = self.scan.token_key
         place = named_place(key, [self.sample[n][at] for n in key])
-        norm, nll = whole(ids.tolist())
+        norm, nll = whole(context.ids.tolist(), context.label)
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient at {place} is not finite; check the weights")
         logprob = float(self.sample["logprob"][at])

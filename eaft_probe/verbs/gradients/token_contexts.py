@@ -1,7 +1,7 @@
 """What a finished scan's model read before a token, from the text that the scan keeps."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,17 @@ from eaft_probe.scans.scan import Scan
 Ids = NDArray[np.int32]
 
 
+class Context(NamedTuple):
+    """A token in the window in which the scan read it."""
+
+    ids: Ids  # of the whole window, what stands behind the token as well
+    label: int  # the token's index among them
+
+
 def contexts(
     scan: Scan, places: Mapping[str, NDArray[Any]], renderer: Renderer
-) -> list[Ids | None]:
-    """For each place (its part, and the scan's `token_key`) the window's ids up to the label, the
-    last of them.
+) -> list[Context | None]:
+    """For each place (its part, and the scan's `token_key`) its window.
 
     None where the example's text does not give back the tokens of the scan: rows that came as
     token ids need not.
@@ -27,14 +33,15 @@ def contexts(
     longest = int(scan.manifest["model"]["max_length"])
     stride = int(scan.manifest["config"].get("stride") or 1)
     key = list(zip(*(places[n].tolist() for n in scan.example_key), strict=True))
-    found: list[Ids | None] = [None] * len(places["example"])
+    found: list[Context | None] = [None] * len(places["example"])
     for part in np.unique(places["part"]).tolist():
         mine = np.flatnonzero(places["part"] == part)
         ids = _ids(scan, part, np.unique(places["example"][mine]), renderer, longest)
         for at in mine.tolist():
             position, whole = int(places["position"][at]), ids.get(key[at])
             if whole is not None:
-                found[at] = whole[window_start(position, longest, stride) : position + 1]
+                start = window_start(position, longest, stride)
+                found[at] = Context(whole[start : start + longest], position - start)
     return found
 
 
