@@ -109,7 +109,7 @@ def foreign(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         if out_of_memory(error):
-            raise TooLittleMemory(f"{what}: not enough memory: {one_line(error)}") from error
+            raise TooLittleMemory(f"{what}: out of memory: {one_line(error)}") from error
         plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
         kind = "" if plain else f"{_kind(type(error))}: "
         hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""

@@ -27,11 +27,7 @@ def main() -> None:
     _speak_utf8()
     out = None if sys.stdout is None else StandardOutput(sys.stdout)  # it may be closed
     sys.stdout = out  # type: ignore[assignment]
-    status = _run(sys.argv[1:])
-    with suppress(typer.Exit):
-        if out is not None:
-            out.flush()
-    sys.exit(status)
+    sys.exit(_run(sys.argv[1:]))
 
 
 def _speak_utf8() -> None:
@@ -61,8 +57,9 @@ def _run(arguments: list[str]) -> int:
             require_utf8(argument)
         _require_once(arguments)
         status = int(app(arguments, standalone_mode=False) or 0)
-        if sys.stdout is not None:  # closed by who started this
-            sys.stdout.flush()  # a full disk shows here
+        with suppress(typer.Exit):  # whoever read it has left
+            if sys.stdout is not None:  # closed by who started this
+                sys.stdout.flush()  # a full disk shows here
         return status
     except ProbeError as error:
         return _complain(error, error.exit_status)
@@ -79,7 +76,7 @@ def _give_up(error: BaseException) -> int:
     if isinstance(error, OSError):
         _print_no_more()  # else what is still to be written fails once more at exit
     if out_of_memory(error):
-        return _complain(f"not enough memory: {one_line(error)}", ProbeError.exit_status)
+        return _complain(f"out of memory: {one_line(error)}", ProbeError.exit_status)
     if type(error).__module__.split(".")[0] in TABLE_LIBRARIES:
         return _complain(f"a file of the scan is damaged: {error}", BadInput.exit_status)
     status = getattr(error, "exit_code", None)
