@@ -105,15 +105,19 @@ def foreign(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (_Said, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
     except BaseException as error:
+        if isinstance(error, _Said) or not (isinstance(error, Exception) or _panics(error)):
+            raise
         if out_of_memory(error):
             raise TooLittleMemory(f"{what}: out of memory: {one_line(error)}") from error
         plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
         kind = "" if plain else f"{_kind(type(error))}: "
         hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""
         raise ModelError(f"{what}: {kind}{one_line(error)}{hint}") from error
+
+
+def _panics(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"  # of a library in Rust, which exports it not
 
 
 def _kind(error: type[BaseException]) -> str:

@@ -329,7 +329,7 @@ def test_a_template_that_hangs_is_told_apart(monkeypatch: pytest.MonkeyPatch) ->
             template.render([user("hang")])
         assert template.render([user("Hi")]).text == "ok"
     monkeypatch.setattr(chat_template, "MOST_SLOW", 0.1)
-    with pytest.raises(ModelError, match="too slow: 3 renderings took"):
+    with pytest.raises(ModelError, match="too slow"):
         template.render([user("hang")])
 
 
@@ -379,7 +379,7 @@ def test_a_step_that_makes_too_much_is_refused_before(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is one step in C, or few: no clock strikes in it, and its memory is gone before."""
-    monkeypatch.setattr(bounded, "MOST_MADE", 30_000_000)
+    monkeypatch.setattr(bounded, "MOST_MADE", 5_000_000)
     template, began = ChatTemplate(source), time.process_time()
     with pytest.raises(RowError, match=REFUSED):
         template.render([user("Hi")])

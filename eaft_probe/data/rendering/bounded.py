@@ -96,6 +96,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return weight(text, self.left) + 1
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+            self.spend(len(left) + len(right))
+            return left + right
         if isinstance(left, int) and isinstance(right, int):
             _require_bits(_bits(operator, left, right))
         elif operator == "%" and isinstance(left, str | bytes):
@@ -104,9 +107,6 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             times, what = (left, right) if isinstance(left, int) else (right, left)
             if isinstance(times, int):
                 self.spend(weight(what, self.left) * max(times, 0))
-        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
-            self.spend(len(left) + len(right))
-            return super().call_binop(context, operator, left, right)
         elif operator == "+":
             self.spend(weight((left, right), self.left))
         return self.counted(super().call_binop(context, operator, left, right))
@@ -116,7 +116,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         name, owner = getattr(method, "__name__", ""), getattr(method, "__self__", None)
         if name == "join" and args:
             args = (list(args[0]), *args[1:])
-        self.admit(name, (owner, *args) if isinstance(owner, str | bytes) else args, named)
+        if args or named:
+            self.admit(name, (owner, *args) if isinstance(owner, str | bytes) else args, named)
         return self.counted(super().call(context, obj, *args, **named))
 
     def _bounded(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +127,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         def run(*args: Any, **named: Any) -> Any:
             if name == "join":
                 args = (*args[:first], list(args[first]), *args[first + 1 :])
-            self.admit(name, args[first:], named)
+            if len(args) > first + 1 or named:  # a text alone becomes no larger
+                self.admit(name, args[first:], named)
             return self.counted(filter(*args, **named))
 
         return run
