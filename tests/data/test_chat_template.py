@@ -337,7 +337,6 @@ GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = S
 GROWN = [  # what it starts with, what each step makes of it
     ("'aa'", "ns.x ~ ns.x"),
     ("'aa'", "ns.x + ns.x"),
-    ("'aa'", "ns.x|replace('a', 'aaa')"),
     ("[1]", "ns.x + ns.x"),
     ("[1]", "[ns.x, ns.x, ns.x]"),
     ("[1]", "{'a': ns.x, 'b': ns.x}"),
