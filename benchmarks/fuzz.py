@@ -159,6 +159,7 @@ def lead(target: Callable[[bytes], Any], seed: int) -> None:
         "-rss_limit_mb=0",
         "-handle_alrm=0",
         "-verbosity=0",
+        "-report_slow_units=1000",
     )
     atheris.Setup([sys.argv[0], *options], target)
     atheris.Fuzz()

@@ -3,6 +3,7 @@
 import gzip
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import hostile_areas  # noqa: F401, which adds to AREAS
@@ -165,6 +166,19 @@ def test_the_bound_holds_in_any_thread_and_leaves_others_alone() -> None:
         thread.join(30)
     assert quick == ["done"]
     assert str(slow[0]) == "it ran too long"
+
+
+def test_the_bound_strikes_again_where_it_was_swallowed() -> None:
+    """As in a callback of the garbage collector: the template then ran without one."""
+    until = time.monotonic() + 60
+    with pytest.raises(timeout.TookTooLong), timeout.at_most(0.1):
+        with suppress(timeout.TookTooLong):
+            while time.monotonic() < until:
+                pass
+        while time.monotonic() < until:
+            pass
+    assert time.monotonic() < until
+    time.sleep(timeout.AGAIN + 2 * timeout.POLL)  # and nothing is raised in what follows
 
 
 def test_half_a_character_from_a_template_rejects_the_row() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 POLL = 0.25  # seconds between two looks of the watching thread
+AGAIN = 1.0  # seconds after which it is raised once more: a callback may have swallowed it
 
 
 class TookTooLong(Exception):
@@ -29,8 +30,17 @@ def at_most(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        with _lock:  # what comes is on its way by now, and is raised inside of `finally` at latest
-            _running.pop(me, None)
+        try:
+            _forget(me)
+        except TookTooLong:  # it was on its way when the body was done
+            _forget(me)
+            raise
+
+
+def _forget(thread: int) -> None:
+    """From here on nothing is raised in it any more."""
+    with _lock:
+        _running.pop(thread, None)
 
 
 _running: dict[int, float] = {}  # thread → when its time is up
@@ -52,6 +62,6 @@ def _look() -> None:
         with _lock:
             late = [t for t, until in list(_running.items()) if until < time.monotonic()]
             for thread in late:
-                _running.pop(thread)
+                _running[thread] = time.monotonic() + AGAIN
                 raised = ctypes.py_object(TookTooLong)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
