@@ -30,7 +30,7 @@ from eaft_probe.errors import BadInput, ModelError, RowError, one_line
 
 # A template renders a row in a millisecond; loops in loops would never end.
 SECONDS = 5.0  # of a rendering, and another one for each million characters that it is given
-SLOW, MOST_SLOW = 0.1, 15.0  # seconds from which on one counts as slow; of slow ones in a row
+SLOW, MOST_SLOW = 0.1, 10.0  # seconds from which on one counts as slow; of slow ones in a row
 LONGEST = 200_000  # characters of a template; those that are known have some 20,000
 TOOLS = -2  # the "message" of what `tools` say
 REASONING = ("reasoning_content", "thinking", "reasoning")
