@@ -310,7 +310,9 @@ def test_plot_takes_a_config_and_the_command_line_wins(finished: str, tmp_path: 
     written = Path(data).read_text()
     assert "mean_grad_head" in written
     assert "qlog q=0.25" in written
-    assert _run(["plot", "gradients", finished, *given, "--norm", "grad_logits", "--overwrite"]) == 0
+    assert (
+        _run(["plot", "gradients", finished, *given, "--norm", "grad_logits", "--overwrite"]) == 0
+    )
     assert "mean_grad_logits" in Path(data).read_text()
 
 

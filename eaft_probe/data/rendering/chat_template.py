@@ -171,8 +171,10 @@ class ChatTemplate:
         A quick one makes up for SLOW seconds, so that a busy machine does not add up."""
         self.slow[0] = max(0.0, self.slow[0] + (seconds if seconds > slow else -SLOW))
         if self.slow[0] > MOST_SLOW:
-            raise ModelError(f"the chat template is too slow: {self.slow[0]:.0f} s for renderings "
-                             f"that take a millisecond")
+            raise ModelError(
+                f"the chat template is too slow: {self.slow[0]:.0f} s for renderings "
+                f"that take a millisecond"
+            )
 
 
 def reads_date(source: str) -> bool:
