@@ -16,7 +16,7 @@ TOKENS, KEPT = 12, 6  # of the proof, and those of them that what follows must n
 # Largest difference between states, or products, that should be the same, relative to their size:
 # rounding on the way through the layers, or of one dot product.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-PREFIX_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError)
+PREFIX_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError, LookupError)
 
 
 @torch.inference_mode()
