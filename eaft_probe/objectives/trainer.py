@@ -310,6 +310,8 @@ class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]
         """The model, with arguments that name the run but not where it lies, and without the blank
         card of an adapter, which says where its base model lies."""
         super()._save(output_dir, *more, **named)
+        if not self.args.should_save:  # another process has written it
+            return
         folder, shared = Path(output_dir or self.args.output_dir), copy.copy(self.args)
         shared.output_dir = Path(self.args.output_dir).name
         torch.save(shared, folder / TRAINING_ARGS_NAME)
