@@ -101,14 +101,11 @@ def test_held_out_and_retained_data_are_measured(run: Run) -> None:
 
 
 def test_its_dynamics_can_be_drawn(run: Run) -> None:
-    lines = [line.get_ydata() for axes in plots.dynamics(run.path).axes for line in axes.lines]
-    wanted = [
-        [r["group_nll"] for r in run.log if r["group"] == group]
-        for group in ("high", "low", "conflict")
-    ]
-    print(lines, wanted)
-    for line, nll in zip(lines, wanted, strict=True):
-        assert list(line) == pytest.approx(nll)
+    """A random model is undecided everywhere: the tokens of high entropy are all."""
+    high, *others = plots.dynamics(run.path).axes
+    wanted = [r["group_nll"] for r in run.log if r["group"] == "high"]
+    assert list(high.lines[0].get_ydata()) == pytest.approx(wanted)
+    assert not any(axes.lines for axes in others)
 
 
 @pytest.mark.parametrize("objective", ["talr", "sft-kl"])
