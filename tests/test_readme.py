@@ -29,7 +29,10 @@ def test_every_objective_and_plot_is_listed() -> None:
 
 
 @pytest.mark.parametrize("command", sorted({c for c, _ in COMMANDS}))
-def test_flags_of_the_examples_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_the_examples_exist(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert _run([command, "--help"]) == 0
     shown = capsys.readouterr().out
     for _, rest in (c for c in COMMANDS if c[0] == command):

@@ -84,6 +84,8 @@ def begin(place: Destination, plan: Mapping[str, Any], overwrite: bool) -> None:
     begun = any("examples/" in name for name in names)
     if overwrite or stored is None or (not begun and _other_plan(stored, plan)):
         clear(place, names)
+    if isinstance(place, Folder):
+        require_no_links(place.path / n for n in ("tokens", "examples", UNITS, *EARLIER))
     data = json_bytes(plan)
     _require_same(place, place.create(PLAN, data) or data, plan)
 

@@ -66,6 +66,8 @@ def write_part(
     report = {**report, "plan": plan, "tokens_sha256": hashlib.sha256(files["tokens"]).hexdigest()}
     examples = examples.replace_schema_metadata({REPORT_KEY: json.dumps(report)})
     files["examples"] = parquet_bytes(examples)
+    if unit_report(folder.path, index, plan) is None:  # what is left is damaged, or another plan's
+        folder.remove([f"examples/{part_name(index)}"])
     named = {f"{kind}/{part_name(index)}": data for kind, data in files.items()}
     put_once(folder, named, lambda: unit_report(folder.path, index, plan) is not None)
 

@@ -58,7 +58,11 @@ class Folder:
         return str(self.path)
 
     def names(self) -> list[str]:
-        files = [Path(folder, name) for folder, _, names in os.walk(self.path) for name in names]
+        files = [
+            Path(folder, name)
+            for folder, folders, names in os.walk(self.path)
+            for name in [*names, *(f for f in folders if Path(folder, f).is_symlink())]
+        ]
         return [file.relative_to(self.path).as_posix() for file in files]
 
     def has(self, name: str) -> bool:

@@ -71,7 +71,7 @@ def test_an_estimate_is_said_once(
     given = command(data, tmp_path / "s", model_folder, "--dry-run", "--tokens-per-second=9", *more)
     status, out, errors = ran(torchrun, main, given)
     assert status == 0, errors
-    assert out.count("scored tokens") == errors.count("counting the rows of") == 1
+    assert out.count("\nscored tokens ") == errors.count("counting the rows of") == 1
     assert not (tmp_path / "s").exists()
 
 

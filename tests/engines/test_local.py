@@ -91,7 +91,7 @@ def test_a_unit_that_ends_every_worker_stops_the_scan(
     poisoned = tmp_path / "poisoned.jsonl"
     poisoned.write_text("\n".join([*lines[:21], lines[21].replace("jumps", "~"), *lines[22:]]))
     bar = Bar()
-    said = f"unit 5, rows 20 to 23 of {poisoned}, ended {DEATHS} workers"
+    said = f"unit 5, rows 20 to 23 of {poisoned.name}, ended {DEATHS} workers"
     with pytest.raises(ProbeError, match=re.escape(said)):
         scan(
             poisoned,

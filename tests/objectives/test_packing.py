@@ -242,7 +242,19 @@ def test_what_the_model_does_not_take_is_refused(tmp_path) -> None:
     model = build(*APART["llama"])
     batch = {n: c for n, c in packed().items() if n in ("input_ids", "labels")}
     body = model.model.forward
-    model.model.forward = lambda input_ids, attention_mask=None, use_cache=None: body(input_ids)
+
+    def narrow(
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        cache=None,
+    ) -> Any:
+        return body(input_ids, attention_mask, position_ids, use_cache=False)
+
+    model.model.forward = narrow
     with pytest.raises(BadInput, match="LlamaModel takes no pixel_values"):
         together(model, batch | {"pixel_values": torch.zeros(1)}, tmp_path)
 

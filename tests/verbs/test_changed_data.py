@@ -17,7 +17,7 @@ from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.rollout.rollout import rollout
 from eaft_probe.verbs.train.dataset import Rows
 
-UNITS, ROWS_A_UNIT = 6, 3
+UNITS, ROWS_A_UNIT = 12, 3
 Change = Callable[[Path], None]
 
 
@@ -102,7 +102,8 @@ def test_a_scan_ends_and_goes_on_with_the_old_data(
     whole = scan(data, tmp_path / "whole", **settings)
     out = tmp_path / "scan"
     with pytest.raises(ProbeError, match=r"rows\.jsonl changed while it was being read") as caught:
-        scan(data, out, progress=Changing(data, change), workers=workers, **settings)
+        told = Changing(data, change, (2 * workers - 1) * ROWS_A_UNIT)  # one unit at least is done
+        scan(data, out, progress=told, workers=workers, **settings)
     assert caught.value.exit_status == 1
     assert not (out / "manifest.json").exists()
     left = parts(out)

@@ -669,7 +669,7 @@ def test_real_scans_under_two_models(
     assert found.totals["tokens_only_a"] == len(mine) - len(joined) > 0
     assert found.totals["learned"] == (change > math.log(2)).sum()
     assert found.totals["nll_change"] == pytest.approx(-change.mean())
-    assert found.summary()["reference"] == model_folder
+    assert found.summary()["reference"] == Path(model_folder).name
     other_tokenizer = scan(file, tmp_path / "c", model=stories)
     capsys.readouterr()
     assert _run(["compare", str(a.path), str(other_tokenizer.path)]) == 2

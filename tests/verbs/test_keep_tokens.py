@@ -544,13 +544,13 @@ def test_units_are_folded_to_the_same_bytes_whenever(
         (tmp_path / name / "totals").mkdir(parents=True)
         for index, table in enumerate(units):
             if name == "early":  # as a scan does that finds a worker's unit missing now and then
-                folding.fold(tmp_path / name, index, tmp_path)
+                folding.fold(tmp_path / name, index)
             if name == "late" or index != 4:
                 write_parquet(part_file(tmp_path / name, "totals", index), table)
             if name == "early" and index == 7:
                 write_parquet(part_file(tmp_path / name, "totals", 4), units[4])
     waiting = {n: len(list((tmp_path / n / "totals").iterdir())) for n in ("early", "late")}
-    one, other = (folding.folded(tmp_path / n, count, tmp_path) for n in ("early", "late"))
+    one, other = (folding.folded(tmp_path / n, count) for n in ("early", "late"))
     assert one.equals(other)
     assert_same(one, added(units))
     assert waiting["late"] == count

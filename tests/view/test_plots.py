@@ -771,11 +771,13 @@ def test_a_target_that_cannot_be_written_is_one_error(
     write = chart.write if ending == "svg" else chart.write_data
     (tmp_path / "file").write_text("")
     (tmp_path / f"folder.{ending}").mkdir()
-    for target in ("nowhere/f", "file/f", "folder"):
+    for target in ("nowhere/f", "file/f"):
         with pytest.raises(ProbeError, match="cannot write") as caught:
             write(tmp_path / f"{target}.{ending}")
         assert caught.value.exit_status == 1
         assert "\n" not in str(caught.value)
+    with pytest.raises(BadInput, match="is not a plain file"):
+        write(tmp_path / f"folder.{ending}")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", f"folder.{ending}"]
 
 
@@ -794,13 +796,16 @@ def test_an_existing_target_is_kept_when_writing_fails(
     monkeypatch.setattr(pandas.DataFrame, "to_csv", half)
     monkeypatch.setattr(pandas.DataFrame, "to_parquet", half)
     with pytest.raises(ProbeError, match="No space left on device"):
-        (chart.write if ending == "png" else chart.write_data)(target)
+        (chart.write if ending == "png" else chart.write_data)(target, overwrite=True)
     assert target.read_text() == "as it was"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_an_existing_target_is_replaced(run: Path, tmp_path: Path) -> None:
     (tmp_path / "f.svg").write_text("old")
+    with pytest.raises(BadInput, match="is not an earlier figure"):
+        plots.dynamics(run).write(tmp_path / "f.svg")
+    plots.dynamics(run).write(tmp_path / "f.svg", overwrite=True)
     plots.dynamics(run).write(tmp_path / "f.svg")
     assert (tmp_path / "f.svg").read_text().startswith("<?xml")
 
@@ -823,7 +828,7 @@ def test_every_flag_is_a_setting() -> None:
     from eaft_probe.settings import PlotSettings
 
     taken = {p.name for n in PLOTS for p in parameters(n) if p.kind is p.KEYWORD_ONLY}
-    assert taken == {f.name for f in fields(PlotSettings)}
+    assert taken | {"overwrite"} == {f.name for f in fields(PlotSettings)}
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
