@@ -86,7 +86,8 @@ def deadly(model_folder: str, tmp_path: Path) -> str:
 def test_a_unit_that_ends_every_worker_stops_the_scan(
     data: Path, model_folder: str, deadly: str, tmp_path: Path
 ) -> None:
-    """The other units' parts stay, byte for byte those of a scan that nothing ended."""
+    """The other units' parts stay, their tokens byte for byte those of a scan that nothing ended;
+    the examples say which plan they are of, and so which model."""
     lines = data.read_text().splitlines()
     poisoned = tmp_path / "poisoned.jsonl"
     poisoned.write_text("\n".join([*lines[:21], lines[21].replace("jumps", "~"), *lines[22:]]))
@@ -104,8 +105,11 @@ def test_a_unit_that_ends_every_worker_stops_the_scan(
         )
     assert sum("are scored again" in note for note in bar.notes) == DEATHS - 1
     scan(poisoned, tmp_path / "whole", model=model_folder, **SETTINGS)
-    kept, whole = hashes(tmp_path / "s"), hashes(tmp_path / "whole")
-    assert len(kept) >= 2 * 5
+    kept, whole = (
+        {n: h for n, h in hashes(tmp_path / s).items() if n.startswith("tokens/")}
+        for s in ("s", "whole")
+    )
+    assert len(kept) >= 5
     assert kept.items() < whole.items()
     assert not any("00005" in name for name in kept)
     assert not left_over(tmp_path / "s")

@@ -101,8 +101,8 @@ def test_a_scan_ends_and_goes_on_with_the_old_data(
     settings = {"model": model_folder, "rows_per_unit": ROWS_A_UNIT, "threads": 1}
     whole = scan(data, tmp_path / "whole", **settings)
     out = tmp_path / "scan"
+    told = Changing(data, change, (2 * workers - 1) * ROWS_A_UNIT)  # one unit at least is done
     with pytest.raises(ProbeError, match=r"rows\.jsonl changed while it was being read") as caught:
-        told = Changing(data, change, (2 * workers - 1) * ROWS_A_UNIT)  # one unit at least is done
         scan(data, out, progress=told, workers=workers, **settings)
     assert caught.value.exit_status == 1
     assert not (out / "manifest.json").exists()
