@@ -114,6 +114,7 @@ def test_numbers_on_hover_and_focus(page: Any, done: Scan) -> None:
     show(page, span)
     ActionChains(page).move_to_element(span).perform()
     tip = by_id(page, "tip")
+    WebDriverWait(page, 10).until(lambda _: tip.is_displayed())
     hovered = dict(zip(*(facts(tip, tag) for tag in ("dt", "dd")), strict=True))
     example = int(page.find_element(By.CSS_SELECTOR, "#cards h3").text.split()[1])
     table = done.tokens()
