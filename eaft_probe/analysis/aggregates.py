@@ -1,7 +1,7 @@
 """The whole of a scan in numbers: counted over its tokens, or from the totals that it kept.
 
     scan.keeps_all ── yes ──▸ OfTokens: SQL over the parts, planes, exact quantiles
-                    └─ no ──▸ OfTotals: `totals.parquet`, see `totals.py`
+                    └─ no ──▸ OfTotals: `totals.parquet`, see `partial_aggregates.py`
 
 Tables, figures and the report ask here, so that they need not know which it was.
 """

@@ -112,8 +112,6 @@ class CausalLM:
     @property
     def tolerance(self) -> float:
         """Of what should be the same but for rounding, relative to its size."""
-        if getattr(self.whole, "is_loaded_in_8bit", False):
-            return 5e-2  # LLM.int8() (arXiv 2208.07339) finds outliers over the whole input
         return TOLERANCE[self.dtype]
 
     def own_logits(self, model: Any, input_ids: torch.Tensor) -> torch.Tensor:

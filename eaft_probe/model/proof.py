@@ -16,6 +16,9 @@ TOKENS, KEPT = 12, 6  # of the proof, and those of them that what follows must n
 # Largest difference between states, or products, that should be the same, relative to their size:
 # rounding on the way through the layers, or of one dot product.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+# LLM.int8() (arXiv 2208.07339) looks for outliers over the whole input, so that states move by
+# 0.018 with its length on a tiny Llama. Its head is held to the bound of any other model.
+EIGHT_BITS = 5e-2
 PREFIX_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError, LookupError)
 
 
@@ -96,7 +99,8 @@ def _at_length(lm: "CausalLM", model: Any, ids: torch.Tensor, length: int) -> to
 
 def _require(lm: "CausalLM", model: Any, a: torch.Tensor, b: torch.Tensor, what: str) -> None:
     found = change(a, b)
-    if not found <= lm.tolerance:
+    eight_bits = getattr(model, "is_loaded_in_8bit", False)
+    if not found <= (EIGHT_BITS if eight_bits else lm.tolerance):
         raise ModelError(
             f"the hidden states of {lm.place.name} ({type(model).__name__}) change with {what} "
             f"(relative difference {found:.2g}), so they predict no next token; a causal model "

@@ -48,7 +48,7 @@ class Scan:
 
     path: Path
     manifest: dict[str, Any]
-    store: Store | None = None  # that `path` mirrors, see `mirror.py`
+    store: Store | None = None  # that `path` mirrors, see `remote_cache.py`
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> "Scan":
@@ -134,7 +134,7 @@ class Scan:
 
     @cached_property
     def totals(self) -> pa.Table:
-        """What a scan that does not keep all of its tokens adds up to; see `totals.py`.
+        """What a scan that does not keep all of its tokens adds up to.
 
         Raises `ScanError` where it is not what the manifest says.
         """
