@@ -58,34 +58,41 @@ def aside_of(path: Path) -> Iterator[Path]:
 def _sweep(folder: Path) -> None:
     for left in folder.glob(".*.part"):
         with suppress(OSError):
-            if ASIDE.fullmatch(left.name) and _abandoned(left):
-                left.unlink()
+            if ASIDE.fullmatch(left.name) and stat.S_ISREG(left.lstat().st_mode):
+                _remove_if_abandoned(left)
 
 
 @contextmanager
 def _held(aside: Path) -> Iterator[None]:
     """A new file, locked as long as its writer lives."""
-    file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    file = _locked_file(aside)
+    while not os.fstat(file).st_nlink:  # swept between its opening and its lock
+        os.close(file)
+        file = _locked_file(aside)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
         os.close(file)
 
 
-def _abandoned(aside: Path) -> bool:
-    """Whether the writer of a file aside has ended."""
-    if not stat.S_ISREG(aside.lstat().st_mode):
-        return False
+def _locked_file(aside: Path) -> int:
+    file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _remove_if_abandoned(aside: Path) -> None:
+    """Under the lock that its writer would hold, so that a writer who gets it next sees it gone."""
     file = os.open(aside, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        aside.unlink()
     except BlockingIOError:
-        return False
+        pass
     except OSError:
-        return time.time() - aside.lstat().st_mtime > STALE
+        if time.time() - aside.lstat().st_mtime > STALE:
+            aside.unlink()
     finally:
         os.close(file)
 

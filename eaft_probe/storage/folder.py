@@ -8,6 +8,7 @@ import errno
 import filecmp
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from eaft_probe.storage.atomic import aside_of, written_aside
 
 # What says that a file system has no hard links: some of FUSE's and SMB's.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+CLAIM = 10  # seconds after which a claim's maker has died; it is filled by one rename
 
 
 class Destination(Protocol):
@@ -148,10 +150,16 @@ def _became(aside: Path, path: Path) -> bool:
 
 
 def _claimed(aside: Path, path: Path) -> bool:
-    """The same without hard links; an empty file is a claim whose maker may have died."""
-    with suppress(FileExistsError):
+    """The same without hard links: an empty file is a claim, until its maker fills it or dies."""
+    try:
         path.open("xb").close()
-    if path.stat().st_size:
-        return filecmp.cmp(aside, path, shallow=False)
+    except FileExistsError:
+        while not path.stat().st_size:
+            aside.touch()  # both times are of the file server's clock
+            if aside.stat().st_mtime - path.stat().st_mtime > CLAIM:
+                break
+            time.sleep(0.05)
+        else:
+            return filecmp.cmp(aside, path, shallow=False)
     shutil.move(aside, path)
     return True

@@ -1,5 +1,6 @@
 """Files written aside: whole or not at all, and nothing is left of a writer that was killed."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -65,6 +66,25 @@ def test_what_somebody_is_writing_stays(tmp_path: Path) -> None:
         write(tmp_path / "b", "second")
     assert names(tmp_path) == ["a", "b"]
     assert (tmp_path / "a").read_text() == "first"
+
+
+def test_a_file_swept_before_its_writer_locks_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, locks = fcntl.flock, list[int]()
+
+    def late(file: int, operation: int) -> None:
+        if not locks:
+            locks.append(file)
+            monkeypatch.setattr(fcntl, "flock", lock)
+            atomic._sweep.cache_clear()
+            atomic._sweep(tmp_path)
+            assert not names(tmp_path)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write(tmp_path / "a", "whole")
+    assert locks and names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "whole"
 
 
 def test_files_of_other_programs_stay(tmp_path: Path) -> None:

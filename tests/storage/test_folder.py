@@ -77,6 +77,7 @@ def test_a_claim_whose_maker_died_is_taken(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "link", without_links)
     (tmp_path / "tokens").mkdir()
     (tmp_path / NAME).touch()
+    os.utime(tmp_path / NAME, (0, 0))
     assert Folder(tmp_path).create(NAME, b"data") is None
     assert (tmp_path / NAME).read_bytes() == b"data"
 
