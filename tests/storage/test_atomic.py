@@ -84,7 +84,9 @@ def test_a_file_swept_before_its_writer_locks_it_is_made_again(
 
     monkeypatch.setattr(fcntl, "flock", late)
     write(tmp_path / "a", "whole")
-    assert locks and names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "whole"
+    assert locks
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "whole"
 
 
 def test_files_of_other_programs_stay(tmp_path: Path) -> None:
