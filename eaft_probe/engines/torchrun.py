@@ -1,5 +1,6 @@
 """The processes that `torchrun` or `accelerate launch` started: all run the same scan, each of them
-every so many-th unit. Rank 0 puts the plan and the manifest."""
+every so many-th unit, or all of them every unit, with a share of the model each (--tp). Rank 0 puts
+the plan and the manifest."""
 
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from eaft_probe.data.units import Unit
 from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.model.tensor_parallel import take_device
 
 START = timedelta(minutes=10)  # until all processes of a launch are there
 PATIENCE = timedelta(days=30)  # that a rank waits for the slowest
@@ -26,13 +28,23 @@ class Ranks:
     """This process among those of its launch; alone where there was none."""
 
     rank, size = 0, 1
+    shares = 1  # among which the units are divided
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the parts of its units."""
+        return True
 
     def device(self, device: str) -> str:
         """The GPU of this rank, where it is to be one."""
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
     def takes(self, unit: Unit) -> bool:
-        return unit.index % self.size == self.rank
+        return unit.index % self.shares == self.rank % self.shares
+
+    def agreed(self, left: bool) -> bool:
+        """Whether a unit is left to score, as this process, or who writes for it, finds."""
+        return left
 
     @contextmanager
     def first(self) -> Iterator[None]:
@@ -54,14 +66,14 @@ class Ranks:
 class Launched(Ranks):
     """Raises `ProbeError` where another rank is gone."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, backend: str = "gloo") -> None:
         """Joins the other processes. Raises `BadInput` where they cannot be found, or where another
         engine than the local one would have to share the work with them."""
         if engine != "local":
             raise BadInput(f"--engine {engine} starts its own workers: leave out the launcher")
         try:
             if not distributed.is_initialized():
-                _join()
+                _join(backend)
             self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError, OSError) as error:
             raise BadInput(
@@ -69,6 +81,7 @@ class Launched(Ranks):
                 f"each other: {one_line(error)}"
             ) from error
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self.shares = self.size
 
     def wait(self) -> None:
         with _heard():
@@ -81,13 +94,37 @@ class Launched(Ranks):
         return held[0]
 
 
-def _join() -> None:
+class TensorParallel(Launched):
+    """Ranks that hold a share of the model each. They must do the same, so rank 0, which alone
+    writes, decides what is done already."""
+
+    def __init__(self, engine: str, device: str) -> None:
+        """Raises `BadInput` without a launcher, too."""
+        super().__init__(engine, take_device(device))
+        self.shares = 1
+
+    @property
+    def writes(self) -> bool:
+        return self.rank == 0
+
+    def agreed(self, left: bool) -> bool:
+        return bool(self.shared(left))
+
+
+def ranks_of(engine: str, device: str, tp: bool) -> Ranks:
+    """This process's place among those of its launch."""
+    if tp:
+        return TensorParallel(engine, device)
+    return Launched(engine) if launched() else Ranks()
+
+
+def _join(backend: str) -> None:
     """The launcher's store outlives the processes: those that are started again must not find the
     addresses of those before."""
     store, rank, size = next(rendezvous("env://", timeout=START))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     distributed.init_process_group(
-        "gloo",
+        backend,
         store=PrefixStore(f"eaft-probe/{attempt}", store),
         rank=rank,
         world_size=size,

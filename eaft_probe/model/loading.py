@@ -23,6 +23,7 @@ from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_in
 from eaft_probe.model.prefix import empty_prefix
 from eaft_probe.model.proof import TOLERANCE, proof_ids, prove, why_unshared
 from eaft_probe.model.resolve import Place, find_model, require_plain
+from eaft_probe.model.tensor_parallel import sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -139,8 +140,8 @@ def load_model(
 
     `dtype` "auto": the checkpoint's on a GPU, float32 on a CPU, where half precision is slower.
     `merge_adapter`: added to the weights, for who trains on from it. `load_in_4bit`: linear layers
-    but the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes. `tp`: this rank's shards
-    of the weights, to be put together and proven by `tensor_parallel.py`.
+    but the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes. `tp`: this rank holds
+    its shards, see `tensor_parallel.py`; all ranks load at once.
     """
     place = find_model(name, revision)
     if not allow_pickle:
@@ -174,10 +175,9 @@ def load_model(
     forget_lengths(model)
     head = head_of(model)
     ids = proof_ids(head.vocab_size).to(_device(model))
-    body, head = (named_body(model), head) if tp else _taken_apart(model, ids)
+    body, head = (named_body(model), sharded(head)) if tp else _taken_apart(model, ids)
     loaded = CausalLM(body, head, tokenizer, place, config, parameters, model)
-    if not tp:
-        prove(loaded, model)
+    prove(loaded, model, far=not tp)  # shards have the ropes of the whole
     _ = loaded.max_length  # its config's, its tokenizer's: a number, or refused here
     return loaded
 

@@ -15,12 +15,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eaft_probe.data.units import Unit
+from eaft_probe.engines.torchrun import Ranks
 from eaft_probe.engines.unit_queue import Scorer
 from eaft_probe.errors import BadInput, NothingScored, ProbeError, ScanError
 from eaft_probe.progress import Progress
@@ -74,15 +75,16 @@ def _sketch(store: Store, folder: Path) -> None:
 
 @contextmanager
 def at_work(
-    out: str | Path, plan: Mapping[str, Any], overwrite: bool, progress: Progress
+    out: str | Path, plan: Mapping[str, Any], overwrite: bool, progress: Progress, ranks: Ranks
 ) -> Iterator[tuple[Folder, "Deposit | None"]]:
     """The folder to make a scan in, and how it gets into the store."""
     store = Store.of(out)
     folder = Folder(local(out) if store is None else store.cache / WORK)
-    with (
-        writing_into(folder.path),
-        locked(folder.path / LOCK, out, progress.note, shared=True),
-    ):
+    if not ranks.writes:
+        yield folder, None
+        return
+    alone = locked(folder.path / LOCK, out, progress.note, shared=True)
+    with writing_into(folder.path), alone if not ranks.rank else nullcontext():
         if store is None:
             yield folder, None
         else:

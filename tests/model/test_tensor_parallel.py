@@ -1,4 +1,4 @@
-"""A model in shards on two processes gives the numbers of one process, and rank 0 alone works."""
+"""A model in shards on two processes gives the numbers of one process, and rank 0 alone writes."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,10 @@ import eaft_probe
 from eaft_probe.columns import measure as measuring
 from eaft_probe.columns.measure import measure_states
 from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.engines.torchrun import ranks_of
 from eaft_probe.errors import BadInput, ModelError
 from eaft_probe.model.loading import CausalLM, load_model
-from eaft_probe.model.tensor_parallel import ShardedHead, join
+from eaft_probe.model.tensor_parallel import ShardedHead
 
 # name → architecture and fields: an own head, tied embeddings, a vocabulary that does not divide by
 # two, a bias, a soft-cap, a scale, experts.
@@ -71,23 +72,23 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def on_a_rank(folder: str) -> None:
     torch.set_num_threads(1)
-    here, team = Path(folder), join("cpu")
-    assert team.rank == 0, "the others serve, and end in there"
+    here, ranks = Path(folder), ranks_of("local", "cpu", tp=True)
     measuring.PRODUCT_BYTES["cpu"] = 4 * tiny.VOCAB * 8  # eight rows: several products
     for name in CASES:
-        model = team.load(str(here / name))
-        reference = team.load(str(here / ("odd-other" if "odd" in name else "other")))
+        model = load_model(str(here / name), tp=True)
+        reference = load_model(str(here / ("odd-other" if "odd" in name else "other")), tp=True)
         assert isinstance(model.head, ShardedHead)
-        assert model.head.weight.shape[0] == (model.head.vocab_size + 1) // 2
-        torch.save(columns(model, reference), here / f"{name}.pt")
+        assert model.head.weight.shape[0] == (model.head.vocab_size + 1 - ranks.rank) // 2
+        torch.save(columns(model, reference), here / f"{name}-{ranks.rank}.pt")
     for name in ("no-plan", "broken"):
         with pytest.raises(ModelError) as caught:
-            team.load(str(here / name))
+            load_model(str(here / name), tp=True)
         (here / f"{name}.txt").write_text(str(caught.value))
     scan(here, "scan", tp=True)
     scan(here, "again", tp=True)
-    for left in ("manifest.json", "tokens/part-00001.parquet", "examples/part-00001.parquet"):
-        (here / "again" / left).unlink()
+    with ranks.first():
+        for left in ("manifest.json", "tokens/part-00001.parquet", "examples/part-00001.parquet"):
+            (here / "again" / left).unlink(missing_ok=bool(ranks.rank))
     scan(here, "again", tp=True)
 
 
@@ -103,7 +104,8 @@ def scan(here: Path, out: str, **more: Any) -> Any:
 def test_two_ranks_give_the_numbers_of_one(name: str, ranks: Path) -> None:
     other = "odd-other" if "odd" in name else "other"
     wanted = columns(load_model(str(ranks / name)), load_model(str(ranks / other)))
-    found = torch.load(ranks / f"{name}.pt")
+    found, second = (torch.load(ranks / f"{name}-{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(found[column], second[column]) for column in found)
     assert found.keys() == wanted.keys() == set(STATISTICS)
     for statistic, column in found.items():
         exact = column.dtype == torch.int32
@@ -119,7 +121,7 @@ def test_the_logprobs_are_the_models_own(ranks: Path) -> None:
     with torch.inference_mode():
         logits = plain(input_ids=together).logits[:, len(PREFIX) : -1].double()
     logprob = logits.log_softmax(-1).gather(2, IDS[:, 1:, None]).flatten()
-    found = torch.load(ranks / "odd-tied.pt")["logprob"]
+    found = torch.load(ranks / "odd-tied-0.pt")["logprob"]
     torch.testing.assert_close(found.double(), logprob, rtol=0, atol=1e-4)
 
 

@@ -170,12 +170,10 @@ class Renderer:
 
     def _trained_turns(self, messages: Sequence[Message]) -> list[int]:
         """The turns to train, by their own word or by `train_on`. Raises `RowError` for none."""
-        assistants = [i for i, m in enumerate(messages) if m.role == "assistant"]
-        default = {
-            "assistant": assistants,
-            "last": assistants[-1:],
-            "all": list(range(len(messages))),
-        }[self.options.train_on]
+        default: Sequence[int] = range(len(messages))
+        if self.options.train_on != "all":
+            assistants = [i for i in default if messages[i].role == "assistant"]
+            default = assistants[-1:] if self.options.train_on == "last" else assistants
         turns = [
             i for i, m in enumerate(messages) if (i in default if m.trained is None else m.trained)
         ]

@@ -63,7 +63,7 @@ def marked_tokens(
     starts = np.maximum.accumulate(chars[:, 0])  # one without text, at the end, begins at 0
     for turn, pieces in spans.items():
         for start, end in pieces:
-            first, past = np.searchsorted(starts, np.array((start, end), np.int32)).tolist()
+            first, past = starts.searchsorted(np.array((start, end), np.int32)).tolist()
             while (
                 first
                 and chars[first - 1, 1] > start

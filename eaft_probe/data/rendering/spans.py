@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from eaft_probe.data.messages import Message
@@ -63,8 +64,11 @@ class Locator(TriedTemplate):
         """Whether it has a content and nothing else, in which no tag is anything to a template."""
         bare = not (message.extra or message.tool_calls) and message.ends
         content = message.content
-        tags = (tag for pair in self.thoughts for tag in pair)
-        return bare and bool(content.strip()) and not any(t in content for t in tags)
+        return bare and bool(content.strip()) and not any(t in content for t in self._tags)
+
+    @cached_property
+    def _tags(self) -> tuple[str, ...]:
+        return tuple(chain.from_iterable(self.thoughts))
 
     def _located(
         self, messages: Sequence[Message], turns: Sequence[int], tools: Any

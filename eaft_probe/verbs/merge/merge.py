@@ -22,6 +22,7 @@ from eaft_probe.analysis.aggregates import counted
 from eaft_probe.analysis.exact_gradients import FullGradients
 from eaft_probe.analysis.partial_aggregates import MANY, added_up, columns_of, sums_of, table_of
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.engines.torchrun import Ranks
 from eaft_probe.errors import ScanError
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.folder import begin, is_finished, stored_plan
@@ -89,7 +90,7 @@ def merge(
     with sight(out) as seen:
         finished = is_finished(seen, plan, chosen.overwrite)
     if not finished:
-        with at_work(out, plan, chosen.overwrite, progress) as (folder, deposit):
+        with at_work(out, plan, chosen.overwrite, progress, Ranks()) as (folder, deposit):
             begin(folder, plan, chosen.overwrite)
             if deposit:
                 deposit.begin(folder, chosen.overwrite)

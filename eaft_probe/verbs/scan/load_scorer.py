@@ -12,7 +12,6 @@ from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
-from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress
 from eaft_probe.scans.upload import Deposit, Depositing
 from eaft_probe.settings import ScanSettings
@@ -24,7 +23,7 @@ from eaft_probe.verbs.scan.score_unit import Scorer
 class Loading:
     """Loads and proves the models and makes a scorer. It is sent to workers, so it is small."""
 
-    folder: Path
+    folder: Path | None  # None: only rank 0 of --tp writes
     plan: Mapping[str, Any] | None  # which every part is of
     row_format: RowFormat
     settings: ScanSettings
@@ -60,7 +59,7 @@ class Loading:
             self.tokens_per_batch,
             progress,
             self.plan,
-            None if self.deposit else Folder(self.folder),
+            None if self.deposit or self.folder is None else Folder(self.folder),
         )
 
 
@@ -69,7 +68,7 @@ def _depositing(
 ) -> Depositing:
     """A part is made in the run's folder; on a machine without it in one of the worker's own."""
     deposit.require_here()
-    if load.folder.is_dir():
+    if load.folder is not None and load.folder.is_dir():
         return Depositing(load.scorer(progress, device), deposit, load.folder)
     own = TemporaryDirectory(prefix="eaft-probe-")
     folder = Path(own.name)
@@ -89,10 +88,7 @@ def with_absolute_paths(settings: ScanSettings) -> ScanSettings:
 
 
 def _load(name: str, settings: ScanSettings, **changed: Any) -> CausalLM:
-    options = settings.loading() | changed
-    return (
-        join(settings.device).load(name, **options) if settings.tp else load_model(name, **options)
-    )
+    return load_model(name, **settings.loading() | changed, tp=settings.tp)
 
 
 def require_same_vocabulary(

@@ -18,10 +18,9 @@ from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.sources import require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.engines import ENGINES
-from eaft_probe.engines.torchrun import Launched, Ranks, launched
+from eaft_probe.engines.torchrun import Ranks, ranks_of
 from eaft_probe.engines.unit_queue import Job
 from eaft_probe.model.loading import own_tokenizer
-from eaft_probe.model.tensor_parallel import join
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.folder import begin as begin_scan
 from eaft_probe.scans.folder import is_finished, plan_digest
@@ -57,9 +56,7 @@ def scan(
     """
     chosen: ScanSettings = make_settings(ScanSettings, settings)
     progress = progress or Silent()
-    if chosen.tp:
-        join(chosen.device)  # from here on this is rank 0
-    ranks = Ranks() if chosen.tp or not launched() else Launched(chosen.engine)
+    ranks = ranks_of(chosen.engine, chosen.device, chosen.tp)
     return _scan(data, out, chosen, Silent() if ranks.rank else progress, ranks)
 
 
@@ -79,8 +76,9 @@ def _scan(
     )
     settings = replace(settings, today=plan.get("today", settings.today))
     if not finished:
-        with at_work(out, plan, settings.overwrite, progress) as (folder, deposit):
-            if not is_finished(folder.path, plan, settings.overwrite):  # by another run, by now
+        with at_work(out, plan, settings.overwrite, progress, ranks) as (folder, deposit):
+            done = not ranks.rank and is_finished(folder.path, plan, settings.overwrite)
+            if not ranks.shared(done):  # by another run, by now
                 _score(folder, deposit, units, row_format, plan, settings, progress, ranks)
     opened = Scan.open(out)
     shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
@@ -139,21 +137,22 @@ def _score(
             if told.get(said):
                 progress.note(told[said])
         with ranks.first():
-            begin_scan(folder, plan, settings.overwrite and not ranks.rank)
+            if ranks.writes:
+                begin_scan(folder, plan, settings.overwrite and not ranks.rank)
             if deposit:
                 deposit.begin(folder, settings.overwrite and not ranks.rank)
-        progress.start("scan", units.rows // ranks.size)
+        progress.start("scan", units.rows // ranks.shares)
         for unit in filter(ranks.takes, units.units()):
-            if parts != folder.path and unit.index % FOLD == 0:
+            if ranks.writes and parts != folder.path and unit.index % FOLD == 0:
                 fold(parts, unit.index)
-            if unit_report(parts, unit.index, digest) is None:
+            if ranks.agreed(unit_report(parts, unit.index, digest) is None):
                 yield unit
             else:  # an earlier run has finished it
                 progress.advance(len(unit.records), 0)
 
     absolute = with_absolute_paths(settings)
     load = Loading(
-        folder.path.absolute(),
+        folder.path.absolute() if ranks.writes else None,
         plan,
         row_format,
         absolute,
@@ -166,14 +165,13 @@ def _score(
         progress.note(f"tokenizer and chat template are those of {settings.adapter}")
     # A model that spreads itself over devices is loaded as the settings say.
     spread = settings.tp or settings.device_map is not None
-    alone = settings.tp or ranks.size > 1
     job = Job(
         load,
         begin,
         progress,
         units.count,
         None if spread else ranks.device(plan["device"]),
-        1 if alone else settings.workers,
+        1 if ranks.size > 1 else settings.workers,
         plan["threads"],
         settings.address,
     )

@@ -34,7 +34,7 @@ class Scorer:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         model: CausalLM,
         reference: CausalLM | None,
         row_format: RowFormat,
@@ -83,7 +83,8 @@ class Scorer:
                 fresh = min(left, len(piece.window))
                 left -= fresh
                 self.progress.advance(fresh, int(piece.trained.sum()))
-        self._write(unit, rows)
+        if self.folder is not None:
+            self._write(self.folder, unit, rows)
         self.progress.advance(left, 0)
 
     def _in_windows(self, example: Example) -> list[tuple[Rendered, list[Window], int]]:
@@ -99,9 +100,9 @@ class Scorer:
             raise RowError(f"no trained token within {self.max_length} tokens")
         return found
 
-    def _write(self, unit: Unit, rows: "UnitRows") -> None:
+    def _write(self, folder: Path, unit: Unit, rows: "UnitRows") -> None:
         tokens, examples, settings = rows.tokens_table(), rows.examples_table(), self.settings
-        folder, totals = part_folder(self.folder, settings.keep_tokens), None
+        totals = None
         last = unit.records[-1].row if unit.records else None
         if settings.keep_tokens != "all":
             rule = ConflictRule.given(settings.entropy_below, settings.prob_below, None)
@@ -109,7 +110,7 @@ class Scorer:
             share = kept_share(settings.keep_tokens)
             tokens, examples = kept_tokens(tokens, examples, rule, share)
         write_part(
-            Folder(folder),
+            Folder(part_folder(folder, settings.keep_tokens)),
             unit.index,
             tokens,
             examples,
@@ -158,6 +159,8 @@ class Scorer:
     def _halved(self, unit: int) -> set[str]:
         """The batches that were halved where the unit was scored before, and is damaged: other
         batches give other last digits."""
+        if self.folder is None:
+            return set()
         folder = part_folder(self.folder, self.settings.keep_tokens)
         return set(stored_report(folder, unit).get("halved", ()))
 
@@ -168,7 +171,11 @@ class Scorer:
         if name not in self.halved:
             try:
                 return [(batch, measure(self.model, batch, self.statistics, self.reference))]
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
+                if self.settings.tp:  # the other ranks wait for this one in the middle of a batch
+                    raise ProbeError(
+                        "out of memory under --tp; lower --tokens-per-batch"
+                    ) from error
                 self._remember(name, batch)
         counts["halved"] += 1
         left, right = batch.halves()
