@@ -1,5 +1,6 @@
 """Fixtures shared by the suite: a tiny random model on disk, and the real one where it is."""
 
+import gc
 import os
 from multiprocessing import Pipe
 from pathlib import Path
@@ -10,6 +11,12 @@ import tiny
 from forked import Forked
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """A trainer collects garbage at its end, and went through all of torch and of the tests each
+    time: 0.3 s of a run of 0.5 s."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
