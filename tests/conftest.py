@@ -1,6 +1,7 @@
 """Fixtures shared by the suite: a tiny random model on disk, and the real one where it is."""
 
 import gc
+import importlib
 import os
 from multiprocessing import Pipe
 from pathlib import Path
@@ -15,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_collection_finish() -> None:
     """A trainer collects garbage at its end, and went through all of torch and of the tests each
-    time: 0.3 s of a run of 0.5 s."""
+    time: 0.3 s of a run of 0.5 s. Hypothesis looks for referrers when it is imported, which are
+    hidden then."""
+    importlib.import_module("hypothesis")
     gc.freeze()
 
 

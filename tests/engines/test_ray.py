@@ -97,6 +97,7 @@ def test_a_frozen_actors_unit_goes_to_another(
 ) -> None:
     """It is ended, so nothing can come from it any more. The only one, so that it has a unit."""
     monkeypatch.setattr("eaft_probe.engines.ray.LEAST", 5.0)
+    monkeypatch.setattr("eaft_probe.engines.ray.TIMES", 2)
     until(lambda: not actors())  # of the scan before
     frozen = []
 
