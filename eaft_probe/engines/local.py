@@ -12,13 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import torch
 
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import AHEAD, ReadAhead
-from eaft_probe.engines.unit_queue import DEATHS, Job, Waiting, said
+from eaft_probe.engines.unit_queue import DEATHS, Facts, Job, Message, UnitQueue, described
 from eaft_probe.errors import ProbeError
 
 
@@ -29,7 +28,7 @@ def run(job: Job) -> None:
     """
     count = min(job.workers or _gpus(job.device), job.units)
     if count > 1:
-        Crew(job, count).run()
+        WorkerPool(job, count).run()
         return
     threads = torch.get_num_threads()
     try:
@@ -60,7 +59,7 @@ def _gpus(device: str | None) -> int:
 class Worker:
     """A worker process as the planning process sees it."""
 
-    connection: "Connection[Any, Any]"
+    connection: "Connection[Message, Message]"
     name: str
     process: subprocess.Popen[bytes]
     loaded: bool = False
@@ -84,7 +83,7 @@ class Worker:
         theirs.close()
         return cls(ours, f"worker {number}", process)
 
-    def give(self, name: str, value: Any) -> None:
+    def send(self, name: str, value: object) -> None:
         with suppress(OSError):  # it has died; the next look at its connection shows it
             self.connection.send((name, value))
 
@@ -102,22 +101,22 @@ def _signal(number: int) -> str:
     return f"{name}, as the system does when memory runs out" if name == "SIGKILL" else name
 
 
-class Crew:
+class WorkerPool:
     """The workers of one run."""
 
     def __init__(self, job: Job, count: int) -> None:
-        self.job, self.count, self.hired, self.unloaded = job, count, 0, 0
+        self.job, self.count, self.started, self.unloaded = job, count, 0, 0
         self.workers: list[Worker] = []
-        self.waiting: Waiting | None = None  # until a model stands
+        self.queue: UnitQueue | None = None  # once a model is loaded
 
     def run(self) -> None:
         try:
             for _ in range(self.count):
-                self._hire()
+                self._start_worker()
             while not self._finished():
-                heard = wait([w.connection for w in self.workers])
-                for worker in [w for w in self.workers if w.connection in heard]:
-                    self._hear(worker)
+                readable = wait([w.connection for w in self.workers])
+                for worker in [w for w in self.workers if w.connection in readable]:
+                    self._receive(worker)
         finally:
             for worker in self.workers:
                 worker.end()
@@ -125,47 +124,47 @@ class Crew:
     def _finished(self) -> bool:
         if not self.workers:
             raise ProbeError(
-                "all workers ended while they loaded the model; fewer --workers need less memory"
+                "every worker ended while it loaded the model. Fewer --workers need less memory"
             )
         busy = any(w.units for w in self.workers)
-        return self.waiting is not None and not busy and self.waiting.over()
+        return self.queue is not None and not busy and self.queue.over()
 
-    def _deal(self) -> None:
+    def _assign(self) -> None:
         """Gives units to idle workers; where there are enough for all, one more to read ahead."""
-        assert self.waiting is not None
+        assert self.queue is not None
         for held in range(AHEAD + 1):
             for worker in [w for w in self.workers if w.loaded and len(w.units) == held]:
-                unit = self.waiting.next_of_many(len(self.workers)) if held else self.waiting.next()
+                unit = self.queue.next_of_many(len(self.workers)) if held else self.queue.next()
                 if unit:
                     worker.units.append(unit)
-                    worker.give("unit", unit)
+                    worker.send("unit", unit)
 
-    def _hire(self) -> None:
-        job, number = self.job, self.hired
-        self.hired += 1
+    def _start_worker(self) -> None:
+        job, number = self.job, self.started
+        self.started += 1
         device = job.device
         if device == "cuda":
             device = f"cuda:{number % _gpus(device)}"
         worker = Worker.started(number + 1, device or "")
         self.workers.append(worker)
-        worker.give("load", self.job.load)
+        worker.send("load", self.job.load)
 
-    def _hear(self, worker: Worker) -> None:
+    def _receive(self, worker: Worker) -> None:
         try:
             name, value = worker.connection.recv()
         except (EOFError, OSError):
-            self._lose(worker)
+            self._replace(worker)
             return
         if name == "failed":
             raise value
         getattr(self, f"_{name}")(worker, value)
 
-    # --- what a worker tells ---
+    # --- what a worker sends ---
 
-    def _ready(self, worker: Worker, facts: Any) -> None:
+    def _ready(self, worker: Worker, facts: Facts) -> None:
         worker.loaded = True
-        self.waiting = self.waiting or Waiting(self.job.begin(facts))
-        self._deal()
+        self.queue = self.queue or UnitQueue(self.job.begin(facts))
+        self._assign()
 
     def _advance(self, worker: Worker, done: tuple[int, int]) -> None:
         worker.rows, worker.tokens = worker.rows + done[0], worker.tokens + done[1]
@@ -177,22 +176,22 @@ class Crew:
     def _done(self, worker: Worker, _: None) -> None:
         worker.units.pop(0)
         worker.rows = worker.tokens = 0
-        self._deal()
+        self._assign()
 
-    def _lose(self, worker: Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         """Its units go to other workers, and a new one takes its place."""
         self.workers.remove(worker)
         why, task = worker.end(), "it had no unit"
         if worker.units:
-            assert self.waiting is not None
+            assert self.queue is not None
             unit, *read = worker.units
             self.job.progress.advance(-worker.rows, -worker.tokens)
-            self.waiting.give_back(unit, why)
-            self.waiting.back += read
-            task = f"{said(unit)} are scored again"
+            self.queue.give_back(unit, why)
+            self.queue.returned += read
+            task = f"{described(unit)} are scored again"
         self.job.progress.note(f"{worker.name} {why}; {task}")
         self.unloaded += not worker.loaded
         if self.unloaded < DEATHS:
-            self._hire()
-        if self.waiting is not None:
-            self._deal()
+            self._start_worker()
+        if self.queue is not None:
+            self._assign()

@@ -2,8 +2,8 @@
 
 Actors come up as the cluster has room for them, so machines may join and leave while a scan runs.
 A lost actor's unit goes to another, and a new actor waits for room. Actors end with this process.
-An actor that is there and does nothing (stopped, or waiting for a file server for good) looks to
-Ray like one at work: it is killed after a silence that no unit explains.
+An actor that does nothing (stopped, or waiting for a file server for good) looks busy to Ray: it is
+killed when it has been silent for longer than any unit explains.
 """
 
 import math
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import ReadAhead
-from eaft_probe.engines.unit_queue import DEATHS, Job, Load, Scorer, Waiting, said
+from eaft_probe.engines.unit_queue import DEATHS, Facts, Job, Load, UnitQueue, described
 from eaft_probe.errors import BadInput, ProbeError, one_line
 
 LOOK = 1.0  # seconds after which an interruption is seen
 ROOM = 60  # looks after which it is said that no actor has come up
-# A unit may take so many times as long as the longest so far, but at least so many seconds: in 14
-# data sets, of 4 and of 256 rows a unit, none had more than 2.9 times the bytes of the largest
-# before it. The rest is for slower machines, and for what grows faster than the bytes.
+# A unit may take TIMES as long as the slowest so far, and at least LEAST seconds: in 14 data sets,
+# with 4 and with 256 rows a unit, none had more than 2.9 times the bytes of the largest before it.
+# The rest allows for slower machines, and for work that grows faster than the bytes.
 TIMES, LEAST = 20, 300.0
 
 
@@ -32,7 +32,7 @@ def run(job: Job) -> None:
     die over the same unit.
     """
     with _cluster(job) as ray:
-        Cluster(ray, job).run()
+        ActorPool(ray, job).run()
 
 
 @contextmanager
@@ -61,8 +61,8 @@ def _cluster(job: Job) -> Iterator[Any]:
             ray.shutdown()
 
 
-class Told:
-    """A `Progress` that counts what a unit has done; the driver is told with the unit's end."""
+class UnitProgress:
+    """A `Progress` that counts; the driver gets the counts when the unit is done."""
 
     def __init__(self) -> None:
         self.rows = self.tokens = 0
@@ -79,36 +79,36 @@ class Actor:
     """A loaded model on some machine of the cluster."""
 
     def __init__(self, load: Load, device: str | None) -> None:
-        self.told = Told()
-        self.scorer: Scorer = load(self.told, device)
+        self.progress = UnitProgress()
+        self.scorer = load(self.progress, device)
         self.ahead = ReadAhead(self.scorer.read)
 
-    def facts(self) -> Any:
+    def facts(self) -> Facts:
         return dict(self.scorer.facts)
 
     def score(self, unit: Unit, following: Unit | None) -> tuple[int, int]:
-        """(rows, tokens) of the unit, whose part is written. The unit that this actor is given next
-        is read meanwhile."""
-        self.told.rows = self.told.tokens = 0
-        if not self.ahead:  # else it was the one that followed, and is read already
+        """Writes the unit's part and gives its (rows, tokens). `following`, which this actor is
+        given next, is read meanwhile."""
+        self.progress.rows = self.progress.tokens = 0
+        if not self.ahead:  # else the unit has been read as the following one
             self.ahead.put(unit)
         if following:
             self.ahead.put(following)
         self.scorer.score(*self.ahead.pop())
-        return self.told.rows, self.told.tokens
+        return self.progress.rows, self.progress.tokens
 
 
 class Task(NamedTuple):
-    """What an actor is at."""
+    """What an actor is doing."""
 
     actor: Any
-    unit: Unit | None  # None: it loads
-    following: Unit | None  # what it reads meanwhile
-    since: float  # seconds of a clock that only goes on
+    unit: Unit | None  # None: it loads the model
+    following: Unit | None  # which it reads meanwhile
+    since: float  # seconds of the monotonic clock
 
 
-class Cluster:
-    """The actors of one run, and what each of them is at."""
+class ActorPool:
+    """The actors of one run, and what each of them is doing."""
 
     def __init__(self, ray: Any, job: Job) -> None:
         self.ray, self.job = ray, job
@@ -117,94 +117,97 @@ class Cluster:
         self.kind = ray.remote(**self.needs, max_restarts=0)(Actor)
         self.room = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
         self.room //= next(iter(self.needs.values()))
-        self.busy: dict[Any, Task] = {}  # what is to come → whose it is
-        self.idle: list[tuple[Any, Unit | None]] = []  # actors, and the unit each of them has read
-        self.waiting: Waiting | None = None  # until a model stands
-        self.unloaded = 0  # actors that died before their model stood
-        self.longest = math.inf  # seconds that a unit took, of those that are done
+        self.tasks: dict[Any, Task] = {}  # by the reference to their result
+        self.idle: list[tuple[Any, Unit | None]] = []  # actors, each with the unit it has read
+        self.queue: UnitQueue | None = None  # once a model is loaded
+        self.unloaded = 0  # actors that died before their model was loaded
+        self.longest = math.inf  # seconds of the slowest finished unit
 
     def run(self) -> None:
         for _ in range(min(self.job.workers or max(1, int(self.room)), self.job.units)):
-            self._hire()
+            self._start_actor()
         looks = 0
         while not self._finished():
             looks += 1
-            if looks == ROOM and self.waiting is None:
+            if looks == ROOM and self.queue is None:
                 self.job.progress.note(
-                    f"no actor works yet: the cluster has no room, or loading "
-                    f"takes long; each needs {self.needs}"
+                    f"no actor has started: the cluster has no room, or loading takes long. "
+                    f"Each actor needs {self.needs}"
                 )
-            ready, _ = self.ray.wait(list(self.busy), timeout=LOOK)
-            for coming in ready:
-                self._hear(coming, self.busy.pop(coming))
+            ready, _ = self.ray.wait(list(self.tasks), timeout=LOOK)
+            for reference in ready:
+                self._receive(reference, self.tasks.pop(reference))
             if not ready:  # else this process may have slept, and there is more to hear
-                self._give_up()
+                self._replace_silent()
 
-    def _hire(self) -> None:
+    def _start_actor(self) -> None:
         """A new actor; it stays in the queue of the cluster until there is room."""
         actor = self.kind.remote(self.job.load, self.job.device)
-        self.busy[actor.facts.remote()] = Task(actor, None, None, time.monotonic())
+        self.tasks[actor.facts.remote()] = Task(actor, None, None, time.monotonic())
 
     def _finished(self) -> bool:
-        if self.waiting is None:
+        if self.queue is None:
             return False
-        held, self.idle = self.idle, []
-        for actor, read in held:
-            if unit := read or self.waiting.next():
+        idle, self.idle = self.idle, []
+        for actor, read in idle:
+            if unit := read or self.queue.next():
                 self._begin(actor, unit)
             else:
                 self.idle.append((actor, None))
-        return self.waiting.over() and not any(task.unit for task in self.busy.values())
+        return self.queue.over() and not any(task.unit for task in self.tasks.values())
 
     def _begin(self, actor: Any, unit: Unit) -> None:
         """Where units are left for all actors, this one gets another to read ahead."""
-        assert self.waiting is not None
-        following = self.waiting.next_of_many(len(self.busy) + len(self.idle) + 1)
-        coming = actor.score.remote(unit, following)
-        self.busy[coming] = Task(actor, unit, following, time.monotonic())
+        assert self.queue is not None
+        following = self.queue.next_of_many(len(self.tasks) + len(self.idle) + 1)
+        self.tasks[actor.score.remote(unit, following)] = Task(
+            actor, unit, following, time.monotonic()
+        )
 
-    def _hear(self, coming: Any, task: Task) -> None:
+    def _receive(self, reference: Any, task: Task) -> None:
         errors = self.ray.exceptions
         try:
-            found = self.ray.get(coming)
+            result = self.ray.get(reference)
         except errors.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
-        except errors.RayError as error:  # the actor, its machine or the way to it is gone
-            self._lose(task, one_line(error, 200))
+        except errors.RayError as error:  # the actor, its machine or the connection is gone
+            self._replace(task, one_line(error, 200))
             return
         self.idle.append((task.actor, task.following))
         if task.unit is None:
             self.unloaded = 0
-            self.waiting = self.waiting or Waiting(self.job.begin(found))
+            self.queue = self.queue or UnitQueue(self.job.begin(result))
         else:
             took = time.monotonic() - task.since
             self.longest = took if math.isinf(self.longest) else max(self.longest, took)
-            self.job.progress.advance(*found)
+            self.job.progress.advance(*result)
 
-    def _give_up(self) -> None:
-        """Takes their units from actors that are silent for too long. They are killed first, so no
-        unit has two; until one is done, nobody knows how long that may take."""
-        for coming, task in list(self.busy.items()):
+    def _replace_silent(self) -> None:
+        """Kills actors that are silent for too long and gives their units to others. Until a first
+        unit is finished, nobody knows how long one may take."""
+        for reference, task in list(self.tasks.items()):
             silence = time.monotonic() - task.since
             if task.unit is not None and silence > self._patience(task.unit):
-                del self.busy[coming]
-                self._lose(task, f"was silent for {silence:.0f} s")
+                del self.tasks[reference]
+                self._replace(task, f"was silent for {silence:.0f} s")
 
     def _patience(self, unit: Unit) -> float:
-        """Seconds; twice as many at each further try, should it be the unit that takes so long."""
-        assert self.waiting is not None
-        tries = self.waiting.deaths.get(unit.index, 0)
+        """Seconds; doubled at each further try, since the unit itself may be that slow."""
+        assert self.queue is not None
+        tries = self.queue.deaths.get(unit.index, 0)
         return float(max(LEAST, TIMES * self.longest) * 2**tries)
 
-    def _lose(self, task: Task, why: str) -> None:
-        """An actor's units go to others, and a new one waits for room."""
+    def _replace(self, task: Task, why: str) -> None:
+        """Gives the actor's units to others and starts another actor."""
         self.ray.kill(task.actor)
         self.unloaded += task.unit is None
         if self.unloaded >= DEATHS:
             raise ProbeError(f"{DEATHS} actors ended while they loaded the model: {why}")
         if task.unit is not None:
-            assert self.waiting is not None
-            self.waiting.give_back(task.unit, why)
-            self.waiting.back += [task.following] if task.following else []
-            self.job.progress.note(f"an actor is lost ({why}); {said(task.unit)} are scored again")
-        self._hire()
+            assert self.queue is not None
+            self.queue.give_back(task.unit, why)
+            self.queue.returned += [task.following] if task.following else []
+            self.job.progress.note(
+                f"an actor is lost ({why}); {described(task.unit)} are scored again"
+            )
+        self._start_actor()

@@ -1,4 +1,4 @@
-"""What an engine is given to run, and the units that wait to be run."""
+"""What an engine is given to run, and the queue of units."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +11,15 @@ from eaft_probe.progress import Progress
 
 DEATHS = 3  # a unit that has ended so many workers is not given to another
 
+Facts = Mapping[str, Any]  # what the manifest says of a loaded model
+Message = tuple[str, Any]  # between processes: a name and its value
+
 
 class Scorer(Protocol):
     """A loaded model that scores units."""
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the manifest says of the model."""
+    def facts(self) -> Facts: ...
 
     def read(self, unit: Unit) -> Any:
         """The unit's rows as tokens; what `score` takes. No model is needed, any thread will do."""
@@ -41,7 +43,7 @@ class Job:
     """
 
     load: Load
-    begin: Callable[[Mapping[str, Any]], Iterator[Unit]]
+    begin: Callable[[Facts], Iterator[Unit]]
     progress: Progress
     units: int  # there are at most so many
     device: str | None = "cpu"  # "cuda": any GPU; None: as the settings say, by themselves
@@ -51,39 +53,38 @@ class Job:
 
 
 @dataclass
-class Waiting:
-    """The units to be given out; those that were given back come first."""
+class UnitQueue:
+    """The units to be scored; those that were given back come first."""
 
     units: Iterator[Unit]
-    back: list[Unit] = field(default_factory=list)
+    returned: list[Unit] = field(default_factory=list)
     deaths: dict[int, int] = field(default_factory=dict)
 
     def next(self) -> Unit | None:
-        return self.back.pop(0) if self.back else next(self.units, None)
+        return self.returned.pop(0) if self.returned else next(self.units, None)
 
     def over(self) -> bool:
         """Whether no unit waits, even where nobody is there to take one."""
-        self.back = self.back or [*islice(self.units, 1)]
-        return not self.back
+        self.returned = self.returned or [*islice(self.units, 1)]
+        return not self.returned
 
     def next_of_many(self, idle: int) -> Unit | None:
-        """The next unit, where so many others wait behind it."""
-        self.back += islice(self.units, max(0, idle + 1 - len(self.back)))
-        return self.back.pop(0) if len(self.back) > idle else None
+        """The next unit, where at least `idle` others wait behind it."""
+        self.returned += islice(self.units, max(0, idle + 1 - len(self.returned)))
+        return self.returned.pop(0) if len(self.returned) > idle else None
 
     def give_back(self, unit: Unit, why: str) -> None:
-        """The unit's worker died. Raises `ProbeError` where it was not the first by far."""
+        """The unit's worker died. Raises `ProbeError` where it was the third."""
         self.deaths[unit.index] = self.deaths.get(unit.index, 0) + 1
         if self.deaths[unit.index] >= DEATHS:
             raise ProbeError(
-                f"{said(unit)} ended {DEATHS} workers (the last {why}); what is "
-                f"finished stays, --max-length or --tokens-per-batch lower the "
-                f"memory that they take"
+                f"{described(unit)} ended {DEATHS} workers (the last one {why}). "
+                f"Finished units are kept. A smaller --max-length or --tokens-per-batch needs less memory"
             )
-        self.back.append(unit)
+        self.returned.append(unit)
 
 
-def said(unit: Unit) -> str:
-    """The rows of a unit, for people."""
+def described(unit: Unit) -> str:
+    """A unit and its rows, for people."""
     first, last = unit.records[0], unit.records[-1]
     return f"unit {unit.index}, rows {first.row} to {last.row} of {first.file},"

@@ -1,4 +1,4 @@
-"""A worker process: it loads the model once, scores the units it is sent, and tells how it goes.
+"""A worker process: it loads the model once, scores the units it is sent, and reports its progress.
 
 Messages are pickled (name, value) pairs over a connection to the process that plans.
     to a worker: load, unit          from it: ready, advance, note, done, failed
@@ -16,44 +16,44 @@ from typing import Any
 
 from eaft_probe.data.units import Unit
 from eaft_probe.engines.ahead import AHEAD, ReadAhead
-from eaft_probe.engines.unit_queue import Load, Scorer
+from eaft_probe.engines.unit_queue import Load, Message, Scorer
 from eaft_probe.errors import ProbeError, one_line
 
 
-class Told:
-    """A `Progress` that the planning process hears."""
+class ConnectionProgress:
+    """A `Progress` that is sent to the process that plans."""
 
-    def __init__(self, connection: "Connection[Any, Any]") -> None:
+    def __init__(self, connection: "Connection[Message, Message]") -> None:
         self.connection = connection
 
-    def tell(self, name: str, value: Any = None) -> None:
+    def send(self, name: str, value: object = None) -> None:
         try:
             self.connection.send((name, value))
         except OSError:
-            os._exit(1)  # nobody is there any more
+            os._exit(1)  # nobody listens any more
 
     def start(self, what: str, rows: int) -> None: ...
 
     def advance(self, rows: int, tokens: int) -> None:
-        self.tell("advance", (rows, tokens))
+        self.send("advance", (rows, tokens))
 
     def note(self, text: str) -> None:
-        self.tell("note", text)
+        self.send("note", text)
 
 
 class Work:
-    """What a worker has been sent."""
+    """What a worker does, by the names of the messages."""
 
     scorer: Scorer
-    ahead: ReadAhead
+    ahead: ReadAhead[Any]
 
-    def __init__(self, told: Told, device: str | None) -> None:
-        self.told, self.device = told, device
+    def __init__(self, progress: ConnectionProgress, device: str | None) -> None:
+        self.progress, self.device = progress, device
 
     def load(self, load: Load) -> None:
-        self.scorer = load(self.told, self.device)
+        self.scorer = load(self.progress, self.device)
         self.ahead = ReadAhead(self.scorer.read)
-        self.told.tell("ready", self.scorer.facts)
+        self.progress.send("ready", self.scorer.facts)
 
     def unit(self, unit: Unit) -> None:
         self.ahead.put(unit)
@@ -63,14 +63,14 @@ class Work:
 
     def score(self) -> None:
         self.scorer.score(*self.ahead.pop())
-        self.told.tell("done")
+        self.progress.send("done")
 
 
-def serve(connection: "Connection[Any, Any]", device: str | None = None) -> None:
+def serve(connection: "Connection[Message, Message]", device: str | None = None) -> None:
     """Works until the planning process ends this one, or is gone."""
-    inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    inbox: SimpleQueue[Message] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
-    work = Work(Told(connection), device)
+    work = Work(ConnectionProgress(connection), device)
     while True:
         name, value = inbox.get()
         try:
@@ -78,12 +78,12 @@ def serve(connection: "Connection[Any, Any]", device: str | None = None) -> None
             while work.has_more_than(AHEAD if not inbox.empty() else 0):
                 work.score()
         except Exception as error:
-            work.told.tell("failed", _portable(error))
+            work.progress.send("failed", _portable(error))
 
 
-def _listen(connection: "Connection[Any, Any]", inbox: "SimpleQueue[tuple[str, Any]]") -> None:
-    """Where the planning process is gone, this one goes at once, even in the middle of a unit: the
-    unit's part takes its place whole or not at all."""
+def _listen(connection: "Connection[Message, Message]", inbox: "SimpleQueue[Message]") -> None:
+    """Where the planning process is gone, this one goes at once, even in the middle of a unit: a
+    unit's part is created whole or not at all."""
     with suppress(EOFError, OSError):
         while True:
             inbox.put(connection.recv())
@@ -91,7 +91,7 @@ def _listen(connection: "Connection[Any, Any]", inbox: "SimpleQueue[tuple[str, A
 
 
 def _portable(error: Exception) -> Exception:
-    """An error as another process can read it; one of ours is a line, any other has its place."""
+    """An error as another process can read it; one that is none of ours brings its traceback."""
     if not isinstance(error, ProbeError | OSError):
         error.add_note("in a worker:\n" + "".join(traceback.format_exception(error)))
     try:

@@ -20,7 +20,7 @@ from eaft_probe import Scan, scan
 from eaft_probe.cli import _run
 from eaft_probe.data.record import Record
 from eaft_probe.data.units import Unit
-from eaft_probe.engines.unit_queue import DEATHS, Waiting
+from eaft_probe.engines.unit_queue import DEATHS, UnitQueue
 from eaft_probe.errors import BadInput, ProbeError
 from eaft_probe.scans.part_writer import REPORT_KEY
 
@@ -120,7 +120,7 @@ def test_a_unit_that_ends_its_workers_is_named() -> None:
         Unit(n, (Record(2 * n, "d.jsonl", 1, b"{}"), Record(2 * n + 1, "d.jsonl", 2, b"{}")))
         for n in range(3)
     ]
-    waiting = Waiting(iter(units))
+    waiting = UnitQueue(iter(units))
     first, second = waiting.next(), waiting.next()
     assert (first, second) == (units[0], units[1])
     waiting.give_back(units[0], "was killed by SIGKILL")
@@ -134,7 +134,7 @@ def test_a_unit_that_ends_its_workers_is_named() -> None:
 
 
 def test_a_unit_waits_though_nobody_is_there_to_take_it() -> None:
-    waiting = Waiting(iter([Unit(0, ())]))
+    waiting = UnitQueue(iter([Unit(0, ())]))
     assert not waiting.over()
     unit = waiting.next()
     assert unit is not None
