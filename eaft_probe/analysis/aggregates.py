@@ -88,11 +88,11 @@ class OfTokens(Counts):
         self.scan = scan
 
     def overall(self) -> Overall:
-        (found,) = self.rows(
+        (totals,) = self.rows(
             "SELECT count(*), count(*) FILTER (conflict), avg(-CAST(logprob AS DOUBLE)), "
             "avg(CAST(entropy AS DOUBLE)) FROM tokens"
         )
-        return Overall(*found)
+        return Overall(*totals)
 
     def conflicts(self) -> int:
         return int(self.rows("SELECT count(*) FROM conflicts")[0][0])
@@ -160,9 +160,9 @@ class OfTotals:
         return self._counts("class")
 
     def pairs(self, most: int) -> list[tuple[str, str, int, float, float]]:
-        listed = [(*json.loads(key), *row) for key, row in self._rows("pair")]
-        listed.sort(key=lambda r: (-r[2], r[0], r[1]))
-        return [(a, b, round(n), p / n, q / n) for a, b, n, p, q in listed[:most]]
+        pairs = [(*json.loads(key), *row) for key, row in self._rows("pair")]
+        pairs.sort(key=lambda r: (-r[2], r[0], r[1]))
+        return [(a, b, round(n), p / n, q / n) for a, b, n, p, q in pairs[:most]]
 
     def pair_kinds(self) -> int:
         return len(self._rows("pair"))
@@ -180,16 +180,16 @@ class OfTotals:
         return [n for n in names if 0 < values(n) <= MOST_VALUES]
 
     def kept(self, name: str) -> list[tuple[str | None, int, int]]:
-        found = self._counts(f"kept:{name}")
-        if any(key == MANY for key, *_ in found):
+        counts = self._counts(f"kept:{name}")
+        if any(key == MANY for key, *_ in counts):
             return []
-        listed = [(json.loads(key), n, c) for key, n, c in found]
-        return sorted(listed, key=lambda r: (r[0] is None, r[0]))
+        groups = [(json.loads(key), n, c) for key, n, c in counts]
+        return sorted(groups, key=lambda r: (r[0] is None, r[0]))
 
     def quantiles(self, column: str, at: Sequence[float]) -> list[float]:
         if f"bits:{column}" not in self.sums:
             raise MissingColumn(f"{self.scan.path} has no quantiles of {column!r}")
-        upper = spread(self.sums[f"bits:{column}"], UPPER)[:, 0].astype(np.int64)
+        upper = spread(*self.sums[f"bits:{column}"], UPPER)[:, 0].astype(np.int64)
         return quantiles_within(upper, at)
 
     def plane(self) -> Plane:
@@ -199,23 +199,23 @@ class OfTotals:
         return self._plane(self._conflict)
 
     def along(self) -> Arrays:
-        bins = np.split(spread(self.sums["position"], BINS), [1, 4], axis=1)
+        bins = np.split(spread(*self.sums["position"], BINS), [1, 4], axis=1)
         return {n: b.reshape(shape) for (n, shape), b in zip(SHAPES.items(), bins, strict=True)}
 
     def arrays(self, names: Sequence[str]) -> Arrays:
         """The cells as if each were a token: means of columns, `conflict`, and `weight`, how many
         tokens it stands for. Raises `MissingColumn`."""
         weight = self.cells[:, 0]
-        known: Arrays = {"weight": weight, "conflict": self._conflict}
+        arrays: Arrays = {"weight": weight, "conflict": self._conflict}
         for i, name in enumerate(self.columns, 1):
-            known[name] = (self.cells[:, i] / weight).astype(np.float32)
-        missing = next((n for n in names if n not in known), None)
+            arrays[name] = (self.cells[:, i] / weight).astype(np.float32)
+        missing = next((n for n in names if n not in arrays), None)
         if missing is not None:
             raise MissingColumn(
-                f"{self.scan.path} kept sums of its columns, not {missing!r} of "
-                f"each token; rescan with --keep-tokens all"
+                f"{self.scan.path} has totals, which do not hold {missing!r}; "
+                f"rescan with --keep-tokens all"
             )
-        return {name: known[name] for name in names}
+        return {name: arrays[name] for name in names}
 
     @property
     def _conflict(self) -> NDArray[np.bool_]:

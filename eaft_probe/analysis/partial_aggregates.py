@@ -51,11 +51,11 @@ def unit_totals(
     """The totals of one unit's tables, `special` being the tokenizer's added tokens."""
     floats = [f.name for f in tokens.schema if pa.types.is_floating(f.type)]
     columns = {n: tokens[n].to_numpy() for n in {*READS, *floats, "rank"}}
-    made: Sums = {"cell": _cells(columns, [*floats, "rank"], rule)}
-    made |= {f"bits:{n}": _occupied(upper_bits(columns[n])[:, None]) for n in floats}
-    made["position"] = _occupied(np.column_stack(list(along([columns], rule).values())))
-    made |= _grouped(tokens, examples, keep, rule, special)
-    return table_of(made, [*floats, "rank"])
+    sums: Sums = {"cell": _cells(columns, [*floats, "rank"], rule)}
+    sums |= {f"bits:{n}": _occupied(upper_bits(columns[n])[:, None]) for n in floats}
+    sums["position"] = _occupied(np.column_stack(list(along([columns], rule).values())))
+    sums |= _grouped(tokens, examples, keep, rule, special)
+    return table_of(sums, [*floats, "rank"])
 
 
 def _cells(
@@ -65,10 +65,10 @@ def _cells(
     likely = ~(columns["prob"] < rule.prob_below)
     cells = CELLS * _octave(columns["prob"]) + cell(columns)
     keys = SIDES * cells + 4 * high + 2 * likely + (columns["rank"] == 0)
-    known, at = np.unique(keys, return_inverse=True)
-    sums = [np.bincount(at, columns[n], len(known)) for n in names]
-    counts = np.bincount(at, minlength=len(known))
-    return list(map(str, known.tolist())), np.column_stack([counts, *sums])
+    distinct, at = np.unique(keys, return_inverse=True)
+    sums = [np.bincount(at, columns[n], len(distinct)) for n in names]
+    counts = np.bincount(at, minlength=len(distinct))
+    return list(map(str, distinct.tolist())), np.column_stack([counts, *sums])
 
 
 def _octave(prob: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -95,17 +95,17 @@ def _grouped(
         key = key_of(examples)
         counts = Counts(lambda query: connection.execute(query).fetchall(), special, key)
         pairs = [(json.dumps([a, b]), n, n * p, n * q) for a, b, n, p, q in counts.pairs()]
-        made: dict[str, Sequence[tuple[Any, ...]]] = {
+        groups: dict[str, Sequence[tuple[Any, ...]]] = {
             "role": counts.roles(),
             "class": counts.classes(),
             "pair": pairs,
             "scan": [("examples_with_conflicts", counts.examples_with_conflicts())],
         }
         for name in keep:
-            made[f"kept:{name}"] = [(json.dumps(v), n, c) for v, n, c in counts.kept(name)]
+            groups[f"kept:{name}"] = [(json.dumps(v), n, c) for v, n, c in counts.kept(name)]
     return {
         name: ([r[0] for r in rows], np.array([r[1:] for r in rows], np.float64))
-        for name, rows in made.items()
+        for name, rows in groups.items()
         if rows
     }
 
@@ -115,17 +115,16 @@ def _grouped(
 
 def added(tables: Sequence[pa.Table]) -> pa.Table:
     """The totals of several as one: those of the same columns."""
-    columns = columns_of(tables[0])
-    found = [sums_of(t) for t in tables]
-    names = sorted({name for sums in found for name in sums})
-    made = {name: _added([sums[name] for sums in found if name in sums]) for name in names}
-    for name, (keys, values) in made.items():
+    parts = [sums_of(t) for t in tables]
+    names = sorted({name for sums in parts for name in sums})
+    whole = {name: _added([sums[name] for sums in parts if name in sums]) for name in names}
+    for name, (keys, values) in whole.items():
         if name.startswith("kept:") and (MANY in keys or len(keys) > MOST_VALUES + 1):
-            made[name] = [MANY], values.sum(0, keepdims=True)
-    if "pair" in made and len(made["pair"][0]) > MOST_PAIRS:
-        made["pair"], lost = _commonest(*made["pair"])
-        made["scan"] = _added([made["scan"], (["pairs_too_low"], np.array([[lost]]))])
-    return table_of(made, columns)
+            whole[name] = [MANY], values.sum(0, keepdims=True)
+    if "pair" in whole and len(whole["pair"][0]) > MOST_PAIRS:
+        whole["pair"], lost = _commonest(*whole["pair"])
+        whole["scan"] = _added([whole["scan"], (["pairs_too_low"], np.array([[lost]]))])
+    return table_of(whole, columns_of(tables[0]))
 
 
 def added_up(tables: Iterable[pa.Table], at_once: int = 64) -> pa.Table:
@@ -167,14 +166,13 @@ def _commonest(keys: list[str], values: Values) -> tuple[tuple[list[str], Values
 
 
 def table_of(sums: Sums, columns: Sequence[str]) -> pa.Table:
-    kept = {name: found for name, found in sums.items() if len(found[0])}
-    names = [name for name, (keys, _) in kept.items() for _ in keys]
-    keys = [key for found, _ in kept.values() for key in found]
-    sizes = [values.shape[1] for found, values in kept.values() for _ in found]
-    flat = np.concatenate([values.ravel() for _, values in kept.values()])
-    values = pa.ListArray.from_arrays(np.cumsum([0, *sizes]).astype(np.int32), flat)
+    names = [name for name, (keys, _) in sums.items() for _ in keys]
+    keys = [key for keys, _ in sums.values() for key in keys]
+    sizes = [values.shape[1] for keys, values in sums.values() for _ in keys]
+    flat = np.concatenate([values.ravel() for _, values in sums.values()])
+    lists = pa.ListArray.from_arrays(np.cumsum([0, *sizes]).astype(np.int32), flat)
     schema = TOTALS_SCHEMA.with_metadata({COLUMNS_KEY: json.dumps(list(columns))})
-    return pa.table([pa.array(names), pa.array(keys), values], schema=schema)
+    return pa.table([pa.array(names), pa.array(keys), lists], schema=schema)
 
 
 def columns_of(table: pa.Table) -> list[str]:
@@ -235,9 +233,8 @@ def _require_rows(keys: Sequence[str], rows: int) -> None:
         raise ValueError(f"{numbers.max()} is no number under {rows}")
 
 
-def spread(found: tuple[list[str], Values], rows: int) -> Values:
+def spread(keys: Sequence[str], values: Values, rows: int) -> Values:
     """(rows, m) with each key's values in the row of that number, the others 0."""
-    keys, values = found
     full = np.zeros((rows, values.shape[1]))
     full[np.array(keys, np.int64)] = values
     return full

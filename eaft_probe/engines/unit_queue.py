@@ -79,7 +79,8 @@ class UnitQueue:
         if self.deaths[unit.index] >= DEATHS:
             raise ProbeError(
                 f"{described(unit)} ended {DEATHS} workers (the last one {why}). "
-                f"Finished units are kept. A smaller --max-length or --tokens-per-batch needs less memory"
+                f"Finished units are kept. A smaller --max-length or --tokens-per-batch needs "
+                f"less memory"
             )
         self.returned.append(unit)
 
