@@ -8,10 +8,13 @@ Notation: P is the model's distribution over V tokens, y the label, p = P[y], h 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from eaft_probe.errors import BadInput
 from eaft_probe.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig. 6, beside 20
 
@@ -19,28 +22,28 @@ TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig
 class Distribution(Protocol):
     """What a statistic may read, for n positions at once. Everything float32 but the ids."""
 
-    labels: Any  # (n,) int64
-    logprob: Any  # (n,) ln p
-    entropy: Any  # (n,) −Σ P ln P, nats
-    others_squared: Any  # (n,) Σ P² over all tokens but the label
-    rank: Any  # (n,) int64
-    top1_id: Any  # (n,) int64
-    top1_logprob: Any  # (n,)
+    labels: "Tensor"  # (n,) int64
+    logprob: "Tensor"  # (n,) ln p
+    entropy: "Tensor"  # (n,) −Σ P ln P, nats
+    others_squared: "Tensor"  # (n,) Σ P² over all tokens but the label
+    rank: "Tensor"  # (n,) int64
+    top1_id: "Tensor"  # (n,) int64
+    top1_logprob: "Tensor"  # (n,)
 
     @property
-    def hidden_norm(self) -> Any:
+    def hidden_norm(self) -> "Tensor":
         """(n,) ‖h‖."""
 
-    def entropy_top(self, k: int) -> Any:
+    def entropy_top(self, k: int) -> "Tensor":
         """(n,) entropy of the renormalised k largest probabilities."""
 
-    def head_gradient_norm(self) -> Any:
+    def head_gradient_norm(self) -> "Tensor":
         """(n,) norm of d nll / d (h Wᵀ + b), the chain through scale and soft-cap included."""
 
-    def hidden_gradient_norm(self) -> Any:
+    def hidden_gradient_norm(self) -> "Tensor":
         """(n,) norm of d nll / d h; one more product with the head."""
 
-    def kl_reference(self) -> Any:
+    def kl_reference(self) -> "Tensor":
         """(n,) KL(reference ‖ model); needs a reference."""
 
 
@@ -52,7 +55,7 @@ class Statistic:
     dtype: str  # "float32" or "int32"
     unit: str
     meaning: str
-    compute: Callable[[Distribution], Any]
+    compute: Callable[[Distribution], "Tensor"]
     default: bool = True
 
 
@@ -63,19 +66,19 @@ def _add(
     name: str,
     unit: str,
     meaning: str,
-    compute: Callable[[Distribution], Any],
+    compute: Callable[[Distribution], "Tensor"],
     dtype: str = "float32",
     default: bool = True,
 ) -> None:
     STATISTICS.add(name, Statistic(name, dtype, unit, meaning, compute, default))
 
 
-def grad_logits(d: Distribution) -> Any:
+def grad_logits(d: Distribution) -> "Tensor":
     """‖P − onehot(y)‖₂ = √((1 − p)² + Σ_{v≠y} P²). The plain 1 − 2p + ΣP² loses half its digits."""
     return (d.logprob.expm1() ** 2 + d.others_squared) ** 0.5
 
 
-def concentration(d: Distribution) -> Any:
+def concentration(d: Distribution) -> "Tensor":
     """Σ P²."""
     return d.others_squared + (2 * d.logprob).exp()
 
@@ -126,7 +129,9 @@ for _k in TOP_K:
 
 def chosen_statistics(extra: Sequence[str], reference: bool) -> tuple[Statistic, ...]:
     """The default columns and the `extra` ones, in registry order. Raises `UnknownName`."""
-    wanted = {STATISTICS[name].name for name in extra} | ({"kl_reference"} if reference else set())
-    if "kl_reference" in wanted and not reference:
+    wanted = {STATISTICS[name].name for name in extra}
+    if reference:
+        wanted.add("kl_reference")
+    elif "kl_reference" in wanted:
         raise BadInput("statistic kl_reference needs a reference model; give --reference M")
     return tuple(s for s in STATISTICS.values() if s.default or s.name in wanted)

@@ -1,9 +1,7 @@
 """Keys and values of a shared prefix, computed once and put before every row of a batch."""
 
-from typing import Any
-
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 
@@ -14,7 +12,7 @@ class PrefixLayer(DynamicLayer):  # type: ignore[misc]
     """
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
@@ -24,7 +22,7 @@ class PrefixLayer(DynamicLayer):  # type: ignore[misc]
         return keys, values
 
 
-def empty_prefix(config: Any) -> DynamicCache | None:
+def empty_prefix(config: PreTrainedConfig) -> DynamicCache | None:
     """A cache to be filled with a prefix; None for models whose layers keep anything else
     (a sliding window, a recurrent state)."""
     cache = DynamicCache(config=config)

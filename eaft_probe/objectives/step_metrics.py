@@ -22,25 +22,22 @@ def tally(
     nll, gate = -columns["logprob"].double(), columns["gate"].double()
     gated = (gate * nll).sum()
     sums = [torch.ones_like(nll).sum(), loss.detach().double(), nll.sum(), gated, gate.sum()]
-    group = inputs["group"][inputs["trained"]] if "group" in inputs else None
+    group = torch.full_like(nll, UNKNOWN, dtype=torch.uint8)
+    if "group" in inputs:
+        group = inputs["group"][inputs["trained"]]
     for name in LOGGED:
-        if group is None:
-            inside = torch.zeros_like(nll)
-        elif name == "other":
-            inside = (group == OTHER).double()
-        else:
-            inside = (group & GROUP_BITS[name] > 0).double()
-        sums += [inside.sum(), (inside * nll).sum()]
+        in_group = group == OTHER if name == "other" else group & GROUP_BITS[name] > 0
+        sums += [in_group.double().sum(), (in_group * nll).sum()]
     return torch.stack(sums)
 
 
-def facts(sums: Sequence[float]) -> dict[str, float]:
-    """loss and nll (nats a token; with gates, anchor and router, and without), gate_mean,
-    mass_gated (the share of Σ nll that gates take away), count; nll and count of each group that
-    has tokens."""
+def averages(sums: Sequence[float]) -> dict[str, float]:
+    """loss (nats a token, with gates, anchor and router) and nll (without them), gate_mean,
+    mass_gated (the share of Σ nll that the gates take away), count; nll and count of each group
+    that has tokens."""
     s = dict(zip(TALLY, sums, strict=True))
     count, nll = max(s["count"], 1.0), s["nll"]
-    made = {
+    figures = {
         "loss": s["loss"] / count,
         "nll": nll / count,
         "gate_mean": s["gate"] / count,
@@ -48,7 +45,6 @@ def facts(sums: Sequence[float]) -> dict[str, float]:
         "count": s["count"],
     }
     for name in LOGGED:
-        if s[f"{name}_count"]:
-            made[f"{name}_nll"] = s[f"{name}_nll"] / s[f"{name}_count"]
-            made[f"{name}_count"] = s[f"{name}_count"]
-    return made
+        if tokens := s[f"{name}_count"]:
+            figures |= {f"{name}_nll": s[f"{name}_nll"] / tokens, f"{name}_count": tokens}
+    return figures

@@ -140,7 +140,7 @@ def test_attention_keeps_documents_apart(name: str, tmp_path) -> None:
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_without_its_kernels_a_hybrid_is_refused(name: str, tmp_path) -> None:
     """Older transformers let the documents leak, newer ones say which package is missing."""
-    with pytest.raises(BadInput, match="leave out packing and padding-free batches"):
+    with pytest.raises(BadInput, match="turn packing and padding-free batches off"):
         together(build(*HYBRIDS[name]), packed(), tmp_path)
 
 

@@ -144,7 +144,7 @@ def test_a_base_of_other_tokens_is_refused(
     change: Callable[[pandas.DataFrame], pandas.DataFrame],
 ) -> None:
     base = scans_made.write(tmp_path / "base", change(based))
-    with pytest.raises(ScanError, match="no scan of the same tokens"):
+    with pytest.raises(ScanError, match="do not contain the same tokens"):
         read(scan, list(objective(name).reads), base)
 
 
