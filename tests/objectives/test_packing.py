@@ -294,5 +294,5 @@ def test_trl_s_packing_equals_its_rows_alone(tmp_path, model_folder: str) -> Non
         return together(model, batch, tmp_path)
 
     assert off(first_step("llama"), alone(build(*APART["llama"]))) < 1e-5
-    with pytest.raises(BadInput, match="leave out packing"):
+    with pytest.raises(BadInput, match="turn packing"):
         first_step("bamba")

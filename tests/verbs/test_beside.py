@@ -245,7 +245,7 @@ class _Other:
         ({"objective": "masked-sft", "mask": "SCAN", "set": {"prob_below": 0.1}}, "its own rule"),
         ({"objective": "stm", "mask": "nowhere"}, "nowhere holds no scan"),
         ({"objective": "sft", "compat": "axolotl"}, "no field 'compat'"),
-        ({"objective": "eaft", "compat": "axolotl", "set": {"gate": "mask"}}, "knows no gate"),
+        ({"objective": "eaft", "compat": "axolotl", "set": {"gate": "mask"}}, "fixes gate, entropy and k"),
         ({"objective": "eaft", "reference": "MODEL"}, "has no anchor"),
     ],
 )

@@ -1,6 +1,6 @@
 """The files of a rollout: its plan, the parts of an unfinished one, and what they are joined to.
 
-F.jsonl                  the answers, one a line; there once all are
+F.jsonl                  the answers, one a line, once all are there
 F.jsonl.plan             the settings that a rerun must repeat; the counts once it is finished
 F.jsonl.parts/           one part a unit, until they are joined
 F.jsonl.rejected.jsonl   every row that was not answered, with the reason; where there are any
@@ -37,7 +37,7 @@ class RolloutFiles:
     def _part(self, index: int, ending: str) -> Path:
         return self.beside(PARTS) / f"part-{index:05d}{ending}"
 
-    def finished(self, plan: Mapping[str, Any], overwrite: bool) -> dict[str, int] | None:
+    def finished(self, plan: Mapping[str, object], overwrite: bool) -> dict[str, int] | None:
         """The counts of this very rollout, done; None where there is something to do.
 
         Raises `ScanError` where the files hold anything else that is worth keeping.
@@ -48,17 +48,14 @@ class RolloutFiles:
             return None
         if overwrite:
             return None
-        stored = self._stored()
-        if self.path.exists() or self._begun():
-            before = {name: value for name, value in stored.items() if name != "counts"}
-            require_same(before, plan, f"{self.path} is a rollout")
-        return stored.get("counts") if self.path.exists() else None
-
-    def _stored(self) -> dict[str, Any]:
         try:
-            return read_plan(self.beside(PLAN))
+            stored = read_plan(self.beside(PLAN))
         except ScanError as error:
-            raise ScanError(f"{error}; --overwrite starts anew") from error
+            raise ScanError(f"{error}; give --overwrite to start again") from error
+        counts: dict[str, int] | None = stored.pop("counts", None)
+        if self.path.exists() or self._begun():
+            require_same(stored, plan, f"{self.path} is a rollout")
+        return counts if self.path.exists() else None
 
     def _begun(self) -> bool:
         return any(self.beside(PARTS).glob("part-*.json"))
@@ -82,8 +79,8 @@ class RolloutFiles:
             with self.alone(str):
                 pass
 
-    def prepare(self, plan: Mapping[str, Any], overwrite: bool) -> None:
-        """Ready for this plan: what --overwrite gives up goes, and so does a plan without a part.
+    def prepare(self, plan: Mapping[str, object], overwrite: bool) -> None:
+        """Ready for this plan: removes what --overwrite gives up, and a plan without a part.
         Raises `BadInput`."""
         try:
             if overwrite or not self._begun():
@@ -109,7 +106,7 @@ class RolloutFiles:
         """Whether a unit is done: its report is written after its lines."""
         return self._part(index, ".json").exists()
 
-    def write(self, index: int, lines: Iterable[str], report: Mapping[str, Any]) -> None:
+    def write(self, index: int, lines: Iterable[str], report: Mapping[str, object]) -> None:
         """A unit's part, whole or not at all. Raises `OSError`."""
         with written_aside(self._part(index, ".jsonl")) as aside, aside.open("w") as file:
             file.writelines(lines)
@@ -122,28 +119,25 @@ class RolloutFiles:
         counts = Counter[str]()
         for report in reports:
             counts.update(report["counts"])
-        self._write_rejected([r for report in reports for r in report["rejected"]])
+        rejected = [line(row) for report in reports for row in report["rejected"]]
+        if rejected:
+            with written_aside(self.beside(REJECTED)) as aside, aside.open("w") as file:
+                file.writelines(rejected)
         if not counts["answers"]:
             self._give_up(counts, plan)
-        with written_aside(self.path) as aside, aside.open("wb") as file:
+        with written_aside(self.path) as aside, aside.open("wb") as joined:
             for index in range(count):
                 with self._part(index, ".jsonl").open("rb") as part:
-                    shutil.copyfileobj(part, file)
+                    shutil.copyfileobj(part, joined)
         write_json(self.beside(PLAN), {**plan, "counts": counts})
         shutil.rmtree(self.beside(PARTS))
         return dict(counts)
 
     def _give_up(self, counts: Mapping[str, int], plan: Mapping[str, Any]) -> None:
-        """Leaves nothing that a corrected command must respect: a plan without a part is none.
+        """Leaves nothing that a corrected command must respect: a plan without a part is void.
         Raises `DataError`."""
         shutil.rmtree(self.beside(PARTS))
         raise DataError(
             f"nothing to answer in {plan['data']['source']}: all {counts['rows']} rows were "
-            f"rejected; {self.beside(REJECTED)} says why"
+            f"rejected; see {self.beside(REJECTED)} for the reasons"
         )
-
-    def _write_rejected(self, rejected: Iterable[Mapping[str, Any]]) -> None:
-        lines = [line(r) for r in rejected]
-        if lines:
-            with written_aside(self.beside(REJECTED)) as aside, aside.open("w") as file:
-                file.writelines(lines)
