@@ -52,25 +52,11 @@ class Statistic:
     """A column: its kernel, its parquet type, its unit and what it means."""
 
     name: str
-    dtype: str  # "float32" or "int32"
     unit: str
     meaning: str
     compute: Callable[[Distribution], "Tensor"]
+    dtype: str = "float32"  # or "int32"
     default: bool = True
-
-
-STATISTICS = Registry[Statistic]("statistic")
-
-
-def _add(
-    name: str,
-    unit: str,
-    meaning: str,
-    compute: Callable[[Distribution], "Tensor"],
-    dtype: str = "float32",
-    default: bool = True,
-) -> None:
-    STATISTICS.add(name, Statistic(name, dtype, unit, meaning, compute, default))
 
 
 def grad_logits(d: Distribution) -> "Tensor":
@@ -83,48 +69,58 @@ def concentration(d: Distribution) -> "Tensor":
     return d.others_squared + (2 * d.logprob).exp()
 
 
-_add("logprob", "nats", "ln p of the label", lambda d: d.logprob)
-_add("prob", "", "p of the label", lambda d: d.logprob.exp())
-_add("entropy", "nats", "−Σ P ln P over the whole vocabulary", lambda d: d.entropy)
-_add(
-    "entropy_top20",
-    "nats",
-    "entropy of the renormalised 20 largest probabilities",
-    lambda d: d.entropy_top(20),
-)
-_add("concentration", "", "Σ P²", concentration)
-_add("rank", "tokens", "how many tokens are likelier than the label", lambda d: d.rank, "int32")
-_add("top1_id", "", "the likeliest token; the label where it ties", lambda d: d.top1_id, "int32")
-_add("top1_prob", "", "p of the likeliest token", lambda d: d.top1_logprob.exp())
-_add("grad_logits", "", "‖P − onehot‖₂: norm of d nll / d logits", grad_logits)
-_add(
-    "grad_head",
-    "",
-    "norm of d nll / d W_head = norm in the head's output × ‖h‖",
-    lambda d: d.head_gradient_norm() * d.hidden_norm,
-)
-_add(
-    "grad_hidden",
-    "",
-    "‖Wᵀ(P − onehot)‖₂: norm of d nll / d h",
-    lambda d: d.hidden_gradient_norm(),
-    default=False,
-)
-_add(
-    "kl_reference",
-    "nats",
-    "KL(reference ‖ model) over the whole vocabulary",
-    lambda d: d.kl_reference(),
-    default=False,
-)
-for _k in TOP_K:
-    _add(
-        f"entropy_top{_k}",
+STATISTICS = Registry[Statistic]("statistic")
+for _statistic in (
+    Statistic("logprob", "nats", "ln p of the label", lambda d: d.logprob),
+    Statistic("prob", "", "p of the label", lambda d: d.logprob.exp()),
+    Statistic("entropy", "nats", "−Σ P ln P over the whole vocabulary", lambda d: d.entropy),
+    Statistic(
+        "entropy_top20",
         "nats",
-        f"entropy of the renormalised {_k} largest probabilities",
-        methodcaller("entropy_top", _k),
+        "entropy of the renormalised 20 largest probabilities",
+        lambda d: d.entropy_top(20),
+    ),
+    Statistic("concentration", "", "Σ P²", concentration),
+    Statistic(
+        "rank", "tokens", "how many tokens are likelier than the label", lambda d: d.rank, "int32"
+    ),
+    Statistic(
+        "top1_id", "", "the likeliest token; the label where it ties", lambda d: d.top1_id, "int32"
+    ),
+    Statistic("top1_prob", "", "p of the likeliest token", lambda d: d.top1_logprob.exp()),
+    Statistic("grad_logits", "", "‖P − onehot‖₂: norm of d nll / d logits", grad_logits),
+    Statistic(
+        "grad_head",
+        "",
+        "norm of d nll / d W_head = norm in the head's output × ‖h‖",
+        lambda d: d.head_gradient_norm() * d.hidden_norm,
+    ),
+    Statistic(
+        "grad_hidden",
+        "",
+        "‖Wᵀ(P − onehot)‖₂: norm of d nll / d h",
+        lambda d: d.hidden_gradient_norm(),
         default=False,
-    )
+    ),
+    Statistic(
+        "kl_reference",
+        "nats",
+        "KL(reference ‖ model) over the whole vocabulary",
+        lambda d: d.kl_reference(),
+        default=False,
+    ),
+    *(
+        Statistic(
+            f"entropy_top{k}",
+            "nats",
+            f"entropy of the renormalised {k} largest probabilities",
+            methodcaller("entropy_top", k),
+            default=False,
+        )
+        for k in TOP_K
+    ),
+):
+    STATISTICS.add(_statistic.name, _statistic)
 
 
 def chosen_statistics(extra: Sequence[str], reference: bool) -> tuple[Statistic, ...]:

@@ -1,6 +1,7 @@
 """What a training step did, as sums that micro-batches and ranks add up, and the log's figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -9,6 +10,13 @@ from eaft_probe.scans.training_log import LOG_GROUPS
 
 GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
 OTHER, UNKNOWN = 0, 128
+
+
+def group_bits(masks: Mapping[str, Any]) -> Any:
+    """(N,) bits of GROUP_BITS, from boolean arrays or tensors."""
+    return sum(masks[name] * bit for name, bit in GROUP_BITS.items())
+
+
 LOGGED = LOG_GROUPS[1:]
 SUMS = ("count", "loss", "nll", "gated", "gate")
 TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))

@@ -122,7 +122,7 @@ def windows(tokens: Frame) -> list[tuple[int, int, Window, Frame]]:
 
 def test_each_turn_has_its_own_columns(tokens: Frame, tmp_path: Path) -> None:
     scan, _ = written(tmp_path, tokens)
-    cursor = scan_features.for_objective(scan, tuple(OF_BASE)).cursor()
+    cursor = scan_features.Cursor(scan_features.for_objective(scan, tuple(OF_BASE)))
     for row, turn, window, own in windows(tokens):
         found = cursor.columns(row, turn, window)
         assert [*found["base_prob"][window.trained]] == [*own["prob"]]
@@ -136,12 +136,12 @@ def test_a_turn_that_is_not_there_is_named(tokens: Frame, tmp_path: Path) -> Non
     row, turn, window, _ = windows(tokens)[2]
     read = scan_features.for_groups(scan)
     with pytest.raises(BadInput, match=f"holds no turn {turn + 1} of row {row} of the data"):
-        read.cursor().columns(row, turn + 1, window)
+        scan_features.Cursor(read).columns(row, turn + 1, window)
     with pytest.raises(BadInput, match=f"holds no row {row} of the data"):
-        read.cursor().columns(row, None, window)
+        scan_features.Cursor(read).columns(row, None, window)
     other = Window(row, 0, window.ids + 1, window.trained)
     with pytest.raises(BadInput, match=f"other tokens for turn {turn} of row {row} than"):
-        read.cursor().columns(row, turn, other)
+        scan_features.Cursor(read).columns(row, turn, other)
 
 
 # --- the columns of a base scan ---
