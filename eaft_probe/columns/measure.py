@@ -163,8 +163,7 @@ class LogitSlice:
         probs = torch.softmax(self.shifted, 1, out=buffer)
         self.top1_logprob = probs.gather(1, likeliest[:, None])[:, 0].log()  # −ln Z
         self.logprob = (label_logit - self.maximum)[:, 0] + self.top1_logprob
-        mean_shifted = torch.linalg.vecdot(probs, self.shifted)
-        self.entropy = (-self.top1_logprob - mean_shifted).clamp(min=0)
+        self.entropy = (-self.top1_logprob - torch.linalg.vecdot(probs, self.shifted)).clamp(min=0)
         self.others = probs.scatter_(1, at, 0.0)
         self.others_squared = torch.linalg.vector_norm(self.others, dim=1) ** 2
 
@@ -179,9 +178,8 @@ class LogitSlice:
         return torch.linalg.vector_norm(self.hidden.float(), dim=1)
 
     def entropy_top(self, k: int) -> torch.Tensor:
-        few = k <= self.top.shape[1]
-        k = min(k, self.shifted.shape[1])
-        largest = self.top[:, :k] if few else self.shifted.topk(k).values
+        many = min(k, self.shifted.shape[1])
+        largest = self.top[:, :k] if k <= self.top.shape[1] else self.shifted.topk(many).values
         logprob = largest.log_softmax(1).clamp(min=SMALLEST)
         return -(logprob.exp() * logprob).sum(1).clamp(max=0)
 

@@ -32,8 +32,7 @@ def quantiles(chunks: Chunks, at: Sequence[float]) -> list[float]:
 def upper_bits(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """(UPPER,) how many of the values have which upper 16 bits. They add up: a sketch of any number
     of values, from which `quantiles_within` has quantiles."""
-    counts: NDArray[np.int64] = np.bincount(_sortable(values) >> 16, minlength=UPPER)
-    return counts
+    return np.bincount(_sortable(values) >> 16, minlength=UPPER)
 
 
 def quantiles_within(upper: NDArray[np.int64], at: Sequence[float]) -> list[float]:
@@ -92,5 +91,5 @@ def _sortable(values: NDArray[np.float32]) -> NDArray[np.uint32]:
 
 def _value(upper: int, lower: int) -> float:
     bits = np.uint32(upper << 16 | lower)
-    back = bits ^ np.uint32(1 << 31) if bits >> 31 else ~bits
-    return float(back.view(np.float32))
+    bits = bits ^ np.uint32(1 << 31) if bits >> 31 else ~bits
+    return float(bits.view(np.float32))

@@ -83,16 +83,16 @@ class CausalLM:
         """The prefix's keys and values, kept for the next batches behind the same one."""
         if self._prefix is None or not torch.equal(self._prefix[0], prefix):
             cache = empty_prefix(self.config)
-            ids = prefix[None].to(self.device)
-            self._last(input_ids=ids, use_cache=True, **{self.cache_name: cache})
+            options = {"input_ids": prefix[None].to(self.device), self.cache_name: cache}
+            self._last(use_cache=True, **options)
             self._prefix = (prefix, cache)
         return self._prefix[1]
 
     @cached_property
     def cache_name(self) -> str:
         """What the body calls keys and values read before; transformers 5.24 has renamed it."""
-        names = inspect.signature(self.body.forward).parameters
-        return "cache" if "cache" in names else "past_key_values"
+        renamed = "cache" in inspect.signature(self.body.forward).parameters
+        return "cache" if renamed else "past_key_values"
 
     def _last(self, **inputs: object) -> torch.Tensor:
         return self.body(**inputs)[0]  # type: ignore[no-any-return]
@@ -109,10 +109,7 @@ class CausalLM:
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         return linear, 2 * config.num_hidden_layers * heads * width
 
-    @cached_property
-    def unshared(self) -> str | None:
-        """Why every row is read whole, where rows cannot share a prefix."""
-        return why_unshared(self)
+    unshared = cached_property(why_unshared)
 
     @cached_property
     def borders(self) -> tuple[Border, ...]:

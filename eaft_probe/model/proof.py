@@ -32,9 +32,8 @@ def prove(lm: "CausalLM", far: bool = True) -> None:
     ids = proof_ids(lm.head.vocab_size)
     changed = torch.cat([ids[:, :KEPT], ids[:, KEPT:].flip(1)], dim=1)
     both = torch.cat([ids, changed])
-    run = watched(lm.whole, input_ids=both.to(lm.device))
     states = lm.hidden(both)
-    _prove_head(lm, run, states)
+    _prove_head(lm, watched(lm.whole, input_ids=both.to(lm.device)), states)
     first, second = states[:, :KEPT]
     _require_same(lm, first, second, "later tokens")
     _require_same(lm, first, lm.hidden(ids[:, :KEPT])[0], "the length of the input")
@@ -44,8 +43,7 @@ def prove(lm: "CausalLM", far: bool = True) -> None:
 
 def proof_ids(vocab_size: int) -> torch.Tensor:
     """(1, TOKENS)"""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (1, TOKENS), generator=generator)
+    return torch.randint(vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
 
 
 def _prove_head(lm: "CausalLM", run: Watched, states: torch.Tensor) -> None:
@@ -90,9 +88,8 @@ def _at_length(lm: "CausalLM", ids: torch.Tensor, length: int) -> torch.Tensor:
     positions = torch.arange(ids.shape[1])[None]
     positions[0, -1] = max(length, TOKENS) - 1
     inputs = {"input_ids": ids.to(lm.device), "position_ids": positions.to(lm.device)}
-    run = watched(lm.whole, **inputs)
     states: torch.Tensor = lm.body(use_cache=False, **inputs)[0]
-    _prove_head(lm, run, states)
+    _prove_head(lm, watched(lm.whole, **inputs), states)
     return states[0, :KEPT]
 
 

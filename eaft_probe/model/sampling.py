@@ -83,8 +83,8 @@ class Generator:
         answers: list[list[Answer]] = [[] for _ in prompts]
         with quiet(), seeded(seed):
             for rows, copies in self._batches([len(p) for p in prompts]):
-                samples = self._samples([prompts[row] for row in rows], copies, all_stops, report)
-                for index, ids in enumerate(samples):
+                asked = [prompts[row] for row in rows]
+                for index, ids in enumerate(self._samples(asked, copies, all_stops, report)):
                     answers[rows[index // copies]].append(Answer.of(ids, all_stops))
                 report(sum(len(answers[row]) == self.sampling.n for row in rows), 0)
         return answers
@@ -113,8 +113,8 @@ class Generator:
             ids, mask, cache = self._read(prompts, copies)
             ids, mask = (t.repeat_interleave(copies, 0) for t in (ids, mask))
             config = generation_config(self.sampling, stops)
-            steps = [_StepReport(stops, report)]
-            output = self._generate(ids, mask, cache, config, stopping_criteria=steps)
+            reports = [_StepReport(stops, report)]
+            output = self._generate(ids, mask, cache, config, stopping_criteria=reports)
         except torch.OutOfMemoryError as error:
             raise ProbeError(
                 f"out of memory for {len(prompts) * copies} answers at once; "

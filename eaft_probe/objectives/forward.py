@@ -48,18 +48,14 @@ def gate(model: PreTrainedModel) -> PreTrainedModel:
     adapters, checkpointing) stays as it is. Raises `ModelError`.
     """
     live_head(model)  # refused now rather than in the first step
-    if _routes(model) and not all(hasattr(model, name) for name in ROUTER):
-        raise ModelError(
-            "this mixture of experts asks for its router's auxiliary loss in an unknown way; set "
-            "output_router_logits to false in its config"
-        )
     if hasattr(model, BODY):
         return model  # gated before
     body, head = _taken_apart(model)
-    if _routes(model) and isinstance(body, UpToHead):
+    known_router = all(hasattr(model, name) for name in ROUTER) and not isinstance(body, UpToHead)
+    if _routes(model) and not known_router:
         raise ModelError(
-            "this model's router logits cannot be read; set output_router_logits to "
-            "false in its config"
+            "the auxiliary loss of this model's router cannot be computed; set "
+            "output_router_logits to false in its config"
         )
     forget_lengths(model)
     object.__setattr__(model, BODY, body)  # past torch, which would save its weights twice

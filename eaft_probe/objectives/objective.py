@@ -17,16 +17,12 @@ class Population(Protocol):
     def quantile(self, of: Callable[[Columns], Column], at: float) -> float: ...
 
 
-class Step(Protocol):
+@dataclass(frozen=True)
+class Step:
     """What is trained in one optimizer step. For a figure or `of_scan`, the whole scan."""
 
-    @property
-    def tokens(self) -> Population:
-        """With the columns that the objective reads."""
-
-    @property
-    def examples(self) -> Population:
-        """With the columns `mean_nll` and, where there is a base scan, `base_mean_nll`."""
+    tokens: Population  # with the columns that the objective reads
+    examples: Population  # with `mean_nll` and, where there is a base scan, `base_mean_nll`
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from eaft_probe.analysis.aggregates import OfTotals
 from eaft_probe.analysis.token_join import require_same_turns
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.objectives.objective import Column, Columns, Objective
+from eaft_probe.objectives.objective import Column, Columns, Objective, Step
 from eaft_probe.scans.keys import sortable
 from eaft_probe.scans.scan import Scan
 
@@ -118,38 +118,25 @@ class Chunked:
         return quantiles(lambda: (of(columns) for columns in self.chunks()), [at])[0]
 
 
-@dataclass(frozen=True)
-class ScanStep:
+def scan_step(scan: Scan, base: Scan | None, reads: Sequence[str]) -> Step:
     """The whole scan as the step of an objective that reads the columns `reads`."""
+    cells = None if scan.keeps_all else scan
+    tokens = Chunked(lambda: token_columns(scan, reads, base), cells)
+    return Step(tokens, Chunked(lambda: _examples(scan, base or scan)))
 
-    scan: Scan
-    base: Scan | None
-    reads: tuple[str, ...]
 
-    @property
-    def tokens(self) -> Chunked:
-        cells = None if self.scan.keeps_all else self.scan
-        return Chunked(lambda: token_columns(self.scan, self.reads, self.base), cells)
-
-    @property
-    def examples(self) -> Chunked:
-        return Chunked(self._examples)
-
-    def _examples(self) -> Iterator[Columns]:
-        base = self.base or self.scan
-        self.scan.require_all("an objective that looks at whole examples")
-        _require_same_units(self.scan, base)
-        for part in range(len(self.scan.manifest["parts"])):
-            own, of_base = (
-                s.example_part(part, ["mean_nll"])[0].to_numpy() for s in (self.scan, base)
-            )
-            yield {"mean_nll": own, "base_mean_nll": of_base, "weight": np.ones(len(own))}
+def _examples(scan: Scan, base: Scan) -> Iterator[Columns]:
+    scan.require_all("an objective that looks at whole examples")
+    _require_same_units(scan, base)
+    for part in range(len(scan.manifest["parts"])):
+        own, of_base = (s.example_part(part, ["mean_nll"])[0].to_numpy() for s in (scan, base))
+        yield {"mean_nll": own, "base_mean_nll": of_base, "weight": np.ones(len(own))}
 
 
 def resolved(objective: Objective, scan: Scan, base: Scan | None) -> Objective:
     """The objective frozen for a figure: its step is the whole scan."""
     fitted = objective.within(int(scan.manifest["model"]["vocab_size"]))
-    return fitted.resolve(ScanStep(scan, base, tuple(fitted.reads)))
+    return fitted.resolve(scan_step(scan, base, fitted.reads))
 
 
 def open_base(folder: str | Path | None, what: str = "--base-scan") -> Scan | None:

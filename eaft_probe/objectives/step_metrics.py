@@ -28,8 +28,8 @@ def tally(
     """(len(TALLY),) float64 sums over the batch's trained tokens. loss: what is trained, so with
     an anchor's part and a router's, times the step's count."""
     nll, gate = -columns["logprob"].double(), columns["gate"].double()
-    gated = (gate * nll).sum()
-    sums = [torch.ones_like(nll).sum(), loss.detach().double(), nll.sum(), gated, gate.sum()]
+    sums = [torch.ones_like(nll).sum(), loss.detach().double()]
+    sums += [nll.sum(), (gate * nll).sum(), gate.sum()]
     group = torch.full_like(nll, UNKNOWN, dtype=torch.uint8)
     if "group" in inputs:
         group = inputs["group"][inputs["trained"]]

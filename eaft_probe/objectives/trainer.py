@@ -30,7 +30,7 @@ from eaft_probe.objectives.forward import (
     unadapted,
 )
 from eaft_probe.objectives.gates import objective as objective_named
-from eaft_probe.objectives.objective import Column, Columns, Objective
+from eaft_probe.objectives.objective import Column, Columns, Objective, Step
 from eaft_probe.objectives.packing import (
     PACKED,
     Batch,
@@ -60,14 +60,6 @@ class Gathered:
     def quantile(self, of: Callable[[Columns], Column], at: float) -> float:
         values = of(self.columns).double().numpy()
         return float(np.quantile(values, at)) if len(values) else 1.0
-
-
-@dataclass(frozen=True)
-class BatchStep:
-    """One optimizer step as an objective's `Step`."""
-
-    tokens: Gathered
-    examples: Gathered
 
 
 # What of a batch is for the loss and the log; everything else goes to the model.
@@ -199,7 +191,7 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
         return columns
 
     @torch.no_grad()
-    def _step(self, samples: Sequence[Batch]) -> BatchStep:
+    def _step(self, samples: Sequence[Batch]) -> Step:
         """A pass without gradients over all micro-batches of the step, on all ranks."""
         reads = tuple(sorted({*self.objective.reads, "logprob"} - set(OF_BASE)))
         tokens, examples = [], []
@@ -208,7 +200,7 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
             base = {n: sample[n][sample["trained"]] for n in self.objective.reads if n in OF_BASE}
             tokens.append(columns | base)
             examples.append(_of_examples(columns["logprob"], sample))
-        return BatchStep(Gathered(self._joined(tokens)), Gathered(self._joined(examples)))
+        return Step(Gathered(self._joined(tokens)), Gathered(self._joined(examples)))
 
     def _joined(self, parts: Sequence[Batch]) -> Batch:
         """The columns of all micro-batches and ranks, on the CPU."""

@@ -242,7 +242,10 @@ class _Other:
         ({"lora_target": ["q_proj"]}, "give --lora-r"),
         ({"objective": "masked-sft", "set": {"conflicts": "scan"}}, "give it as --mask DIR"),
         ({"objective": "eaft", "mask": "SCAN"}, "reads nothing from a scan"),
-        ({"objective": "masked-sft", "mask": "SCAN", "set": {"prob_below": 0.1}}, "the rule of the scan gives the thresholds"),
+        (
+            {"objective": "masked-sft", "mask": "SCAN", "set": {"prob_below": 0.1}},
+            "the rule of the scan gives the thresholds",
+        ),
         ({"objective": "stm", "mask": "nowhere"}, "nowhere holds no scan"),
         ({"objective": "sft", "compat": "axolotl"}, "no field 'compat'"),
         (

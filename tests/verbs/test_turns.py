@@ -16,7 +16,7 @@ from eaft_probe.analysis.stratified_sample import drawn
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.data.batches import Window
 from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.objectives.scan_columns import OF_BASE, ScanStep, token_columns
+from eaft_probe.objectives.scan_columns import OF_BASE, scan_step, token_columns
 from eaft_probe.scans.keys import EACH
 from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import compare
@@ -157,7 +157,7 @@ def test_base_columns_are_those_of_the_turns(tokens: Frame, tuned: Frame, tmp_pa
     with pytest.raises(ScanError, match="--turns"):
         list(token_columns(a[0], names, b[1]))
     with pytest.raises(ScanError, match="--turns"):
-        ScanStep(a[0], b[1], names).examples.mean(lambda c: c["mean_nll"])
+        scan_step(a[0], b[1], names).examples.mean(lambda c: c["mean_nll"])
 
 
 # --- exact gradients ---

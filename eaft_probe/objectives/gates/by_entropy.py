@@ -58,14 +58,10 @@ class Eaft(Objective):
     def within(self, vocab_size: int) -> "Eaft":
         return replace(self, _vocab=vocab_size)
 
-    @property
-    def _unit(self) -> float:
-        """The entropy that makes the gate 1, nats."""
-        largest = math.log(min(self.k, self._vocab))
-        return {"paper": largest, "llamafactory": 3.0, "axolotl": 1.0}[self.compat]
-
     def __call__(self, columns: Columns) -> Column:
-        h = (columns[self.reads[0]] / self._unit).clip(0, 1 if self.compat == "paper" else None)
+        largest = math.log(min(self.k, self._vocab))  # nats
+        unit = {"paper": largest, "llamafactory": 3.0, "axolotl": 1.0}[self.compat]
+        h = (columns[self.reads[0]] / unit).clip(0, 1 if self.compat == "paper" else None)
         if self.gate == "power":
             return h**self.alpha
         if self.gate == "mask":

@@ -119,9 +119,9 @@ def _known(
     sample: Arrays, earlier: FullGradients | None, key: Sequence[str]
 ) -> NDArray[np.float64]:
     """(N,) the norms that there are already, NaN elsewhere."""
-    norms = {}
-    if earlier is not None:
-        norms = dict(zip(_keys(earlier.table, key), earlier.table[EXACT], strict=True))
+    if earlier is None:
+        return np.full(len(sample["example"]), np.nan)
+    norms = dict(zip(_keys(earlier.table, key), earlier.table[EXACT], strict=True))
     return np.array([norms.get(token, np.nan) for token in _keys(sample, key)])
 
 
@@ -174,20 +174,20 @@ class _Work:
     norms: NDArray[np.float64]  # (N,), NaN where not taken yet
     made: Made
     progress: Progress
-    saved: float = 0.0
 
     def run(self, whole: WholeModel, todo: Mapping[int, Context], asked: int) -> None:
         """Takes every norm; what is done is written whatever happens."""
         total = min(asked, len(self.norms))
         self.progress.start("gradients", total)
         self.progress.advance(total - len(todo), 0)
-        self.saved, finished = time.monotonic(), False
+        saved, finished = time.monotonic(), False
         try:
             for index, context in todo.items():
                 self.norms[index] = self._norm(whole, index, context)
                 self.progress.advance(1, 1)
-                if time.monotonic() - self.saved > SAVE_SECONDS:
+                if time.monotonic() - saved > SAVE_SECONDS:
                     self._save(False)
+                    saved = time.monotonic()
             finished = True
         finally:
             self._save(finished)
@@ -217,4 +217,3 @@ class _Work:
             raise ProbeError(
                 f"cannot write {self.scan.path / GRADIENTS}: {error.strerror or one_line(error)}"
             ) from error
-        self.saved = time.monotonic()

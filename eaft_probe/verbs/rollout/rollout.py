@@ -266,7 +266,7 @@ class Answerer:
 def _scanned(done: Rollout, folder: str, settings: RolloutSettings, progress: Progress) -> Rollout:
     """The rollout with a scan of its answers under the model that gave them."""
     names = ("model", "tool_calls", "max_length", "overwrite", "chat_template", "template_arg")
-    scanned = scan(
+    answers = scan(
         done.path,
         folder,
         progress=progress,
@@ -274,4 +274,4 @@ def _scanned(done: Rollout, folder: str, settings: RolloutSettings, progress: Pr
         **settings.loading(),
         **{name: getattr(settings, name) for name in (*names, "today")},
     )
-    return replace(done, scan=scanned)
+    return replace(done, scan=answers)

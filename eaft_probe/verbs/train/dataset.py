@@ -1,7 +1,7 @@
 """The rows that a run is trained on: the same tokens that a scan scores, as padded batches."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,6 @@ class Rows(Dataset[Row]):
             row |= {"row": EMPTY, "trained": np.zeros_like(row["trained"])}
         return row
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each window."""
-        return [int(n) for n in self.data["length"]]
-
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Right-padded tensors (B, T), and `row` (B,)."""
         windows = [self._columns(row) for row in rows]
@@ -195,9 +190,9 @@ class ByLength(Sampler[int]):
     beginning, and train them twice.
     """
 
-    def __init__(self, lengths: Sequence[int], step: int, together: int, seed: int) -> None:
-        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, 0
-        self.empty = -len(lengths) % together
+    def __init__(self, lengths: Iterable[int], step: int, together: int, seed: int) -> None:
+        self.lengths, self.step, self.seed, self.epoch = list(map(int, lengths)), step, seed, 0
+        self.empty = -len(self.lengths) % together
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -226,8 +221,8 @@ class InEpoch(TrainerCallback):  # type: ignore[misc]
 
 def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int, seed: int) -> None:
     """Sorts the tokens of at most `most` of the visited rows into groups by the model as it is."""
-    count = min(most, len(visited))
-    chosen = np.random.default_rng(seed).choice(np.asarray(visited), count, replace=False)
+    random, count = np.random.default_rng(seed), min(most, len(visited))
+    chosen = random.choice(np.asarray(visited), count, replace=False)
     sampled = [rows.data[int(index)] for index in sorted(chosen)]
     sampled_windows = [
         Window(i, int(r["start"]), r["input_ids"], np.asarray(r["trained"], bool))

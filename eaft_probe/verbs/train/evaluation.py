@@ -29,11 +29,9 @@ class HeldOut:
     notes: Sequence[str] = ()  # what of the two was read and left out
 
     def __call__(self, trainer: GatedTrainer) -> dict[str, float]:
-        target = _means(trainer, self.target, None)
-        retain = _means(trainer, self.retain, self.base)
-        return {f"eval_{k}": v for k, v in target.items()} | {
-            f"retain_{k}": v for k, v in retain.items()
-        }
+        figures = {f"eval_{k}": v for k, v in _means(trainer, self.target, None).items()}
+        retained = _means(trainer, self.retain, self.base)
+        return figures | {f"retain_{k}": v for k, v in retained.items()}
 
 
 def read_held_out(

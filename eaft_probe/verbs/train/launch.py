@@ -58,8 +58,10 @@ def training_arguments(data: object, settings: TrainSettings, folder: Path) -> T
     where the Trainer would later, or where the processes are not those launched."""
     with as_bad_input():
         arguments = _arguments(settings, folder)
-    sharded = arguments.device.type != "cpu"  # or will be, if so launched
-    require_as_launched(arguments.world_size, arguments.fsdp, lambda: sharded)
+    # On GPUs the model will be sharded, if so launched.
+    require_as_launched(
+        arguments.world_size, arguments.fsdp, lambda: arguments.device.type != "cpu"
+    )
     require_whole_models()
     if arguments.n_gpu > 1:
         raise BadInput(

@@ -30,8 +30,8 @@ def load(
         options["device"] = str(arguments.device)
     if other:  # than the one that is trained: whole, and without its adapter
         options["adapter"] = None
-    in_4bit = settings.load_in_4bit and not other
-    return load_model(name, **options, merge_adapter=True, load_in_4bit=in_4bit)
+    options["load_in_4bit"] = settings.load_in_4bit and not other
+    return load_model(name, **options, merge_adapter=True)
 
 
 def reading(settings: TrainSettings) -> ScanSettings:

@@ -216,10 +216,9 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 def at_end(checkpoint: Path, plan: Mapping[str, Any]) -> bool:
     """Whether no step is left."""
-    state = _state(checkpoint)
-    by_steps = plan["max_steps"] > 0
-    reached, limit = ("global_step", "max_steps") if by_steps else ("epoch", "num_train_epochs")
-    return bool(state[reached] >= plan[limit])
+    if plan["max_steps"] > 0:
+        return bool(_state(checkpoint)["global_step"] >= plan["max_steps"])
+    return bool(_state(checkpoint)["epoch"] >= plan["num_train_epochs"])
 
 
 def free_space(folder: Path) -> str:

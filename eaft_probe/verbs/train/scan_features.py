@@ -7,10 +7,8 @@ under --turns each one turn of it.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eaft_probe.columns.groups import READS, groups
 from eaft_probe.data.batches import Window
@@ -20,14 +18,12 @@ from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.model.resolve import find_model
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scan_columns import OF_BASE, ScanStep, open_base
+from eaft_probe.objectives.scan_columns import OF_BASE, Arrays, open_base, resolved
 from eaft_probe.objectives.step_metrics import group_bits
 from eaft_probe.scans.keys import sortable
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import ScanSettings, TrainSettings
 from eaft_probe.verbs.scan.plan import folder_identity, template_hash
-
-Arrays = dict[str, NDArray[Any]]  # name → (n,) of one example's trained tokens
 
 
 @dataclass(frozen=True)
@@ -106,8 +102,8 @@ def for_objective(scan: Scan, names: Sequence[str]) -> Beside:
     def compute(columns: Arrays) -> Arrays:
         base = {n: columns[OF_BASE[n]] for n in names}
         if "base_mean_nll" in base:  # over the columns of the whole example
-            mean = -columns["logprob"].mean(dtype=np.float64)
-            base["base_mean_nll"] = np.full(len(columns["logprob"]), mean)
+            nll = -columns["logprob"]
+            base["base_mean_nll"] = np.full(len(nll), nll.mean(dtype=np.float64))
         return {n: c.astype(np.float32) for n, c in base.items()}
 
     return Beside(scan, sorted(reads), compute)
@@ -153,7 +149,7 @@ class Scans:
         if not wanted.of_scan:
             return wanted
         assert self.read is not None
-        return wanted.resolve(ScanStep(self.read, None, tuple(wanted.reads)))
+        return resolved(wanted, self.read, None)
 
     @property
     def today(self) -> str | None:

@@ -145,7 +145,7 @@ def _trainer(
     together = arguments.train_batch_size * arguments.world_size
     step = together * arguments.gradient_accumulation_steps
     together = together if arguments.world_size > 1 else 1
-    order = ByLength(rows.lengths, step, together, arguments.seed)
+    order = ByLength(rows.data["length"], step, together, arguments.seed)
     if settings.base_scan is None:  # the long work; a typo has shown by now
         visited = [row for row in _visited(order, settings) if row != EMPTY]
         group_tokens(rows, model, visited, settings.group_rows, settings.seed)
@@ -185,8 +185,6 @@ def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, log: RunL
                 log.write()  # the last rows show what stopped it
         trainer.accelerator.wait_for_everyone()  # the first process writes the log
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ProbeError):
-            raise
         raise ProbeError(
             f"training stopped: {one_line(error)}; --resume goes on from the last checkpoint in "
             f"{folder}{run_folder.free_space(folder)}"
@@ -202,5 +200,5 @@ def _go_on(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(folder))
     elif trainer.is_world_process_zero():
-        others = shutil.ignore_patterns(*run_folder.OF_TRAINER)
-        shutil.copytree(checkpoint, folder, ignore=others, dirs_exist_ok=True)
+        of_trainer = shutil.ignore_patterns(*run_folder.OF_TRAINER)
+        shutil.copytree(checkpoint, folder, ignore=of_trainer, dirs_exist_ok=True)
