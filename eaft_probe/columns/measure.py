@@ -94,19 +94,18 @@ def measure_states(
     columns = {s.name: torch.empty(len(hidden), dtype=getattr(torch, s.dtype)) for s in statistics}
     with full_precision(hidden):
         reference_logits = reference_slices(reference)
-        for at, logits in _logit_slices(head, hidden):
-            part = slice(at, at + len(logits))
+        for part, logits in _logit_slices(head, hidden):
             d = LogitSlice(logits, labels[part], hidden[part], head, next(reference_logits))
             for s in statistics:
                 columns[s.name][part] = s.compute(d)
     return TokenColumns(columns)
 
 
-def _logit_slices(head: Head, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, (n, V) logits) for all rows, few enough at once for the statistics."""
+def _logit_slices(head: Head, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(rows, their (n, V) logits) for all rows, few enough at once for the statistics."""
     for start, logits in logit_chunks(head, hidden):
         for rows in slices(logits):
-            yield start + rows.start, logits[rows]
+            yield slice(start + rows.start, start + rows.stop), logits[rows]
 
 
 def reference_slices(reference: Reference | None) -> Iterator[torch.Tensor | None]:
@@ -133,11 +132,12 @@ def slices(logits: torch.Tensor) -> Iterator[slice]:
 
 
 class LogitSlice:
-    """The `Distribution` of n positions. Works in place: `logits` (n, V) float32 do not survive it.
+    """The next-token distributions of n positions, as statistics read them.
 
-    `hidden` (n, D) and `head` only where norms or gradients beyond the logits are asked for.
-
-    After `__init__`: `shifted` is logits − max, `others` are all probabilities but the label's.
+    Works in place: `logits` (n, V) float32 do not survive it. `hidden` (n, D) and `head` only where
+    norms or gradients beyond the logits are asked for. `shifted` is logits − max, `others` are all
+    probabilities but the label's, `others_squared` is their Σ P². Everything is float32 except ids
+    and ranks, and (n,) unless another shape is given.
     Sums over V are in float32; entropy = ln Z − Σ P · shifted has no large terms that cancel.
     """
 
@@ -153,19 +153,20 @@ class LogitSlice:
         self.hidden, self._head = hidden, head
         at = labels[:, None]
         label_logit = logits.gather(1, at)
-        self.top, likeliest = _largest(logits, 20)
+        self.top, likeliest = _largest(logits, 20)  # (n, 20), (n,)
         self.maximum = self.top[:, :1].clone()
         # Counted in a float buffer: 3 µs a row of 49,152, where a sum of booleans takes 12.
         buffer = torch.empty_like(logits)
-        self.rank = torch.gt(logits, label_logit, out=buffer).sum(1).long()
-        self.top1_id = torch.where(self.rank == 0, labels, likeliest)
+        self.rank: torch.Tensor = torch.gt(logits, label_logit, out=buffer).sum(1).long()
+        self.top1_id: torch.Tensor = torch.where(self.rank == 0, labels, likeliest)
         self.shifted = logits.sub_(self.maximum).clamp_(min=SMALLEST)
         probs = torch.softmax(self.shifted, 1, out=buffer)
-        self.top1_logprob = probs.gather(1, likeliest[:, None])[:, 0].log()  # −ln Z
-        self.logprob = (label_logit - self.maximum)[:, 0] + self.top1_logprob
-        self.entropy = (-self.top1_logprob - torch.linalg.vecdot(probs, self.shifted)).clamp(min=0)
-        self.others = probs.scatter_(1, at, 0.0)
-        self.others_squared = torch.linalg.vector_norm(self.others, dim=1) ** 2
+        self.top1_logprob: torch.Tensor = probs.gather(1, likeliest[:, None])[:, 0].log()  # −ln Z
+        self.logprob: torch.Tensor = (label_logit - self.maximum)[:, 0] + self.top1_logprob  # ln p
+        entropy = -self.top1_logprob - torch.linalg.vecdot(probs, self.shifted)
+        self.entropy: torch.Tensor = entropy.clamp(min=0)
+        self.others = probs.scatter_(1, at, 0.0)  # (n, V)
+        self.others_squared: torch.Tensor = torch.linalg.vector_norm(self.others, dim=1) ** 2
 
     @property
     def head(self) -> Head:
@@ -174,23 +175,26 @@ class LogitSlice:
 
     @cached_property
     def hidden_norm(self) -> torch.Tensor:
+        """‖h‖."""
         assert self.hidden is not None, "this needs the hidden states"
         return torch.linalg.vector_norm(self.hidden.float(), dim=1)
 
     def entropy_top(self, k: int) -> torch.Tensor:
+        """Entropy of the renormalised k largest probabilities."""
         many = min(k, self.shifted.shape[1])
         largest = self.top[:, :k] if k <= self.top.shape[1] else self.shifted.topk(many).values
         logprob = largest.log_softmax(1).clamp(min=SMALLEST)
         return -(logprob.exp() * logprob).sum(1).clamp(max=0)
 
     def head_gradient_norm(self) -> torch.Tensor:
-        """Without a soft-cap the plain ‖P − onehot‖ times the scale."""
+        """Of d nll / d (h Wᵀ + b); without a soft-cap the plain ‖P − onehot‖ times the scale."""
         if self.head.softcap is not None:
             return torch.linalg.vector_norm(self.through_head(self.logit_gradient()), dim=1)
         squared = self.logprob.expm1() ** 2 + self.others_squared
         return squared.sqrt() * abs(self.head.scale)
 
     def hidden_gradient_norm(self) -> torch.Tensor:
+        """Of d nll / d h; one more product with the head."""
         delta = self.through_head(self.logit_gradient())  # (n, V) d nll / d (h Wᵀ + b)
         return torch.linalg.vector_norm(self.head.backward(delta), dim=1)
 

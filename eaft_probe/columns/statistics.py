@@ -1,6 +1,6 @@
 """One position's next-token distribution → one number: the STATISTICS that a scan can write.
 
-An entry is a function of a `Distribution` (see `measure.py`) with a unit and a meaning, which
+An entry is a function of a `LogitSlice` (see `measure.py`) with a unit and a meaning, which
 ride along in the parquet files. Only tensor methods are used, so this file imports no torch.
 Notation: P is the model's distribution over V tokens, y the label, p = P[y], h the hidden state.
 """
@@ -8,7 +8,7 @@ Notation: P is the model's distribution over V tokens, y the label, p = P[y], h 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from eaft_probe.errors import BadInput
 from eaft_probe.registry import Registry
@@ -16,35 +16,9 @@ from eaft_probe.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from eaft_probe.columns.measure import LogitSlice
+
 TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig. 6, beside 20
-
-
-class Distribution(Protocol):
-    """What a statistic may read, for n positions at once. Everything float32 but the ids."""
-
-    labels: "Tensor"  # (n,) int64
-    logprob: "Tensor"  # (n,) ln p
-    entropy: "Tensor"  # (n,) −Σ P ln P, nats
-    others_squared: "Tensor"  # (n,) Σ P² over all tokens but the label
-    rank: "Tensor"  # (n,) int64
-    top1_id: "Tensor"  # (n,) int64
-    top1_logprob: "Tensor"  # (n,)
-
-    @property
-    def hidden_norm(self) -> "Tensor":
-        """(n,) ‖h‖."""
-
-    def entropy_top(self, k: int) -> "Tensor":
-        """(n,) entropy of the renormalised k largest probabilities."""
-
-    def head_gradient_norm(self) -> "Tensor":
-        """(n,) norm of d nll / d (h Wᵀ + b), the chain through scale and soft-cap included."""
-
-    def hidden_gradient_norm(self) -> "Tensor":
-        """(n,) norm of d nll / d h; one more product with the head."""
-
-    def kl_reference(self) -> "Tensor":
-        """(n,) KL(reference ‖ model); needs a reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +28,17 @@ class Statistic:
     name: str
     unit: str
     meaning: str
-    compute: Callable[[Distribution], "Tensor"]
+    compute: Callable[["LogitSlice"], "Tensor"]
     dtype: str = "float32"  # or "int32"
     default: bool = True
 
 
-def grad_logits(d: Distribution) -> "Tensor":
+def grad_logits(d: "LogitSlice") -> "Tensor":
     """‖P − onehot(y)‖₂ = √((1 − p)² + Σ_{v≠y} P²). The plain 1 − 2p + ΣP² loses half its digits."""
     return (d.logprob.expm1() ** 2 + d.others_squared) ** 0.5
 
 
-def concentration(d: Distribution) -> "Tensor":
+def concentration(d: "LogitSlice") -> "Tensor":
     """Σ P²."""
     return d.others_squared + (2 * d.logprob).exp()
 

@@ -26,8 +26,8 @@ def require_quick(adapter: str, names: Iterable[str]) -> None:
     """Raises `ModelError` where a pattern of the adapter is not a regular expression, or its
     matching does not end."""
     config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    patterns = [p for value in config.values() for p in _patterns(value)]
-    patterns = [p for p in patterns if any(c in p for c in "*+{?")]  # without these they end
+    strings = (string for value in config.values() for string in _strings(value))
+    patterns = [s for s in strings if any(c in s for c in "*+{?")]  # without these they end
     if not patterns:
         return
     try:
@@ -52,8 +52,8 @@ def require_quick(adapter: str, names: Iterable[str]) -> None:
         ) from error
 
 
-def _patterns(value: object) -> list[str]:
-    """Strings, and keys such as those of `rank_pattern`: any of them may be one."""
+def _strings(value: object) -> list[str]:
+    """Strings, and keys such as those of `rank_pattern`: any of them may be a pattern."""
     if isinstance(value, str):
         return [value]
     return [str(v) for v in value] if isinstance(value, list | dict) else []

@@ -1,7 +1,6 @@
 """What a model computes before its output module: found by what that module is given."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,17 +10,11 @@ from eaft_probe.errors import ModelError
 from eaft_probe.model.head import Head, fitted, head_of
 
 
-@dataclass(frozen=True)
-class Watched:
-    """One forward pass of a model, and what went through its output module."""
-
-    logits: torch.Tensor  # (B, T, V)
-    # (B, T, D) states given to the module, (B, T, V) its own output; None where it was not called.
-    output: tuple[torch.Tensor, torch.Tensor] | None
-
-
-def watched(model: PreTrainedModel, **inputs: torch.Tensor) -> Watched:
-    """Runs the model and watches its output module.
+def watched(
+    model: PreTrainedModel, **inputs: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Runs the model and watches its output module: its (B, T, V) logits, and the (B, T, D) states
+    that the module was given with the (B, T, V) that it made of them; None where it was not called.
 
     The module's output is handed on in float32, so that the model's own scale and cap are computed
     as exactly as ours, whatever its dtype.
@@ -34,7 +27,7 @@ def watched(model: PreTrainedModel, **inputs: torch.Tensor) -> Watched:
 
     with model.get_output_embeddings().register_forward_hook(hook):
         logits = model(use_cache=False, **inputs).logits
-    return Watched(logits, calls[-1] if calls else None)
+    return logits, calls[-1] if calls else None
 
 
 def named_body(model: PreTrainedModel) -> PreTrainedModel:
@@ -59,11 +52,11 @@ def taken_apart(
     head; where there is no such part, as where a transform stands between the two, the model up to
     that module."""
     head = head_of(model)
-    run = watched(model, input_ids=input_ids)
-    if run.output is None:
+    logits, output = watched(model, input_ids=input_ids)
+    if output is None:
         return named_body(model), head
-    expected, raw = run.output
-    head = fitted(head, model, raw, run.logits)
+    expected, raw = output
+    head = fitted(head, model, raw, logits)
     for body in _candidates(model):
         states = body(input_ids=input_ids, use_cache=False)[0]
         if states.shape == expected.shape and torch.allclose(

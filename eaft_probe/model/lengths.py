@@ -71,10 +71,10 @@ def borders(config: PreTrainedConfig) -> tuple[Border, ...]:
     padding counted."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds_of_layer = [part for part in rope.values() if isinstance(part, dict)]
-    found = [_border(config, part) for part in kinds_of_layer or [rope]]
+    of_ropes = [_border(config, part) for part in kinds_of_layer or [rope]]
     if best := getattr(config, "index_topk", None):
-        found.append(Border(int(best), True))
-    return tuple(dict.fromkeys(border for border in found if border is not None))
+        of_ropes.append(Border(int(best), True))
+    return tuple(dict.fromkeys(border for border in of_ropes if border is not None))
 
 
 def _border(config: PreTrainedConfig, rope: dict[str, Any]) -> Border | None:

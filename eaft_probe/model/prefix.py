@@ -16,10 +16,9 @@ class PrefixLayer(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
-        rows = len(key_states)
-        keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
-        values = torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
-        return keys, values
+        shape = (len(key_states), -1, -1, -1)
+        keys = torch.cat([self.keys.expand(shape), key_states], dim=-2)
+        return keys, torch.cat([self.values.expand(shape), value_states], dim=-2)
 
 
 def empty_prefix(config: PreTrainedConfig) -> DynamicCache | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from eaft_probe.errors import ModelError, one_line
-from eaft_probe.model.body import Watched, watched
+from eaft_probe.model.body import watched
 from eaft_probe.model.head import SHAPE_TOLERANCE
 from eaft_probe.model.lengths import Border
 from eaft_probe.model.prefix import empty_prefix
@@ -13,7 +13,7 @@ from eaft_probe.model.prefix import empty_prefix
 if TYPE_CHECKING:
     from eaft_probe.model.loading import CausalLM
 
-TOKENS, KEPT = 12, 6  # of the proof, and those of them that what follows must not change
+TOKENS, FIRST = 12, 6  # of the proof; the first must not change with those after them
 # Largest difference between states, or products, that should be the same, relative to their size:
 # rounding on the way through the layers, or of one dot product.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -30,13 +30,13 @@ def prove(lm: "CausalLM", far: bool = True) -> None:
 
     Without `far` the borders of its ropes are taken from its config untested."""
     ids = proof_ids(lm.head.vocab_size)
-    changed = torch.cat([ids[:, :KEPT], ids[:, KEPT:].flip(1)], dim=1)
+    changed = torch.cat([ids[:, :FIRST], ids[:, FIRST:].flip(1)], dim=1)
     both = torch.cat([ids, changed])
     states = lm.hidden(both)
-    _prove_head(lm, watched(lm.whole, input_ids=both.to(lm.device)), states)
-    first, second = states[:, :KEPT]
+    _prove_head(lm, states, input_ids=both.to(lm.device))
+    first, second = states[:, :FIRST]
     _require_same(lm, first, second, "later tokens")
-    _require_same(lm, first, lm.hidden(ids[:, :KEPT])[0], "the length of the input")
+    _require_same(lm, first, lm.hidden(ids[:, :FIRST])[0], "the length of the input")
     for border in lm.borders if far else ():
         _prove_border(lm, ids, border, first)
 
@@ -46,14 +46,15 @@ def proof_ids(vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
 
 
-def _prove_head(lm: "CausalLM", run: Watched, states: torch.Tensor) -> None:
+def _prove_head(lm: "CausalLM", states: torch.Tensor, **inputs: torch.Tensor) -> None:
     """In three steps, each as tight as its arithmetic: a cap that is missing moves the logits of a
     real model by less than bfloat16 rounds its hidden states."""
-    logits, states = run.logits.float().flatten(0, -2), states.flatten(0, -2)
+    logits, output = watched(lm.whole, **inputs)
+    logits, states = logits.float().flatten(0, -2), states.flatten(0, -2)
     head, device = lm.head, lm.head.weight.device
     pairs = [(logits, head.logits(states.to(device)).to(logits.device), lm.tolerance)]
-    if run.output is not None:
-        read, raw = (t.flatten(0, -2) for t in run.output)
+    if output is not None:
+        read, raw = (t.flatten(0, -2) for t in output)
         pairs += [
             (read, states, lm.tolerance),
             (raw, head.product(read.to(device)).to(logits.device), lm.tolerance),
@@ -84,13 +85,13 @@ def _prove_border(lm: "CausalLM", ids: torch.Tensor, border: Border, states: tor
 
 
 def _at_length(lm: "CausalLM", ids: torch.Tensor, length: int) -> torch.Tensor:
-    """(KEPT, D) states of the first ids in an input as long as that, proven to be the model's."""
+    """(FIRST, D) states of the first ids in an input as long as that, proven to be the model's."""
     positions = torch.arange(ids.shape[1])[None]
     positions[0, -1] = max(length, TOKENS) - 1
     inputs = {"input_ids": ids.to(lm.device), "position_ids": positions.to(lm.device)}
     states: torch.Tensor = lm.body(use_cache=False, **inputs)[0]
-    _prove_head(lm, watched(lm.whole, **inputs), states)
-    return states[0, :KEPT]
+    _prove_head(lm, states, **inputs)
+    return states[0, :FIRST]
 
 
 def _require_same(lm: "CausalLM", a: torch.Tensor, b: torch.Tensor, what: str) -> None:

@@ -66,7 +66,6 @@ class Generator:
 
     def __init__(self, model: CausalLM, sampling: Sampling, batch_size: int) -> None:
         self.model, self.sampling, self.batch_size = model, sampling, batch_size
-        self.max_length, self.vocab_size = model.max_length, model.head.vocab_size
         ids = model.whole.generation_config.eos_token_id
         self.own_stops = frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
         # `generate` would take whatever it is not told from here: a model's own top_k or
@@ -146,8 +145,8 @@ class Generator:
 
     def _cached(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache | None) -> Cache:
         """The keys and values of `ids`, of which `cache` already has a beginning."""
-        config = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=0)
-        return self._generate(ids, mask, cache, config).past_key_values
+        one_token = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=0)
+        return self._generate(ids, mask, cache, one_token).past_key_values
 
     def _generate(
         self,

@@ -35,10 +35,10 @@ class WholeModel:
         the memory does not suffice."""
         self.squares.clear()
         length = label if self.regime(label) == self.regime(len(ids)) else len(ids)
-        input_ids = torch.tensor([ids[:length]], device=self.device)
         from_end = length - label + 1
         keep = {"logits_to_keep": from_end} if self.keeps_some else {}
         try:
+            input_ids = torch.tensor([ids[:length]], device=self.device)
             output = self.model(input_ids=input_ids, use_cache=False, **keep)
             # In float64: of a sure token's P − onehot float32 would leave no digit.
             nll = -output.logits[0, -from_end].double().log_softmax(-1)[ids[label]]

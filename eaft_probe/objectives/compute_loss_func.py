@@ -36,8 +36,12 @@ class GatedLoss:
         elif fields:
             raise BadInput("set the fields on the objective that you give, or give its name")
         self.objective, self.aux_loss_coef = objective, aux_loss_coef
-        needs_more = objective.of_step or objective.of_scan or objective.anchor
-        if needs_more or {*objective.reads} & {*OF_BASE}:
+        if (
+            objective.of_step
+            or objective.of_scan
+            or objective.anchor
+            or {*objective.reads} & {*OF_BASE}
+        ):
             raise BadInput(
                 f"objective {objective.name!r} needs more than the logits of a batch (its "
                 f"step, a scan or a reference); use `eaft-probe train` or GatedLossMixin"
@@ -59,12 +63,12 @@ class GatedLoss:
         trained[:, 0] = False  # nothing predicts it
         rows, columns, wanted = targets(labels, trained)
         count = max(float(len(wanted) if num_items_in_batch is None else num_items_in_batch), 1.0)
-        loss = gated_logit_loss(logits[rows, columns], wanted, self.objective, count).loss
-        return loss + self._auxiliary(outputs, len(wanted) / count)
+        gated = gated_logit_loss(logits[rows, columns], wanted, self.objective, count)
+        return gated.loss + self._auxiliary(outputs, len(wanted) / count)
 
     def _auxiliary(self, outputs: ModelOutput, share: float) -> torch.Tensor | float:
         """The router's loss, by the batch's share of the step's tokens."""
-        aux = getattr(outputs, "aux_loss", None)
+        aux: torch.Tensor | None = getattr(outputs, "aux_loss", None)
         if aux is None:
             return 0.0
         if self.aux_loss_coef is None:
@@ -72,8 +76,7 @@ class GatedLoss:
                 "the model returns its router's aux_loss; give GatedLoss an aux_loss_coef (0 "
                 "leaves it out)"
             )
-        loss: torch.Tensor = self.aux_loss_coef * share * aux
-        return loss
+        return self.aux_loss_coef * share * aux
 
 
 def _logits(outputs: ModelOutput, labels: torch.Tensor | None) -> torch.Tensor:

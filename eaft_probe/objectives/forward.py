@@ -6,7 +6,7 @@ body by itself would skip their hooks and silently train on wrong gradients.
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MethodType
@@ -264,9 +264,8 @@ class AdapterOff:
     def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         with evaluation_mode(self.adapted), self.adapted.disable_adapter():
             base = self.adapted.get_base_model()
-            body = getattr(base, BODY, None) or named_body(base)
-            states: torch.Tensor = body(input_ids=input_ids, use_cache=False)[0]
-            return states
+            body: Callable[..., tuple[torch.Tensor]] = getattr(base, BODY, None) or named_body(base)
+            return body(input_ids=input_ids, use_cache=False)[0]
 
 
 def live_head(model: PreTrainedModel) -> Head:

@@ -85,7 +85,7 @@ def gated_logit_loss(
     return Gated(loss, TokenColumns({"logprob": logprob, "gate": gate}))
 
 
-class _Known(torch.autograd.Function):
+class _Differentiated(torch.autograd.Function):
     """A value whose gradients in the inputs were made together with it."""
 
     @staticmethod
@@ -106,7 +106,7 @@ class _Known(torch.autograd.Function):
         return (None, None, *(None if g is None else g.mul_(outer[0]) for g in gradients))
 
 
-_with_gradients: Callable[..., torch.Tensor] = _Known.apply
+_with_gradients: Callable[..., torch.Tensor] = _Differentiated.apply
 
 
 class _Sums:
@@ -123,12 +123,11 @@ class _Sums:
     ) -> None:
         self.head, self.hidden, self.objective, self.count = head, hidden, objective, count
         self.base, self.reference_logits = base, reference_slices(reference)
-        weight, bias = head.weight, head.bias
         self.d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         # Added up in float32 whatever the weights' type: a sum over chunks in bfloat16 stalls.
         self.d_weight, self.d_bias = (
             torch.zeros_like(p, dtype=torch.float32) if p is not None and p.requires_grad else None
-            for p in (weight, bias)
+            for p in (head.weight, head.bias)
         )
         self.logprob, self.gate, self.kl = (
             hidden.new_zeros(len(hidden), dtype=torch.float32) for _ in range(3)
@@ -180,9 +179,8 @@ class _Sums:
 
     def gradients(self) -> tuple[torch.Tensor | None, ...]:
         """In the hidden states, the head's weight and its bias."""
-        dtype = self.head.weight.dtype
-        weights = (None if g is None else g.to(dtype) for g in (self.d_weight, self.d_bias))
-        return (self.d_hidden, *weights)
+        of_head, dtype = (self.d_weight, self.d_bias), self.head.weight.dtype
+        return (self.d_hidden, *(None if g is None else g.to(dtype) for g in of_head))
 
     def loss(self) -> torch.Tensor:
         terms = -self.gate * self.logprob

@@ -35,7 +35,8 @@ def token_columns(scan: Scan, names: Sequence[str], base: Scan | None = None) ->
     That is one token; where the scan has not kept all of its tokens, the rows are the cells of its
     histogram, with the means of their columns. Raises `MissingColumn`, `ScanError`, `BadInput`.
     """
-    own, of_base = ([n for n in names if (n in OF_BASE) == side] for side in (False, True))
+    own = [name for name in names if name not in OF_BASE]
+    of_base = [name for name in names if name in OF_BASE]
     if not scan.keeps_all:
         yield _cells(scan, [*own, *of_base], base)
         return

@@ -30,9 +30,8 @@ def tally(
     nll, gate = -columns["logprob"].double(), columns["gate"].double()
     sums = [torch.ones_like(nll).sum(), loss.detach().double()]
     sums += [nll.sum(), (gate * nll).sum(), gate.sum()]
-    group = torch.full_like(nll, UNKNOWN, dtype=torch.uint8)
-    if "group" in inputs:
-        group = inputs["group"][inputs["trained"]]
+    unknown = torch.full(inputs["trained"].shape, UNKNOWN, dtype=torch.uint8, device=nll.device)
+    group = inputs.get("group", unknown)[inputs["trained"]]
     for name in LOGGED:
         in_group = group == OTHER if name == "other" else group & GROUP_BITS[name] > 0
         sums += [in_group.double().sum(), (in_group * nll).sum()]

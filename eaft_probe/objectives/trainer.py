@@ -186,9 +186,10 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
         """The statistics `reads` (N,) of a batch under the model as it is, without dropout."""
         with evaluation_mode(self.model_wrapped), self.accelerator.autocast():
             prepared = self._prepare_inputs(model_inputs(inputs))
-            outputs = self.model_wrapped(**prepared, reads=reads, reference=reference)
-        columns: dict[str, torch.Tensor] = outputs["columns"].columns
-        return columns
+            outputs: dict[str, TokenColumns] = self.model_wrapped(
+                **prepared, reads=reads, reference=reference
+            )
+        return outputs["columns"].columns
 
     @torch.no_grad()
     def _step(self, samples: Sequence[Batch]) -> Step:

@@ -215,7 +215,7 @@ def test_other_tokens_of_the_same_data_are_refused(data, model_folder, scanned, 
     made = scan_features.for_objective(scanned, ("base_prob",))
     ids = scanned.tokens(["token_id"])
     assert ids["token_id"].max() > 0
-    swapped = scan_features.Beside(_Other(scanned), made.reads, made.compute)
+    swapped = scan_features.ScanFeatures(_Other(scanned), made.reads, made.compute)
     with pytest.raises(BadInput, match="holds other tokens for row 0"):
         read(data, model_folder, scanned, tmp_path, [swapped])
 

@@ -98,8 +98,8 @@ class MaskedSft(Objective):
     def __call__(self, columns: Columns) -> Column:
         if self.conflicts == "scan":
             return 1 - columns["base_conflict"]
-        conflict = ConflictRule(self.entropy_below, self.prob_below)(columns)
-        return ~conflict * ones(columns["prob"])
+        rule = ConflictRule(self.entropy_below, self.prob_below)
+        return ~rule(columns) * ones(columns["prob"])
 
 
 @entry

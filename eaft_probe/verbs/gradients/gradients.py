@@ -140,9 +140,9 @@ def _continue(
     progress: Progress,
 ) -> None:
     """Takes the missing norms. What another run had beyond this sample is kept."""
-    closed = [n for n in CLOSED if n in scan.columns]
+    columns = ["turn", "logprob", *(name for name in CLOSED if name in scan.columns)]
     size = max(settings.sample, earlier.made.sample if earlier else 0)
-    sample = drawn(scan, size, settings.seed, ["turn", "logprob", *closed])
+    sample = drawn(scan, size, settings.seed, columns)
     norms = _known(sample, earlier, scan.token_key)
     todo = np.flatnonzero(np.isnan(norms[: settings.sample]))
     progress.note(f"loading {settings.model}")

@@ -36,8 +36,7 @@ def contexts(
     windows: list[Context | None] = [None] * len(examples)
     for part in np.unique(tokens["part"]).tolist():
         in_part = np.flatnonzero(tokens["part"] == part)
-        rows = np.unique(tokens["example"][in_part])
-        ids_of = dict(_ids(scan, part, rows, renderer, longest))
+        ids_of = dict(_ids(scan, part, tokens["example"][in_part], renderer, longest))
         for index in in_part.tolist():
             position, ids = int(tokens["position"][index]), ids_of.get(examples[index])
             if ids is not None:

@@ -31,25 +31,25 @@ class RolloutFiles:
 
     path: Path
 
-    def beside(self, ending: str) -> Path:
+    def file(self, ending: str) -> Path:
         return self.path.with_name(self.path.name + ending)
 
     def _part(self, index: int, ending: str) -> Path:
-        return self.beside(PARTS) / f"part-{index:05d}{ending}"
+        return self.file(PARTS) / f"part-{index:05d}{ending}"
 
     def finished(self, plan: Mapping[str, object], overwrite: bool) -> dict[str, int] | None:
         """The counts of this very rollout, done; None where there is something to do.
 
         Raises `ScanError` where the files hold anything else that is worth keeping.
         """
-        if not self.beside(PLAN).exists():
-            if any(p.exists() for p in (self.path, self.beside(PARTS), self.beside(REJECTED))):
+        if not self.file(PLAN).exists():
+            if any(p.exists() for p in (self.path, self.file(PARTS), self.file(REJECTED))):
                 raise ScanError(f"{self.path} exists and is no rollout; choose another --out")
             return None
         if overwrite:
             return None
         try:
-            stored = read_plan(self.beside(PLAN))
+            stored = read_plan(self.file(PLAN))
         except ScanError as error:
             raise ScanError(f"{error}; give --overwrite to start again") from error
         counts: dict[str, int] | None = stored.pop("counts", None)
@@ -58,7 +58,7 @@ class RolloutFiles:
         return counts if self.path.exists() else None
 
     def _begun(self) -> bool:
-        return any(self.beside(PARTS).glob("part-*.json"))
+        return any(self.file(PARTS).glob("part-*.json"))
 
     @contextmanager
     def alone(self, note: Callable[[str], object]) -> Iterator[None]:
@@ -66,7 +66,7 @@ class RolloutFiles:
         with ExitStack() as held:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(self.beside(LOCK), self.path, note))
+                held.enter_context(locked(self.file(LOCK), self.path, note))
             except OSError as error:
                 raise BadInput(
                     f"cannot write {self.path}: {error.strerror or one_line(error)}"
@@ -75,7 +75,7 @@ class RolloutFiles:
 
     def require_unused(self) -> None:
         """Before the long work. Raises `BadInput` where another run is at work."""
-        if self.beside(LOCK).exists():
+        if self.file(LOCK).exists():
             with self.alone(str):
                 pass
 
@@ -85,9 +85,9 @@ class RolloutFiles:
         try:
             if overwrite or not self._begun():
                 self.clear()
-            require_no_links([self.beside(PARTS)])
-            write_json(self.beside(PLAN), plan)
-            self.beside(PARTS).mkdir(exist_ok=True)
+            require_no_links([self.file(PARTS)])
+            write_json(self.file(PLAN), plan)
+            self.file(PARTS).mkdir(exist_ok=True)
         except OSError as error:
             raise BadInput(
                 f"cannot write {self.path}: {error.strerror or one_line(error)}"
@@ -96,11 +96,11 @@ class RolloutFiles:
     def clear(self) -> None:
         """The answers go first, so that old ones are not taken for those of a new plan."""
         self.path.unlink(missing_ok=True)
-        self.beside(REJECTED).unlink(missing_ok=True)
-        if self.beside(PARTS).is_symlink():
-            self.beside(PARTS).unlink()
-        shutil.rmtree(self.beside(PARTS), ignore_errors=True)
-        self.beside(PLAN).unlink(missing_ok=True)
+        self.file(REJECTED).unlink(missing_ok=True)
+        if self.file(PARTS).is_symlink():
+            self.file(PARTS).unlink()
+        shutil.rmtree(self.file(PARTS), ignore_errors=True)
+        self.file(PLAN).unlink(missing_ok=True)
 
     def has(self, index: int) -> bool:
         """Whether a unit is done: its report is written after its lines."""
@@ -121,7 +121,7 @@ class RolloutFiles:
             counts.update(report["counts"])
         rejected = [line(row) for report in reports for row in report["rejected"]]
         if rejected:
-            with written_aside(self.beside(REJECTED)) as aside, aside.open("w") as file:
+            with written_aside(self.file(REJECTED)) as aside, aside.open("w") as file:
                 file.writelines(rejected)
         if not counts["answers"]:
             self._give_up(counts, plan)
@@ -129,15 +129,15 @@ class RolloutFiles:
             for index in range(count):
                 with self._part(index, ".jsonl").open("rb") as part:
                     shutil.copyfileobj(part, joined)
-        write_json(self.beside(PLAN), {**plan, "counts": counts})
-        shutil.rmtree(self.beside(PARTS))
+        write_json(self.file(PLAN), {**plan, "counts": counts})
+        shutil.rmtree(self.file(PARTS))
         return dict(counts)
 
     def _give_up(self, counts: Mapping[str, int], plan: Mapping[str, Any]) -> None:
         """Leaves nothing that a corrected command must respect: a plan without a part is void.
         Raises `DataError`."""
-        shutil.rmtree(self.beside(PARTS))
+        shutil.rmtree(self.file(PARTS))
         raise DataError(
             f"nothing to answer in {plan['data']['source']}: all {counts['rows']} rows were "
-            f"rejected; see {self.beside(REJECTED)} for the reasons"
+            f"rejected; see {self.file(REJECTED)} for the reasons"
         )

@@ -59,17 +59,16 @@ class Rollout:
             f"{self.answers:,} answers to {self.prompts:,} prompts, {self.tokens:,} tokens, "
             f"in {self.path}"
         ]
-        of = f"of {self.answers:,} answers"
-        if self.cut:
-            lines.append(f"{self.cut:,} {of} were cut at --max-new-tokens")
-        if self.empty:
-            lines.append(f"{self.empty:,} {of} are empty; a scan rejects them")
-        if self.retokenized:
-            lines.append(f"{self.retokenized:,} {of} read back as other tokens than were sampled")
+        notes = {
+            "were cut at --max-new-tokens": self.cut,
+            "are empty; a scan rejects them": self.empty,
+            "read back as other tokens than were sampled": self.retokenized,
+        }
+        lines += [f"{n:,} of {self.answers:,} answers {what}" for what, n in notes.items() if n]
         if self.rejected:
             lines.append(
                 f"{self.rejected:,} of {self.rows:,} rows were not answered, see "
-                f"{RolloutFiles(self.path).beside(REJECTED)}"
+                f"{RolloutFiles(self.path).file(REJECTED)}"
             )
         return "\n".join(lines)
 
@@ -104,7 +103,7 @@ def rollout(
     units = UnitPlan.of(source, selection(reading), chosen.rows_per_unit)
     plan = _plan(source, row_format, units, reading, chosen)
     if "today" in plan:
-        plan["today"] = told_date(files.beside(PLAN), chosen.today, chosen.overwrite)
+        plan["today"] = told_date(files.file(PLAN), chosen.today, chosen.overwrite)
         chosen = replace(chosen, today=plan["today"])
     counts = files.finished(plan, chosen.overwrite)
     if counts is None:
@@ -127,9 +126,8 @@ def _writable(out: Path, data: Any) -> Path:
 
 def _reading(settings: RolloutSettings) -> ScanSettings:
     """How a scan would read the same rows."""
-    names = {f.name for f in fields(ScanSettings)} & {f.name for f in fields(RolloutSettings)}
-    names -= {"overwrite", "train_on"}
-    return ScanSettings(**{name: getattr(settings, name) for name in names})
+    names = {f.name for f in fields(ScanSettings)} - {"overwrite", "train_on"}
+    return ScanSettings(**{n: getattr(settings, n) for n in names if hasattr(settings, n)})
 
 
 def _plan(
@@ -198,17 +196,16 @@ class Answerer:
         self.sampler = Generator(model, sampling, batch_size)
         self.prompts = Prompts(Renderer(model.tokenizer, RenderOptions.of(settings)))
         self.reader = Reader(row_format, self._prompt, settings.strict)
-        self.max_length = settings.max_length or self.sampler.max_length
+        self.model, self.max_length = model, settings.max_length or model.max_length
         self._require_room()
         if self.prompts.renderer.limits:
             progress.note(self.prompts.renderer.limits)
 
     def _require_room(self) -> None:
-        longest = self.sampler.max_length
-        if self.max_length > longest:
+        if self.max_length > self.model.max_length:
             raise BadInput(
-                f"--max-length {self.max_length} is more than {self.settings.model} "
-                f"reads ({longest} tokens)"
+                f"--max-length {self.max_length} is more than {self.settings.model} reads "
+                f"({self.model.max_length} tokens)"
             )
         if self.settings.max_new_tokens >= self.max_length:
             raise BadInput(
@@ -220,7 +217,7 @@ class Answerer:
         """The example's prompt. Raises `RowError` where it has none that fits."""
         prompt = self.prompts(example)
         length, new = len(prompt.ids), self.settings.max_new_tokens
-        if max(prompt.ids) >= self.sampler.vocab_size:
+        if max(prompt.ids) >= self.model.head.vocab_size:
             raise RowError(f"token id {max(prompt.ids)} is beyond the model's vocabulary")
         if length + new > self.max_length:
             raise RowError(

@@ -31,7 +31,7 @@ from eaft_probe.objectives.forward import evaluation_mode
 from eaft_probe.objectives.step_metrics import UNKNOWN, group_bits
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.train.scan_features import Beside, Cursor
+from eaft_probe.verbs.train.scan_features import Cursor, ScanFeatures
 
 
 def read_windows(
@@ -122,7 +122,7 @@ class Rows(Dataset[Row]):
         source: Source,
         settings: ScanSettings,
         model: CausalLM,
-        features: Sequence[Beside],
+        features: Sequence[ScanFeatures],
         cache: str,
     ) -> "Rows":
         """Raises `DataError` where no row has a trained token."""

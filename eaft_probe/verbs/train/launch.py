@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -20,8 +19,6 @@ from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.model.loading import resolve_device
 from eaft_probe.objectives.trainer import require_as_launched
 from eaft_probe.settings import TrainSettings
-
-T = TypeVar("T")
 
 # Settings that TrainingArguments takes under the same name.
 PASSED = (
@@ -114,13 +111,11 @@ def require_trackers(names: Sequence[str]) -> None:
     """Before the long work: the Trainer would look for them after it."""
     installed = get_available_reporting_integrations()
     for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            available = ", ".join(INTEGRATION_TO_CALLBACK)
-            raise BadInput(f"unknown tracker {name!r} for --report-to; available: {available}")
         if name not in installed:
+            why = "not installed" if name in INTEGRATION_TO_CALLBACK else "unknown"
             raise BadInput(
-                f"the tracker {name!r} of --report-to is not installed; installed: "
-                f"{', '.join(installed) or 'none'}"
+                f"the tracker {name!r} for --report-to is {why}; installed: "
+                f"{', '.join(installed) or 'none'}, available: {', '.join(INTEGRATION_TO_CALLBACK)}"
             )
 
 
@@ -151,10 +146,10 @@ def as_bad_input() -> Iterator[None]:
         raise BadInput(f"training cannot start: {one_line(error)}") from error
 
 
-def on_main(arguments: TrainingArguments, work: Callable[[], T]) -> T:
+def on_main(arguments: TrainingArguments, work: Callable[[], object]) -> object:
     """One process does the work while the others wait, and all of them return or raise what it
     does. It begins once all are here: the failure of another process must not cost an old run."""
-    outcome: list[Any] = [None, None]
+    outcome: list[object] = [None, None]
     PartialState().wait_for_everyone()
     if arguments.process_index == 0:
         try:
@@ -164,16 +159,7 @@ def on_main(arguments: TrainingArguments, work: Callable[[], T]) -> T:
     result, error_of_main = broadcast_object_list(outcome)
     if error_of_main:
         raise error_of_main
-    return result  # type: ignore[no-any-return]
-
-
-@contextmanager
-def main_first(arguments: TrainingArguments) -> Iterator[None]:
-    """Work that the first process of a machine does before the others. It then waits for them: if
-    it failed soon after, it would remove what they are still reading."""
-    with arguments.main_process_first(local=True):
-        yield
-    PartialState().wait_for_everyone()
+    return result
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def load(
 
 def reading(settings: TrainSettings) -> ScanSettings:
     """The same settings as a scan would have them: the same rows, tokens, mask and truncation."""
-    names = {f.name for f in fields(ScanSettings)} & {f.name for f in fields(TrainSettings)}
-    return ScanSettings(**{n: getattr(settings, n) for n in names - {"overwrite"}})
+    names = {f.name for f in fields(ScanSettings)} - {"overwrite"}
+    return ScanSettings(**{n: getattr(settings, n) for n in names if hasattr(settings, n)})
 
 
 def with_lora(whole: PreTrainedModel, settings: TrainSettings) -> PreTrainedModel:
@@ -65,31 +65,29 @@ def with_lora(whole: PreTrainedModel, settings: TrainSettings) -> PreTrainedMode
 
 
 def measured_against(
-    wanted: Objective,
+    objective: Objective,
     trained: PreTrainedModel,
     model: CausalLM,
     settings: TrainSettings,
     arguments: TrainingArguments,
-) -> tuple[ReferenceModel | None, HeldOut | None]:
+) -> tuple[ReferenceModel | None, HeldOut]:
     """What an anchor pulls towards, and the held-out data. Where either needs the starting model,
     that is the trained one with the adapter off, or one copy."""
     other, same = settings.reference, replace(reading(settings), limit=None, sample=None)
     any_kind = replace(same, format=None, columns={}, config_name=None, split="train")
     target, notes = read_held_out(settings.eval_data, same, model, settings.eval_tokens)
     retain, more = read_held_out(settings.retain_data, any_kind, model, settings.eval_tokens)
-    if wanted.anchor is None and other is not None:
-        raise BadInput(f"objective {wanted.name!r} has no anchor; leave --reference out")
+    if objective.anchor is None and other is not None:
+        raise BadInput(f"objective {objective.name!r} has no anchor; leave --reference out")
     base: ReferenceModel | None = None
-    if retain or (wanted.anchor and other is None):
+    if retain or (objective.anchor and other is None):
         lora = settings.lora_r is not None
         base = (
             AdapterOff(trained, model.head) if lora else load(settings.model, settings, arguments)
         )
-    held_out: HeldOut | None = None
-    if target or retain:
-        held_out = HeldOut(target, retain, base if retain else None, [*notes, *more])
+    held_out = HeldOut(target, retain, base if retain else None, [*notes, *more])
     if other is None:
-        return base if wanted.anchor else None, held_out
+        return base if objective.anchor else None, held_out
     reference = load(other, settings, arguments, other=True)
     require_same_vocabulary(model, reference, other, settings.model)
     return reference, held_out

@@ -22,7 +22,7 @@ DONE = "done"  # a key of CONFIG, written last of all
 # What a checkpoint holds beside the model.
 OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
 # What a run writes, and --overwrite removes.
-OWN = (
+RUN_FILES = (
     "checkpoint-*",
     "*.safetensors",
     "model.safetensors.index.json",
@@ -159,7 +159,7 @@ def _prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> 
         for checkpoint in _checkpoints(folder):  # unfinished ones
             if not _state(checkpoint):  # they fill the disk, and --save-total-limit counts them
                 shutil.rmtree(checkpoint)
-    for pattern in OWN if settings.overwrite else ():
+    for pattern in RUN_FILES if settings.overwrite else ():
         for path in folder.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path)

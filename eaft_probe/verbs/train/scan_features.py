@@ -27,7 +27,7 @@ from eaft_probe.verbs.scan.plan import folder_identity, template_hash
 
 
 @dataclass(frozen=True)
-class Beside:
+class ScanFeatures:
     """What a scan adds to the rows: the columns `compute` makes of `reads`, for each trained token
     of an example."""
 
@@ -52,7 +52,7 @@ class Beside:
 class Cursor:
     """One pass over the scan, to be asked for rows, and turns of a row, in rising order."""
 
-    def __init__(self, features: Beside) -> None:
+    def __init__(self, features: ScanFeatures) -> None:
         self.scan, self.compute, self.examples = (
             features.scan,
             features.compute,
@@ -95,7 +95,7 @@ class Cursor:
         return None
 
 
-def for_objective(scan: Scan, names: Sequence[str]) -> Beside:
+def for_objective(scan: Scan, names: Sequence[str]) -> ScanFeatures:
     """The columns `names` of OF_BASE, float32."""
     reads = {OF_BASE[n] for n in names} | ({"logprob"} if "base_mean_nll" in names else set())
 
@@ -106,12 +106,12 @@ def for_objective(scan: Scan, names: Sequence[str]) -> Beside:
             base["base_mean_nll"] = np.full(len(nll), nll.mean(dtype=np.float64))
         return {n: c.astype(np.float32) for n, c in base.items()}
 
-    return Beside(scan, sorted(reads), compute)
+    return ScanFeatures(scan, sorted(reads), compute)
 
 
-def for_groups(scan: Scan) -> Beside:
+def for_groups(scan: Scan) -> ScanFeatures:
     """`group`, the bits of GROUP_BITS under the scan's rule."""
-    return Beside(
+    return ScanFeatures(
         scan, READS, lambda c: {"group": group_bits(groups(c, scan.rule)).astype(np.uint8)}
     )
 
@@ -125,31 +125,32 @@ class Scans:
     base: Scan | None
 
     @classmethod
-    def opened(cls, settings: TrainSettings, wanted: Objective) -> "Scans":
-        names = tuple(name for name in wanted.reads if name in OF_BASE)
+    def opened(cls, settings: TrainSettings, objective: Objective) -> "Scans":
+        names = tuple(name for name in objective.reads if name in OF_BASE)
         mask, base = (open_base(d, "training") for d in (settings.mask, settings.base_scan))
         if names and (mask or base) is None:
             raise BadInput(
-                f"objective {wanted.name!r} reads {names[0]} from a finished scan of the same "
+                f"objective {objective.name!r} reads {names[0]} from a finished scan of the same "
                 f"data; give it as --mask DIR"
             )
         if "reference_logprob" in names and mask is None:
             raise BadInput(
-                f"objective {wanted.name!r} compares with another model; give its scan of the "
+                f"objective {objective.name!r} compares with another model; give its scan of the "
                 f"same data as --mask DIR"
             )
         if mask and not names:
-            raise BadInput(f"objective {wanted.name!r} reads nothing from a scan; leave --mask out")
+            raise BadInput(
+                f"objective {objective.name!r} reads nothing from a scan; leave --mask out"
+            )
         if base:
             require_same_model(base, settings)
         return cls((mask or base) if names else None, names, base)
 
-    def resolved(self, wanted: Objective) -> Objective:
+    def resolved(self, objective: Objective) -> Objective:
         """An objective that must see the whole scan first has seen it."""
-        if not wanted.of_scan:
-            return wanted
-        assert self.read is not None
-        return resolved(wanted, self.read, None)
+        if not objective.of_scan or self.read is None:
+            return objective
+        return resolved(objective, self.read, None)
 
     @property
     def today(self) -> str | None:
@@ -157,7 +158,9 @@ class Scans:
         dates = (s.manifest["config"].get("today") for s in (self.read, self.base) if s)
         return next(filter(None, dates), None)
 
-    def features(self, source: Source, settings: ScanSettings, model: CausalLM) -> list[Beside]:
+    def features(
+        self, source: Source, settings: ScanSettings, model: CausalLM
+    ) -> list[ScanFeatures]:
         """What the scans add to the rows. Raises `BadInput` where they are of other data."""
         features = []
         if self.read:

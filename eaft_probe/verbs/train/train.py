@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -23,7 +24,7 @@ from eaft_probe.data.sources import require_outside
 from eaft_probe.errors import ProbeError, one_line
 from eaft_probe.model.foreign import quiet
 from eaft_probe.model.loading import CausalLM
-from eaft_probe.objectives.gates import objective
+from eaft_probe.objectives.gates import objective as objective_named
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.progress import Progress, Silent
@@ -60,11 +61,11 @@ def train(
     Raises `BadInput`, or `ProbeError` where training fails.
     """
     chosen: TrainSettings = make_settings(TrainSettings, settings)
-    wanted, folder = _objective(chosen), Path(out)
-    scans = scan_features.Scans.opened(chosen, wanted)
-    date = chosen.today or scans.today
-    date = told_date(folder / run_folder.CONFIG, date, overwrite=not chosen.resume)
-    chosen = replace(chosen, today=date)
+    objective, folder = _objective(chosen), Path(out)
+    scans = scan_features.Scans.opened(chosen, objective)
+    today = chosen.today or scans.today
+    today = told_date(folder / run_folder.CONFIG, today, overwrite=not chosen.resume)
+    chosen = replace(chosen, today=today)
     arguments = launch.training_arguments(data, chosen, folder)
     progress = (progress or Silent()) if arguments.process_index == 0 else Silent()
     for source in (data, chosen.eval_data, chosen.retain_data):
@@ -74,14 +75,16 @@ def train(
     progress.note(f"loading {chosen.model}")
     model = load(chosen.model, chosen, arguments)
     with launch.shared_folder() as cache, ExitStack() as held:
-        with launch.main_first(arguments):
+        with arguments.main_process_first(local=True):
             rows = _rows(data, chosen, scans, model, cache)
+        # If the first process failed soon after, it would remove what the others still read.
+        PartialState().wait_for_everyone()
         lost = sentences(rows.lost)
-        for note in _notes(lost, wanted, chosen, model):
+        for note in _notes(lost, objective, chosen, model):
             progress.note(note)
-        log = RunLog(folder, wanted, progress)
+        log = RunLog(folder, objective, progress)
         with launch.as_bad_input():
-            trainer = _trainer(rows, model, scans.resolved(wanted), arguments, chosen, log)
+            trainer = _trainer(rows, model, scans.resolved(objective), arguments, chosen, log)
         before = trainer.held_out_figures()
         rule = scans.read.rule if scans.read else None
         plan = run_folder.plan(chosen, rows.source, rows.fingerprint, rule, arguments.world_size)
@@ -102,7 +105,7 @@ def _objective(settings: TrainSettings) -> Objective:
         values["compat"] = settings.compat
     if settings.mask is not None and settings.objective == "masked-sft":
         values["conflicts"] = "scan"
-    return objective(settings.objective, values)
+    return objective_named(settings.objective, values)
 
 
 def _rows(
@@ -114,13 +117,13 @@ def _rows(
 
 
 def _notes(
-    lost: Sequence[str], wanted: Objective, settings: TrainSettings, model: CausalLM
+    lost: Sequence[str], objective: Objective, settings: TrainSettings, model: CausalLM
 ) -> Iterator[str]:
     yield from lost
-    if wanted.authors_lr not in (None, settings.learning_rate):
+    if objective.authors_lr not in (None, settings.learning_rate):
         yield (
-            f"{wanted.name} was published with --learning-rate {wanted.authors_lr:g}; this run has "
-            f"{settings.learning_rate:g}"
+            f"{objective.name} was published with --learning-rate {objective.authors_lr:g}; this "
+            f"run has {settings.learning_rate:g}"
         )
     if limits := Renderer(model.tokenizer, RenderOptions.of(settings)).limits:
         yield limits
@@ -132,14 +135,14 @@ def _notes(
 def _trainer(
     rows: Rows,
     model: CausalLM,
-    wanted: Objective,
+    objective: Objective,
     arguments: TrainingArguments,
     settings: TrainSettings,
     log: RunLog,
 ) -> GatedTrainer:
     trained = with_lora(model.whole, settings)
-    reference, held_out = measured_against(wanted, trained, model, settings, arguments)
-    for note in held_out.notes if held_out else ():
+    reference, held_out = measured_against(objective, trained, model, settings, arguments)
+    for note in held_out.notes:
         log.progress.note(note)
     launch.require_optimizer(trained, arguments)
     together = arguments.train_batch_size * arguments.world_size
@@ -157,7 +160,7 @@ def _trainer(
         data_collator=rows.collate,
         sampler=order,
         processing_class=model.tokenizer,
-        objective=wanted,
+        objective=objective,
         held_out=held_out,
         reference=reference,
         callbacks=[InEpoch(order), log],
@@ -175,8 +178,11 @@ def _visited(order: ByLength, settings: TrainSettings) -> Iterator[int]:
 def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, log: RunLog) -> None:
     checkpoint = run_folder.last_checkpoint(folder) if settings.resume else None
     if settings.resume:
-        start = "no checkpoint to resume from; starting at step 0"
-        log.progress.note(f"going on from {checkpoint.name}" if checkpoint else start)
+        log.progress.note(
+            f"going on from {checkpoint.name}"
+            if checkpoint
+            else "no checkpoint to resume from; starting at step 0"
+        )
     try:
         with quiet():
             try:
@@ -200,5 +206,5 @@ def _go_on(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(folder))
     elif trainer.is_world_process_zero():
-        of_trainer = shutil.ignore_patterns(*run_folder.OF_TRAINER)
-        shutil.copytree(checkpoint, folder, ignore=of_trainer, dirs_exist_ok=True)
+        without = shutil.ignore_patterns(*run_folder.OF_TRAINER)
+        shutil.copytree(checkpoint, folder, ignore=without, dirs_exist_ok=True)
