@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from eaft_probe.columns.measure import LogitSlice
 
-TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig. 6, beside 20
+TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig. 6, besides 20
 
 
 @dataclass(frozen=True, slots=True)

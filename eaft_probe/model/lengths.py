@@ -60,14 +60,14 @@ def in_passes(run: Callable[[list[int], int], torch.Tensor], passes: Passes) -> 
 
 
 def packed_lengths(position_ids: torch.Tensor) -> list[int]:
-    """The lengths of examples that stand behind one another in (B, T), each from position 0."""
+    """The lengths of examples that follow one another in (B, T), each from position 0."""
     starts = (position_ids == 0).flatten().nonzero()[:, 0].tolist()
     return [end - start for start, end in pairwise([*starts, position_ids.numel()])]
 
 
 def borders(config: PreTrainedConfig) -> tuple[Border, ...]:
     """Of the ropes of a (text) config, one for each kind of layer in a few; and of its sparse
-    attention: of keys that score 0 alike, which are among the best hangs on how many there are,
+    attention: of keys that score 0 alike, which are among the best depends on how many there are,
     padding counted."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds_of_layer = [part for part in rope.values() if isinstance(part, dict)]
@@ -95,21 +95,21 @@ def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
 
 
 def forget_lengths(model: torch.nn.Module) -> None:
-    """Lets every pass of a model with dynamic NTK begin anew.
+    """Resets a model with dynamic NTK before every pass.
 
     `transformers` keeps the frequencies of the longest input so far, so that a shorter one beyond
-    the border would hang on what was read before it.
+    the border would depend on what was read before it.
     """
     for module in model.modules():
         if hasattr(module, "max_seq_len_cached") and "dynamic" in str(module.rope_type):
-            module.register_forward_pre_hook(_begin_anew)
+            module.register_forward_pre_hook(_reset)
 
 
-def _begin_anew(rope: torch.nn.Module, _: object) -> None:
+def _reset(rope: torch.nn.Module, _: object) -> None:
     for name in [n for n in vars(rope) if n.endswith("max_seq_len_cached")]:
         current = name.replace("max_seq_len_cached", "inv_freq")
         original = getattr(rope, name.replace("max_seq_len_cached", "original_inv_freq"), None)
         if original is not None:  # else the length that all kinds of layers begin with
-            here = original.to(getattr(rope, current).device)
-            rope.register_buffer(current, here, persistent=False)
+            frequencies = original.to(getattr(rope, current).device)
+            rope.register_buffer(current, frequencies, persistent=False)
             setattr(rope, name, rope.original_max_seq_len)

@@ -68,7 +68,7 @@ class CausalLM:
 
     @torch.inference_mode()
     def hidden(self, input_ids: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T) ids behind a common prefix (P,) → (B, T, D) states that the head reads.
+        """(B, T) ids after a common prefix (P,) → (B, T, D) states that the head reads.
 
         No mask is passed: padding stands at the right, where causal attention never looks.
         """
@@ -80,7 +80,7 @@ class CausalLM:
         return self._last(input_ids=input_ids, use_cache=True, **cache)
 
     def _cached(self, prefix: torch.Tensor) -> DynamicCache:
-        """The prefix's keys and values, kept for the next batches behind the same one."""
+        """The prefix's keys and values, kept for the next batches that share it."""
         if self._prefix is None or not torch.equal(self._prefix[0], prefix):
             cache = empty_prefix(self.config)
             options = {"input_ids": prefix[None].to(self.device), self.cache_name: cache}
@@ -99,7 +99,7 @@ class CausalLM:
 
     @cached_property
     def cost(self) -> tuple[float, float] | None:
-        """Multiplications for a token and for a pair of positions; None where no prefix can be
+        """Multiplications for a token, and for a pair of positions; None where no prefix can be
         shared."""
         if self.unshared is not None:
             return None
@@ -109,16 +109,16 @@ class CausalLM:
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         return linear, 2 * config.num_hidden_layers * heads * width
 
-    unshared = cached_property(why_unshared)
+    unshared = cached_property(why_unshared)  # the reason, where rows cannot share a prefix
 
     @cached_property
     def borders(self) -> tuple[Border, ...]:
-        """Lengths beyond which numbers hang on the length of the whole input."""
+        """Lengths beyond which numbers depend on the length of the whole input."""
         return borders(self.config)
 
     @property
     def tolerance(self) -> float:
-        """Of what should be the same but for rounding, relative to its size."""
+        """Largest relative difference of numbers that should be the same except for rounding."""
         return TOLERANCE[self.dtype]
 
 
@@ -239,7 +239,7 @@ def resolve_device(device: str) -> str:
 
 def _device(model: PreTrainedModel) -> torch.device:
     """Where input goes. Weights that `accelerate` keeps in the CPU's memory or on disk are run
-    on another device than they are kept on."""
+    on the device that they are brought to."""
     first: torch.device = next(model.parameters()).device
     if first.type != "meta":
         return first

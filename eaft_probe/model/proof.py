@@ -74,7 +74,7 @@ def _prove_head(lm: "CausalLM", states: torch.Tensor, **inputs: torch.Tensor) ->
 
 def _prove_border(lm: "CausalLM", ids: torch.Tensor, border: Border, states: torch.Tensor) -> None:
     """The same on both sides of a rope's border, which may be too far away to fill with tokens: the
-    frequencies follow the greatest position, so the last token is put there, behind a gap."""
+    frequencies follow the greatest position, so the last token is put there, after a gap."""
     within, beyond, farther = (
         _at_length(lm, ids, n) for n in (border.at, border.at + 1, 2 * border.at + TOKENS)
     )
@@ -124,11 +124,11 @@ def why_unshared(lm: "CausalLM") -> str | None:
     except PREFIX_ERRORS as error:
         return one_line(error, 120)
     if whole.shape != split.shape:
-        return f"tokens behind a prefix get states of shape {tuple(split.shape)}"
+        return f"tokens after a prefix get states of shape {tuple(split.shape)}"
     difference = differ(whole, split)
     if difference <= lm.tolerance:
         return None
-    return f"tokens behind a prefix change by {difference:.2g}"
+    return f"tokens after a prefix change by {difference:.2g}"
 
 
 def differ(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Where a model lies, and what identifies its weights."""
+"""Where a model's files are, and what identifies its weights."""
 
 import hashlib
 import importlib.util
@@ -32,7 +32,7 @@ class Place:
         """sha256 over every weight file's size, header and 64 evenly spaced 1 MB blocks.
 
         Reading a whole 32B model would take minutes; a fine-tuned copy differs in every block.
-        Where the folder has weights that are not loaded, the names of those that are count, too.
+        Where the folder has weights that are not loaded, the names of the loaded ones count, too.
         Raises `ModelError`.
         """
         digest = hashlib.sha256()

@@ -68,8 +68,8 @@ class Generator:
         self.model, self.sampling, self.batch_size = model, sampling, batch_size
         ids = model.whole.generation_config.eos_token_id
         self.own_stops = frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
-        # `generate` would take whatever it is not told from here: a model's own top_k or
-        # repetition_penalty would change the answers without a word.
+        # `generate` would take every other option from here: a model's own top_k or
+        # repetition_penalty would silently change the answers.
         model.whole.generation_config = GenerationConfig()
         self.shares = model.cost is not None and not model.borders
         self.regime = regimes(model.borders)
@@ -185,7 +185,7 @@ class _StepReport:
 
     def __init__(self, stops: frozenset[int], report: Report) -> None:
         self.stops, self.report = torch.tensor(sorted(stops), dtype=torch.long), report
-        self.left: torch.Tensor | None = None  # (B,) rows that still go on
+        self.left: torch.Tensor | None = None  # (B,) rows that are not finished
 
     def __call__(self, ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         never = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -206,7 +206,7 @@ def seeded(seed: str) -> Iterator[None]:
 
 
 def _padded(prompts: Sequence[Ids], common: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) ids and mask. Padding stands at the left of what is not common to all."""
+    """(B, T) ids and mask. Padding is at the left of what is not common to all."""
     longest = max(map(len, prompts))
     ids = torch.zeros((len(prompts), longest), dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -30,7 +30,7 @@ class WholeModel:
         self.keeps_some = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     def __call__(self, ids: Sequence[int], label: int) -> tuple[float, float]:
-        """(norm, nll in nats) of `ids[label]` behind the ids before it. Those after it are read
+        """(norm, nll in nats) of `ids[label]` after the ids before it. Those after it are read
         only where the model's numbers depend on how long its input is. Raises `ProbeError` where
         the memory does not suffice."""
         self.squares.clear()

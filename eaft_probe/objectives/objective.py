@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Anchor:
-    """The term β · KL beside the gated loss. Forward is KL(reference ‖ model)."""
+    """The term β · KL that is added to the gated loss. Forward is KL(reference ‖ model)."""
 
     beta: float
     direction: Literal["forward", "reverse"]

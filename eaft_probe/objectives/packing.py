@@ -7,7 +7,7 @@ import torch
 
 from eaft_probe.errors import BadInput
 
-# Name → tensor, most of them (B, T); what a collator says of packed rows may also be a number.
+# Name → tensor, most of them (B, T); of packed rows a collator may also give numbers.
 Batch = dict[str, Any]
 PACKED = {"position_ids", "seq_idx", "cu_seq_lens_q"}  # what tells documents apart
 # How far other documents may move a document's log-probabilities, in nats: as far as a scan's, in

@@ -1,4 +1,4 @@
-"""Gates with a pull towards a reference model beside them."""
+"""Gates with an anchor: a pull towards a reference model."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -35,7 +35,7 @@ from eaft_probe.verbs.gradients.token_contexts import Context, contexts
 from eaft_probe.verbs.scan.plan import folder_identity
 
 SAVE_SECONDS = 10.0  # between writings of what is done
-# How far a token's nll may lie from the scan's, nats: rounding is 1e-4, other weights or another
+# How far a token's nll may be from the scan's, nats: rounding is 1e-4, other weights or another
 # context move it by tenths.
 SAME_NLL = 0.01
 

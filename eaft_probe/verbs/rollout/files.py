@@ -4,7 +4,7 @@ F.jsonl                  the answers, one a line, once all are there
 F.jsonl.plan             the settings that a rerun must repeat; the counts once it is finished
 F.jsonl.parts/           one part a unit, until they are joined
 F.jsonl.rejected.jsonl   every row that was not answered, with the reason; where there are any
-F.jsonl.lock             while a run is at work
+F.jsonl.lock             while a run works on it
 """
 
 import json
@@ -74,7 +74,7 @@ class RolloutFiles:
             yield
 
     def require_unused(self) -> None:
-        """Before the long work. Raises `BadInput` where another run is at work."""
+        """Before the long work. Raises `BadInput` where another run works on it."""
         if self.file(LOCK).exists():
             with self.alone(str):
                 pass

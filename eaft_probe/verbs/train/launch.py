@@ -148,7 +148,7 @@ def as_bad_input() -> Iterator[None]:
 
 def on_main(arguments: TrainingArguments, work: Callable[[], object]) -> object:
     """One process does the work while the others wait, and all of them return or raise what it
-    does. It begins once all are here: the failure of another process must not cost an old run."""
+    does. It begins once all have arrived: where another one failed, an old run must stay."""
     outcome: list[object] = [None, None]
     PartialState().wait_for_everyone()
     if arguments.process_index == 0:

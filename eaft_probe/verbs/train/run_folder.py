@@ -19,7 +19,7 @@ from eaft_probe.storage.atomic import locked, require_writable, write_json
 
 CONFIG, CARD, LOCK = "train.json", "README.md", ".lock"
 DONE = "done"  # a key of CONFIG, written last of all
-# What a checkpoint holds beside the model.
+# What a checkpoint holds besides the model.
 OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
 # What a run writes, and --overwrite removes.
 RUN_FILES = (
