@@ -15,12 +15,13 @@ from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.prompts import Prompt, Prompts, line
 from eaft_probe.data.reading import Reader, Rejected
+from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Source, require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
 from eaft_probe.model.loading import load_model
-from eaft_probe.model.sampling import Generator, Sampling
+from eaft_probe.model.sampling import Answer, Generator, Sampling
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import RolloutSettings, ScanSettings, make_settings
@@ -52,7 +53,10 @@ class Rollout:
 
     def summary(self) -> dict[str, Any]:
         """The counts as one JSON object."""
-        return {"path": str(self.path)} | {name: getattr(self, name) for name in COUNTS}
+        counts = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("path", "scan")
+        }
+        return {"path": str(self.path), **counts}
 
     def __str__(self) -> str:
         lines = [
@@ -71,9 +75,6 @@ class Rollout:
                 f"{RolloutFiles(self.path).file(REJECTED)}"
             )
         return "\n".join(lines)
-
-
-COUNTS = [f.name for f in fields(Rollout) if f.name not in ("path", "scan")]
 
 
 def rollout(
@@ -238,26 +239,35 @@ class Answerer:
             f"{self.settings.seed}/{unit.index}",
             self.progress.advance,
         )
-        counts = dict.fromkeys(COUNTS, 0)
-        counts |= {"rows": len(results), "rejected": len(rejected), "prompts": len(prompts)}
-        lines = []
+        lines, read = list[str](), list[tuple[Answer, str]]()
         for (record, prompt), of_prompt in zip(prompts, answers, strict=True):
             for sample, answer in enumerate(of_prompt):
-                row, reads_back = self.prompts.row(prompt, answer.ids, answer.stop)
-                about = {
-                    "row": record.row,
-                    "key": prompt.example.key or str(record.row),
-                    "sample": sample,
-                    "finish": answer.finish,
-                    "retokenized": reads_back == "other",
-                }
-                lines.append(line(about | row))
-                counts["answers"] += 1
-                counts["tokens"] += answer.tokens
-                counts["cut"] += answer.stop is None
-                counts["empty"] += reads_back == "empty"
-                counts["retokenized"] += reads_back == "other"
+                text, reads_back = self._line(record, prompt, sample, answer)
+                lines.append(text)
+                read.append((answer, reads_back))
+        counts = {
+            "rows": len(results),
+            "rejected": len(rejected),
+            "prompts": len(prompts),
+            "answers": len(lines),
+            "tokens": sum(answer.tokens for answer, _ in read),
+            "cut": sum(answer.stop is None for answer, _ in read),
+            "empty": sum(reads_back == "empty" for _, reads_back in read),
+            "retokenized": sum(reads_back == "other" for _, reads_back in read),
+        }
         return lines, {"counts": counts, "rejected": rejected}
+
+    def _line(self, record: Record, prompt: Prompt, sample: int, answer: Answer) -> tuple[str, str]:
+        """An answer as a line of the file, and how its text reads back."""
+        row, reads_back = self.prompts.row(prompt, answer.ids, answer.stop)
+        about = {
+            "row": record.row,
+            "key": prompt.example.key or str(record.row),
+            "sample": sample,
+            "finish": answer.finish,
+            "retokenized": reads_back == "other",
+        }
+        return line(about | row), reads_back
 
 
 def _scanned(done: Rollout, folder: str, settings: RolloutSettings, progress: Progress) -> Rollout:
