@@ -61,8 +61,7 @@ class Head:
         else:
             wide = hidden.float()
             for at in range(0, self.vocab_size, WIDEN_ROWS):
-                tile = self.weight[at : at + WIDEN_ROWS].float()
-                out[:, at : at + WIDEN_ROWS] = wide @ tile.t()
+                out[:, at : at + WIDEN_ROWS] = wide @ self.weight[at : at + WIDEN_ROWS].float().t()
 
     def backward(self, delta: torch.Tensor) -> torch.Tensor:
         """(n, V) gradient in h Wᵀ + b → (n, D) gradient in h."""
@@ -70,8 +69,7 @@ class Head:
             return delta @ self.weight
         total = delta.new_zeros((len(delta), self.weight.shape[1]))
         for at in range(0, self.vocab_size, WIDEN_ROWS):
-            tile = self.weight[at : at + WIDEN_ROWS].float()
-            total += delta[:, at : at + WIDEN_ROWS] @ tile
+            total += delta[:, at : at + WIDEN_ROWS] @ self.weight[at : at + WIDEN_ROWS].float()
         return total
 
 

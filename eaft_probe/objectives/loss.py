@@ -7,7 +7,7 @@ take four.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def gated_loss(
         raise ValueError("an anchor needs a reference, and a reference an anchor")
     with torch.no_grad(), full_precision(hidden):
         sums = _Sums(head, hidden, objective.within(head.vocab_size), count, base or {}, reference)
-        for start, logits in logit_chunks(head, hidden):
+        for start, logits in logit_chunks(sums.head, sums.hidden):
             sums.add(start, logits, labels)
         value, gradients = sums.loss(), sums.gradients()
     columns = {"logprob": sums.logprob, "gate": sums.gate} | ({"kl": sums.kl} if reference else {})
@@ -121,8 +121,9 @@ class _Sums:
         base: Mapping[str, torch.Tensor],
         reference: Reference | None,
     ) -> None:
-        self.head, self.hidden, self.objective, self.count = head, hidden, objective, count
-        self.base, self.reference_logits = base, reference_slices(reference)
+        self.head, self.hidden = replace(head, weight=head.weight.detach()), hidden.detach()
+        self.objective, self.count, self.base = objective, count, base
+        self.reference_logits = reference_slices(reference)
         self.d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         # Added up in float32 whatever the weights' type: a sum over chunks in bfloat16 stalls.
         self.d_weight, self.d_bias = (

@@ -108,8 +108,7 @@ class Chunked:
     def mean(self, of: Callable[[Columns], Column]) -> float:
         total = count = 0.0
         for columns in self.chunks():
-            values = of(columns).astype(np.float64)
-            total += float(values @ columns["weight"])
+            total += float(of(columns).astype(np.float64) @ columns["weight"])
             count += float(columns["weight"].sum())
         return total / max(count, 1)
 
