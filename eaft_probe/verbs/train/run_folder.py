@@ -156,8 +156,8 @@ def _prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> 
         earlier = _require_same(folder, plan)
         if earlier.get(DONE) and _no_step_left(folder, earlier, plan):
             return True
-        for checkpoint in _checkpoints(folder):  # unfinished ones
-            if not _state(checkpoint):  # they fill the disk, and --save-total-limit counts them
+        for checkpoint in _checkpoints(folder):
+            if not _state(checkpoint):  # it fills the disk, and --save-total-limit counts it
                 shutil.rmtree(checkpoint)
     for pattern in RUN_FILES if settings.overwrite else ():
         for path in folder.glob(pattern):

@@ -53,11 +53,8 @@ class Cursor:
     """One pass over the scan, to be asked for rows, and turns of a row, in rising order."""
 
     def __init__(self, features: ScanFeatures) -> None:
-        self.scan, self.compute, self.examples = (
-            features.scan,
-            features.compute,
-            features.examples(),
-        )
+        self.scan, self.compute = features.scan, features.compute
+        self.examples = features.examples()
         self.example: Arrays | None = next(self.examples, None)
 
     def columns(self, row: int, turn: int | None, window: Window) -> Arrays:
