@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModelForCausalLM
 
 from eaft_probe.columns.measure import PRODUCT_BYTES
 from eaft_probe.columns.statistics import chosen_statistics
@@ -82,18 +81,10 @@ class Work:
         groups = [rows[at : at + USUAL_ROWS] for at in range(0, len(rows), USUAL_ROWS)]
         return [b for g in groups for b in batches(g, 10**12, cost=None)]
 
-    @cached_property
+    @property
     def whole_model(self) -> Any:
-        """The `transformers` model with body and head together, sharing the loaded weights."""
-        with torch.device("meta"):
-            whole = AutoModelForCausalLM.from_config(self.model.body.config)
-        setattr(whole, whole.base_model_prefix, self.model.body)
-        head = whole.get_output_embeddings()
-        head.weight = torch.nn.Parameter(self.model.head.weight, requires_grad=False)
-        if self.model.head.bias is not None:
-            head.bias = torch.nn.Parameter(self.model.head.bias, requires_grad=False)
-        self.model.prove(whole.eval())
-        return whole
+        """The `transformers` model with body and head together."""
+        return self.model.whole
 
     @cached_property
     def trained_tokens(self) -> int:

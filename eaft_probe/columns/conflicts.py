@@ -1,4 +1,4 @@
-"""The conflict rule: a predicate on columns, stored beside the scan with what it flags."""
+"""The conflict rule: a predicate on columns, stored with the scan and the tokens it flags."""
 
 import json
 import math
@@ -35,9 +35,9 @@ class ConflictRule:
         for name in ("entropy_below", "prob_below"):  # a NumPy float would compare in float64
             object.__setattr__(self, name, float(getattr(self, name)))
         if not all(abs(t) <= FLOAT_MAX for t in (self.entropy_below, self.prob_below)):
-            raise BadInput("the thresholds of a conflict rule are finite numbers of float32")
+            raise BadInput("the thresholds of a conflict rule are finite numbers that fit float32")
         if self.quantile is not None and not 0 < self.quantile < 1:
-            raise BadInput(f"--quantile lies between 0 and 1, found {self.quantile}")
+            raise BadInput(f"--quantile is a number between 0 and 1, found {self.quantile}")
 
     @classmethod
     def given(
@@ -84,4 +84,6 @@ class ConflictRule:
             return cls(**read_json(own_file(folder, RULE_FILE), MOST_BYTES))
         except (ValueError, TypeError, OverflowError, BadInput) as error:
             why = "" if isinstance(error, ScanError) else f"{path} is damaged: "
-            raise ScanError(f"{why}{one_line(error)}; `eaft-probe flag` writes it anew") from error
+            raise ScanError(
+                f"{why}{one_line(error)}; `eaft-probe flag` writes a new one"
+            ) from error

@@ -1,4 +1,4 @@
-"""The groups of tokens that figures, tables and training logs speak of, by base-model columns."""
+"""The groups of tokens in figures, tables and training logs, by columns of the base model."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,9 @@
 """Hidden states → columns, through the head in chunks: never a (tokens × vocabulary) tensor."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import torch
 
@@ -40,6 +42,14 @@ class TokenColumns:
         return self.columns[name]
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Another model at the same positions."""
+
+    head: Head
+    hidden: torch.Tensor  # (N, D')
+
+
 @torch.inference_mode()
 def measure(
     model: CausalLM,
@@ -49,11 +59,10 @@ def measure(
 ) -> TokenColumns:
     """The statistics of every trained token of the batch, in the order of `batch.targets()`."""
     rows, columns, labels = batch.targets()
-    hidden = _states(model, batch, rows, columns)
-    other = None if reference is None else _states(reference, batch, rows, columns)
-    return measure_states(
-        model.head, hidden, labels, statistics, reference.head if reference else None, other
-    )
+    hidden, theirs = _states(model, batch, rows, columns), None
+    if reference is not None:
+        theirs = Reference(reference.head, _states(reference, batch, rows, columns))
+    return measure_states(model.head, hidden, labels, statistics, theirs)
 
 
 def _states(
@@ -76,37 +85,34 @@ def measure_states(
     hidden: torch.Tensor,
     labels: torch.Tensor,
     statistics: Sequence[Statistic],
-    reference_head: Head | None = None,
-    reference_hidden: torch.Tensor | None = None,
+    reference: Reference | None = None,
 ) -> TokenColumns:
-    """(N, D) hidden states and (N,) labels → N values of each statistic.
-
-    The reference's states, where given, are those of the same positions.
-    """
+    """(N, D) hidden states and (N,) labels → N values of each statistic."""
     labels = labels.to(hidden.device)
-    # Filled in place: thousands of small results, kept until the end, would lie between the large
-    # buffers of each batch and hold their memory (128 MB more at the peak on 40 rows of GSM8K).
-    made = {s.name: torch.empty(len(hidden), dtype=getattr(torch, s.dtype)) for s in statistics}
-    others = _logit_slices(reference_head, reference_hidden) if reference_head else None
+    # Filled in place: thousands of small results, kept until the end, would fragment the memory of
+    # the large buffers of each batch (128 MB more at the peak on 40 rows of GSM8K).
+    columns = {s.name: torch.empty(len(hidden), dtype=getattr(torch, s.dtype)) for s in statistics}
     with full_precision(hidden):
-        for at, logits in _logit_slices(head, hidden):
-            part = slice(at, at + len(logits))
-            reference = next(others)[1] if others else None
-            d = LogitSlice(logits, labels[part], hidden[part], head, reference)
+        reference_logits = reference_slices(reference)
+        for part, logits in _logit_slices(head, hidden):
+            d = LogitSlice(logits, labels[part], hidden[part], head, next(reference_logits))
             for s in statistics:
-                made[s.name][part] = s.compute(d)
-    return TokenColumns(made)
+                columns[s.name][part] = s.compute(d)
+    return TokenColumns(columns)
 
 
-def _logit_slices(
-    head: Head | None, hidden: torch.Tensor | None
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, (n, V) logits) for all rows, few enough at once for the statistics."""
-    assert head is not None
-    assert hidden is not None
+def _logit_slices(head: Head, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(rows, their (n, V) logits) for all rows, few enough at once for the statistics."""
     for start, logits in logit_chunks(head, hidden):
         for rows in slices(logits):
-            yield start + rows.start, logits[rows]
+            yield slice(start + rows.start, start + rows.stop), logits[rows]
+
+
+def reference_slices(reference: Reference | None) -> Iterator[torch.Tensor | None]:
+    """The logits of the reference, in step with those of the model; None without end for none."""
+    if reference is None:
+        return repeat(None)
+    return (logits for _, logits in _logit_slices(reference.head, reference.hidden))
 
 
 def logit_chunks(head: Head, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -126,11 +132,12 @@ def slices(logits: torch.Tensor) -> Iterator[slice]:
 
 
 class LogitSlice:
-    """The `Distribution` of n positions. Works in place: `logits` (n, V) float32 do not survive it.
+    """The next-token distributions of n positions, as statistics read them.
 
-    `hidden` (n, D) and `head` only where norms or gradients beyond the logits are asked for.
-
-    After `__init__`: `shifted` is logits − max, `others` are all probabilities but the label's.
+    Works in place: `logits` (n, V) float32 do not survive it. `hidden` (n, D) and `head` only where
+    norms or gradients beyond the logits are asked for. `shifted` is logits − max, `others` are all
+    probabilities but the label's, `others_squared` is their Σ P². Everything is float32 except ids
+    and ranks, and (n,) unless another shape is given.
     Sums over V are in float32; entropy = ln Z − Σ P · shifted has no large terms that cancel.
     """
 
@@ -143,28 +150,23 @@ class LogitSlice:
         reference: torch.Tensor | None = None,
     ) -> None:
         self.labels, self.reference = labels, reference
-        self._hidden, self._head = hidden, head
+        self.hidden, self._head = hidden, head
         at = labels[:, None]
         label_logit = logits.gather(1, at)
-        self.top, likeliest = _largest(logits, 20)
+        self.top, likeliest = _largest(logits, 20)  # (n, 20), (n,)
         self.maximum = self.top[:, :1].clone()
         # Counted in a float buffer: 3 µs a row of 49,152, where a sum of booleans takes 12.
         buffer = torch.empty_like(logits)
-        self.rank = torch.gt(logits, label_logit, out=buffer).sum(1).long()
-        self.top1_id = torch.where(self.rank == 0, labels, likeliest)
+        self.rank: torch.Tensor = torch.gt(logits, label_logit, out=buffer).sum(1).long()
+        self.top1_id: torch.Tensor = torch.where(self.rank == 0, labels, likeliest)
         self.shifted = logits.sub_(self.maximum).clamp_(min=SMALLEST)
         probs = torch.softmax(self.shifted, 1, out=buffer)
-        self.top1_logprob = probs.gather(1, likeliest[:, None])[:, 0].log()  # −ln Z
-        self.logprob = (label_logit - self.maximum)[:, 0] + self.top1_logprob
-        mean_shifted = torch.linalg.vecdot(probs, self.shifted)
-        self.entropy = (-self.top1_logprob - mean_shifted).clamp(min=0)
-        self.others = probs.scatter_(1, at, 0.0)
-        self.others_squared = torch.linalg.vector_norm(self.others, dim=1) ** 2
-
-    @property
-    def hidden(self) -> torch.Tensor:
-        assert self._hidden is not None, "this needs the hidden states"
-        return self._hidden
+        self.top1_logprob: torch.Tensor = probs.gather(1, likeliest[:, None])[:, 0].log()  # −ln Z
+        self.logprob: torch.Tensor = (label_logit - self.maximum)[:, 0] + self.top1_logprob  # ln p
+        entropy = -self.top1_logprob - torch.linalg.vecdot(probs, self.shifted)
+        self.entropy: torch.Tensor = entropy.clamp(min=0)
+        self.others = probs.scatter_(1, at, 0.0)  # (n, V)
+        self.others_squared: torch.Tensor = torch.linalg.vector_norm(self.others, dim=1) ** 2
 
     @property
     def head(self) -> Head:
@@ -173,29 +175,28 @@ class LogitSlice:
 
     @cached_property
     def hidden_norm(self) -> torch.Tensor:
+        """‖h‖."""
+        assert self.hidden is not None, "this needs the hidden states"
         return torch.linalg.vector_norm(self.hidden.float(), dim=1)
 
     def entropy_top(self, k: int) -> torch.Tensor:
-        if k <= self.top.shape[1]:
-            largest = self.top[:, :k]
-        else:
-            largest = self.shifted.topk(min(k, self.shifted.shape[1])).values
+        """Entropy of the renormalised k largest probabilities."""
+        many = min(k, self.shifted.shape[1])
+        largest = self.top[:, :k] if k <= self.top.shape[1] else self.shifted.topk(many).values
         logprob = largest.log_softmax(1).clamp(min=SMALLEST)
         return -(logprob.exp() * logprob).sum(1).clamp(max=0)
 
     def head_gradient_norm(self) -> torch.Tensor:
-        """Without a soft-cap the plain ‖P − onehot‖ times the scale."""
+        """Of d nll / d (h Wᵀ + b); without a soft-cap the plain ‖P − onehot‖ times the scale."""
         if self.head.softcap is not None:
-            return torch.linalg.vector_norm(self._head_gradient(), dim=1)
+            return torch.linalg.vector_norm(self.through_head(self.logit_gradient()), dim=1)
         squared = self.logprob.expm1() ** 2 + self.others_squared
         return squared.sqrt() * abs(self.head.scale)
 
     def hidden_gradient_norm(self) -> torch.Tensor:
-        return torch.linalg.vector_norm(self.head.backward(self._head_gradient()), dim=1)
-
-    def _head_gradient(self) -> torch.Tensor:
-        """(n, V) d nll / d (h Wᵀ + b)."""
-        return self.through_head(self.logit_gradient())
+        """Of d nll / d h; one more product with the head."""
+        delta = self.through_head(self.logit_gradient())  # (n, V) d nll / d (h Wᵀ + b)
+        return torch.linalg.vector_norm(self.head.backward(delta), dim=1)
 
     def logit_gradient(self) -> torch.Tensor:
         """(n, V) d nll / d logits = P − onehot, a new tensor."""
@@ -236,9 +237,9 @@ def _largest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         return logits.topk(k).values, logits.argmax(1)
     body = logits[:, : width * BLOCK].view(n, BLOCK, width)
     best = body.amax(1).topk(k).indices  # (n, k) columns
-    found = body.gather(2, best[:, None, :].expand(n, BLOCK, k)).reshape(n, -1)
-    values, places = torch.cat([found, logits[:, width * BLOCK :]], dim=1).topk(k)
-    first = places[:, 0]
+    candidates = body.gather(2, best[:, None, :].expand(n, BLOCK, k)).reshape(n, -1)
+    largest = torch.cat([candidates, logits[:, width * BLOCK :]], dim=1).topk(k)
+    first = largest.indices[:, 0]
     inside = first // k * width + best.gather(1, (first % k)[:, None])[:, 0]
-    behind = first - k * BLOCK + width * BLOCK
-    return values, torch.where(first < k * BLOCK, inside, behind)
+    after = first - k * BLOCK + width * BLOCK
+    return largest.values, torch.where(first < k * BLOCK, inside, after)

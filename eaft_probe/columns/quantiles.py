@@ -32,8 +32,7 @@ def quantiles(chunks: Chunks, at: Sequence[float]) -> list[float]:
 def upper_bits(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """(UPPER,) how many of the values have which upper 16 bits. They add up: a sketch of any number
     of values, from which `quantiles_within` has quantiles."""
-    counts: NDArray[np.int64] = np.bincount(_sortable(values) >> 16, minlength=UPPER)
-    return counts
+    return np.bincount(_sortable(values) >> 16, minlength=UPPER)
 
 
 def quantiles_within(upper: NDArray[np.int64], at: Sequence[float]) -> list[float]:
@@ -46,7 +45,8 @@ def quantiles_within(upper: NDArray[np.int64], at: Sequence[float]) -> list[floa
     ends = np.cumsum(upper)
 
     def values(ranks: Sequence[int]) -> list[float]:
-        return [_floor(int(b)) for b in np.searchsorted(ends, ranks, side="right")]
+        bins = np.searchsorted(ends, ranks, side="right").tolist()
+        return [_value(b, 0 if b >> 15 else 0xFFFF) for b in bins]  # the nearest to 0 in each bin
 
     return _quantiles(int(ends[-1]), at, values)
 
@@ -57,36 +57,29 @@ def _quantiles(
     """`values` gives those at some ranks, from 0."""
     if not total:
         return [float("nan")] * len(at)
-    places = [q * (total - 1) for q in at]
-    ranks = sorted({r for p in places for r in (math.floor(p), math.ceil(p))})
-    found = dict(zip(ranks, values(ranks), strict=True))
-    return [_between(found, p) for p in places]
+    exact = [q * (total - 1) for q in at]  # ranks, which may lie between two whole ones
+    ranks = sorted({whole for rank in exact for whole in (math.floor(rank), math.ceil(rank))})
+    by_rank = dict(zip(ranks, values(ranks), strict=True))
+    return [_between(by_rank[math.floor(r)], by_rank[math.ceil(r)], r % 1) for r in exact]
 
 
-def _floor(upper: int) -> float:
-    """The number of those upper bits that is nearest to 0."""
-    return _value(upper, 0 if upper >> 15 else 0xFFFF)
-
-
-def _between(found: dict[int, float], place: float) -> float:
-    low, high = found[int(np.floor(place))], found[int(np.ceil(place))]
-    return low if low == high else low + (high - low) * (place % 1)  # infinite ones too
+def _between(low: float, high: float, share: float) -> float:
+    return low if low == high else low + (high - low) * share  # infinite ones too
 
 
 def _order_statistics(
     chunks: Chunks, upper: NDArray[np.int64], ranks: Sequence[int]
 ) -> list[float]:
     ends = np.cumsum(upper)
-    bins = np.searchsorted(ends, ranks, side="right")
-    lower = {int(b): np.zeros(1 << 16, np.int64) for b in bins}
+    bins = np.searchsorted(ends, ranks, side="right").tolist()
+    lower = {b: np.zeros(1 << 16, np.int64) for b in bins}
     for chunk in chunks():
         bits = _sortable(chunk)
         for b, counts in lower.items():
-            inside = bits[bits >> 16 == b] & 0xFFFF
-            counts += np.bincount(inside, minlength=1 << 16)
+            counts += np.bincount(bits[bits >> 16 == b] & 0xFFFF, minlength=1 << 16)
     return [
         _value(b, int(np.searchsorted(np.cumsum(lower[b]), rank - (ends[b] - upper[b]), "right")))
-        for rank, b in zip(ranks, map(int, bins), strict=True)
+        for rank, b in zip(ranks, bins, strict=True)
     ]
 
 
@@ -98,5 +91,5 @@ def _sortable(values: NDArray[np.float32]) -> NDArray[np.uint32]:
 
 def _value(upper: int, lower: int) -> float:
     bits = np.uint32(upper << 16 | lower)
-    back = bits ^ np.uint32(1 << 31) if bits >> 31 else ~bits
-    return float(back.view(np.float32))
+    bits = bits ^ np.uint32(1 << 31) if bits >> 31 else ~bits
+    return float(bits.view(np.float32))

@@ -1,6 +1,6 @@
 """One position's next-token distribution → one number: the STATISTICS that a scan can write.
 
-An entry is a function of a `Distribution` (see `measure.py`) with a unit and a meaning, which
+An entry is a function of a `LogitSlice` (see `measure.py`) with a unit and a meaning, which
 ride along in the parquet files. Only tensor methods are used, so this file imports no torch.
 Notation: P is the model's distribution over V tokens, y the label, p = P[y], h the hidden state.
 """
@@ -8,40 +8,17 @@ Notation: P is the model's distribution over V tokens, y the label, p = P[y], h 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from eaft_probe.errors import BadInput
 from eaft_probe.registry import Registry
 
-TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig. 6, beside 20
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from eaft_probe.columns.measure import LogitSlice
 
-class Distribution(Protocol):
-    """What a statistic may read, for n positions at once. Everything float32 but the ids."""
-
-    labels: Any  # (n,) int64
-    logprob: Any  # (n,) ln p
-    entropy: Any  # (n,) −Σ P ln P, nats
-    others_squared: Any  # (n,) Σ P² over all tokens but the label
-    rank: Any  # (n,) int64
-    top1_id: Any  # (n,) int64
-    top1_logprob: Any  # (n,)
-
-    @property
-    def hidden_norm(self) -> Any:
-        """(n,) ‖h‖."""
-
-    def entropy_top(self, k: int) -> Any:
-        """(n,) entropy of the renormalised k largest probabilities."""
-
-    def head_gradient_norm(self) -> Any:
-        """(n,) norm of d nll / d (h Wᵀ + b), the chain through scale and soft-cap included."""
-
-    def hidden_gradient_norm(self) -> Any:
-        """(n,) norm of d nll / d h; one more product with the head."""
-
-    def kl_reference(self) -> Any:
-        """(n,) KL(reference ‖ model); needs a reference."""
+TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig. 6, besides 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,84 +26,82 @@ class Statistic:
     """A column: its kernel, its parquet type, its unit and what it means."""
 
     name: str
-    dtype: str  # "float32" or "int32"
     unit: str
     meaning: str
-    compute: Callable[[Distribution], Any]
+    compute: Callable[["LogitSlice"], "Tensor"]
+    dtype: str = "float32"  # or "int32"
     default: bool = True
 
 
-STATISTICS = Registry[Statistic]("statistic")
-
-
-def _add(
-    name: str,
-    unit: str,
-    meaning: str,
-    compute: Callable[[Distribution], Any],
-    dtype: str = "float32",
-    default: bool = True,
-) -> None:
-    STATISTICS.add(name, Statistic(name, dtype, unit, meaning, compute, default))
-
-
-def grad_logits(d: Distribution) -> Any:
+def grad_logits(d: "LogitSlice") -> "Tensor":
     """‖P − onehot(y)‖₂ = √((1 − p)² + Σ_{v≠y} P²). The plain 1 − 2p + ΣP² loses half its digits."""
     return (d.logprob.expm1() ** 2 + d.others_squared) ** 0.5
 
 
-def concentration(d: Distribution) -> Any:
+def concentration(d: "LogitSlice") -> "Tensor":
     """Σ P²."""
     return d.others_squared + (2 * d.logprob).exp()
 
 
-_add("logprob", "nats", "ln p of the label", lambda d: d.logprob)
-_add("prob", "", "p of the label", lambda d: d.logprob.exp())
-_add("entropy", "nats", "−Σ P ln P over the whole vocabulary", lambda d: d.entropy)
-_add(
-    "entropy_top20",
-    "nats",
-    "entropy of the renormalised 20 largest probabilities",
-    lambda d: d.entropy_top(20),
-)
-_add("concentration", "", "Σ P²", concentration)
-_add("rank", "tokens", "how many tokens are likelier than the label", lambda d: d.rank, "int32")
-_add("top1_id", "", "the likeliest token; the label where it ties", lambda d: d.top1_id, "int32")
-_add("top1_prob", "", "p of the likeliest token", lambda d: d.top1_logprob.exp())
-_add("grad_logits", "", "‖P − onehot‖₂: norm of d nll / d logits", grad_logits)
-_add(
-    "grad_head",
-    "",
-    "norm of d nll / d W_head = norm in the head's output × ‖h‖",
-    lambda d: d.head_gradient_norm() * d.hidden_norm,
-)
-_add(
-    "grad_hidden",
-    "",
-    "‖Wᵀ(P − onehot)‖₂: norm of d nll / d h",
-    lambda d: d.hidden_gradient_norm(),
-    default=False,
-)
-_add(
-    "kl_reference",
-    "nats",
-    "KL(reference ‖ model) over the whole vocabulary",
-    lambda d: d.kl_reference(),
-    default=False,
-)
-for _k in TOP_K:
-    _add(
-        f"entropy_top{_k}",
+STATISTICS = Registry[Statistic]("statistic")
+for _statistic in (
+    Statistic("logprob", "nats", "ln p of the label", lambda d: d.logprob),
+    Statistic("prob", "", "p of the label", lambda d: d.logprob.exp()),
+    Statistic("entropy", "nats", "−Σ P ln P over the whole vocabulary", lambda d: d.entropy),
+    Statistic(
+        "entropy_top20",
         "nats",
-        f"entropy of the renormalised {_k} largest probabilities",
-        methodcaller("entropy_top", _k),
+        "entropy of the renormalised 20 largest probabilities",
+        lambda d: d.entropy_top(20),
+    ),
+    Statistic("concentration", "", "Σ P²", concentration),
+    Statistic(
+        "rank", "tokens", "how many tokens are likelier than the label", lambda d: d.rank, "int32"
+    ),
+    Statistic(
+        "top1_id", "", "the likeliest token; the label where it ties", lambda d: d.top1_id, "int32"
+    ),
+    Statistic("top1_prob", "", "p of the likeliest token", lambda d: d.top1_logprob.exp()),
+    Statistic("grad_logits", "", "‖P − onehot‖₂: norm of d nll / d logits", grad_logits),
+    Statistic(
+        "grad_head",
+        "",
+        "norm of d nll / d W_head = norm in the head's output × ‖h‖",
+        lambda d: d.head_gradient_norm() * d.hidden_norm,
+    ),
+    Statistic(
+        "grad_hidden",
+        "",
+        "‖Wᵀ(P − onehot)‖₂: norm of d nll / d h",
+        lambda d: d.hidden_gradient_norm(),
         default=False,
-    )
+    ),
+    Statistic(
+        "kl_reference",
+        "nats",
+        "KL(reference ‖ model) over the whole vocabulary",
+        lambda d: d.kl_reference(),
+        default=False,
+    ),
+    *(
+        Statistic(
+            f"entropy_top{k}",
+            "nats",
+            f"entropy of the renormalised {k} largest probabilities",
+            methodcaller("entropy_top", k),
+            default=False,
+        )
+        for k in TOP_K
+    ),
+):
+    STATISTICS.add(_statistic.name, _statistic)
 
 
 def chosen_statistics(extra: Sequence[str], reference: bool) -> tuple[Statistic, ...]:
     """The default columns and the `extra` ones, in registry order. Raises `UnknownName`."""
-    wanted = {STATISTICS[name].name for name in extra} | ({"kl_reference"} if reference else set())
-    if "kl_reference" in wanted and not reference:
+    wanted = {STATISTICS[name].name for name in extra}
+    if reference:
+        wanted.add("kl_reference")
+    elif "kl_reference" in wanted:
         raise BadInput("statistic kl_reference needs a reference model; give --reference M")
     return tuple(s for s in STATISTICS.values() if s.default or s.name in wanted)

@@ -23,10 +23,11 @@ for pattern in patterns:
 
 
 def require_quick(adapter: str, names: Iterable[str]) -> None:
-    """Raises `ModelError` where a pattern of the adapter is none, or does not end."""
+    """Raises `ModelError` where a pattern of the adapter is not a regular expression, or its
+    matching does not end."""
     config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    patterns = [p for value in config.values() for p in _patterns(value)]
-    patterns = [p for p in patterns if any(c in p for c in "*+{?")]  # without these they end
+    strings = (string for value in config.values() for string in _strings(value))
+    patterns = [s for s in strings if any(c in s for c in "*+{?")]  # without these they end
     if not patterns:
         return
     try:
@@ -44,14 +45,15 @@ def require_quick(adapter: str, names: Iterable[str]) -> None:
             f"{SECONDS:g} s; list the modules instead"
         ) from error
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or ["no word"])[-1]
+        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ModelError(
-            f"--adapter {adapter}: adapter_config.json holds a pattern that is none: {said}"
+            f"--adapter {adapter}: adapter_config.json holds a pattern that is not a regular "
+            f"expression: {reason}; list the modules instead"
         ) from error
 
 
-def _patterns(value: object) -> list[str]:
-    """Strings, and keys such as those of `rank_pattern`: any of them may be one."""
+def _strings(value: object) -> list[str]:
+    """Strings, and keys such as those of `rank_pattern`: any of them may be a pattern."""
     if isinstance(value, str):
         return [value]
     return [str(v) for v in value] if isinstance(value, list | dict) else []

@@ -1,4 +1,4 @@
-"""Loaders of models, whatever comes out of which is said of the model by its name."""
+"""Loaders of models: whatever they raise becomes a message that names the model."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -27,10 +27,8 @@ def loads(load: Callable[Concatenate[str, P], Loaded]) -> Callable[Concatenate[s
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the loader's bars and advice; our own messages say what matters."""
-    level, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

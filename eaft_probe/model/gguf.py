@@ -4,10 +4,9 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.model.foreign import quiet
@@ -15,9 +14,11 @@ from eaft_probe.model.resolve import Place
 from eaft_probe.storage.atomic import cache_folder
 
 
-def converted_gguf(place: Place) -> Path:
-    """A GGUF file as a plain model folder. Unpacking takes up to 30 s, so it is kept."""
-    assert place.gguf is not None
+def model_folder(place: Place) -> Path:
+    """The folder to load from: a GGUF file is unpacked into one, which is kept, as that takes up
+    to 30 s. Raises `ModelError`."""
+    if place.gguf is None:
+        return place.folder
     target = cache_folder() / f"{Path(place.gguf).stem}-{place.identity()[:16]}"
     if target.exists():
         return target
@@ -37,19 +38,17 @@ def converted_gguf(place: Place) -> Path:
                 quantization_config=GgufConfig(dequantize=True),
             )
             model.save_pretrained(unpacked)
-            AutoTokenizer.from_pretrained(place.folder, gguf_file=place.gguf).save_pretrained(
-                unpacked
-            )
+            tokenizer = AutoTokenizer.from_pretrained(place.folder, gguf_file=place.gguf)
+            tokenizer.save_pretrained(unpacked)
         with contextlib.suppress(OSError):  # another process was first
             os.replace(unpacked, target)
     return target
 
 
-def whole_model(folder: Path, **options: Any) -> Any:
+def whole_model(folder: Path, **options: object) -> PreTrainedModel:
     """A model with every weight in its files; `transformers` would draw the others at random."""
-    options = {name: value for name, value in options.items() if value is not None}
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    if info["missing_keys"]:
-        names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"{len(info['missing_keys'])} weights are not in its files: {names} …")
+    given = {name: value for name, value in options.items() if value is not None}
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **given)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights are not in its files: {', '.join(missing[:3])} …")
     return model

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from eaft_probe.errors import ModelError
 
@@ -60,8 +61,7 @@ class Head:
         else:
             wide = hidden.float()
             for at in range(0, self.vocab_size, WIDEN_ROWS):
-                tile = self.weight[at : at + WIDEN_ROWS].float()
-                out[:, at : at + WIDEN_ROWS] = wide @ tile.t()
+                out[:, at : at + WIDEN_ROWS] = wide @ self.weight[at : at + WIDEN_ROWS].float().t()
 
     def backward(self, delta: torch.Tensor) -> torch.Tensor:
         """(n, V) gradient in h Wᵀ + b → (n, D) gradient in h."""
@@ -69,12 +69,11 @@ class Head:
             return delta @ self.weight
         total = delta.new_zeros((len(delta), self.weight.shape[1]))
         for at in range(0, self.vocab_size, WIDEN_ROWS):
-            tile = self.weight[at : at + WIDEN_ROWS].float()
-            total += delta[:, at : at + WIDEN_ROWS] @ tile
+            total += delta[:, at : at + WIDEN_ROWS] @ self.weight[at : at + WIDEN_ROWS].float()
         return total
 
 
-def head_of(model: Any) -> Head:
+def head_of(model: PreTrainedModel) -> Head:
     """The head of a `transformers` causal language model, not proven yet. Raises `ModelError`."""
     module = model.get_output_embeddings()
     if module is None:
@@ -95,20 +94,20 @@ def head_of(model: Any) -> Head:
     )
 
 
-def _present(module: Any, name: str) -> torch.Tensor:
-    """A parameter of the head, for good on the device that it would be brought to each time where
-    `accelerate` offloads it: every chunk of positions needs it."""
+def _present(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """A parameter of the head. Where `accelerate` offloads it, a copy on the device that it would
+    be brought to each time: every chunk of positions needs it."""
     weight: torch.Tensor = getattr(module, name).detach()
-    if not weight.is_meta:
-        return weight
-    hook = module._hf_hook
-    try:
-        return hook.weights_map[name].to(hook.execution_device, weight.dtype)  # type: ignore[no-any-return]
-    except KeyError as error:
-        raise ModelError(
-            "the head is tied to embeddings that --device-map offloads, and cannot "
-            "be found; keep them on a device"
-        ) from error
+    if weight.is_meta:
+        hook: Any = module._hf_hook
+        try:
+            weight = hook.weights_map[name].to(hook.execution_device, weight.dtype)
+        except KeyError as error:
+            raise ModelError(
+                "the head shares its weights with embeddings that --device-map offloads, and they "
+                "cannot be found; keep the embeddings on a device"
+            ) from error
+    return weight
 
 
 # Multiplied with by Cohere (`logit_scale`), Falcon-H1 and HyperCLOVA X (`logits_scaling`); Granite
@@ -119,30 +118,28 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 SHAPE_TOLERANCE = 1e-5  # of scale and cap in float32, relative to the logits' size
 
 
-def fitted(head: Head, model: Any, raw: torch.Tensor, logits: torch.Tensor) -> Head:
-    """The head with the scale and cap that make (…, V) logits of what the output module gave.
+def fitted(head: Head, model: PreTrainedModel, raw: torch.Tensor, logits: torch.Tensor) -> Head:
+    """The head with the scale and cap that turn the output module's `raw` into (…, V) logits.
 
-    Tried, not guessed: what a config calls its scale is multiplied with by some models, divided by
-    by others, and not read by a few. Where nothing fits, the head as it is.
+    Tried, not guessed: some models multiply by what their config calls a scale, others divide by
+    it, and a few do not read it. Where nothing fits, the head as it is.
     """
     config = model.config.get_text_config()
-    given = [float(v) for name in SCALES if (v := getattr(config, name, None))]
-    scales = dict.fromkeys([head.scale, *given, *(1 / v for v in given), 1.0])
+    named = [float(v) for name in SCALES if (v := getattr(config, name, None))]
+    scales = dict.fromkeys([head.scale, *named, *(1 / v for v in named), 1.0])
     caps = [cap for name in CAPS if (cap := getattr(config, name, None))]
+    tolerance = SHAPE_TOLERANCE * logits.abs().max().clamp(min=1.0)
     for scale, cap in product(scales, dict.fromkeys([head.softcap, *caps, None])):
-        tried = replace(head, scale=scale, softcap=cap)
-        found = tried.shaped(raw.float().clone())
-        size = logits.abs().max().clamp(min=1.0)
-        if found.shape == logits.shape and (found - logits).abs().max() <= SHAPE_TOLERANCE * size:
-            return tried
+        candidate = replace(head, scale=scale, softcap=cap)
+        shaped = candidate.shaped(raw.float().clone())
+        if shaped.shape == logits.shape and (shaped - logits).abs().max() <= tolerance:
+            return candidate
     return head
 
 
-def _scale(config: Any) -> float:
+def _scale(config: PreTrainedConfig) -> float:
     """What it most likely is; see `fitted`."""
-    for name in ("logit_scale", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    if getattr(config, "logits_scaling", None) is not None:
-        return 1.0 / float(config.logits_scaling)
+    for name in SCALES:
+        if (value := getattr(config, name, None)) is not None:
+            return 1.0 / float(value) if name == "logits_scaling" else float(value)
     return 1.0

@@ -1,11 +1,12 @@
 """How long an input may be, and where a forward pass depends on how long it is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from eaft_probe.model.resolve import CONTEXT_KEYS, NO_LIMIT
 
@@ -32,8 +33,7 @@ class Border:
 
 def regimes(*ropes: tuple[Border, ...]) -> Callable[[int], tuple[int, ...]]:
     """Length → its regime under every border of one or several models."""
-    given = [border for own in ropes for border in own]
-    return lambda length: tuple(border.regime(length) for border in given)
+    return lambda length: tuple(border.regime(length) for rope in ropes for border in rope)
 
 
 # Rows that a pass of their own reads, and up to which column; together all rows of a batch.
@@ -60,67 +60,56 @@ def in_passes(run: Callable[[list[int], int], torch.Tensor], passes: Passes) -> 
 
 
 def packed_lengths(position_ids: torch.Tensor) -> list[int]:
-    """The lengths of examples that stand behind one another in (B, T), each from position 0."""
+    """The lengths of examples that follow one another in (B, T), each from position 0."""
     starts = (position_ids == 0).flatten().nonzero()[:, 0].tolist()
     return [end - start for start, end in pairwise([*starts, position_ids.numel()])]
 
 
-def borders(config: Any) -> tuple[Border, ...]:
+def borders(config: PreTrainedConfig) -> tuple[Border, ...]:
     """Of the ropes of a (text) config, one for each kind of layer in a few; and of its sparse
-    attention: of keys that score 0 alike, which are among the best hangs on how many there are,
+    attention: of keys that score 0 alike, which are among the best depends on how many there are,
     padding counted."""
-    found = [_border(config, rope) for rope in _ropes(config)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds_of_layer = [part for part in rope.values() if isinstance(part, dict)]
+    of_ropes = [_border(config, part) for part in kinds_of_layer or [rope]]
     if best := getattr(config, "index_topk", None):
-        found.append(Border(int(best), True))
-    return tuple(dict.fromkeys(b for b in found if b is not None))
+        of_ropes.append(Border(int(best), True))
+    return tuple(dict.fromkeys(border for border in of_ropes if border is not None))
 
 
-def _border(config: Any, rope: dict[str, Any]) -> Border | None:
+def _border(config: PreTrainedConfig, rope: dict[str, Any]) -> Border | None:
     kind = str(rope.get("rope_type", rope.get("type")))
     if kind == "longrope":
         return Border(int(rope["original_max_position_embeddings"]), False)
     return Border(int(config.max_position_embeddings), True) if "dynamic" in kind else None
 
 
-def _ropes(config: Any) -> Iterator[dict[str, Any]]:
-    """The config's rope, or those of its kinds of layer."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    parts = [part for part in rope.values() if isinstance(part, dict)]
-    yield from parts or [rope]
-
-
-def longest_input(config: Any, tokenizer: Any) -> int:
+def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that a model reads at most; NO_LIMIT where neither it nor its tokenizer says."""
-    own = next((v for k in CONTEXT_KEYS if (v := getattr(config, k, None))), NO_LIMIT)
-    read = max(int(own), _stretched(config, int(own)))
-    return min(read, int(getattr(tokenizer, "model_max_length", NO_LIMIT)), NO_LIMIT)
-
-
-def _stretched(config: Any, own: int) -> int:
-    """The length that the rope's factor makes of the one it was trained on."""
+    longest = int(next((v for k in CONTEXT_KEYS if (v := getattr(config, k, None))), NO_LIMIT))
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in STRETCHED:
-        return 0
-    return int((rope.get("original_max_position_embeddings") or own) * rope.get("factor", 1.0))
+    if rope.get("rope_type") in STRETCHED:
+        trained = rope.get("original_max_position_embeddings") or longest
+        longest = max(longest, int(trained * rope.get("factor", 1.0)))
+    return min(longest, int(getattr(tokenizer, "model_max_length", NO_LIMIT)), NO_LIMIT)
 
 
-def forget_lengths(model: Any) -> None:
-    """Lets every pass of a model with dynamic NTK begin anew.
+def forget_lengths(model: torch.nn.Module) -> None:
+    """Resets a model with dynamic NTK before every pass.
 
     `transformers` keeps the frequencies of the longest input so far, so that a shorter one beyond
-    the border would hang on what was read before it.
+    the border would depend on what was read before it.
     """
     for module in model.modules():
         if hasattr(module, "max_seq_len_cached") and "dynamic" in str(module.rope_type):
-            module.register_forward_pre_hook(_begin_anew)
+            module.register_forward_pre_hook(_reset)
 
 
-def _begin_anew(rope: Any, _: Any) -> None:
-    kept = [n for n in vars(rope) if n.endswith("max_seq_len_cached")]
-    for prefix in (n.removesuffix("max_seq_len_cached") for n in kept):
-        if not hasattr(rope, f"{prefix}original_inv_freq"):
-            continue  # the length that all kinds of layers begin with
-        frequencies: torch.Tensor = getattr(rope, f"{prefix}original_inv_freq")
-        here = frequencies.to(getattr(rope, f"{prefix}inv_freq").device)
-        rope.register_buffer(f"{prefix}inv_freq", here, persistent=False)
-        setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
+def _reset(rope: torch.nn.Module, _: object) -> None:
+    for name in [n for n in vars(rope) if n.endswith("max_seq_len_cached")]:
+        current = name.replace("max_seq_len_cached", "inv_freq")
+        original = getattr(rope, name.replace("max_seq_len_cached", "original_inv_freq"), None)
+        if original is not None:  # else the length that all kinds of layers begin with
+            frequencies = original.to(getattr(rope, current).device)
+            rope.register_buffer(current, frequencies, persistent=False)
+            setattr(rope, name, rope.original_max_seq_len)

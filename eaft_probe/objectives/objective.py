@@ -1,36 +1,33 @@
-"""What an objective is: a pure function of columns, and the whole step that some must see first."""
+"""What an objective is: a pure function of columns. Some must see the whole step first."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol
 
-Columns = Mapping[str, Any]  # name → (N,) array or tensor
+Column = Any  # (N,) NumPy array or tensor: gates use only what both can do
+Columns = Mapping[str, Column]
 
 
 class Population(Protocol):
     """Tokens or examples of a step, wherever they lie: on ranks, in micro-batches, in parts."""
 
-    def mean(self, of: Callable[[Columns], Any]) -> float: ...
+    def mean(self, of: Callable[[Columns], Column]) -> float: ...
 
-    def quantile(self, of: Callable[[Columns], Any], at: float) -> float: ...
+    def quantile(self, of: Callable[[Columns], Column], at: float) -> float: ...
 
 
-class Step(Protocol):
+@dataclass(frozen=True)
+class Step:
     """What is trained in one optimizer step. For a figure or `of_scan`, the whole scan."""
 
-    @property
-    def tokens(self) -> Population:
-        """With the columns that the objective reads."""
-
-    @property
-    def examples(self) -> Population:
-        """With the columns `mean_nll` and, where there is a base scan, `base_mean_nll`."""
+    tokens: Population  # with the columns that the objective reads
+    examples: Population  # with `mean_nll` and, where there is a base scan, `base_mean_nll`
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """The term β · KL beside the gated loss. Forward is KL(reference ‖ model)."""
+    """The term β · KL that is added to the gated loss. Forward is KL(reference ‖ model)."""
 
     beta: float
     direction: Literal["forward", "reverse"]
@@ -57,7 +54,7 @@ class Objective(ABC):
         return None
 
     @abstractmethod
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         """(N,) gates, float32."""
 
     def resolve(self, step: Step) -> "Objective":
@@ -65,7 +62,7 @@ class Objective(ABC):
         return self
 
     def within(self, vocab_size: int) -> "Objective":
-        """The objective for a model of so many tokens."""
+        """The objective for a model with that many tokens."""
         return self
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from eaft_probe.analysis.aggregates import OfTotals
 from eaft_probe.analysis.token_join import require_same_turns
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.objectives.objective import Columns, Objective
+from eaft_probe.objectives.objective import Column, Columns, Objective, Step
 from eaft_probe.scans.keys import sortable
 from eaft_probe.scans.scan import Scan
 
@@ -25,84 +25,73 @@ OF_BASE = {
     "base_mean_nll": "example",
     "reference_logprob": "logprob",
 }
-OF_CELLS = {"base_prob": "prob", "base_conflict": "conflict"}  # what the means of a cell say
+OF_CELLS = {"base_prob": "prob", "base_conflict": "conflict"}  # what a cell has the means of
+Arrays = dict[str, NDArray[Any]]  # name → (N,)
 
 
-def token_columns(
-    scan: Scan, names: Sequence[str], base: Scan | None = None
-) -> Iterator[dict[str, NDArray[Any]]]:
+def token_columns(scan: Scan, names: Sequence[str], base: Scan | None = None) -> Iterator[Arrays]:
     """The columns `names` and `weight`, how many tokens a row stands for, in constant memory.
 
-    That is one; of a scan that has not kept all of its tokens the rows are the cells of its plane,
-    with the means of their columns. Raises `MissingColumn`, `ScanError`, `BadInput`.
+    That is one token; where the scan has not kept all of its tokens, the rows are the cells of its
+    histogram, with the means of their columns. Raises `MissingColumn`, `ScanError`, `BadInput`.
     """
-    theirs = [n for n in names if n in OF_BASE]
-    own = [n for n in names if n not in OF_BASE]
+    own = [name for name in names if name not in OF_BASE]
+    of_base = [name for name in names if name in OF_BASE]
     if not scan.keeps_all:
-        yield _cells(scan, own, theirs, base)
+        yield _cells(scan, [*own, *of_base], base)
         return
-    for columns in _tokens(scan, own, theirs, base):
-        yield {**columns, "weight": np.ones(len(next(iter(columns.values()))))}
-
-
-def _cells(
-    scan: Scan, own: Sequence[str], theirs: Sequence[str], base: Scan | None
-) -> dict[str, NDArray[Any]]:
-    """The scan as its own base; another one's numbers cannot be told of a cell."""
-    if base is not None:
-        scan.require_all("an objective with --base-scan")
-    names = {n: OF_CELLS.get(n, n) for n in (*own, *theirs)}
-    found = OfTotals(scan).arrays([*names.values(), "weight"])
-    return {n: found[name] for n, name in names.items()} | {"weight": found["weight"]}
-
-
-def _tokens(
-    scan: Scan, own: Sequence[str], theirs: Sequence[str], base: Scan | None
-) -> Iterator[dict[str, NDArray[Any]]]:
-    if "reference_logprob" in theirs and base is None:
+    if "reference_logprob" in of_base and base is None:
         raise BadInput(
             "this objective compares with a reference model; give --base-scan DIR, "
             "a scan of the same data under it"
         )
-    if theirs:
-        _same_units(scan, base or scan)
-    for index in range(len(scan.manifest["parts"])):
-        if theirs:
-            yield from _joined(scan, base or scan, own, theirs, index)
-        else:
-            yield from scan.token_arrays(own, index)
+    pieces = _joined(scan, base or scan, own, of_base) if of_base else scan.token_arrays(own)
+    for columns in pieces:
+        yield {**columns, "weight": np.ones(len(next(iter(columns.values()))))}
 
 
-def _same_units(scan: Scan, base: Scan) -> None:
+def _cells(scan: Scan, names: Sequence[str], base: Scan | None) -> Arrays:
+    """The scan as its own base; a cell cannot have the numbers of another one."""
+    if base is not None:
+        scan.require_all("an objective with --base-scan")
+    stored = {n: OF_CELLS.get(n, n) for n in names} | {"weight": "weight"}
+    cells = OfTotals(scan).arrays([*stored.values()])
+    return {name: cells[column] for name, column in stored.items()}
+
+
+def _require_same_units(scan: Scan, base: Scan) -> None:
     require_same_turns(scan, base)
     if [p["rows"] for p in scan.manifest["parts"]] != [p["rows"] for p in base.manifest["parts"]]:
         raise _other_tokens(scan, base)
 
 
 def _other_tokens(scan: Scan, base: Scan) -> ScanError:
-    return ScanError(f"{base.path} is no scan of the same tokens as {scan.path}, in the same units")
+    return ScanError(
+        f"{scan.path} and {base.path} do not contain the same tokens in the same units; scan the "
+        f"same data with the same settings"
+    )
 
 
-def _joined(
-    scan: Scan, base: Scan, own: Sequence[str], theirs: Sequence[str], index: int
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """One part with the base scan's columns beside its own."""
-    place = (*scan.token_key, "token_id")
-    sides = (sorted({*own, *place}), sorted({*(OF_BASE[n] for n in theirs), *place}))
-    pieces = (s.token_arrays(c, index) for s, c in zip((scan, base), sides, strict=True))
-    for mine, other in zip_longest(*pieces, fillvalue={}):  # not in step: other row groups
-        if not (mine and other and all(np.array_equal(mine[p], other[p]) for p in place)):
-            raise _other_tokens(scan, base)
-        joined = {n: other[OF_BASE[n]] for n in theirs}
-        if "base_conflict" in joined:
-            joined["base_conflict"] = joined["base_conflict"].astype(np.float32)
-        if "base_mean_nll" in joined:
-            joined["base_mean_nll"] = _mean_nll(base, index, other)
-        yield {n: mine[n] for n in own} | joined
+def _joined(scan: Scan, base: Scan, own: Sequence[str], of_base: Sequence[str]) -> Iterator[Arrays]:
+    """The scan's `own` columns with those of the base scan."""
+    _require_same_units(scan, base)
+    key = (*scan.token_key, "token_id")
+    sides = (sorted({*own, *key}), sorted({*(OF_BASE[n] for n in of_base), *key}))
+    for part in range(len(scan.manifest["parts"])):
+        pieces = (s.token_arrays(c, part) for s, c in zip((scan, base), sides, strict=True))
+        for left, right in zip_longest(*pieces, fillvalue={}):  # not in step: other row groups
+            if not (left and right and all(np.array_equal(left[k], right[k]) for k in key)):
+                raise _other_tokens(scan, base)
+            joined = {n: right[OF_BASE[n]] for n in of_base}
+            if "base_conflict" in joined:
+                joined["base_conflict"] = joined["base_conflict"].astype(np.float32)
+            if "base_mean_nll" in joined:
+                joined["base_mean_nll"] = _mean_nll(base, part, right)
+            yield {n: left[n] for n in own} | joined
 
 
-def _mean_nll(scan: Scan, index: int, columns: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Each token's example's mean nll."""
+def _mean_nll(scan: Scan, index: int, columns: Arrays) -> NDArray[np.float32]:
+    """The mean nll of each token's example."""
     key = scan.example_key
     table = scan.example_part(index, [*key, "mean_nll"])
     means: NDArray[np.float32] = table["mean_nll"].to_numpy()
@@ -116,56 +105,44 @@ class Chunked:
     chunks: Callable[[], Iterator[Columns]]
     cells_of: Scan | None = None  # whose rows are cells: their means have no quantiles
 
-    def mean(self, of: Callable[[Columns], Any]) -> float:
+    def mean(self, of: Callable[[Columns], Column]) -> float:
         total = count = 0.0
         for columns in self.chunks():
-            values = of(columns).astype(np.float64)
-            total += float(values @ columns["weight"])
+            total += float(of(columns).astype(np.float64) @ columns["weight"])
             count += float(columns["weight"].sum())
         return total / max(count, 1)
 
-    def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
+    def quantile(self, of: Callable[[Columns], Column], at: float) -> float:
         if self.cells_of is not None:
             self.cells_of.require_all("a quantile over the tokens")
         return quantiles(lambda: (of(columns) for columns in self.chunks()), [at])[0]
 
 
-@dataclass(frozen=True)
-class ScanStep:
+def scan_step(scan: Scan, base: Scan | None, reads: Sequence[str]) -> Step:
     """The whole scan as the step of an objective that reads the columns `reads`."""
+    cells = None if scan.keeps_all else scan
+    tokens = Chunked(lambda: token_columns(scan, reads, base), cells)
+    return Step(tokens, Chunked(lambda: _examples(scan, base or scan)))
 
-    scan: Scan
-    base: Scan | None
-    reads: tuple[str, ...]
 
-    @property
-    def tokens(self) -> Chunked:
-        cells = None if self.scan.keeps_all else self.scan
-        return Chunked(lambda: token_columns(self.scan, self.reads, self.base), cells)
-
-    @property
-    def examples(self) -> Chunked:
-        return Chunked(self._examples)
-
-    def _examples(self) -> Iterator[Columns]:
-        base = self.base or self.scan
-        self.scan.require_all("an objective that looks at whole examples")
-        _same_units(self.scan, base)
-        for index in range(len(self.scan.manifest["parts"])):
-            means = [s.example_part(index, ["mean_nll"])[0] for s in (self.scan, base)]
-            mine, theirs = (m.to_numpy() for m in means)
-            yield {"mean_nll": mine, "base_mean_nll": theirs, "weight": np.ones(len(mine))}
+def _examples(scan: Scan, base: Scan) -> Iterator[Columns]:
+    scan.require_all("an objective that looks at whole examples")
+    _require_same_units(scan, base)
+    for part in range(len(scan.manifest["parts"])):
+        own, of_base = (s.example_part(part, ["mean_nll"])[0].to_numpy() for s in (scan, base))
+        yield {"mean_nll": own, "base_mean_nll": of_base, "weight": np.ones(len(own))}
 
 
 def resolved(objective: Objective, scan: Scan, base: Scan | None) -> Objective:
     """The objective frozen for a figure: its step is the whole scan."""
     fitted = objective.within(int(scan.manifest["model"]["vocab_size"]))
-    return fitted.resolve(ScanStep(scan, base, tuple(fitted.reads)))
+    return fitted.resolve(scan_step(scan, base, fitted.reads))
 
 
-def open_base(folder: str | Path | None) -> Scan | None:
+def open_base(folder: str | Path | None, what: str = "--base-scan") -> Scan | None:
+    """The finished scan for `what`, which reads every token. Raises `ScanError`."""
     if folder is None:
         return None
-    base = Scan.open(folder)
-    base.require_all("--base-scan")
-    return base
+    scan = Scan.open(folder)
+    scan.require_all(what)
+    return scan

@@ -1,6 +1,7 @@
 """What a training step did, as sums that micro-batches and ranks add up, and the log's figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -9,6 +10,13 @@ from eaft_probe.scans.training_log import LOG_GROUPS
 
 GROUP_BITS = {"high": 1, "low": 2, "conflict": 4}  # of the batch column `group`
 OTHER, UNKNOWN = 0, 128
+
+
+def group_bits(masks: Mapping[str, Any]) -> Any:
+    """(N,) bits of GROUP_BITS, from boolean arrays or tensors."""
+    return sum(masks[name] * bit for name, bit in GROUP_BITS.items())
+
+
 LOGGED = LOG_GROUPS[1:]
 SUMS = ("count", "loss", "nll", "gated", "gate")
 TALLY = (*SUMS, *(f"{g}_{x}" for g in LOGGED for x in ("count", "nll")))
@@ -20,27 +28,23 @@ def tally(
     """(len(TALLY),) float64 sums over the batch's trained tokens. loss: what is trained, so with
     an anchor's part and a router's, times the step's count."""
     nll, gate = -columns["logprob"].double(), columns["gate"].double()
-    gated = (gate * nll).sum()
-    sums = [torch.ones_like(nll).sum(), loss.detach().double(), nll.sum(), gated, gate.sum()]
-    group = inputs["group"][inputs["trained"]] if "group" in inputs else None
+    sums = [torch.ones_like(nll).sum(), loss.detach().double()]
+    sums += [nll.sum(), (gate * nll).sum(), gate.sum()]
+    unknown = torch.full(inputs["trained"].shape, UNKNOWN, dtype=torch.uint8, device=nll.device)
+    group = inputs.get("group", unknown)[inputs["trained"]]
     for name in LOGGED:
-        if group is None:
-            inside = torch.zeros_like(nll)
-        elif name == "other":
-            inside = (group == OTHER).double()
-        else:
-            inside = (group & GROUP_BITS[name] > 0).double()
-        sums += [inside.sum(), (inside * nll).sum()]
+        in_group = group == OTHER if name == "other" else group & GROUP_BITS[name] > 0
+        sums += [in_group.double().sum(), (in_group * nll).sum()]
     return torch.stack(sums)
 
 
-def facts(sums: Sequence[float]) -> dict[str, float]:
-    """loss and nll (nats a token; with gates, anchor and router, and without), gate_mean,
-    mass_gated (the share of Σ nll that gates take away), count; nll and count of each group that
-    has tokens."""
+def averages(sums: Sequence[float]) -> dict[str, float]:
+    """loss (nats a token, with gates, anchor and router) and nll (without them), gate_mean,
+    mass_gated (the share of Σ nll that the gates take away), count; nll and count of each group
+    that has tokens."""
     s = dict(zip(TALLY, sums, strict=True))
     count, nll = max(s["count"], 1.0), s["nll"]
-    made = {
+    figures = {
         "loss": s["loss"] / count,
         "nll": nll / count,
         "gate_mean": s["gate"] / count,
@@ -48,7 +52,6 @@ def facts(sums: Sequence[float]) -> dict[str, float]:
         "count": s["count"],
     }
     for name in LOGGED:
-        if s[f"{name}_count"]:
-            made[f"{name}_nll"] = s[f"{name}_nll"] / s[f"{name}_count"]
-            made[f"{name}_count"] = s[f"{name}_count"]
-    return made
+        if tokens := s[f"{name}_count"]:
+            figures |= {f"{name}_nll": s[f"{name}_nll"] / tokens, f"{name}_count": tokens}
+    return figures

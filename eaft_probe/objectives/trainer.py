@@ -5,22 +5,41 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from eaft_probe.columns.measure import TokenColumns
 from eaft_probe.errors import BadInput, NonFinite
-from eaft_probe.objectives.forward import ReferenceModel, gate, is_sharded, unadapted
-from eaft_probe.objectives.gates import objective as named
-from eaft_probe.objectives.objective import Columns, Objective
-from eaft_probe.objectives.packing import PACKED, document_starts, later_document, require_apart
+from eaft_probe.objectives.forward import (
+    ReferenceModel,
+    evaluation_mode,
+    gate,
+    is_sharded,
+    unadapted,
+)
+from eaft_probe.objectives.gates import objective as objective_named
+from eaft_probe.objectives.objective import Column, Columns, Objective, Step
+from eaft_probe.objectives.packing import (
+    PACKED,
+    Batch,
+    document_starts,
+    later_document,
+    require_apart,
+)
 from eaft_probe.objectives.scan_columns import OF_BASE
-from eaft_probe.objectives.step_metrics import TALLY, facts, tally
+from eaft_probe.objectives.step_metrics import TALLY, averages, tally
 
 # --- the whole step ---
 
@@ -29,33 +48,30 @@ from eaft_probe.objectives.step_metrics import TALLY, facts, tally
 class Gathered:
     """A `Population` held in memory: the tokens or examples of one step, from all ranks.
 
-    A statistic of none of them is 1, which is no number's gate.
+    A statistic of an empty one is 1, and no gate uses it.
     """
 
     columns: Columns
 
-    def mean(self, of: Callable[[Columns], Any]) -> float:
+    def mean(self, of: Callable[[Columns], Column]) -> float:
         values = of(self.columns).double()
         return float(values.mean()) if len(values) else 1.0
 
-    def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
+    def quantile(self, of: Callable[[Columns], Column], at: float) -> float:
         values = of(self.columns).double().numpy()
         return float(np.quantile(values, at)) if len(values) else 1.0
-
-
-@dataclass(frozen=True)
-class BatchStep:
-    """One optimizer step as an objective's `Step`."""
-
-    tokens: Gathered
-    examples: Gathered
 
 
 # What of a batch is for the loss and the log; everything else goes to the model.
 NOT_THE_MODELS = {"labels", "row", "group", *OF_BASE}
 
+if TYPE_CHECKING:
+    from transformers import Trainer as Mixed  # the class that the mixin is put before
+else:
+    Mixed = object
 
-class GatedLossMixin:
+
+class GatedLossMixin(Mixed):  # type: ignore[misc]
     """Put before a `Trainer`, transformers' own or TRL's: `class Mine(GatedLossMixin, SFTTrainer)`.
 
     Minimises Σ gate · nll / N, N the trained tokens of the whole step, over all micro-batches and
@@ -63,20 +79,10 @@ class GatedLossMixin:
     (B, T), or `labels` with −100 where nothing is trained, and (B, T) columns such as `base_prob`
     where the objective reads them; whatever else they hold goes to the model. An objective with an
     anchor gets a `reference`. Rows packed with several documents are refused where the model lets
-    these see one another, which the first such batch shows. What would replace the loss without a
-    word is refused: label smoothing, a loss function or type of one's own, sequence parallelism,
-    Liger's fused loss. Raises `BadInput` and `ModelError`.
+    these see one another, which the first such batch shows. What would silently replace the loss
+    is refused: label smoothing, another loss function or type, sequence parallelism, Liger's fused
+    loss. Raises `BadInput` and `ModelError`.
     """
-
-    args: Any  # these are the Trainer's
-    model: Any
-    model_wrapped: Any
-    accelerator: Any
-    state: Any
-    add_callback: Any
-    _prepare_inputs: Any
-    _set_signature_columns_if_needed: Any
-    _signature_columns: Any
 
     def __init__(
         self,
@@ -86,25 +92,27 @@ class GatedLossMixin:
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        objective = named(objective) if isinstance(objective, str) else objective
+        objective = objective_named(objective) if isinstance(objective, str) else objective
         self.tally = torch.zeros(len(TALLY), dtype=torch.float64, device=self.args.device)
         refuse(self)
-        if objective.of_scan and objective == named(objective.name):
+        if objective.of_scan and objective == objective_named(objective.name):
             raise BadInput(
-                f"objective {objective.name!r} must see its scan first: resolve it, or "
-                f"use `eaft-probe train`"
+                f"objective {objective.name!r} must see its scan first: call its `resolve`, or use "
+                f"`eaft-probe train`"
             )
         if objective.anchor and reference is None:
             raise BadInput(f"objective {objective.name!r} needs a reference model")
         if reference and not objective.anchor:
-            raise BadInput(f"objective {objective.name!r} has no use for a reference model")
+            raise BadInput(
+                f"objective {objective.name!r} does not use a reference model; leave it out"
+            )
         self._set_signature_columns_if_needed()  # what the model takes, before its forward changes
         self._signature_columns += ["trained", *objective.reads]
         gate(unadapted(self.model))
         self.add_callback(_AsLaunched(self))
         self.reference = reference
         self.objective = self.step_objective = objective
-        self.keeps_apart = False  # whether the model was seen to keep packed documents apart
+        self.keeps_apart = False  # whether a test showed that packed documents are kept apart
         # By the count of the whole step: transformers 5.17 asks the first, 5.23 the second.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
 
@@ -112,20 +120,20 @@ class GatedLossMixin:
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
         """The micro-batches of a step, with N over all of them and all ranks."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         samples = [gated_inputs(s) for s in samples]
-        own = torch.tensor(sum(int(s["trained"].sum()) for s in samples), device=device)
+        count = torch.tensor(sum(int(s["trained"].sum()) for s in samples), device=device)
         if self.objective.of_step:
             self.step_objective = self.objective.resolve(self._step(samples))
-        return samples, int(self.accelerator.reduce(own))
+        return samples, int(self.accelerator.reduce(count))
 
     def compute_loss(
         self,
-        model: Any,
-        inputs: dict[str, Any],
+        model: PreTrainedModel,
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
-    ) -> Any:
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
         """The gated loss; of a batch outside of training its mean nll."""
         inputs = gated_inputs(inputs)
         self._require_apart(inputs)
@@ -135,7 +143,7 @@ class GatedLossMixin:
         # DDP and FSDP average gradients over ranks, hence the division of N.
         count = max(num_items_in_batch, 1) / self.accelerator.num_processes
         outputs = model(
-            **read(inputs),
+            **model_inputs(inputs),
             objective=self.step_objective,
             count=count,
             reference=self.reference,
@@ -151,19 +159,19 @@ class GatedLossMixin:
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the gates did since the last line: see `facts`."""
+        """Adds what the gates did since the last line: see `averages`."""
         if "loss" in logs:
-            logs |= facts(self.accelerator.reduce(self.tally).tolist())
+            logs |= averages(self.accelerator.reduce(self.tally).tolist())
             self.tally.zero_()
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
 
-    def _require_apart(self, inputs: dict[str, Any]) -> None:
-        """Proven once, on all ranks together: a sharded model's forward pass takes them all.
+    def _require_apart(self, inputs: Batch) -> None:
+        """Tested once, on all ranks together: a sharded model's forward pass takes them all.
         Raises `BadInput`."""
         if self.keeps_apart or not PACKED & inputs.keys():
             return
-        here = torch.tensor(later_document(inputs) is not None, device=self.args.device)
-        if int(self.accelerator.reduce(here.long())):
+        packed = torch.tensor(later_document(inputs) is not None, device=self.args.device)
+        if int(self.accelerator.reduce(packed.long())):
             half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
             require_apart(inputs, lambda i: self.columns(i, ("logprob",))["logprob"], half)
             self.keeps_apart = True
@@ -171,59 +179,51 @@ class GatedLossMixin:
     @torch.no_grad()
     def columns(
         self,
-        inputs: dict[str, torch.Tensor],
+        inputs: Batch,
         reads: Sequence[str],
         reference: ReferenceModel | None = None,
     ) -> dict[str, torch.Tensor]:
         """The statistics `reads` (N,) of a batch under the model as it is, without dropout."""
-        model = self.model_wrapped
-        was_training = model.training
-        model.eval()
-        try:
-            with self.accelerator.autocast():
-                prepared = self._prepare_inputs(read(inputs))
-                found: TokenColumns = model(**prepared, reads=reads, reference=reference)["columns"]
-                return found.columns
-        finally:
-            model.train(was_training)
+        with evaluation_mode(self.model_wrapped), self.accelerator.autocast():
+            prepared = self._prepare_inputs(model_inputs(inputs))
+            outputs: dict[str, TokenColumns] = self.model_wrapped(
+                **prepared, reads=reads, reference=reference
+            )
+        return outputs["columns"].columns
 
     @torch.no_grad()
-    def _step(self, samples: Sequence[dict[str, torch.Tensor]]) -> BatchStep:
+    def _step(self, samples: Sequence[Batch]) -> Step:
         """A pass without gradients over all micro-batches of the step, on all ranks."""
-        # Sorted: the ranks gather column after column, and a set has another order on each.
         reads = tuple(sorted({*self.objective.reads, "logprob"} - set(OF_BASE)))
-        tokens, means = [], []
+        tokens, examples = [], []
         for sample in samples:
             columns = self.columns(sample, reads)
-            given = {n: sample[n][sample["trained"]] for n in self.objective.reads if n in OF_BASE}
-            tokens.append(columns | given)
-            means.append(_of_examples(columns["logprob"], sample))
-        return BatchStep(*(Gathered(self._joined(parts)) for parts in (tokens, means)))
+            base = {n: sample[n][sample["trained"]] for n in self.objective.reads if n in OF_BASE}
+            tokens.append(columns | base)
+            examples.append(_of_examples(columns["logprob"], sample))
+        return Step(Gathered(self._joined(tokens)), Gathered(self._joined(examples)))
 
-    def _joined(self, parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {n: self._everywhere(torch.cat([p[n].cpu() for p in parts])) for n in parts[0]}
-
-    def _everywhere(self, column: torch.Tensor) -> torch.Tensor:
-        """The column of all ranks, on the CPU."""
-        if self.accelerator.num_processes == 1:
-            return column
-        found: list[Any] = [None] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(found, column)
-        return torch.cat(found)
+    def _joined(self, parts: Sequence[Batch]) -> Batch:
+        """The columns of all micro-batches and ranks, on the CPU."""
+        columns = {n: torch.cat([p[n].cpu() for p in parts]) for n in parts[0]}
+        ranks = [columns] * self.accelerator.num_processes
+        if len(ranks) > 1:
+            torch.distributed.all_gather_object(ranks, columns)
+        return {n: torch.cat([rank[n] for rank in ranks]) for n in columns}
 
 
-def _of_examples(logprob: torch.Tensor, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _of_examples(logprob: torch.Tensor, sample: Batch) -> Batch:
     """(examples with a trained token,) mean nll; a packed row holds several, from position 0."""
     first = document_starts(sample).long()
     first[:, 0] = 1
-    of = (first.flatten().cumsum(0) - 1).view_as(first)[sample["trained"]].cpu()
-    counts = torch.bincount(of, minlength=int(first.sum())).double()
-    sums = torch.zeros_like(counts).index_add_(0, of, -logprob.cpu().double())
+    example = (first.flatten().cumsum(0) - 1).view_as(first)[sample["trained"]].cpu()
+    counts = torch.bincount(example, minlength=int(first.sum())).double()
+    sums = torch.zeros_like(counts).index_add_(0, example, -logprob.cpu().double())
     return {"mean_nll": (sums / counts.clamp(min=1))[counts > 0]}
 
 
-def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch with `trained` instead of `labels`. Raises `BadInput` for what has no place in it."""
+def gated_inputs(inputs: Batch) -> Batch:
+    """A batch with `trained` instead of `labels`. Raises `BadInput` where it cannot be trained."""
     if "trained" in inputs:
         return inputs
     if "labels" not in inputs or "input_ids" not in inputs:
@@ -232,14 +232,14 @@ def gated_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     trained[:, 0] = False
     if not torch.equal(inputs["labels"][trained], inputs["input_ids"][trained]):
         raise BadInput(
-            "labels that are not the input_ids of their own positions (shifted ones, "
-            "soft prompts) cannot be trained on"
+            "labels must be the input_ids of their own positions; shifted labels and soft prompts "
+            "cannot be trained on"
         )
     return {**{n: c for n, c in inputs.items() if n != "labels"}, "trained": trained}
 
 
-def read(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What of a batch is the model's."""
+def model_inputs(inputs: Batch) -> Batch:
+    """What the model gets of a batch."""
     return {n: c for n, c in inputs.items() if n not in NOT_THE_MODELS}
 
 
@@ -262,28 +262,30 @@ def refuse(trainer: Any) -> None:
 class _AsLaunched(TrainerCallback):  # type: ignore[misc]
     """Stops before the first step where the processes are not what the launcher asked for."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: GatedLossMixin) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         require_as_launched(
             args.world_size, args.fsdp, lambda: is_sharded(self.trainer.model_wrapped)
         )
 
 
-def require_as_launched(processes: int, fsdp: Any, is_sharded: Callable[[], bool]) -> None:
-    """accelerate falls back to DDP, or to one process each, without a word. Raises `BadInput`."""
+def require_as_launched(processes: int, fsdp: object, is_sharded: Callable[[], bool]) -> None:
+    """accelerate silently falls back to DDP, or to one process each. Raises `BadInput`."""
     asked = fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if asked and not is_sharded():
         raise BadInput(
-            "FSDP was asked for, but the model is not sharded; accelerate shards on "
-            "GPUs only, so leave FSDP out here"
+            "FSDP was asked for, but the model is not sharded; accelerate shards on GPUs only, so "
+            "leave FSDP out"
         )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != processes:
         raise BadInput(
-            f"launched as {launched} processes, of which each would train alone; "
-            f"give --device cpu, or as many GPUs"
+            f"launched as {launched} processes, but each would train alone; give --device cpu, or "
+            f"as many GPUs as processes"
         )
 
 
@@ -292,6 +294,8 @@ class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]
 
     `held_out`, called with the trainer, gives the figures of an evaluation.
     """
+
+    control: TrainerControl
 
     def __init__(
         self,
@@ -303,13 +307,13 @@ class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]
         super().__init__(*args, **options)
         self.sampler, self.held_out = sampler, held_out
 
-    def _get_train_sampler(self, *args: Any) -> Any:
+    def _get_train_sampler(self, *args: object) -> Sampler[int] | None:
         return self.sampler or super()._get_train_sampler(*args)
 
-    def _save(self, output_dir: str | None = None, *more: Any, **named: Any) -> None:
-        """The model, with arguments that name the run but not where it lies, and without the blank
-        card of an adapter, which says where its base model lies."""
-        super()._save(output_dir, *more, **named)
+    def _save(self, output_dir: str | None = None, *args: object, **options: object) -> None:
+        """The model, with arguments that name the run but not its path, and without the blank card
+        of an adapter, which has the path of its base model."""
+        super()._save(output_dir, *args, **options)
         if not self.args.should_save:  # another process has written it
             return
         folder, shared = Path(output_dir or self.args.output_dir), copy.copy(self.args)
@@ -321,11 +325,9 @@ class GatedTrainer(GatedLossMixin, Trainer):  # type: ignore[misc]
         """Of the model as it is."""
         return self.held_out(self) if self.held_out else {}
 
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **options: object) -> dict[str, float]:
         """The held-out figures, logged."""
-        metrics = self.held_out_figures()
+        metrics, handler = self.held_out_figures(), self.callback_handler
         self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

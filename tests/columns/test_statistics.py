@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eaft_probe.columns import measure
-from eaft_probe.columns.measure import TokenColumns, measure_states
+from eaft_probe.columns.measure import Reference, TokenColumns, measure_states
 from eaft_probe.columns.statistics import STATISTICS, chosen_statistics
 from eaft_probe.errors import BadInput, UnknownName
 from eaft_probe.model.head import Head
@@ -36,8 +36,7 @@ class Case:
             self.hidden,
             self.labels,
             tuple(STATISTICS.values()),
-            self.other_head,
-            self.other_hidden,
+            Reference(self.other_head, self.other_hidden),
         )
 
     def position(self, n: int) -> reference.Position:

@@ -99,23 +99,22 @@ def test_an_empty_prefix_is_none() -> None:
 def _taken_apart(model: Any) -> CausalLM:
     place: Any = type("Place", (), {"name": "tiny"})
     head = head_module.head_of(model)
-    return CausalLM(model.base_model, head, None, place, model.config, model.num_parameters())
+    parameters = model.num_parameters()
+    return CausalLM(model.base_model, head, None, place, model.config, parameters, model)
 
 
 @pytest.mark.parametrize("change", [{"scale": 1.01}, {"softcap": 20.0}])
 def test_a_wrong_scale_or_cap_is_refused(change: dict[str, float]) -> None:
-    model = tiny.build()
-    right = _taken_apart(model)
-    prove(right, model)
+    right = _taken_apart(tiny.build())
+    prove(right)
     with pytest.raises(ModelError, match="not its head over its last hidden states"):
-        prove(replace(right, head=replace(right.head, **change)), model)  # type: ignore[arg-type]
+        prove(replace(right, head=replace(right.head, **change)))  # type: ignore[arg-type]
 
 
 def test_a_missing_bias_is_refused() -> None:
-    model = tiny.build("phi")
-    right = _taken_apart(model)
+    right = _taken_apart(tiny.build("phi"))
     with pytest.raises(ModelError, match="tiny"):
-        prove(replace(right, head=replace(right.head, bias=None)), model)
+        prove(replace(right, head=replace(right.head, bias=None)))
 
 
 def test_a_forward_that_alters_its_logits_is_refused(
@@ -139,11 +138,10 @@ def test_a_forward_that_alters_its_logits_is_refused(
 
 
 def test_a_head_with_too_few_tokens_is_refused() -> None:
-    model = tiny.build()
-    right = _taken_apart(model)
+    right = _taken_apart(tiny.build())
     short = replace(right.head, weight=right.head.weight[:-1])
     with pytest.raises(ModelError, match=r"shapes \(24, 300\) and \(24, 299\)"):
-        prove(replace(right, head=short), model)
+        prove(replace(right, head=short))
 
 
 @pytest.mark.parametrize("parameter", ["lm_head.weight", "model.norm.weight"])

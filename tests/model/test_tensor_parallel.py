@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import eaft_probe
 from eaft_probe.columns import measure as measuring
-from eaft_probe.columns.measure import measure_states
+from eaft_probe.columns.measure import Reference, measure_states
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.engines.torchrun import ranks_of
 from eaft_probe.errors import BadInput, ModelError
@@ -42,9 +42,8 @@ def columns(model: CausalLM, reference: CausalLM) -> dict[str, torch.Tensor]:
     """All statistics of some tokens behind a prefix."""
     labels = IDS[:, 1:].flatten()
     states = [m.hidden(IDS, PREFIX)[:, :-1].flatten(0, 1) for m in (model, reference)]
-    found = measure_states(
-        model.head, states[0], labels, list(STATISTICS.values()), reference.head, states[1]
-    )
+    theirs = Reference(reference.head, states[1])
+    found = measure_states(model.head, states[0], labels, list(STATISTICS.values()), theirs)
     return found.columns
 
 

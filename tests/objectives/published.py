@@ -14,10 +14,11 @@ from typing import Any
 
 import tiny
 import torch
-from steps import ROWS, Gradients, Keep, Other, Whole, WholeStep, build, collate, rows
+from steps import ROWS, Gradients, Keep, Other, Whole, build, collate, rows
 from transformers import TrainingArguments
 
 from eaft_probe.objectives.objective import Objective
+from eaft_probe.objectives.objective import Step as WholeStep
 from eaft_probe.objectives.trainer import GatedTrainer, gate
 
 Row = dict[str, torch.Tensor]

@@ -12,7 +12,8 @@ from transformers import TrainerCallback, TrainingArguments
 from eaft_probe.model.head import head_of
 from eaft_probe.objectives.forward import gate
 from eaft_probe.objectives.gates import Columns
-from eaft_probe.objectives.trainer import BatchStep, GatedTrainer, Gathered
+from eaft_probe.objectives.objective import Step
+from eaft_probe.objectives.trainer import GatedTrainer, Gathered
 
 ROWS, V = 8, 200
 Gradients = dict[str, torch.Tensor]
@@ -68,7 +69,7 @@ def one_step(
     keep = Keep()
     if chosen.of_scan:
         means = {"base_mean_nll": torch.stack([r["base_mean_nll"][0] for r in rows()])}
-        chosen = chosen.resolve(BatchStep(Gathered({}), Gathered(means)))
+        chosen = chosen.resolve(Step(Gathered({}), Gathered(means)))
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=each,
@@ -132,9 +133,3 @@ class Whole:
 
     def quantile(self, of: Callable[[Columns], Any], at: float) -> float:
         return float(np.quantile(np.float64(np.asarray(of(self.columns))), at))
-
-
-@dataclass(frozen=True)
-class WholeStep:
-    tokens: Whole
-    examples: Whole

@@ -12,7 +12,7 @@ import reference
 import scans_made
 import torch
 from numpy.typing import NDArray
-from steps import Whole, WholeStep
+from steps import Whole
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, UnknownName
@@ -24,6 +24,7 @@ from eaft_probe.objectives.gates import (
     objective,
     settable,
 )
+from eaft_probe.objectives.objective import Step as WholeStep
 
 Given = dict[str, Any]
 FIELDS: list[tuple[str, Given]] = [

@@ -140,7 +140,7 @@ def test_attention_keeps_documents_apart(name: str, tmp_path) -> None:
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_without_its_kernels_a_hybrid_is_refused(name: str, tmp_path) -> None:
     """Older transformers let the documents leak, newer ones say which package is missing."""
-    with pytest.raises(BadInput, match="leave out packing and padding-free batches"):
+    with pytest.raises(BadInput, match="turn packing and padding-free batches off"):
         together(build(*HYBRIDS[name]), packed(), tmp_path)
 
 
@@ -294,5 +294,5 @@ def test_trl_s_packing_equals_its_rows_alone(tmp_path, model_folder: str) -> Non
         return together(model, batch, tmp_path)
 
     assert off(first_step("llama"), alone(build(*APART["llama"]))) < 1e-5
-    with pytest.raises(BadInput, match="leave out packing"):
+    with pytest.raises(BadInput, match="turn packing"):
         first_step("bamba")

@@ -123,7 +123,7 @@ def test_fields_are_the_objective_s() -> None:
     assert GatedLoss(objective("qlog")).objective.name == "qlog"
     with pytest.raises(BadInput, match="no field 'beta'"):
         GatedLoss("eaft", beta=2)
-    with pytest.raises(BadInput, match="where it is made"):
+    with pytest.raises(BadInput, match="set the fields on the objective"):
         GatedLoss(objective("eaft"), alpha=2)
 
 

@@ -14,9 +14,9 @@ from eaft_probe.objectives.gates import OBJECTIVES, Objective, objective
 from eaft_probe.objectives.scan_columns import (
     OF_BASE,
     Chunked,
-    ScanStep,
     open_base,
     resolved,
+    scan_step,
     token_columns,
 )
 from eaft_probe.scans.scan import Scan
@@ -144,7 +144,7 @@ def test_a_base_of_other_tokens_is_refused(
     change: Callable[[pandas.DataFrame], pandas.DataFrame],
 ) -> None:
     base = scans_made.write(tmp_path / "base", change(based))
-    with pytest.raises(ScanError, match="no scan of the same tokens"):
+    with pytest.raises(ScanError, match="do not contain the same tokens"):
         read(scan, list(objective(name).reads), base)
 
 
@@ -170,7 +170,7 @@ def test_a_folder_without_a_scan_is_no_base(tmp_path: Path) -> None:
 def test_means_and_quantiles_are_those_of_the_whole_frame(
     pair: tuple[Scan, Scan], own: pandas.DataFrame, based: pandas.DataFrame
 ) -> None:
-    step = ScanStep(*pair, ("entropy", "base_prob"))
+    step = scan_step(*pair, ("entropy", "base_prob"))
     product = own["entropy"] * based["prob"]
 
     def of(columns: Any) -> Any:
@@ -185,7 +185,7 @@ def test_means_and_quantiles_are_those_of_the_whole_frame(
 def test_examples_count_once_however_long(
     pair: tuple[Scan, Scan], own: pandas.DataFrame, based: pandas.DataFrame
 ) -> None:
-    step = ScanStep(*pair, ("prob",))
+    step = scan_step(*pair, ("prob",))
     for column, tokens in (("mean_nll", own), ("base_mean_nll", based)):
         means = mean_nll(tokens)
         found = step.examples.mean(lambda c, column=column: c[column])

@@ -27,12 +27,13 @@ from published import (
     true_step,
     true_tokens,
 )
-from steps import Gradients, Keep, WholeStep, build, off
+from steps import Gradients, Keep, build, off
 
 from eaft_probe.columns import measure
 from eaft_probe.model.head import Head
 from eaft_probe.objectives.gates import OBJECTIVES, objective
 from eaft_probe.objectives.loss import Reference, gated_loss
+from eaft_probe.objectives.objective import Step as WholeStep
 
 # Float32 against float64: the largest found was 5.4e-6, a norm's weight under DFT. That is the
 # body's rounding; plain autograd through all logits in float32 is as far.

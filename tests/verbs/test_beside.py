@@ -215,7 +215,7 @@ def test_other_tokens_of_the_same_data_are_refused(data, model_folder, scanned, 
     made = scan_features.for_objective(scanned, ("base_prob",))
     ids = scanned.tokens(["token_id"])
     assert ids["token_id"].max() > 0
-    swapped = scan_features.Beside(_Other(scanned), made.reads, made.made)
+    swapped = scan_features.ScanFeatures(_Other(scanned), made.reads, made.compute)
     with pytest.raises(BadInput, match="holds other tokens for row 0"):
         read(data, model_folder, scanned, tmp_path, [swapped])
 
@@ -242,10 +242,16 @@ class _Other:
         ({"lora_target": ["q_proj"]}, "give --lora-r"),
         ({"objective": "masked-sft", "set": {"conflicts": "scan"}}, "give it as --mask DIR"),
         ({"objective": "eaft", "mask": "SCAN"}, "reads nothing from a scan"),
-        ({"objective": "masked-sft", "mask": "SCAN", "set": {"prob_below": 0.1}}, "its own rule"),
+        (
+            {"objective": "masked-sft", "mask": "SCAN", "set": {"prob_below": 0.1}},
+            "the rule of the scan gives the thresholds",
+        ),
         ({"objective": "stm", "mask": "nowhere"}, "nowhere holds no scan"),
         ({"objective": "sft", "compat": "axolotl"}, "no field 'compat'"),
-        ({"objective": "eaft", "compat": "axolotl", "set": {"gate": "mask"}}, "knows no gate"),
+        (
+            {"objective": "eaft", "compat": "axolotl", "set": {"gate": "mask"}},
+            "fixes gate, entropy and k",
+        ),
         ({"objective": "eaft", "reference": "MODEL"}, "has no anchor"),
     ],
 )

@@ -389,7 +389,7 @@ def test_rows_that_do_not_come_back_are_left_out_and_counted(model: str, tmp_pat
     assert set(found.table["example"]) == {0}
     assert found.made.left_out == 1
     assert found.covered < 1
-    assert any("1 examples left out" in n for n in notes.notes)
+    assert any("1 example left out" in n for n in notes.notes)
     scan(rows[1:], tmp_path / "none", model=model)
     with pytest.raises(ScanError, match="comes back from its text"):
         gradients(tmp_path / "none")

@@ -24,7 +24,7 @@ from eaft_probe.analysis.summary import summarize
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.quantiles import TOO_LOW, quantiles, quantiles_within, upper_bits
 from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.objectives.scan_columns import ScanStep
+from eaft_probe.objectives.scan_columns import scan_step
 from eaft_probe.scans.part_writer import TOTALS, part_file, sha256, write_parquet
 from eaft_probe.verbs.estimate.estimate import estimate
 from eaft_probe.verbs.export.export import export
@@ -299,7 +299,7 @@ def test_nothing_kept(folder: Path, model_folder: str, whole: Scan, tmp_path: Pa
 
 
 def test_means_of_cells_have_no_quantile(kept: Scan, whole: Scan) -> None:
-    mine, theirs = (ScanStep(s, None, ("prob",)).tokens for s in (kept, whole))
+    mine, theirs = (scan_step(s, None, ("prob",)).tokens for s in (kept, whole))
     assert mine.mean(lambda c: c["prob"]) == pytest.approx(theirs.mean(lambda c: c["prob"]))
     with pytest.raises(ScanError, match="a quantile over the tokens reads every token"):
         mine.quantile(lambda c: c["prob"], 0.5)

@@ -388,7 +388,7 @@ def test_the_file_to_write_is_checked(tmp_path: Path, counting: str) -> None:
         given = data.parent if out.parent == data.parent else data
         with pytest.raises(BadInput, match=message):
             rollout(given, out, model=counting, **SETTINGS)
-    assert not RolloutFiles(data).beside(".plan").exists()
+    assert not RolloutFiles(data).file(".plan").exists()
     with pytest.raises(BadInput, match="cannot write"):
         rollout(ROWS, data / "r.jsonl", model=counting, **SETTINGS)
 

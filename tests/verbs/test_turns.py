@@ -16,7 +16,7 @@ from eaft_probe.analysis.stratified_sample import drawn
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.data.batches import Window
 from eaft_probe.errors import BadInput, ScanError
-from eaft_probe.objectives.scan_columns import OF_BASE, ScanStep, token_columns
+from eaft_probe.objectives.scan_columns import OF_BASE, scan_step, token_columns
 from eaft_probe.scans.keys import EACH
 from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import compare
@@ -122,7 +122,7 @@ def windows(tokens: Frame) -> list[tuple[int, int, Window, Frame]]:
 
 def test_each_turn_has_its_own_columns(tokens: Frame, tmp_path: Path) -> None:
     scan, _ = written(tmp_path, tokens)
-    cursor = scan_features.for_objective(scan, tuple(OF_BASE)).cursor()
+    cursor = scan_features.Cursor(scan_features.for_objective(scan, tuple(OF_BASE)))
     for row, turn, window, own in windows(tokens):
         found = cursor.columns(row, turn, window)
         assert [*found["base_prob"][window.trained]] == [*own["prob"]]
@@ -136,12 +136,12 @@ def test_a_turn_that_is_not_there_is_named(tokens: Frame, tmp_path: Path) -> Non
     row, turn, window, _ = windows(tokens)[2]
     read = scan_features.for_groups(scan)
     with pytest.raises(BadInput, match=f"holds no turn {turn + 1} of row {row} of the data"):
-        read.cursor().columns(row, turn + 1, window)
+        scan_features.Cursor(read).columns(row, turn + 1, window)
     with pytest.raises(BadInput, match=f"holds no row {row} of the data"):
-        read.cursor().columns(row, None, window)
+        scan_features.Cursor(read).columns(row, None, window)
     other = Window(row, 0, window.ids + 1, window.trained)
     with pytest.raises(BadInput, match=f"other tokens for turn {turn} of row {row} than"):
-        read.cursor().columns(row, turn, other)
+        scan_features.Cursor(read).columns(row, turn, other)
 
 
 # --- the columns of a base scan ---
@@ -157,7 +157,7 @@ def test_base_columns_are_those_of_the_turns(tokens: Frame, tuned: Frame, tmp_pa
     with pytest.raises(ScanError, match="--turns"):
         list(token_columns(a[0], names, b[1]))
     with pytest.raises(ScanError, match="--turns"):
-        ScanStep(a[0], b[1], names).examples.mean(lambda c: c["mean_nll"])
+        scan_step(a[0], b[1], names).examples.mean(lambda c: c["mean_nll"])
 
 
 # --- exact gradients ---

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
 
 from eaft_probe.errors import BadInput
 
@@ -24,7 +23,7 @@ from eaft_probe.objectives.objective import Anchor, Columns, Objective
 __all__ = ["OBJECTIVES", "Anchor", "Columns", "Objective", "objective", "settable"]
 
 
-def objective(name: str, given: Mapping[str, Any] | None = None) -> Objective:
+def objective(name: str, values: Mapping[str, object] | None = None) -> Objective:
     """The objective of that name with its fields set. Raises `UnknownName` and `BadInput`.
 
     >>> objective("qlog", {"q": "0.25"})
@@ -32,27 +31,27 @@ def objective(name: str, given: Mapping[str, Any] | None = None) -> Objective:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    kind, given = OBJECTIVES[name], given or {}
-    known = settable(kind)
-    for key in given:
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
+    kind, values = OBJECTIVES[name], values or {}
+    names = settable(kind)
+    for key in values:
+        if key not in names:
+            near = get_close_matches(key, names, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise BadInput(
                 f"objective {name!r} has no field {key!r}{hint}; "
-                f"it has: {', '.join(known) or 'none'}"
+                f"it has: {', '.join(names) or 'none'}"
             )
     try:
-        made: Objective = TypeAdapter(kind).validate_python(dict(given))
+        objective: Objective = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         where = f" {first['loc'][0]}" if first["loc"] else ""
         raise BadInput(f"objective {name!r}{where}: {first['msg']}") from error
-    for key in known:
-        value = getattr(made, key)
+    for key in names:
+        value = getattr(objective, key)
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             raise BadInput(f"objective {name!r}: {key} is a finite number from 0, found {value:g}")
-    return made
+    return objective
 
 
 def settable(kind: type[Objective]) -> list[str]:

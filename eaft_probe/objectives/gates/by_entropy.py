@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from eaft_probe.columns.conflicts import ENTROPY_BELOW, PROB_BELOW, ConflictRule
-from eaft_probe.objectives.gates.entry import entry, frozen, ones, require
-from eaft_probe.objectives.objective import Columns, Objective, Step
+from eaft_probe.objectives.gates.entry import entry, from_step, ones, require
+from eaft_probe.objectives.objective import Column, Columns, Objective, Step
 
 
 @entry
@@ -17,7 +17,7 @@ class Sft(Objective):
 
     name, formula = "sft", "1"
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return ones(columns["prob"])
 
 
@@ -43,11 +43,11 @@ class Eaft(Objective):
     def __post_init__(self) -> None:
         require(self.k >= 2, f"eaft: k is at least 2 (ln 1 = 0), found {self.k}")
         require(self.alpha >= 0, f"eaft: alpha is at least 0, found {self.alpha:g}")
-        theirs = self.gate == "power" and self.entropy == "top"
+        theirs = (self.gate, self.entropy) == ("power", "top")
         theirs = theirs and (self.k == 20 or self.compat == "axolotl")
         require(
             self.compat == "paper" or theirs,
-            f"eaft: {self.compat} knows no gate, entropy or k but its own; leave them or "
+            f"eaft: compat={self.compat} fixes gate, entropy and k; leave them out, or leave "
             f"compat out",
         )
 
@@ -58,15 +58,10 @@ class Eaft(Objective):
     def within(self, vocab_size: int) -> "Eaft":
         return replace(self, _vocab=vocab_size)
 
-    @property
-    def _unit(self) -> float:
-        """The entropy that makes the gate 1, nats."""
-        most = math.log(min(self.k, self._vocab))
-        return {"paper": most, "llamafactory": 3.0, "axolotl": 1.0}[self.compat]
-
-    def __call__(self, columns: Columns) -> Any:
-        most = 1 if self.compat == "paper" else None
-        h = (columns[self.reads[0]] / self._unit).clip(0, most)
+    def __call__(self, columns: Columns) -> Column:
+        largest = math.log(min(self.k, self._vocab))  # nats
+        unit = {"paper": largest, "llamafactory": 3.0, "axolotl": 1.0}[self.compat]
+        h = (columns[self.reads[0]] / unit).clip(0, 1 if self.compat == "paper" else None)
         if self.gate == "power":
             return h**self.alpha
         if self.gate == "mask":
@@ -92,18 +87,19 @@ class MaskedSft(Objective):
         live = (self.entropy_below, self.prob_below) == (ENTROPY_BELOW, PROB_BELOW)
         require(
             self.conflicts == "live" or live,
-            "masked-sft: a scan brings its own rule; `eaft-probe flag` gives it another",
+            "masked-sft: the rule of the scan gives the thresholds; leave entropy_below and "
+            "prob_below out, or change the rule with `eaft-probe flag`",
         )
 
     @property
     def reads(self) -> Sequence[str]:
         return ("entropy", "prob") if self.conflicts == "live" else ("base_conflict",)
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         if self.conflicts == "scan":
             return 1 - columns["base_conflict"]
-        conflict = ConflictRule(self.entropy_below, self.prob_below)(columns)
-        return ~conflict * ones(columns["prob"])
+        rule = ConflictRule(self.entropy_below, self.prob_below)
+        return ~rule(columns) * ones(columns["prob"])
 
 
 @entry
@@ -112,18 +108,15 @@ class Mile(Objective):
     """c (1 + H)^γ with c = 1 / mean over the step. arXiv 2310.19531."""
 
     name, formula, of_step = "mile", "c (1 + H)^γ, mean 1", True
+    reads = ("entropy",)
     gamma: float = 1.0
     _mean: float = field(default=math.nan, repr=False)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("entropy",)
-
-    def _raw(self, columns: Columns) -> Any:
+    def _raw(self, columns: Columns) -> Column:
         return (1 + columns["entropy"]) ** self.gamma
 
     def resolve(self, step: Step) -> "Mile":
         return replace(self, _mean=step.tokens.mean(self._raw))
 
-    def __call__(self, columns: Columns) -> Any:
-        return self._raw(columns) / frozen(self._mean)
+    def __call__(self, columns: Columns) -> Column:
+        return self._raw(columns) / from_step(self._mean)

@@ -1,12 +1,11 @@
 """Gates that see the label's probability."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from eaft_probe.objectives.gates.entry import entry, frozen, ones, require
-from eaft_probe.objectives.objective import Columns, Objective, Step
+from eaft_probe.objectives.gates.entry import entry, from_step, ones, require
+from eaft_probe.objectives.objective import Column, Columns, Objective, Step
 
 
 @entry
@@ -16,7 +15,7 @@ class Dft(Objective):
 
     name, formula, authors_lr = "dft", "p", 5e-5
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return columns["prob"]
 
 
@@ -28,7 +27,7 @@ class Qlog(Objective):
     name, formula = "qlog", "p^q"
     q: float = 0.5
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return columns["prob"] ** self.q
 
 
@@ -38,12 +37,9 @@ class Deft(Objective):
     """arXiv 2602.11424."""
 
     name, formula, authors_lr = "deft", "p^(ΣP²)", 5e-5
+    reads = ("prob", "concentration")
 
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("prob", "concentration")
-
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return columns["prob"] ** columns["concentration"]
 
 
@@ -63,8 +59,8 @@ class Cayley(Objective):
     def resolve(self, step: Step) -> "Cayley":
         return replace(self, _mean=step.tokens.mean(lambda columns: columns["prob"]))
 
-    def __call__(self, columns: Columns) -> Any:
-        p, least = columns["prob"], self.floor * frozen(self._mean)
+    def __call__(self, columns: Columns) -> Column:
+        p, least = columns["prob"], self.floor * from_step(self._mean)
         return p ** (least + (1 - least) * p / (2 - p)).clip(1e-3, 1)
 
 
@@ -88,11 +84,11 @@ class Talr(Objective):
     def resolve(self, step: Step) -> "Talr":
         if self.tau != "auto":
             return replace(self, _tau=self.tau)
-        middle = step.examples.quantile(lambda columns: columns["mean_nll"], 0.5)
-        return replace(self, _tau=max(middle, 1e-6))
+        median = step.examples.quantile(lambda columns: columns["mean_nll"], 0.5)
+        return replace(self, _tau=max(median, 1e-6))
 
-    def __call__(self, columns: Columns) -> Any:
-        return (columns["prob"] ** (1 / frozen(self._tau))).clip(self.floor, None)
+    def __call__(self, columns: Columns) -> Column:
+        return (columns["prob"] ** (1 / from_step(self._tau))).clip(self.floor, None)
 
 
 @entry
@@ -103,7 +99,7 @@ class Focal(Objective):
     name, formula = "focal", "(1 − p)^γ"
     gamma: float = 1.0
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return (1 - columns["prob"]) ** self.gamma
 
 
@@ -115,5 +111,5 @@ class Profit(Objective):
     name, formula = "profit", "1 where p ≥ threshold"
     threshold: float = 0.1
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return (columns["prob"] >= self.threshold) * ones(columns["prob"])

@@ -1,12 +1,11 @@
 """Gates that see a finished scan, under the base model or another."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from eaft_probe.objectives.gates.entry import entry, frozen, ones, require
-from eaft_probe.objectives.objective import Columns, Objective, Step
+from eaft_probe.objectives.gates.entry import entry, from_step, ones, require
+from eaft_probe.objectives.objective import Column, Columns, Objective, Step
 
 
 @entry
@@ -15,13 +14,10 @@ class Stm(Objective):
     """arXiv 2501.14315; the threshold is a perplexity of 2.5."""
 
     name, formula = "stm", "1 where base p ≥ threshold"
+    reads = ("base_prob",)
     threshold: float = 0.4
 
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("base_prob",)
-
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return (columns["base_prob"] >= self.threshold) * ones(columns["base_prob"])
 
 
@@ -32,23 +28,20 @@ class Flow(Objective):
     scan. arXiv 2502.02797."""
 
     name, formula, of_scan = "flow", "exp(−base mean nll / median)", True
+    reads = ("base_mean_nll",)
     normalize: Literal["none", "mean1"] = "none"
     _tau: float = field(default=math.nan, repr=False)
     _mean: float = field(default=1.0, repr=False)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("base_mean_nll",)
-
     def resolve(self, step: Step) -> "Flow":
-        middle = step.examples.quantile(lambda columns: columns["base_mean_nll"], 0.5)
-        frozen = replace(self, _tau=max(middle, 1e-6))
+        median = step.examples.quantile(lambda columns: columns["base_mean_nll"], 0.5)
+        unscaled = replace(self, _tau=max(median, 1e-6))
         if self.normalize == "none":
-            return frozen
-        return replace(frozen, _mean=step.examples.mean(frozen))
+            return unscaled
+        return replace(unscaled, _mean=step.examples.mean(unscaled))
 
-    def __call__(self, columns: Columns) -> Any:
-        return math.e ** (-columns["base_mean_nll"] / frozen(self._tau)) / self._mean
+    def __call__(self, columns: Columns) -> Column:
+        return math.e ** (-columns["base_mean_nll"] / from_step(self._tau)) / self._mean
 
 
 @entry
@@ -60,23 +53,20 @@ class Rho(Objective):
     """
 
     name, formula, of_step = "rho", "1 for the largest nll − reference nll", True
+    reads = ("logprob", "reference_logprob")
     keep: float = 0.6
     _threshold: float = field(default=math.nan, repr=False)
 
     def __post_init__(self) -> None:
         require(0 < self.keep <= 1, f"rho: keep is above 0 and at most 1, found {self.keep:g}")
 
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("logprob", "reference_logprob")
-
     @staticmethod
-    def _excess(columns: Columns) -> Any:
+    def _excess(columns: Columns) -> Column:
         return columns["reference_logprob"] - columns["logprob"]
 
     def resolve(self, step: Step) -> "Rho":
         return replace(self, _threshold=step.tokens.quantile(self._excess, 1 - self.keep))
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         excess = self._excess(columns)
-        return (excess >= frozen(self._threshold)) * ones(excess)
+        return (excess >= from_step(self._threshold)) * ones(excess)

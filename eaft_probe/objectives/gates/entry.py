@@ -1,10 +1,9 @@
 """How an objective gets its name, and what the gates have in common."""
 
 import math
-from typing import Any
 
 from eaft_probe.errors import BadInput
-from eaft_probe.objectives.objective import Objective
+from eaft_probe.objectives.objective import Column, Objective
 from eaft_probe.registry import Registry
 
 OBJECTIVES = Registry[type[Objective]]("objective")
@@ -15,11 +14,11 @@ def entry(kind: type[Objective]) -> type[Objective]:
     return OBJECTIVES.add(kind.name, kind)
 
 
-def ones(column: Any) -> Any:
+def ones(column: Column) -> Column:
     return column * 0 + 1
 
 
-def frozen(value: float) -> float:
+def from_step(value: float) -> float:
     """What `resolve` filled in."""
     assert not math.isnan(value), "resolve the objective on its step before calling it"
     return value

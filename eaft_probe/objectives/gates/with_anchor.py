@@ -1,10 +1,10 @@
-"""Gates with a pull towards a reference model beside them."""
+"""Gates with an anchor: a pull towards a reference model."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from eaft_probe.objectives.gates.entry import entry, ones
-from eaft_probe.objectives.objective import Anchor, Columns, Objective
+from eaft_probe.objectives.objective import Anchor, Column, Columns, Objective
 
 
 @entry
@@ -20,22 +20,17 @@ class SftKl(Objective):
     def anchor(self) -> Anchor:
         return Anchor(self.beta, self.direction)
 
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return ones(columns["prob"])
 
 
 @entry
 @dataclass(frozen=True)
-class Asft(Objective):
+class Asft(SftKl):
     """arXiv 2509.23753."""
 
     name, formula = "asft", "p, with anchor β · KL"
     beta: float = 0.05
-    direction: Literal["forward", "reverse"] = "forward"
 
-    @property
-    def anchor(self) -> Anchor:
-        return Anchor(self.beta, self.direction)
-
-    def __call__(self, columns: Columns) -> Any:
+    def __call__(self, columns: Columns) -> Column:
         return columns["prob"]

@@ -1,6 +1,6 @@
 """What a finished scan's model read before a token, from the text that the scan keeps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,67 +18,52 @@ Ids = NDArray[np.int32]
 class Context(NamedTuple):
     """A token in the window in which the scan read it."""
 
-    ids: Ids  # of the whole window, what stands behind the token as well
+    ids: Ids  # of the whole window, also those after the token
     label: int  # the token's index among them
 
 
 def contexts(
-    scan: Scan, places: Mapping[str, NDArray[Any]], renderer: Renderer
+    scan: Scan, tokens: Mapping[str, NDArray[Any]], renderer: Renderer
 ) -> list[Context | None]:
-    """For each place (its part, and the scan's `token_key`) its window.
+    """For each of the tokens (its part, and the scan's `token_key`) its window.
 
-    None where the example's text does not give back the tokens of the scan: rows that came as
-    token ids need not.
+    None where the example's text does not give the tokens of the scan, as for some rows that came
+    as token ids.
     """
     longest = int(scan.manifest["model"]["max_length"])
     stride = int(scan.manifest["config"].get("stride") or 1)
-    key = list(zip(*(places[n].tolist() for n in scan.example_key), strict=True))
-    found: list[Context | None] = [None] * len(places["example"])
-    for part in np.unique(places["part"]).tolist():
-        mine = np.flatnonzero(places["part"] == part)
-        ids = _ids(scan, part, np.unique(places["example"][mine]), renderer, longest)
-        for at in mine.tolist():
-            position, whole = int(places["position"][at]), ids.get(key[at])
-            if whole is not None:
+    examples = list(zip(*(tokens[n].tolist() for n in scan.example_key), strict=True))
+    windows: list[Context | None] = [None] * len(examples)
+    for part in np.unique(tokens["part"]).tolist():
+        in_part = np.flatnonzero(tokens["part"] == part)
+        ids_of = dict(_ids(scan, part, tokens["example"][in_part], renderer, longest))
+        for index in in_part.tolist():
+            position, ids = int(tokens["position"][index]), ids_of.get(examples[index])
+            if ids is not None:
                 start = window_start(position, longest, stride)
-                found[at] = Context(whole[start : start + longest], position - start)
-    return found
+                windows[index] = Context(ids[start : start + longest], position - start)
+    return windows
 
 
 def _ids(
-    scan: Scan, part: int, wanted: NDArray[np.int64], renderer: Renderer, longest: int
-) -> dict[tuple[int, ...], Ids]:
-    """Key of an example → its ids, for those whose text gives exactly the tokens that were scored.
+    scan: Scan, part: int, rows: NDArray[np.int64], renderer: Renderer, longest: int
+) -> Iterator[tuple[tuple[int, ...], Ids]]:
+    """(key of an example, its ids) for those of `rows` whose text gives exactly the tokens that
+    were scored."""
+    key, names = scan.example_key, [*scan.token_key, "token_id"]
 
-    `wanted`: their rows."""
-    key = list(scan.example_key)
-    columns = [*key, "text", "tokens"]
-    table = scan.example_part(part, columns)
-    among = pa.array(wanted, pa.int64())
-    table = table.filter(pc.is_in(table["example"], value_set=among))
-    pieces = [
-        p.filter(pc.is_in(p["example"], value_set=among))
-        for p in scan.token_parts([*scan.token_key, "token_id"], part)
-    ]
-    names = (*scan.token_key, "token_id")
-    scored = {n: np.concatenate([p[n].to_numpy() for p in pieces]) for n in names}
-    found = {}
-    for row in table.to_pylist():
-        here = np.logical_and.reduce([scored[n] == row[n] for n in key])
-        places, labels = scored["position"][here], scored["token_id"][here]
-        ids = _encoded(row["text"], row["tokens"], renderer, longest, places, labels)
-        if ids is not None:
-            found[tuple(row[n] for n in key)] = ids
-    return found
+    def in_rows(table: pa.Table) -> pa.Table:
+        return table.filter(pc.is_in(table["example"], value_set=pa.array(rows, pa.int64())))
 
-
-def _encoded(
-    text: str, tokens: int, renderer: Renderer, longest: int, places: Ids, labels: Ids
-) -> Ids | None:
-    """The first `tokens` ids of the text, as a conversation or else as plain text."""
-    for plain in (False, True):
-        ids = np.asarray(renderer.encode(text, plain)[0], np.int32)
-        whole = len(ids) == tokens or len(ids) > tokens == longest
-        if whole and np.array_equal(ids[:tokens][places], labels):
-            return ids[:tokens]
-    return None
+    tables = [in_rows(piece) for piece in scan.token_parts(names, part)]
+    scored = {n: np.concatenate([t[n].to_numpy() for t in tables]) for n in names}
+    for example in in_rows(scan.example_part(part, [*key, "text", "tokens"])).to_pylist():
+        own = np.logical_and.reduce([scored[n] == example[n] for n in key])
+        positions, labels = scored["position"][own], scored["token_id"][own]
+        for plain in (False, True):  # as a conversation or else as plain text
+            count, ids = example["tokens"], renderer.encode(example["text"], plain)[0]
+            whole = len(ids) == count or len(ids) > count == longest
+            scanned = np.asarray(ids[:count], np.int32)
+            if whole and np.array_equal(scanned[positions], labels):
+                yield tuple(example[n] for n in key), scanned
+                break

@@ -1,10 +1,10 @@
 """The files of a rollout: its plan, the parts of an unfinished one, and what they are joined to.
 
-F.jsonl                  the answers, one a line; there once all are
+F.jsonl                  the answers, one a line, once all are there
 F.jsonl.plan             the settings that a rerun must repeat; the counts once it is finished
 F.jsonl.parts/           one part a unit, until they are joined
 F.jsonl.rejected.jsonl   every row that was not answered, with the reason; where there are any
-F.jsonl.lock             while a run is at work
+F.jsonl.lock             while a run works on it
 """
 
 import json
@@ -31,37 +31,34 @@ class RolloutFiles:
 
     path: Path
 
-    def beside(self, ending: str) -> Path:
+    def file(self, ending: str) -> Path:
         return self.path.with_name(self.path.name + ending)
 
     def _part(self, index: int, ending: str) -> Path:
-        return self.beside(PARTS) / f"part-{index:05d}{ending}"
+        return self.file(PARTS) / f"part-{index:05d}{ending}"
 
-    def finished(self, plan: Mapping[str, Any], overwrite: bool) -> dict[str, int] | None:
+    def finished(self, plan: Mapping[str, object], overwrite: bool) -> dict[str, int] | None:
         """The counts of this very rollout, done; None where there is something to do.
 
         Raises `ScanError` where the files hold anything else that is worth keeping.
         """
-        if not self.beside(PLAN).exists():
-            if any(p.exists() for p in (self.path, self.beside(PARTS), self.beside(REJECTED))):
+        if not self.file(PLAN).exists():
+            if any(p.exists() for p in (self.path, self.file(PARTS), self.file(REJECTED))):
                 raise ScanError(f"{self.path} exists and is no rollout; choose another --out")
             return None
         if overwrite:
             return None
-        stored = self._stored()
-        if self.path.exists() or self._begun():
-            before = {name: value for name, value in stored.items() if name != "counts"}
-            require_same(before, plan, f"{self.path} is a rollout")
-        return stored.get("counts") if self.path.exists() else None
-
-    def _stored(self) -> dict[str, Any]:
         try:
-            return read_plan(self.beside(PLAN))
+            stored = read_plan(self.file(PLAN))
         except ScanError as error:
-            raise ScanError(f"{error}; --overwrite starts anew") from error
+            raise ScanError(f"{error}; give --overwrite to start again") from error
+        counts: dict[str, int] | None = stored.pop("counts", None)
+        if self.path.exists() or self._begun():
+            require_same(stored, plan, f"{self.path} is a rollout")
+        return counts if self.path.exists() else None
 
     def _begun(self) -> bool:
-        return any(self.beside(PARTS).glob("part-*.json"))
+        return any(self.file(PARTS).glob("part-*.json"))
 
     @contextmanager
     def alone(self, note: Callable[[str], object]) -> Iterator[None]:
@@ -69,7 +66,7 @@ class RolloutFiles:
         with ExitStack() as held:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(self.beside(LOCK), self.path, note))
+                held.enter_context(locked(self.file(LOCK), self.path, note))
             except OSError as error:
                 raise BadInput(
                     f"cannot write {self.path}: {error.strerror or one_line(error)}"
@@ -77,20 +74,20 @@ class RolloutFiles:
             yield
 
     def require_unused(self) -> None:
-        """Before the long work. Raises `BadInput` where another run is at work."""
-        if self.beside(LOCK).exists():
+        """Before the long work. Raises `BadInput` where another run works on it."""
+        if self.file(LOCK).exists():
             with self.alone(str):
                 pass
 
-    def prepare(self, plan: Mapping[str, Any], overwrite: bool) -> None:
-        """Ready for this plan: what --overwrite gives up goes, and so does a plan without a part.
+    def prepare(self, plan: Mapping[str, object], overwrite: bool) -> None:
+        """Ready for this plan: removes what --overwrite gives up, and a plan without a part.
         Raises `BadInput`."""
         try:
             if overwrite or not self._begun():
                 self.clear()
-            require_no_links([self.beside(PARTS)])
-            write_json(self.beside(PLAN), plan)
-            self.beside(PARTS).mkdir(exist_ok=True)
+            require_no_links([self.file(PARTS)])
+            write_json(self.file(PLAN), plan)
+            self.file(PARTS).mkdir(exist_ok=True)
         except OSError as error:
             raise BadInput(
                 f"cannot write {self.path}: {error.strerror or one_line(error)}"
@@ -99,17 +96,17 @@ class RolloutFiles:
     def clear(self) -> None:
         """The answers go first, so that old ones are not taken for those of a new plan."""
         self.path.unlink(missing_ok=True)
-        self.beside(REJECTED).unlink(missing_ok=True)
-        if self.beside(PARTS).is_symlink():
-            self.beside(PARTS).unlink()
-        shutil.rmtree(self.beside(PARTS), ignore_errors=True)
-        self.beside(PLAN).unlink(missing_ok=True)
+        self.file(REJECTED).unlink(missing_ok=True)
+        if self.file(PARTS).is_symlink():
+            self.file(PARTS).unlink()
+        shutil.rmtree(self.file(PARTS), ignore_errors=True)
+        self.file(PLAN).unlink(missing_ok=True)
 
     def has(self, index: int) -> bool:
         """Whether a unit is done: its report is written after its lines."""
         return self._part(index, ".json").exists()
 
-    def write(self, index: int, lines: Iterable[str], report: Mapping[str, Any]) -> None:
+    def write(self, index: int, lines: Iterable[str], report: Mapping[str, object]) -> None:
         """A unit's part, whole or not at all. Raises `OSError`."""
         with written_aside(self._part(index, ".jsonl")) as aside, aside.open("w") as file:
             file.writelines(lines)
@@ -122,28 +119,25 @@ class RolloutFiles:
         counts = Counter[str]()
         for report in reports:
             counts.update(report["counts"])
-        self._write_rejected([r for report in reports for r in report["rejected"]])
+        rejected = [line(row) for report in reports for row in report["rejected"]]
+        if rejected:
+            with written_aside(self.file(REJECTED)) as aside, aside.open("w") as file:
+                file.writelines(rejected)
         if not counts["answers"]:
             self._give_up(counts, plan)
-        with written_aside(self.path) as aside, aside.open("wb") as file:
+        with written_aside(self.path) as aside, aside.open("wb") as joined:
             for index in range(count):
                 with self._part(index, ".jsonl").open("rb") as part:
-                    shutil.copyfileobj(part, file)
-        write_json(self.beside(PLAN), {**plan, "counts": counts})
-        shutil.rmtree(self.beside(PARTS))
+                    shutil.copyfileobj(part, joined)
+        write_json(self.file(PLAN), {**plan, "counts": counts})
+        shutil.rmtree(self.file(PARTS))
         return dict(counts)
 
     def _give_up(self, counts: Mapping[str, int], plan: Mapping[str, Any]) -> None:
-        """Leaves nothing that a corrected command must respect: a plan without a part is none.
+        """Leaves nothing that a corrected command must respect: a plan without a part is void.
         Raises `DataError`."""
-        shutil.rmtree(self.beside(PARTS))
+        shutil.rmtree(self.file(PARTS))
         raise DataError(
             f"nothing to answer in {plan['data']['source']}: all {counts['rows']} rows were "
-            f"rejected; {self.beside(REJECTED)} says why"
+            f"rejected; see {self.file(REJECTED)} for the reasons"
         )
-
-    def _write_rejected(self, rejected: Iterable[Mapping[str, Any]]) -> None:
-        lines = [line(r) for r in rejected]
-        if lines:
-            with written_aside(self.beside(REJECTED)) as aside, aside.open("w") as file:
-                file.writelines(lines)

@@ -1,7 +1,7 @@
 """The rows that a run is trained on: the same tokens that a scan scores, as padded batches."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.groups import groups
+from eaft_probe.columns.groups import READS, groups
 from eaft_probe.columns.measure import measure
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import Window, batches, require_stride, windows
@@ -27,10 +27,11 @@ from eaft_probe.data.sources import Source
 from eaft_probe.errors import DataError, ProbeError, one_line
 from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
-from eaft_probe.objectives.step_metrics import GROUP_BITS, UNKNOWN
+from eaft_probe.objectives.forward import evaluation_mode
+from eaft_probe.objectives.step_metrics import UNKNOWN, group_bits
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.train.scan_features import Beside
+from eaft_probe.verbs.train.scan_features import Cursor, ScanFeatures
 
 
 def read_windows(
@@ -43,17 +44,24 @@ def read_windows(
     rows, longest = selection(settings), settings.max_length or model.max_length
     require_stride(settings.stride, longest)
     for record in rows.records(source, rows.rows(source)):
-        found = reader(record)
-        if isinstance(found, Rejected):
-            lost["rows left out; `eaft-probe render` says why"] += 1
+        result = reader(record)
+        if isinstance(result, Rejected):
+            lost["row{s} left out; `eaft-probe render` says why"] += 1
             continue
-        for rendered in found[1]:
-            made, cut = windows(record.row, rendered, longest, settings.stride)
+        for rendered in result[1]:
+            cut_windows, cut = windows(record.row, rendered, longest, settings.stride)
             if cut:
-                lost["conversations cut at the right, at --max-length"] += 1
-            yield from ((rendered, window) for window in made)
+                lost["conversation{s} cut at the right, at --max-length"] += 1
+            yield from ((rendered, window) for window in cut_windows)
 
 
+def sentences(lost: Counter[str]) -> list[str]:
+    """What `read_windows` has counted, in words."""
+    return [f"{n:,} {what.format(s='' if n == 1 else 's')}" for what, n in lost.items()]
+
+
+Row = dict[str, Any]  # FEATURES, and (T,) columns of finished scans
+PER_WINDOW = ("row", "turn", "start", "length")
 FEATURES = {
     "row": datasets.Value("int64"),
     "turn": datasets.Value("int16"),
@@ -64,13 +72,11 @@ FEATURES = {
 }
 
 
-def _dataset(
-    first: dict[str, Any], rows: Callable[[], Iterator[dict[str, Any]]], cache: str
-) -> Any:
+def _dataset(first: Row, rows: Callable[[], Iterator[Row]], cache: str) -> datasets.Dataset:
     """The rows, of which `first` is one, in arrow files. The fingerprint is given: hashing the
     generator would hash the model."""
     datasets.disable_progress_bars()
-    beside = {
+    of_scans = {
         n: datasets.List(datasets.Value(str(c.dtype)))
         for n, c in first.items()
         if n not in FEATURES
@@ -78,7 +84,7 @@ def _dataset(
     try:
         return datasets.Dataset.from_generator(
             rows,
-            features=datasets.Features(FEATURES | beside),
+            features=datasets.Features(FEATURES | of_scans),
             cache_dir=cache,
             fingerprint=Path(cache).name,
         )
@@ -86,32 +92,29 @@ def _dataset(
         cause = error.__cause__
         if isinstance(cause, ProbeError):
             raise cause from None
-        said = one_line(cause or error)
+        reason = one_line(cause or error)
         if isinstance(cause, OSError):
-            said = f"the tokens cannot be kept in {cache}: {said}; TMPDIR names another place"
-        raise DataError(said) from error
+            reason = f"cannot write the tokens to {cache}: {reason}; set TMPDIR to another folder"
+        raise DataError(reason) from error
 
 
-PLACE = ("row", "turn", "start", "length")
-
-
-def _place(item: Mapping[str, Any]) -> tuple[int, int, int]:
+def _window_key(row: Row) -> tuple[int, int, int]:
     """Which window of the data it is."""
-    return int(item["row"]), int(item["turn"]), int(item["start"])
+    return int(row["row"]), int(row["turn"]), int(row["start"])
 
 
 EMPTY = -1  # the index of a row that holds nothing to train
 
 
 @dataclass(frozen=True)
-class Rows(Dataset[Mapping[str, Any]]):
-    """The windows of a data set, in files; and which group the sampled ones' tokens are of."""
+class Rows(Dataset[Row]):
+    """The windows of a data set, in files; and the groups of the tokens of sampled ones."""
 
-    data: Any  # a `datasets.Dataset` with FEATURES, and (T,) columns of finished scans
+    data: datasets.Dataset  # with FEATURES, and (T,) columns of finished scans
     source: str
     fingerprint: str
-    lost: Counter[str]  # what was left out or cut, and how often
-    groups: dict[tuple[int, int, int], torch.Tensor]  # `_place` → (T,) uint8, see GROUP_BITS
+    lost: Counter[str]  # what was left out or cut, and how often: see `sentences`
+    groups: dict[tuple[int, int, int], torch.Tensor]  # `_window_key` → (T,) uint8, see GROUP_BITS
 
     @classmethod
     def read(
@@ -119,81 +122,77 @@ class Rows(Dataset[Mapping[str, Any]]):
         source: Source,
         settings: ScanSettings,
         model: CausalLM,
-        beside: Sequence[Beside],
+        features: Sequence[ScanFeatures],
         cache: str,
     ) -> "Rows":
         """Raises `DataError` where no row has a trained token."""
         lost = Counter[str]()
 
-        def rows() -> Iterator[dict[str, Any]]:
-            cursors = [b.cursor() for b in beside]
+        def rows() -> Iterator[Row]:
+            cursors = [Cursor(f) for f in features]
             for rendered, window in read_windows(source, settings, model, lost):
                 row, turn = window.example, rendered.of_turn
-                yield {
+                columns = {
                     "row": row,
                     "turn": -1 if turn is None else turn,
                     "start": window.start,
                     "input_ids": window.ids,
                     "trained": window.trained,
                     "length": len(window.ids),
-                } | {
-                    n: c for cursor in cursors for n, c in cursor.columns(row, turn, window).items()
                 }
+                for cursor in cursors:
+                    columns |= cursor.columns(row, turn, window)
+                yield columns
 
         first = next(rows(), None)
         if first is None:
             raise DataError("no row has a trained token; `eaft-probe render` shows why")
-        lost.clear()  # of the look at the first rows
-        made = _dataset(first, rows, cache).with_format("numpy")
+        lost.clear()  # what was counted up to the first row
+        data = _dataset(first, rows, cache).with_format("numpy")
         fingerprint = source.fingerprint()
         source.require_unchanged()  # so it is that of the rows
-        return cls(made, source.name, fingerprint, lost, {})
+        return cls(data, source.name, fingerprint, lost, {})
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        row: dict[str, Any] = self.data[max(index, 0)]
+    def __getitem__(self, index: int) -> Row:
+        row: Row = self.data[max(index, 0)]
         if index == EMPTY:
             row |= {"row": EMPTY, "trained": np.zeros_like(row["trained"])}
         return row
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each window."""
-        return [int(n) for n in self.data["length"]]
-
-    def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Right-padded tensors (B, T), and `row` (B,)."""
-        rows = [self._columns(item) for item in items]
+        windows = [self._columns(row) for row in rows]
         batch = {
-            name: pad_sequence([r[name] for r in rows], batch_first=True, padding_value=0)
-            for name in rows[0]
+            name: pad_sequence([w[name] for w in windows], batch_first=True, padding_value=0)
+            for name in windows[0]
         }
-        return batch | {"row": torch.tensor([int(i["row"]) for i in items])}
+        return batch | {"row": torch.tensor([int(row["row"]) for row in rows])}
 
-    def _columns(self, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _columns(self, row: Row) -> dict[str, torch.Tensor]:
         """(T,) tensors of one window; `group` is UNKNOWN where its tokens were not grouped."""
-        made = {n: torch.tensor(c) for n, c in item.items() if n not in PLACE}
-        made["input_ids"] = made["input_ids"].long()
-        made["attention_mask"] = torch.ones_like(made["input_ids"])
-        unknown = torch.full(made["input_ids"].shape, UNKNOWN, dtype=torch.uint8)
-        grouped = self.groups.get(_place(item), unknown)
-        return {"group": grouped} | made
+        columns = {n: torch.tensor(c) for n, c in row.items() if n not in PER_WINDOW}
+        ids = columns["input_ids"].long()
+        unknown = torch.full(ids.shape, UNKNOWN, dtype=torch.uint8)
+        group = self.groups.get(_window_key(row), unknown)
+        added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return {"group": group} | columns | added
 
 
 class ByLength(Sampler[int]):
     """Batches of rows alike in length, in an order of its own for each epoch.
 
-    It hangs on seed and epoch alone, so that a resumed run goes on in it, and that which rows a
-    short run will visit is known beforehand. Filled up to a multiple of `together`, the rows that
-    all processes take at once, with `EMPTY`: accelerate would fill up with rows of the epoch's
+    It depends on seed and epoch alone, so that a resumed run continues in it, and the rows that a
+    short run will visit are known beforehand. `EMPTY` fills it up to a multiple of `together`, the
+    rows that all processes take at once: accelerate would fill it with rows of the epoch's
     beginning, and train them twice.
     """
 
-    def __init__(self, lengths: Sequence[int], step: int, together: int, seed: int) -> None:
-        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, 0
-        self.empty = -len(lengths) % together
+    def __init__(self, lengths: Iterable[int], step: int, together: int, seed: int) -> None:
+        self.lengths, self.step, self.seed, self.epoch = list(map(int, lengths)), step, seed, 0
+        self.empty = -len(self.lengths) % together
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -202,46 +201,41 @@ class ByLength(Sampler[int]):
         return len(self.lengths) + self.empty
 
     def __iter__(self) -> Iterator[int]:
-        own = torch.Generator().manual_seed(self.seed + self.epoch)
-        rows = get_length_grouped_indices(self.lengths, self.step, generator=own)
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows = get_length_grouped_indices(self.lengths, self.step, generator=generator)
         return iter([*rows, *[EMPTY] * self.empty])
 
 
 class InEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the order its epoch. In the epoch that several processes resume in, accelerate does
-    not reach it: they would end that one with the first epoch's rows."""
+    """Sets the epoch of the order. In the epoch that several processes resume in, accelerate does
+    not do it: they would end that one with the first epoch's rows."""
 
     def __init__(self, order: ByLength) -> None:
         self.order = order
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.order.set_epoch(int(state.epoch))
 
 
 def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int, seed: int) -> None:
     """Sorts the tokens of at most `most` of the visited rows into groups by the model as it is."""
-    count = min(most, len(visited))
-    chosen = np.random.default_rng(seed).choice(np.asarray(visited), count, replace=False)
-    items = [rows.data[int(i)] for i in sorted(chosen)]
-    made = [
+    random, count = np.random.default_rng(seed), min(most, len(visited))
+    chosen = random.choice(np.asarray(visited), count, replace=False)
+    sampled = [rows.data[int(index)] for index in sorted(chosen)]
+    sampled_windows = [
         Window(i, int(r["start"]), r["input_ids"], np.asarray(r["trained"], bool))
-        for i, r in enumerate(items)
+        for i, r in enumerate(sampled)
     ]
-    statistics = [STATISTICS[n] for n in ("entropy", "prob", "rank")]
-    budget = auto_tokens(model.device.type)
-    model.whole.eval()  # without dropout; a new adapter adds nothing yet
-    for batch in batches(made, budget, None, regimes(model.borders)):
-        columns = measure(model, batch, statistics).columns
-        found = groups(columns, ConflictRule())
-        flags = sum(
-            (found[n].to(torch.uint8) * bit for n, bit in GROUP_BITS.items()),
-            torch.zeros(len(columns["prob"]), dtype=torch.uint8),
-        )
-        for window in batch.window:
-            own, flags = flags.split(
-                [int(window.trained.sum()), len(flags) - int(window.trained.sum())]
-            )
-            group = torch.full((len(window.ids),), UNKNOWN, dtype=torch.uint8)
-            group[torch.from_numpy(window.trained)] = own
-            rows.groups[_place(items[window.example])] = group
-    model.whole.train()
+    statistics = [STATISTICS[name] for name in READS]
+    budget, regime = auto_tokens(model.device.type), regimes(model.borders)
+    with evaluation_mode(model.whole):  # a new adapter adds nothing yet
+        for batch in batches(sampled_windows, budget, None, regime):
+            columns = measure(model, batch, statistics).columns
+            bits = group_bits(groups(columns, ConflictRule())).to(torch.uint8)
+            counts = [int(window.trained.sum()) for window in batch.window]
+            for window, of_window in zip(batch.window, bits.split(counts), strict=True):
+                group = torch.full((len(window.ids),), UNKNOWN, dtype=torch.uint8)
+                group[torch.from_numpy(window.trained)] = of_window
+                rows.groups[_window_key(sampled[window.example])] = group

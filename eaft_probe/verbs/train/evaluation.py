@@ -14,7 +14,7 @@ from eaft_probe.objectives.forward import ReferenceModel
 from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.train.dataset import read_windows
+from eaft_probe.verbs.train.dataset import read_windows, sentences
 
 FIGURES = ("eval_nll", "retain_nll", "retain_kl")
 
@@ -29,28 +29,29 @@ class HeldOut:
     notes: Sequence[str] = ()  # what of the two was read and left out
 
     def __call__(self, trainer: GatedTrainer) -> dict[str, float]:
-        made = {f"eval_{k}": v for k, v in _means(trainer, self.target, None).items()}
-        return made | {f"retain_{k}": v for k, v in _means(trainer, self.retain, self.base).items()}
+        figures = {f"eval_{k}": v for k, v in _means(trainer, self.target, None).items()}
+        retained = _means(trainer, self.retain, self.base)
+        return figures | {f"retain_{k}": v for k, v in retained.items()}
 
 
 def read_held_out(
     data: str | None, settings: ScanSettings, model: CausalLM, most: int
 ) -> tuple[list[Window], list[str]]:
-    """The first windows of the data, `most` tokens at most, and what of them was left out, in
-    sentences. Raises `DataError`."""
+    """The first windows of the data, `most` tokens at most, and sentences on what was left out.
+    Raises `DataError`."""
     if data is None:
         return [], []
-    kept, tokens, lost = list[Window](), 0, Counter[str]()
+    first, tokens, lost = list[Window](), 0, Counter[str]()
     source = open_data(data, settings)
     for _, window in read_windows(source, settings, model, lost):
-        if kept and tokens + len(window.ids) > most:
-            break
-        kept.append(window)
         tokens += len(window.ids)
+        if first and tokens > most:
+            break
+        first.append(window)
     source.require_unchanged()
-    if not kept:
-        raise DataError(f"{data}: no row has a trained token")
-    return kept, [f"{data}: {count:,} {what}" for what, count in lost.items()]
+    if not first:
+        raise DataError(f"{data}: no row has a trained token; `eaft-probe render` shows why")
+    return first, [f"{data}: {sentence}" for sentence in sentences(lost)]
 
 
 def _means(
@@ -64,17 +65,17 @@ def _means(
     if not items:
         return {}
     device = trainer.args.device
-    made = list(batches(items, auto_tokens(device.type), None))
+    all_batches = list(batches(items, auto_tokens(device.type), None))
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     names = ("logprob", "kl_reference") if base else ("logprob",)
     ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
-    for first in range(0, len(made), ranks):
-        batch = made[min(first + rank, len(made) - 1)]
+    for index in range(rank, rank + len(all_batches), ranks):
+        batch = all_batches[min(index, len(all_batches) - 1)]
         inputs = {n: getattr(batch, n) for n in ("input_ids", "attention_mask", "trained")}
         columns = trainer.columns(inputs, names, base)
-        if first + rank < len(made):
-            own = [columns[n].double().sum() for n in names]
-            count = torch.tensor(len(columns[names[0]]))
-            sums[: len(names) + 1] += torch.stack([count, *own]).to(device)
+        if index < len(all_batches):
+            count = torch.tensor(len(columns["logprob"]))
+            totals = torch.stack([count, *(columns[n].double().sum() for n in names)])
+            sums[: len(totals)] += totals.to(device)
     tokens, logprob, kl = trainer.accelerator.reduce(sums).tolist()
     return {"nll": -logprob / tokens} | ({"kl": kl / tokens} if base else {})

@@ -1,16 +1,14 @@
-"""What a run tells the Trainer and its launcher, and what it refuses before the long work."""
+"""The Trainer's arguments, the processes of a launch, and what is refused before the long work."""
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch.nn import Parameter
-from torch.optim import SGD
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -21,8 +19,6 @@ from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.model.loading import resolve_device
 from eaft_probe.objectives.trainer import require_as_launched
 from eaft_probe.settings import TrainSettings
-
-T = TypeVar("T")
 
 # Settings that TrainingArguments takes under the same name.
 PASSED = (
@@ -54,23 +50,27 @@ CHECKPOINTING = next(
 )
 
 
-def training_arguments(data: Any, settings: TrainSettings, folder: Path) -> TrainingArguments:
-    """What the Trainer is told. Under a launcher this joins the other processes. Raises
-    `BadInput` where the Trainer would later, or where the processes are not those launched."""
+def training_arguments(data: object, settings: TrainSettings, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments. Under a launcher this joins the other processes. Raises `BadInput`
+    where the Trainer would later, or where the processes are not those launched."""
     with as_bad_input():
-        made = _arguments(settings, folder)
-    sharded = made.device.type != "cpu"  # or will be, if so launched
-    require_as_launched(made.world_size, made.fsdp, lambda: sharded)
+        arguments = _arguments(settings, folder)
+    # On GPUs the model will be sharded, if so launched.
+    require_as_launched(
+        arguments.world_size, arguments.fsdp, lambda: arguments.device.type != "cpu"
+    )
     require_whole_models()
-    if made.n_gpu > 1:
+    if arguments.n_gpu > 1:
         raise BadInput(
-            f"one process cannot train on {made.n_gpu} GPUs; launch it by `torchrun "
-            f"--nproc-per-node {made.n_gpu} -m eaft_probe train …`, or set "
+            f"one process cannot train on {arguments.n_gpu} GPUs; start it by `torchrun "
+            f"--nproc-per-node {arguments.n_gpu} -m eaft_probe train …`, or set "
             f"CUDA_VISIBLE_DEVICES to one of them"
         )
-    require_trackers(made.report_to)
-    require_no_pipe(data, settings, made)
-    return made
+    require_trackers(arguments.report_to)
+    sources = (data, settings.eval_data, settings.retain_data)
+    if arguments.world_size > 1 and any(isinstance(s, str) and s == "-" for s in sources):
+        raise BadInput("several processes cannot share the standard input; give a file")
+    return arguments
 
 
 def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
@@ -89,20 +89,21 @@ def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
 
 
 def require_whole_models() -> None:
-    """Of FSDP as accelerate's config asks for it. Raises `BadInput` where a process would measure
-    the base model without its weights, or the Trainer write no model at the end."""
-    given = {n: v.lower() for n, v in os.environ.items() if n.startswith(("FSDP_", "ACCELERATE_"))}
-    if given.get("ACCELERATE_USE_FSDP") != "true":
+    """Checks FSDP as accelerate's config asks for it. Raises `BadInput` where a process would
+    measure the base model without its weights, or the Trainer would write no model at the end."""
+    fsdp = {n: v.lower() for n, v in os.environ.items() if n.startswith(("FSDP_", "ACCELERATE_"))}
+    if fsdp.get("ACCELERATE_USE_FSDP") != "true":
         return
-    if given.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true":
+    if fsdp.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true":
         raise BadInput(
-            "every process measures the base model before it is sharded, so each must "
-            "have it: set fsdp_cpu_ram_efficient_loading to false"
+            "every process measures the base model before it is sharded, so each needs all "
+            "weights: set fsdp_cpu_ram_efficient_loading to false"
         )
-    usual = "full_state_dict" if given.get("FSDP_VERSION", "1") == "1" else "sharded_state_dict"
-    if given.get("FSDP_STATE_DICT_TYPE", usual) != "full_state_dict":
+    default = "full_state_dict" if fsdp.get("FSDP_VERSION", "1") == "1" else "sharded_state_dict"
+    if fsdp.get("FSDP_STATE_DICT_TYPE", default) != "full_state_dict":
         raise BadInput(
-            "what train writes is a plain model folder: set fsdp_state_dict_type to FULL_STATE_DICT"
+            "train writes a plain model folder, not a sharded one: set fsdp_state_dict_type to "
+            "FULL_STATE_DICT"
         )
 
 
@@ -110,35 +111,26 @@ def require_trackers(names: Sequence[str]) -> None:
     """Before the long work: the Trainer would look for them after it."""
     installed = get_available_reporting_integrations()
     for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(INTEGRATION_TO_CALLBACK)
-            raise BadInput(f"--report-to knows no {name!r}; there are {known}")
         if name not in installed:
+            why = "not installed" if name in INTEGRATION_TO_CALLBACK else "unknown"
             raise BadInput(
-                f"--report-to {name}: it is not installed; there are "
-                f"{', '.join(installed) or 'none'}"
+                f"the tracker {name!r} for --report-to is {why}; installed: "
+                f"{', '.join(installed) or 'none'}, available: {', '.join(INTEGRATION_TO_CALLBACK)}"
             )
 
 
-def require_no_pipe(data: Any, settings: TrainSettings, arguments: TrainingArguments) -> None:
-    """Standard input reaches one process only, or each of them in part."""
-    read = [d for d in (data, settings.eval_data, settings.retain_data) if isinstance(d, str)]
-    if arguments.world_size > 1 and "-" in read:
-        raise BadInput("several processes cannot share the standard input; give a file")
-
-
-def require_optimizer(trained: Any, arguments: TrainingArguments) -> None:
-    """Raises, while the folder is untouched, what the trainer would when it begins: an optimizer
-    whose library is missing, a schedule that needs more than its name."""
+def require_optimizer(trained: torch.nn.Module, arguments: TrainingArguments) -> None:
+    """Raises, while the folder is untouched, what the trainer would when it begins: for an
+    optimizer whose library is missing, or a schedule that needs more than its name."""
     if arguments.lr_scheduler_type == "reduce_lr_on_plateau":
         raise BadInput(
-            "--lr-scheduler-type reduce_lr_on_plateau follows an eval_loss, which there "
-            "is none of here"
+            "--lr-scheduler-type reduce_lr_on_plateau follows an eval_loss, which train does not "
+            "compute; choose another schedule"
         )
     Trainer.get_optimizer_cls_and_kwargs(arguments, trained)
     get_scheduler(
         arguments.lr_scheduler_type,
-        SGD([Parameter()]),
+        torch.optim.SGD([torch.nn.Parameter()]),
         arguments.get_warmup_steps(1),
         1,
         arguments.lr_scheduler_kwargs,
@@ -147,47 +139,38 @@ def require_optimizer(trained: Any, arguments: TrainingArguments) -> None:
 
 @contextmanager
 def as_bad_input() -> Iterator[None]:
-    """What `TrainingArguments`, PEFT and the optimizer say of a setting, as one line."""
+    """Errors of `TrainingArguments`, PEFT and the optimizer over a setting, as one line."""
     try:
         yield
     except (ValueError, ImportError, TypeError, OSError) as error:
         raise BadInput(f"training cannot start: {one_line(error)}") from error
 
 
-def on_main(arguments: TrainingArguments, work: Callable[[], T]) -> T:
-    """Done by one process while the others wait; what it gives or raises, all of them do. It
-    begins once all of them have got here: another one's failure must not cost an old run."""
-    made: list[Any] = [None, None]
+def on_main(arguments: TrainingArguments, work: Callable[[], object]) -> object:
+    """One process does the work while the others wait, and all of them return or raise what it
+    does. It begins once all have arrived: where another one failed, an old run must stay."""
+    outcome: list[object] = [None, None]
     PartialState().wait_for_everyone()
     if arguments.process_index == 0:
         try:
-            made = [work(), None]
+            outcome[0] = work()
         except ProbeError as error:
-            made = [None, error]
-    result, error_of_main = broadcast_object_list(made)
+            outcome[1] = error
+    result, error_of_main = broadcast_object_list(outcome)
     if error_of_main:
         raise error_of_main
-    return result  # type: ignore[no-any-return]
-
-
-@contextmanager
-def main_first(arguments: TrainingArguments) -> Iterator[None]:
-    """Work that the first process of a machine does before the others. It goes on once all of them
-    have: where it failed soon after, it would remove what they are still reading."""
-    with arguments.main_process_first(local=True):
-        yield
-    PartialState().wait_for_everyone()
+    return result
 
 
 @contextmanager
 def shared_folder() -> Iterator[str]:
     """A temporary folder of one name for all processes, removed at the end. Raises `BadInput`."""
     try:
-        made = tempfile.TemporaryDirectory()
+        temporary = tempfile.TemporaryDirectory()
     except OSError as error:
         raise BadInput(
-            f"no temporary folder for the tokens: {one_line(error)}; set TMPDIR to a "
-            f"folder with room"
+            f"no temporary folder for the tokens: {one_line(error)}; set TMPDIR to a folder with "
+            f"room"
         ) from error
-    with made as own:
-        yield str(broadcast_object_list([own])[0])
+    with temporary as path:
+        yield str(broadcast_object_list([path])[0])

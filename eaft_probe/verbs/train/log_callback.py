@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.progress import Progress
@@ -34,27 +34,38 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self.tokens = self.step = 0
         self.writes = False  # whether this is the process that does
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """A resumed run goes on behind the rows up to its checkpoint, in intervals of its own:
-        the Trainer would keep those that the checkpoint was made with."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """A resumed run keeps the rows up to its checkpoint and logs in its own intervals: the
+        Trainer would keep those that the checkpoint was made with."""
         state.compute_steps(args, state.max_steps)
         self.writes = state.is_world_process_zero
-        before = read_log(self.folder).to_pylist() if state.global_step else []
-        self.rows = [r for r in before if r["step"] <= state.global_step]
+        logged = read_log(self.folder).to_pylist() if state.global_step else []
+        self.rows = [row for row in logged if row["step"] <= state.global_step]
         self.tokens = max((r["tokens_seen"] for r in self.rows), default=0)
         self.step = state.global_step
         self.progress.start("train", state.max_steps)
         self.progress.advance(state.global_step, 0)
         self.progress.note(_line({title: title for title, _, _ in TABLE}))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
         """A line at the end, and wherever there is an evaluation or a checkpoint: each then has
         its row, and no token is counted on one side of a checkpoint and lost on the other."""
         if state.global_step >= state.max_steps or control.should_evaluate or control.should_save:
             control.should_log = True
         return control
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float],
+        **_: object,
+    ) -> None:
         if "nll" in logs:
             self._training(state.global_step, logs)
         if any(name in logs for name in FIGURES):
@@ -72,16 +83,12 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
             "tokens_seen": self.tokens,
             "objective": self.objective,
             "lr": logs["learning_rate"],
-            "nll": logs["nll"],
-            "loss": logs["loss"],
-            "gate_mean": logs["gate_mean"],
-            "mass_gated": logs["mass_gated"],
+            **{name: logs[name] for name in ("nll", "loss", "gate_mean", "mass_gated")},
         }
-        found = {"all": (logs["nll"], logs["count"])}
-        found |= {g: (logs[f"{g}_nll"], logs[f"{g}_count"]) for g in GROUPS if f"{g}_nll" in logs}
-        for group, (nll, count) in found.items():
-            own = {"group": group, "group_nll": nll, "group_count": int(count)}
-            self.rows.append(common | own)
+        for group, prefix in {"all": "", **{g: f"{g}_" for g in GROUPS}}.items():
+            if f"{prefix}nll" in logs:
+                nll, count = logs[f"{prefix}nll"], int(logs[f"{prefix}count"])
+                self.rows.append(common | {"group": group, "group_nll": nll, "group_count": count})
         shown = {**logs, **common}
         self.progress.note(
             _line({title: form.format(shown[key]) for title, key, form in TABLE if key in shown})
@@ -89,14 +96,16 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
 
     def _evaluation(self, step: int, logs: Mapping[str, float]) -> None:
         """Into the step's rows, which are always there: see `on_step_end`."""
-        measured = {name: logs[name] for name in FIGURES if name in logs}
+        figures = {name: logs[name] for name in FIGURES if name in logs}
         for row in self.rows:
             if row["step"] == step:
-                row |= measured
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+                row |= figures
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.progress.note(f"{step:>6}  {shown}")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.write()
 
     def write(self) -> None:

@@ -1,9 +1,8 @@
 """The models of a run: the one it starts from, and what it is measured against."""
 
 from dataclasses import fields, replace
-from typing import Any
 
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
@@ -19,36 +18,36 @@ def load(
 ) -> CausalLM:
     """In float32: a step of 1e-5 is less than half a unit in the last place of most bfloat16
     weights (2 % of them moved in 60 steps, 97 % in float32). `bf16` computes in bfloat16."""
-    given = settings.loading()
-    if given["dtype"] == "auto":
-        given["dtype"] = "float32"
-    if given["dtype"] != "float32" and settings.lora_r is None:
+    options = settings.loading()
+    if options["dtype"] == "auto":
+        options["dtype"] = "float32"
+    if options["dtype"] != "float32" and settings.lora_r is None:
         raise BadInput(
-            f"--dtype {given['dtype']} would round most updates away; train in float32 "
-            f"and give --bf16 to compute in bfloat16"
+            f"--dtype {options['dtype']} would round most updates away; train in float32 and give "
+            f"--bf16 to compute in bfloat16"
         )
-    if given["device"] == "auto":
-        given["device"] = str(arguments.device)
+    if options["device"] == "auto":
+        options["device"] = str(arguments.device)
     if other:  # than the one that is trained: whole, and without its adapter
-        given["adapter"] = None
-    in_4bit = settings.load_in_4bit and not other
-    return load_model(name, **given, merge_adapter=True, load_in_4bit=in_4bit)
+        options["adapter"] = None
+    options["load_in_4bit"] = settings.load_in_4bit and not other
+    return load_model(name, **options, merge_adapter=True)
 
 
 def reading(settings: TrainSettings) -> ScanSettings:
     """The same settings as a scan would have them: the same rows, tokens, mask and truncation."""
-    names = {f.name for f in fields(ScanSettings)} & {f.name for f in fields(TrainSettings)}
-    return ScanSettings(**{n: getattr(settings, n) for n in names - {"overwrite"}})
+    names = {f.name for f in fields(ScanSettings)} - {"overwrite"}
+    return ScanSettings(**{n: getattr(settings, n) for n in names if hasattr(settings, n)})
 
 
-def with_lora(whole: Any, settings: TrainSettings) -> Any:
+def with_lora(whole: PreTrainedModel, settings: TrainSettings) -> PreTrainedModel:
     """The model, or a new adapter on it, ready to be trained. Raises `BadInput`."""
     whole.train()
     if settings.lora_r is None:
         if not all(p.is_floating_point() for p in whole.parameters()):
             raise BadInput(
-                f"{settings.model} has quantized weights, which stay as they are; give "
-                f"--lora-r to train an adapter over them"
+                f"{settings.model} has quantized weights, which cannot be trained; give --lora-r "
+                f"to train an adapter over them"
             )
         return whole.requires_grad_(True)  # a merged adapter has left the rest frozen
     from peft import LoraConfig, get_peft_model
@@ -66,33 +65,29 @@ def with_lora(whole: Any, settings: TrainSettings) -> Any:
 
 
 def measured_against(
-    wanted: Objective,
-    trained: Any,
+    objective: Objective,
+    trained: PreTrainedModel,
     model: CausalLM,
     settings: TrainSettings,
     arguments: TrainingArguments,
-) -> tuple[ReferenceModel | None, HeldOut | None]:
-    """What an anchor pulls towards, and what is held out. The starting model, where either needs
-    it, is the one with the adapter off, or one copy."""
+) -> tuple[ReferenceModel | None, HeldOut]:
+    """What an anchor pulls towards, and the held-out data. Where either needs the starting model,
+    that is the trained one with the adapter off, or one copy."""
     other, same = settings.reference, replace(reading(settings), limit=None, sample=None)
     any_kind = replace(same, format=None, columns={}, config_name=None, split="train")
     target, notes = read_held_out(settings.eval_data, same, model, settings.eval_tokens)
     retain, more = read_held_out(settings.retain_data, any_kind, model, settings.eval_tokens)
+    if objective.anchor is None and other is not None:
+        raise BadInput(f"objective {objective.name!r} has no anchor; leave --reference out")
     base: ReferenceModel | None = None
-    if retain or (wanted.anchor and other is None):
+    if retain or (objective.anchor and other is None):
         lora = settings.lora_r is not None
         base = (
             AdapterOff(trained, model.head) if lora else load(settings.model, settings, arguments)
         )
-    held_out: HeldOut | None = None
-    if target or retain:
-        held_out = HeldOut(target, retain, base if retain else None, [*notes, *more])
-    if wanted.anchor is None:
-        if other is not None:
-            raise BadInput(f"objective {wanted.name!r} has no anchor; leave --reference out")
-        return None, held_out
+    held_out = HeldOut(target, retain, base if retain else None, [*notes, *more])
     if other is None:
-        return base, held_out
-    pulled = load(other, settings, arguments, other=True)
-    require_same_vocabulary(model, pulled, other, settings.model)
-    return pulled, held_out
+        return base if objective.anchor else None, held_out
+    reference = load(other, settings, arguments, other=True)
+    require_same_vocabulary(model, reference, other, settings.model)
+    return reference, held_out

@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.scans.training_log import LOG
 from eaft_probe.settings import TrainSettings
 from eaft_probe.storage.atomic import locked, require_writable, write_json
-from eaft_probe.verbs.scan.plan import told_date
 
 CONFIG, CARD, LOCK = "train.json", "README.md", ".lock"
 DONE = "done"  # a key of CONFIG, written last of all
-# What a checkpoint holds beside the model.
+# What a checkpoint holds besides the model.
 OF_TRAINER = (TRAINER_STATE_NAME, "optimizer*", "scheduler*", "scaler*", "rng_state*", CARD)
 # What a run writes, and --overwrite removes.
-OWN = (
+RUN_FILES = (
     "checkpoint-*",
     "*.safetensors",
     "model.safetensors.index.json",
@@ -74,14 +73,15 @@ class Run:
 
     def __str__(self) -> str:
         """What was learned and what was forgotten, in one line."""
-        last, said = self.last, []
+        last, changes = self.last, []
         if "eval_nll" in self.before:
-            said.append(f"learned: eval nll {_change(self.before['eval_nll'], last['eval_nll'])}")
+            change = _change(self.before["eval_nll"], last["eval_nll"])
+            changes.append(f"learned: eval nll {change}")
         if "retain_nll" in self.before:
             change = _change(self.before["retain_nll"], last["retain_nll"])
-            said.append(f"forgot: retain nll {change}, KL from the base {last['retain_kl']:.4f}")
-        said = said or [f"nll {last['nll']:.4f} of the last training tokens"]
-        return f"{last['step']} steps of {last['objective']}; {'; '.join(said)}; nats a token"
+            changes.append(f"forgot: retain nll {change}, KL from the base {last['retain_kl']:.4f}")
+        changes = changes or [f"nll {last['nll']:.4f} of the last training tokens"]
+        return f"{last['step']} steps of {last['objective']}; {'; '.join(changes)}; nats a token"
 
 
 def _change(before: float, after: float) -> str:
@@ -104,29 +104,12 @@ def require_free(folder: Path, settings: TrainSettings) -> None:
 def _is_run(folder: Path) -> bool:
     """A file of that name may be somebody's data."""
     try:
-        found = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
         return False
     except (OSError, ValueError, RecursionError):
         return (folder / LOG).exists() or bool(_checkpoints(folder))  # a run's, damaged
-    return isinstance(found, dict) and {"objective", "fingerprint"} <= found.keys()
-
-
-def _remove_run(folder: Path) -> None:
-    """Only what a run writes."""
-    for pattern in OWN:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def dated(settings: TrainSettings, folder: Path, scanned: str | None) -> TrainSettings:
-    """With the date that chat templates are told: of the run that is gone on with, of the scans
-    that are read, or this day."""
-    given = settings.today or scanned
-    return replace(settings, today=told_date(folder / CONFIG, given, not settings.resume))
+    return isinstance(config, dict) and {"objective", "fingerprint"} <= config.keys()
 
 
 def plan(
@@ -136,9 +119,10 @@ def plan(
     rule: ConflictRule | None,
     processes: int,
 ) -> dict[str, Any]:
-    """What a resumed run must repeat, but for FREE. The rows' order hangs on the processes."""
-    made = {**asdict(settings), "data": data, "fingerprint": fingerprint, "processes": processes}
-    return made | ({"mask_rule": asdict(rule)} if rule else {})
+    """What a resumed run must repeat, except FREE. The order of the rows depends on the number of
+    processes."""
+    config = {**asdict(settings), "data": data, "fingerprint": fingerprint, "processes": processes}
+    return config | ({"mask_rule": asdict(rule)} if rule else {})
 
 
 def require_unused(folder: Path) -> None:
@@ -153,7 +137,7 @@ def prepared(
     folder: Path, settings: TrainSettings, plan: Mapping[str, Any], note: Callable[[str], object]
 ) -> Iterator[bool]:
     """The folder for this run alone, and whether the run is finished already. It is touched only
-    once everything stands: a typo must not cost an old run. Raises `BadInput`."""
+    when everything else is ready: a typo must not cost an old run. Raises `BadInput`."""
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -169,40 +153,45 @@ def prepared(
 def _prepare(folder: Path, settings: TrainSettings, plan: Mapping[str, Any]) -> bool:
     require_free(folder, settings)  # another run may have come and gone
     if settings.resume and (folder / CONFIG).exists():
-        before = _require_same(folder, plan)
-        if before.get(DONE) and _no_step_left(folder, before, plan):
+        earlier = _require_same(folder, plan)
+        if earlier.get(DONE) and _no_step_left(folder, earlier, plan):
             return True
-        _remove_cut_short(folder)
-    if settings.overwrite:
-        _remove_run(folder)
+        for checkpoint in _checkpoints(folder):
+            if not _state(checkpoint):  # it fills the disk, and --save-total-limit counts it
+                shutil.rmtree(checkpoint)
+    for pattern in RUN_FILES if settings.overwrite else ():
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     write_json(folder / CONFIG, plan)
     return False
 
 
 def _require_same(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A resumed run goes on with the settings and the data that it began with: these."""
+    """The settings and the data that the run began with, and must be resumed with."""
     try:
-        before: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        earlier: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{folder / CONFIG} is damaged; choose another --out") from error
     for name, value in json.loads(json.dumps(plan)).items():
-        if name not in FREE and before.get(name) != value:
-            said = NAMES.get(name, name)
+        if name not in FREE and earlier.get(name) != value:
             raise BadInput(
-                f"{folder} was trained with another {said} ({before.get(name)!r}, now "
-                f"{value!r}); --resume goes on with the same"
+                f"{folder} was trained with another {NAMES.get(name, name)} "
+                f"({earlier.get(name)!r}, now {value!r}); --resume needs the same"
             )
-    return before
+    return earlier
 
 
-def _no_step_left(folder: Path, before: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
-    """Of a finished run. Without its checkpoints it can be no longer than it was."""
+def _no_step_left(folder: Path, earlier: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Of a finished run. Without its checkpoints it cannot be longer than it was."""
     if checkpoint := last_checkpoint(folder):
         return at_end(checkpoint, plan)
-    if any(before[name] != plan[name] for name in ("max_steps", "num_train_epochs")):
+    if any(earlier[name] != plan[name] for name in ("max_steps", "num_train_epochs")):
         raise BadInput(
-            f"{folder} is finished and has no checkpoint to go on from; choose another "
-            f"--out, or give --overwrite"
+            f"{folder} is finished and has no checkpoint to go on from; choose another --out, or "
+            f"give --overwrite"
         )
     return True
 
@@ -225,56 +214,44 @@ def _state(checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
-def _remove_cut_short(folder: Path) -> None:
-    """They take the place that a full disk lacks, and --save-total-limit would count them."""
-    for path in _checkpoints(folder):
-        if not _state(path):
-            shutil.rmtree(path)
-
-
 def at_end(checkpoint: Path, plan: Mapping[str, Any]) -> bool:
     """Whether no step is left."""
-    state, most = _state(checkpoint), plan["max_steps"]
-    if most > 0:
-        return bool(state["global_step"] >= most)
-    return bool(state["epoch"] >= plan["num_train_epochs"])
+    if plan["max_steps"] > 0:
+        return bool(_state(checkpoint)["global_step"] >= plan["max_steps"])
+    return bool(_state(checkpoint)["epoch"] >= plan["num_train_epochs"])
 
 
-def room(folder: Path) -> str:
-    """torch says of a full disk "unexpected pos 576 vs 534"."""
+def free_space(folder: Path) -> str:
+    """For a full disk, of which torch says "unexpected pos 576 vs 534"."""
     with suppress(OSError):  # the folder may be gone
         return f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
     return ""
 
 
-def finish(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
+def finish(run: Run, settings: TrainSettings, lost: Sequence[str]) -> None:
     """The model card, and the mark that nothing is left to do. Raises `ProbeError`."""
     try:
-        _card(run, settings, lost)
+        (run.path / CARD).write_text("\n".join(_card(run, settings, lost)))
         plan = json.loads((run.path / CONFIG).read_text())
         write_json(run.path / CONFIG, plan | {DONE: True})
     except OSError as error:
         raise ProbeError(
-            f"cannot write to {run.path}: {error.strerror or one_line(error)}; the "
-            f"model is there, --resume writes the rest"
+            f"cannot write to {run.path}: {error.strerror or one_line(error)}; the model is there, "
+            f"--resume writes the rest"
         ) from error
 
 
-def _name(value: Any) -> Any:
+def _name(value: object) -> object:
     """Of a file or folder its own name: a card is passed on. Anything else as it is."""
     if isinstance(value, str) and value and (os.path.isabs(value) or os.path.exists(value)):
         return Path(value).resolve().name
     return value
 
 
-def _card(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
-    """The model card: what was trained how, and what it learned and forgot."""
+def _card(run: Run, settings: TrainSettings, lost: Sequence[str]) -> list[str]:
+    """The lines of the model card: what was trained how, and what it learned and forgot."""
     last, names = run.last, {k: _name(v) for k, v in asdict(settings).items()}
-    figures = [f"| nll of the training data | | {last['nll']:.4f} |"]
-    figures += [
-        f"| {k} | {v:.4f} | {last[k]:.4f} |" for k, v in run.before.items() if last[k] is not None
-    ]
-    text = [
+    return [
         "---",
         f"base_model: {names['model']}",
         "library_name: transformers",
@@ -285,14 +262,18 @@ def _card(run: Run, settings: TrainSettings, lost: Mapping[str, int]) -> None:
         f"{names['model']} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
         f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has its history.",
         "",
-        *(f"{count:,} {what}.\n" for what, count in lost.items()),
+        *(f"{sentence}.\n" for sentence in lost),
         "| nats a token | before | after |",
         "|---|---|---|",
-        *figures,
+        f"| nll of the training data | | {last['nll']:.4f} |",
+        *(
+            f"| {name} | {value:.4f} | {last[name]:.4f} |"
+            for name, value in run.before.items()
+            if last[name] is not None
+        ),
         "",
         "```json",
         json.dumps(names, indent=1),
         "```",
         "",
     ]
-    (run.path / CARD).write_text("\n".join(text))
