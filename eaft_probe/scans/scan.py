@@ -142,7 +142,7 @@ class Scan:
         footer(file, lambda schema: None if schema.equals(TOTALS_SCHEMA) else "other columns")
         with reading(file):
             if sha256(file) != self.manifest.get("totals"):
-                raise ScanError(f"{file} is not what the manifest describes: another sha256")
+                raise ScanError(f"{file} is not what the manifest describes: its sha256 differs")
             return pq.read_table(file, partitioning=None)
 
     @property

@@ -185,7 +185,7 @@ def _require_hashes(files: list[Path], wanted: list[str], verify: bool) -> None:
         with reading(file), file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != hash:
                 raise ScanError(
-                    f"{file} is not the part that the manifest describes: another sha256"
+                    f"{file} is not the part that the manifest describes: its sha256 differs"
                 )
 
 

@@ -342,7 +342,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         write_part(into, index, *more)
 
     monkeypatch.setattr("eaft_probe.verbs.merge.merge.write_part", full)
-    with pytest.raises(ProbeError, match="No space left on device; what is finished stays"):
+    with pytest.raises(ProbeError, match="No space left on device; finished parts are kept"):
         merge(shards, tmp_path / "m")
     merge(shards, tmp_path / "m")
     assert written == [0, 1, 2, 2, 3, 4, 5]

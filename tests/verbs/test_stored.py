@@ -251,7 +251,7 @@ def test_a_store_that_is_not_ours_is_said_before_the_model_is_loaded(
     again: Callable[..., Scan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Loading, "__call__", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(BadInput, match="forbidden://scan does not let us in: not yours"):
+    with pytest.raises(BadInput, match="forbidden://scan refuses access: not yours"):
         again("forbidden://scan")
 
 
