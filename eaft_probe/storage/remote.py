@@ -135,8 +135,7 @@ class Store:
 
         def fetch_one(name: str) -> None:
             with written_here(wanted[name]) as aside:
-                if not self._find(lambda fs, root: _download(fs, f"{root}/{name}", aside), False):
-                    raise ScanError(f"{self.shown}/{name} is missing")
+                self._fetch(name, aside)
                 if sha256 is not None and _sha256(aside.read_bytes()) != sha256[name]:
                     raise ScanError(
                         f"{self.shown}/{name} is not the part that the manifest "
@@ -144,6 +143,14 @@ class Store:
                     )
 
         self._each(fetch_one, wanted)
+
+    def _fetch(self, name: str, path: Path) -> None:
+        def ask(fs: "AbstractFileSystem", root: str) -> bool:
+            fs.get_file(f"{root}/{name}", str(path))
+            return True
+
+        if not self._find(ask, False):
+            raise ScanError(f"{self.shown}/{name} is missing")
 
     # --- to write ---
 
@@ -268,11 +275,6 @@ def same(info: Mapping[str, object], path: Path) -> bool | None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return md5 in (digest.hexdigest(), b64encode(digest.digest()).decode())
-
-
-def _download(fs: "AbstractFileSystem", path: str, to: Path) -> bool:
-    fs.get_file(path, str(to))
-    return True
 
 
 def _existing(fs: "AbstractFileSystem", path: str) -> bytes:
