@@ -39,13 +39,15 @@ RESULTS = (
 EARLIER = ("running", "halved")  # of versions before 0.2, which nothing reads
 SCAN_FILES = (*RESULTS, PLAN, LOCK, *EARLIER)
 
+Plan = Mapping[str, Any]  # what a rerun must repeat, as plan.json has it
+
 
 def read_plan(file: Path) -> dict[str, Any]:
     """The plan of an earlier run. Raises `ScanError`."""
     return read_json(own_file(file.parent, file.name), PLAN_BYTES)
 
 
-def is_finished(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
+def is_finished(folder: Path, plan: Plan, overwrite: bool) -> bool:
     """Whether the folder holds this very scan, done. Raises `ScanError` where it holds anything
     else that is worth keeping."""
     if not (folder / PLAN).exists():
@@ -76,7 +78,7 @@ def has_parts(folder: Path) -> bool:
     return any(any((f / "examples").glob("part-*")) for f in (folder, folder / UNITS))
 
 
-def begin(place: Destination, plan: Mapping[str, Any], overwrite: bool) -> None:
+def begin(place: Destination, plan: Plan, overwrite: bool) -> None:
     """Puts the plan where there is none: what --overwrite gives up goes, and what another plan left
     that has no part. Raises `ScanError` where the place holds a scan with other settings by then.
     """
@@ -90,14 +92,14 @@ def begin(place: Destination, plan: Mapping[str, Any], overwrite: bool) -> None:
     _require_same(place, place.create(PLAN, data) or data, plan)
 
 
-def _other_plan(stored: bytes, plan: Mapping[str, Any]) -> bool:
+def _other_plan(stored: bytes, plan: Plan) -> bool:
     try:
         return plan_digest(parsed_json(stored, PLAN)) != plan_digest(plan)
     except (ScanError, KeyError, TypeError, AttributeError):
         return True  # damaged
 
 
-def require_plan(place: Destination, plan: Mapping[str, Any]) -> None:
+def require_plan(place: Destination, plan: Plan) -> None:
     """Raises `ScanError` where another run has replaced the scan by now."""
     stored = place.get(PLAN, PLAN_BYTES)
     if stored is None:
@@ -123,7 +125,7 @@ def clear(place: Destination, names: Iterable[str]) -> None:
         place.remove(some)
 
 
-def plan_digest(plan: Mapping[str, Any]) -> str:
+def plan_digest(plan: Plan) -> str:
     """What every part carries, so that a run of another plan cannot mix in. The data count, not
     the path that they have."""
     told = {n: v for n, v in plan["data"].items() if n not in ("source", "files")}
@@ -131,7 +133,7 @@ def plan_digest(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _require_same(place: Destination, stored: bytes, plan: Mapping[str, Any]) -> None:
+def _require_same(place: Destination, stored: bytes, plan: Plan) -> None:
     try:
         theirs = parsed_json(stored, f"{place.shown}/{PLAN}")
     except ScanError as error:
@@ -139,7 +141,7 @@ def _require_same(place: Destination, stored: bytes, plan: Mapping[str, Any]) ->
     require_same(theirs, plan, f"{place.shown} holds a scan")
 
 
-def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) -> None:
+def require_same(stored: Mapping[str, Any], plan: Plan, what: str) -> None:
     """Raises `ScanError` where a stored plan has other settings than the one asked for."""
     differing = [
         f"{name} {_short(was)} there, {_short(now)} now"

@@ -38,11 +38,6 @@ def part_file(folder: Path, kind: str, index: int) -> Path:
     return folder.absolute() / kind / part_name(index)
 
 
-def part_folder(folder: Path, keep_tokens: str) -> Path:
-    """Where a unit's part is written: into its place, or aside to be joined with others."""
-    return folder if keep_tokens == "all" else folder / UNITS
-
-
 def write_part(
     folder: Folder,
     index: int,

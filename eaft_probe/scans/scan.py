@@ -30,7 +30,7 @@ from eaft_probe.scans.part_writer import (
     TOTALS,
     sha256,
 )
-from eaft_probe.scans.remote_cache import mirrored
+from eaft_probe.scans.remote_cache import mirrored, not_finished
 from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
 from eaft_probe.scans.verification import check_parts, footer, reading
 from eaft_probe.storage.atomic import own_file, written_aside
@@ -62,9 +62,9 @@ class Scan:
         store = Store.of(folder)
         path = mirrored(store, WRITTEN_ONCE, REWRITTEN) if store else local(folder)
         if not (path / MANIFEST).exists():
-            begun = "an unfinished scan: rerun the same scan command"
-            why = begun if (path / PLAN).exists() else "no scan"
-            raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
+            if not path.exists():
+                raise ScanError(f"{folder} holds no scan: there is no such folder")
+            raise not_finished(str(folder), begun=(path / PLAN).exists())
         manifest = read_manifest(path)
         check_parts(path, manifest, shapes(manifest), verify)
         scan = cls(path, manifest, store)

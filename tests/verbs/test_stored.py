@@ -91,8 +91,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     before = Scorer.score
 
     def score(self: Scorer, unit: Any, rows: Any) -> None:
-        before(self, unit, rows)
         units.append(unit.index)
+        before(self, unit, rows)
 
     monkeypatch.setattr(Scorer, "score", score)
     return units
@@ -106,7 +106,7 @@ def at_unit(
     method = getattr(*kind)
 
     def wrapped(self: Any, *given: Any) -> None:
-        at = given[0].index if before else int(given[1][5:10])
+        at = given[0].index if before else int(given[0][5:10])
         if at == index and not done:
             done.append(True)
             do()
@@ -380,12 +380,13 @@ def test_a_worker_on_a_machine_without_the_folder(
     """Its parts reach the run's folder through the store."""
     before, folders = Loading.__call__, []
 
-    def far_away(self: Loading, *given: Any) -> Any:
-        monkeypatch.setattr(Path, "is_dir", lambda p: p != self.folder and p.exists())
+    def far_away(self: Any, *given: Any) -> Any:
+        shared = self.work.folder.path
+        monkeypatch.setattr(Path, "is_dir", lambda p: p != shared and p.exists())
         made = before(self, *given)
         monkeypatch.undo()
         monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / "cache"))
-        folders.append((made.folder, self.folder))
+        folders.append((made.work.folder.path, shared))
         return made
 
     monkeypatch.setattr(Loading, "__call__", far_away)

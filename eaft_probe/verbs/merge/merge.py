@@ -25,7 +25,7 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.engines.torchrun import Ranks
 from eaft_probe.errors import ScanError
 from eaft_probe.progress import Progress, Silent
-from eaft_probe.scans.folder import begin, is_finished, stored_plan
+from eaft_probe.scans.folder import Plan, is_finished, stored_plan
 from eaft_probe.scans.manifest import write_manifest
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
@@ -40,7 +40,7 @@ from eaft_probe.scans.part_writer import (
 )
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import examples_schema
-from eaft_probe.scans.upload import at_work, sight
+from eaft_probe.scans.upload import outline, workspace
 from eaft_probe.scans.verification import reading
 from eaft_probe.settings import MergeSettings, make_settings
 from eaft_probe.storage.atomic import written_aside
@@ -87,16 +87,13 @@ def merge(
     require_alike(opened)
     shards, progress = shards_of(opened), progress or Silent()
     plan = _plan(shards)
-    with sight(out) as seen:
-        finished = is_finished(seen, plan, chosen.overwrite)
+    with outline(out) as folder:
+        finished = is_finished(folder, plan, chosen.overwrite)
     if not finished:
-        with at_work(out, plan, chosen.overwrite, progress, Ranks()) as (folder, deposit):
-            begin(folder, plan, chosen.overwrite)
-            if deposit:
-                deposit.begin(folder, chosen.overwrite)
-            _join(folder, shards, plan, progress)
-            if deposit:
-                deposit.close(folder)
+        with workspace(out, plan, chosen.overwrite, progress, Ranks()) as work:
+            work.begin(chosen.overwrite)
+            _join(work.folder, shards, plan, progress)
+            work.close()
     merged = Scan.open(out)
     if not merged.is_flagged:
         merged.flag(_rule(opened, progress))
@@ -106,7 +103,7 @@ def merge(
 # --- what the whole is ---
 
 
-def _plan(shards: Sequence[Shard]) -> dict[str, Any]:
+def _plan(shards: Sequence[Shard]) -> Plan:
     """What a rerun must repeat: the same scans, unchanged, in the same order."""
     stored, manifest = stored_plan(shards[0].scan), shards[0].scan.manifest
     return {
@@ -141,9 +138,7 @@ def _rule(scans: Sequence[Scan], progress: Progress) -> ConflictRule:
 # --- writing ---
 
 
-def _join(
-    folder: Folder, shards: Sequence[Shard], plan: dict[str, Any], progress: Progress
-) -> None:
+def _join(folder: Folder, shards: Sequence[Shard], plan: Plan, progress: Progress) -> None:
     parts = [(s, index) for s in shards for index in range(len(s.scan.manifest["parts"]))]
     progress.start("merge", len(parts))
     kept = list(dict.fromkeys(name for shard in shards for name in shard.kept.values()))
@@ -232,7 +227,7 @@ def _named(examples: pa.Table, shard: Shard, kept: Sequence[str]) -> pa.Table:
 
 def _manifest(
     shards: Sequence[Shard],
-    plan: Mapping[str, Any],
+    plan: Plan,
     parts: Sequence[Mapping[str, Any]],
     kept: Sequence[str],
 ) -> dict[str, Any]:
