@@ -1,12 +1,12 @@
 """Sums along the answer: entropy, nll and conflicts by a token's place in its turn."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.scans.keys import Arrays
 
 # Positions 0 to 15 one by one, then bins a quarter of an octave wide, up to 2^24 tokens.
 EDGES = np.unique(
@@ -15,8 +15,6 @@ EDGES = np.unique(
 BINS = len(EDGES) - 1
 READS = ("example", "turn", "position", "entropy", "logprob", "prob")
 SHAPES = {"counts": (BINS,), "sums": (BINS, 3), "squares": (BINS, 3)}
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 def along(pieces: Iterable[Arrays], rule: ConflictRule) -> dict[str, NDArray[np.float64]]:

@@ -65,7 +65,7 @@ class Scan:
                 raise ScanError(f"{folder} holds no scan: there is no such folder")
             raise not_finished(str(folder), begun=(path / PLAN).exists())
         manifest = read_manifest(path)
-        check_parts(path, manifest, shapes(manifest), verify)
+        check_parts(path, manifest, shapes(manifest["columns"], manifest["config"]["keep"]), verify)
         scan = cls(path, manifest, store)
         if not scan.keeps_all:
             _ = scan.totals

@@ -6,7 +6,7 @@ the files; contents are hashed up to HASHED bytes of a scan (0.1 s), or all of t
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.errors import ProbeError, ScanError, one_line
+from eaft_probe.scans.schemas import Fits
 from eaft_probe.storage.atomic import own_file
 
 HASHED = 64_000_000  # bytes of a scan that are hashed whenever it is opened: 2 million tokens
@@ -27,7 +28,6 @@ ROWS_A_BYTE = 100
 UNPACKED, UNPACKED_A_BYTE = 64_000_000, 1_000
 FIELDS = {"tokens": "sha256", "examples": "examples_sha256"}
 
-Fits = Callable[[pa.Schema], str | None]  # what is wrong with the columns of a part
 Manifest = Mapping[str, Any]  # manifest.json
 
 

@@ -286,7 +286,7 @@ def test_another_token_in_one_place_is_refused(
     ids.iloc[place] += 1
     row = tuned.iloc[place]
     b = scans_made.write(tmp_path / "b", tuned.assign(token_id=ids), parts=2, group=50)
-    where = f"at example {row['example']:.0f}, position {row['position']:.0f} one has token"
+    where = f"at example {row['example']:.0f}, position {row['position']:.0f} the first has token"
     with pytest.raises(ScanError, match=where) as caught:
         compare(pair[0], b)
     assert "--by distributions" in str(caught.value)
