@@ -36,16 +36,14 @@ class Plane:
 def coarse(values: NDArray[T], by: int) -> NDArray[T]:
     """(R, C) → (R / by, C / by), sums over squares of cells."""
     rows, columns = values.shape
-    summed: NDArray[T] = values.reshape(rows // by, by, columns // by, by).sum((1, 3))
-    return summed
+    return np.asarray(values.reshape(rows // by, by, columns // by, by).sum((1, 3)))
 
 
 def cell(columns: Arrays) -> NDArray[np.int64]:
     """(N,) index of each token's cell in a flattened plane."""
     across = (columns["prob"] * PROB_BINS).astype(np.int64).clip(0, PROB_BINS - 1)
     up = (columns["entropy"] / ENTROPY_STEP).astype(np.int64).clip(0, ENTROPY_BINS - 1)
-    index: NDArray[np.int64] = up * PROB_BINS + across
-    return index
+    return np.asarray(up * PROB_BINS + across, np.int64)
 
 
 def plane(scan: Scan) -> Plane:
@@ -62,11 +60,9 @@ def plane(scan: Scan) -> Plane:
 def least_entropy(prob: NDArray[np.floating]) -> NDArray[np.float64]:
     """The binary entropy −p ln p − (1 − p) ln(1 − p), nats: all the rest on one other token."""
     p = np.clip(np.asarray(prob, np.float64), 1e-12, 1 - 1e-12)
-    bound: NDArray[np.float64] = -p * np.log(p) - (1 - p) * np.log1p(-p)
-    return bound
+    return -p * np.log(p) - (1 - p) * np.log1p(-p)
 
 
 def greatest_entropy(prob: NDArray[np.floating], vocab_size: int) -> NDArray[np.float64]:
     """The rest spread evenly: binary entropy + (1 − p) ln(V − 1), nats."""
-    bound: NDArray[np.float64] = least_entropy(prob) + (1 - prob) * np.log(max(vocab_size - 1, 1))
-    return bound
+    return np.asarray(least_entropy(prob) + (1 - prob) * np.log(max(vocab_size - 1, 1)))

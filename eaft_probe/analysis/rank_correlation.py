@@ -83,8 +83,7 @@ def correlation(x: Numbers, y: Numbers) -> Statistic:
 
 def _mid_ranks(codes: NDArray[np.int64], weight: Floats) -> Floats:
     mass = np.bincount(codes, weight)
-    ranks: Floats = (np.cumsum(mass) - mass / 2)[codes]
-    return ranks
+    return (np.cumsum(mass) - mass / 2)[codes]
 
 
 def share(values: Numbers, inside: NDArray[np.bool_]) -> Statistic:
@@ -144,5 +143,4 @@ def student(freedom: Floats) -> Floats:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    quantile: Floats = z + sum((t / freedom**k for k, t in enumerate(terms, 1)), 0 * freedom)
-    return quantile
+    return z + sum((t / freedom**k for k, t in enumerate(terms, 1)), 0 * freedom)

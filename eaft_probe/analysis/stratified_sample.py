@@ -25,14 +25,12 @@ STRATA = 2 * UP * ACROSS  # a cell's conflicts and the rest of it apart
 def coarse_cell(columns: Arrays) -> NDArray[np.int64]:
     """(N,) index of each token's cell: ACROSS · row of entropy + column of probability."""
     up, across = np.divmod(cell(columns), PROB_BINS)
-    index: NDArray[np.int64] = up // BY * ACROSS + across // BY
-    return index
+    return np.asarray(up // BY * ACROSS + across // BY, np.int64)
 
 
 def stratum(columns: Arrays) -> NDArray[np.int64]:
     """(N,) twice the cell, and one more for a conflict of the default rule."""
-    index: NDArray[np.int64] = 2 * coarse_cell(columns) + ConflictRule()(columns)
-    return index
+    return np.asarray(2 * coarse_cell(columns) + ConflictRule()(columns), np.int64)
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,12 @@ class Strata:
     def shares(self) -> NDArray[np.float64]:
         """(STRATA,) of each the part of the draws that it gets for as long as it lasts."""
         pools = (self.counts, self.counts > 0, self.counts * (np.arange(STRATA) % 2))
-        shares: NDArray[np.float64] = np.mean([p / max(p.sum(), 1) for p in pools], axis=0)
-        return shares
+        return np.asarray(np.mean([p / max(p.sum(), 1) for p in pools], axis=0))
 
     def turns(self, strata: NDArray[np.int64], nth: NDArray[np.int64]) -> NDArray[np.float64]:
         """When the nth (from 0) token of a stratum is drawn: evenly spaced, from a random start."""
         start = mixed(self.seed, np.arange(STRATA)) / 2.0**64
-        turn: NDArray[np.float64] = (nth + start[strata]) / self.shares[strata]
-        return turn
+        return np.asarray((nth + start[strata]) / self.shares[strata], np.float64)
 
     def quotas(self, size: int) -> NDArray[np.int64]:
         """(STRATA,) how many of each suffice to have the first `size` turns among them."""

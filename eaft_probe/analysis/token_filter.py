@@ -28,5 +28,4 @@ def kept_tokens(
 def _drawn(columns: Arrays, token_key: Sequence[str], share: float) -> NDArray[np.bool_]:
     """By a hash of a token's key alone: whatever else is scored with it."""
     hashes = mixed(SEED, *(columns[n] for n in token_key))
-    drawn: NDArray[np.bool_] = hashes < np.uint64(share * 2.0**64)
-    return drawn
+    return hashes < np.uint64(share * 2.0**64)

@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.errors import ScanError
-from eaft_probe.scans.keys import Array, named_place, sortable
+from eaft_probe.scans.keys import Arrays, named_place, sortable
 from eaft_probe.scans.scan import Scan
 
-Arrays = dict[str, Array]  # name → (N,)
 Keyed = tuple[NDArray[np.complex128], Arrays]  # keys (N,), rising, and the columns of their tokens
 
 

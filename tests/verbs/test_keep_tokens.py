@@ -137,7 +137,7 @@ def test_two_models_keep_the_same_tokens(
     assert_frame_equal(second.tokens()[place], sampled.tokens()[place])
     found = compare(sampled, second)
     assert found.totals["tokens"] == len(sampled.tokens())
-    assert sum("what is compared is of those" in note for note in found.notes) == 2
+    assert sum("only those are compared" in note for note in found.notes) == 2
 
 
 # --- the whole from its totals ---

@@ -106,7 +106,7 @@ def test_too_few_examples_for_an_interval_is_said(a: Scan, labels: Frame, tmp_pa
     b = scans_made.write(tmp_path / "b", few, rule=RULE, source="few")
     found = against(a, b)
     assert any(
-        "no intervals: they take at least 10 examples" in n for n in found["summary"]["notes"]
+        "no intervals: they need at least 10 examples" in n for n in found["summary"]["notes"]
     )
     assert found["cards"][0]["detail"].endswith("No interval.")
     assert "Too few for intervals" in found["cards"][2]["detail"]

@@ -34,5 +34,4 @@ def example_bytes(texts: Sequence[bytes]) -> NDArray[np.float64]:
     """(n,) bytes of examples/: texts and messages, compressed as all of the sample together is."""
     lengths = np.array([len(text) for text in texts], np.float64)
     packed = len(pa.compress(b"".join(texts), "zstd", asbytes=True))
-    made: NDArray[np.float64] = lengths * (packed / max(lengths.sum(), 1))
-    return made
+    return np.asarray(lengths * (packed / max(lengths.sum(), 1)), np.float64)
