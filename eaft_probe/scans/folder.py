@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,44 +48,48 @@ def read_plan(file: Path) -> dict[str, Any]:
     return read_json(own_file(file.parent, file.name), PLAN_BYTES)
 
 
-def is_finished(folder: Path, plan: Plan, overwrite: bool) -> bool:
-    """Whether the folder holds this very scan, done. Raises `ScanError` where it holds anything
+def earlier_plan(place: Destination) -> Plan:
+    """The plan of an earlier run; empty where there is none, or a damaged one."""
+    with suppress(ScanError):
+        return parsed_json(place.get(PLAN, PLAN_BYTES) or b"", PLAN)
+    return {}
+
+
+def is_finished(place: Destination, plan: Plan, overwrite: bool) -> bool:
+    """Whether the place holds this very scan, done. Raises `ScanError` where it holds anything
     else that is worth keeping."""
-    if not (folder / PLAN).exists():
-        if folder.exists() and not _only_scan_files(folder):
-            raise ScanError(f"{folder} is not empty and holds no scan; choose another --out")
+    stored, names = place.get(PLAN, PLAN_BYTES), [*place.names()]
+    if stored is None:
+        if not all(_is_leftover(place, name) for name in names):
+            raise ScanError(f"{place.shown} is not empty and holds no scan; choose another --out")
         return False
     if overwrite:
         return False
-    place = Folder(folder)
-    if (folder / MANIFEST).exists() or has_parts(folder):
-        _require_same(place, place.get(PLAN, PLAN_BYTES) or b"", plan)
-    return (folder / MANIFEST).exists()
+    if MANIFEST in names or has_parts(names):
+        _require_same(place, stored, plan)
+    return MANIFEST in names
 
 
-def _only_scan_files(folder: Path) -> bool:
-    """An empty folder, or what a start that was cut short left behind: the plan is written before
-    anything has content, so what has some is somebody else's, by whatever name."""
-    return folder.is_dir() and all(
-        p.name.endswith(".part")
-        or p.name in EARLIER
-        or (p.name in SCAN_FILES and not (any(p.iterdir()) if p.is_dir() else p.stat().st_size))
-        for p in folder.iterdir()
-    )
+def _is_leftover(place: Destination, name: str) -> bool:
+    """What a start that was cut short left behind: the plan is written before anything has content,
+    so what has some in a folder is somebody else's, by whatever name."""
+    if name.endswith(".part") or name.split("/")[0] in EARLIER:
+        return True
+    file = place.path / name if isinstance(place, Folder) else None
+    return name in SCAN_FILES and not (file and file.is_file() and file.stat().st_size)
 
 
-def has_parts(folder: Path) -> bool:
+def has_parts(names: Iterable[str]) -> bool:
     """Whether any unit of a scan is finished there."""
-    return any(any((f / "examples").glob("part-*")) for f in (folder, folder / UNITS))
+    return any("examples/part-" in name for name in names)
 
 
 def begin(place: Destination, plan: Plan, overwrite: bool) -> None:
     """Puts the plan where there is none: what --overwrite gives up goes, and what another plan left
     that has no part. Raises `ScanError` where the place holds a scan with other settings by then.
     """
-    stored, names = place.get(PLAN, PLAN_BYTES), list(place.names())
-    begun = any("examples/" in name for name in names)
-    if overwrite or stored is None or (not begun and _other_plan(stored, plan)):
+    stored, names = place.get(PLAN, PLAN_BYTES), [*place.names()]
+    if overwrite or stored is None or (not has_parts(names) and _other_plan(stored, plan)):
         clear(place, names)
     if isinstance(place, Folder):
         require_no_links(place.path / n for n in ("tokens", "examples", UNITS, *EARLIER))
@@ -128,8 +133,8 @@ def clear(place: Destination, names: Iterable[str]) -> None:
 def plan_digest(plan: Plan) -> str:
     """What every part carries, so that a run of another plan cannot mix in. The data count, not
     the path that they have."""
-    told = {n: v for n, v in plan["data"].items() if n not in ("source", "files")}
-    text = json.dumps({**plan, "data": told}, sort_keys=True)
+    data = {n: v for n, v in plan["data"].items() if n not in ("source", "files")}
+    text = json.dumps({**plan, "data": data}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -137,7 +142,7 @@ def _require_same(place: Destination, stored: bytes, plan: Plan) -> None:
     try:
         theirs = parsed_json(stored, f"{place.shown}/{PLAN}")
     except ScanError as error:
-        raise ScanError(f"{error}; --overwrite starts anew") from error
+        raise ScanError(f"{error}; --overwrite starts a new scan") from error
     require_same(theirs, plan, f"{place.shown} holds a scan")
 
 

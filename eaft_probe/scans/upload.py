@@ -22,9 +22,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from eaft_probe.engines.torchrun import Ranks
-from eaft_probe.errors import BadInput, NothingScored, ProbeError, ScanError
+from eaft_probe.errors import BadInput, NothingScored, ScanError
 from eaft_probe.progress import Progress
-from eaft_probe.scans.folder import SCAN_FILES, Plan, begin, clear, plan_digest, require_plan
+from eaft_probe.scans.folder import Plan, begin, clear, plan_digest, require_plan
 from eaft_probe.scans.manifest import MANIFEST, require_same_scan
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
@@ -47,30 +47,9 @@ PART = re.compile(rf"(tokens|examples|{UNITS}/(tokens|examples|totals))/part-[0-
 KINDS = ("tokens", "examples")  # in the order in which they are put: examples/ makes a part whole
 
 
-@contextmanager
-def outline(out: str | Path) -> Iterator[Path]:
-    """The folder `out`; for a store a sketch of it, with its plan and else the names alone."""
-    store = Store.of(out)
-    if store is None:
-        yield local(out)
-        return
-    with tempfile.TemporaryDirectory() as sketch:
-        _sketch(store, Path(sketch))
-        try:
-            yield Path(sketch)
-        except ProbeError as error:
-            raise type(error)(str(error).replace(sketch, store.shown)) from error
-
-
-def _sketch(store: Store, folder: Path) -> None:
-    names = store.names()
-    for name in {n.split("/")[0] for n in names} - {*KINDS, UNITS}:
-        (folder / (name if name in SCAN_FILES else "something-else")).touch()
-    if part := next((n for n in names if "examples/" in n and PART.fullmatch(n)), None):
-        (folder / part).parent.mkdir(parents=True)
-        (folder / part).touch()
-    if plan := store.get(PLAN, PLAN_BYTES):
-        (folder / PLAN).write_bytes(plan)
+def destination(out: str | Path) -> Folder | Store:
+    """What `out` names: a folder of this machine, or a store."""
+    return Store.of(out) or Folder(local(out))
 
 
 @dataclass(frozen=True)
@@ -251,17 +230,17 @@ def workspace(
     out: str | Path, plan: Plan, overwrite: bool, progress: Progress, ranks: Ranks
 ) -> Iterator[Workspace]:
     """The folder to make a scan in, from which it gets into the store where `out` is one's URL."""
-    store = Store.of(out)
-    folder = Folder(local(out) if store is None else store.cache / WORK)
+    place = destination(out)
+    folder = place if isinstance(place, Folder) else Folder(place.cache / WORK)
     if not ranks.writes:
         yield Workspace(folder, plan)
         return
     alone = locked(folder.path / LOCK, out, progress.note, shared=True)
     with writing_into(folder.path), alone if not ranks.rank else nullcontext():
-        if store is None:
+        if isinstance(place, Folder):
             yield Workspace(folder, plan)
         else:
-            yield from _depositing(Deposit(folder, plan, store), overwrite, progress)
+            yield from _depositing(Deposit(folder, plan, place), overwrite, progress)
 
 
 def _depositing(deposit: Deposit, overwrite: bool, progress: Progress) -> Iterator[Deposit]:

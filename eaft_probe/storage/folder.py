@@ -73,9 +73,11 @@ class Folder:
     def get(self, name: str, most: int) -> bytes | None:
         path = self.path / name
         try:
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise ScanError(f"{path} is not a plain file")
             require_size(path, path.stat().st_size, most)
             return path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def create(self, name: str, data: bytes) -> bytes | None:

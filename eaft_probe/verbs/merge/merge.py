@@ -40,7 +40,7 @@ from eaft_probe.scans.part_writer import (
 )
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import column_field, examples_schema
-from eaft_probe.scans.upload import outline, workspace
+from eaft_probe.scans.upload import destination, workspace
 from eaft_probe.scans.verification import reading
 from eaft_probe.settings import MergeSettings, make_settings
 from eaft_probe.storage.atomic import written_aside
@@ -88,9 +88,7 @@ def merge(
     require_alike(opened)
     shards, progress = shards_of(opened), progress or Silent()
     plan = _plan(shards)
-    with outline(out) as folder:
-        finished = is_finished(folder, plan, chosen.overwrite)
-    if not finished:
+    if not is_finished(destination(out), plan, chosen.overwrite):
         with workspace(out, plan, chosen.overwrite, progress, Ranks()) as work:
             work.begin(chosen.overwrite)
             _join(work.folder, shards, plan, progress)

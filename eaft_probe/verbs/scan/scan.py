@@ -22,17 +22,17 @@ from eaft_probe.engines.torchrun import Ranks, ranks_of
 from eaft_probe.engines.unit_queue import Job
 from eaft_probe.model.loading import own_tokenizer
 from eaft_probe.progress import Progress, Silent
-from eaft_probe.scans.folder import Plan, is_finished, plan_digest
-from eaft_probe.scans.part_writer import PLAN, UNITS, unit_report
+from eaft_probe.scans.folder import Plan, earlier_plan, has_parts, is_finished, plan_digest
+from eaft_probe.scans.part_writer import UNITS, unit_report
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
-from eaft_probe.scans.upload import Workspace, outline, workspace
+from eaft_probe.scans.upload import Workspace, destination, workspace
 from eaft_probe.settings import ScanSettings, make_settings
 from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.scan.finish import finish
 from eaft_probe.verbs.scan.fold_totals import FOLD, fold
 from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
-from eaft_probe.verbs.scan.plan import make_plan, threads, told_date
+from eaft_probe.verbs.scan.plan import make_plan, template_date, threads
 
 
 def scan(
@@ -76,7 +76,7 @@ def _scan(
     settings = replace(settings, today=plan.get("today", settings.today))
     if not finished:
         with workspace(out, plan, settings.overwrite, progress, ranks) as work:
-            done = not ranks.rank and is_finished(work.folder.path, plan, settings.overwrite)
+            done = not ranks.rank and is_finished(work.folder, plan, settings.overwrite)
             if not ranks.shared(done):  # by another run, by now
                 _Run(work, units, row_format, settings, progress, ranks).score()
     opened = Scan.open(out)
@@ -86,12 +86,14 @@ def _scan(
 
 def _planned(out: str | Path, plan: Plan, settings: ScanSettings) -> tuple[Plan, bool]:
     """The plan with what an earlier run into `out` has settled, and whether that is finished."""
-    with outline(out) as folder:
-        settled: dict[str, object] = {"threads": threads(folder, settings, plan["device"])}
-        if "today" in plan:
-            settled["today"] = told_date(folder / PLAN, settings.today, settings.overwrite)
-        plan = {**plan, **settled}
-        return plan, is_finished(folder, plan, settings.overwrite)
+    place = destination(out)
+    earlier = {} if settings.overwrite else earlier_plan(place)
+    resumed = earlier if has_parts(place.names()) else {}
+    settled: dict[str, object] = {"threads": threads(settings, plan["device"], resumed)}
+    if "today" in plan:
+        settled["today"] = template_date(settings.today, earlier)
+    plan = {**plan, **settled}
+    return plan, is_finished(place, plan, settings.overwrite)
 
 
 def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
