@@ -21,7 +21,7 @@ from eaft_probe.errors import ScanError, one_line
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.part_writer import GRADIENTS, write_parquet
 from eaft_probe.scans.scan import Scan
-from eaft_probe.scans.schemas import PLACES, column_field
+from eaft_probe.scans.schemas import PLACES, column_field, wrong_columns
 from eaft_probe.scans.verification import footer, reading
 from eaft_probe.storage.atomic import own_file
 
@@ -60,18 +60,10 @@ class Made:
 
 
 _MADE = TypeAdapter(Made)
-NEEDED = ("example", "position", "prob", "entropy", *(o[0] for o in OWN))
-OPTIONAL = ("turn", *CLOSED)  # older files have no turn; the closed forms are as the scan has them
-_TYPES = {n: kind for n, kind, *_ in (*PLACES, *OWN)}  # of the others float32
-
-
-def _shape(schema: pa.Schema, key: Sequence[str]) -> str | None:
-    """What is wrong with the columns, if anything is; `key` are those that tell tokens apart."""
-    for name in (*NEEDED, *key, *(n for n in OPTIONAL if n in schema.names)):
-        wanted = _TYPES.get(name, pa.float32())
-        if schema.names.count(name) != 1 or schema.field(name).type != wanted:
-            return f"it has no column {name} of {wanted}"
-    return None
+NEEDED = ("prob", "entropy", *(o[0] for o in OWN))  # and the token's key
+_TYPES = dict.fromkeys(("prob", "entropy", *CLOSED), pa.float32()) | {
+    n: kind for n, kind, *_ in (*PLACES, *OWN)
+}
 
 
 def scan_identity(scan: Scan) -> str:
@@ -94,7 +86,9 @@ class FullGradients:
         if not path.exists():
             raise ScanError(f"{path} does not exist; `eaft-probe gradients {scan.path}` makes it")
         try:
-            footer(own_file(scan.path, GRADIENTS), partial(_shape, key=scan.token_key))
+            needed = [*scan.token_key, *NEEDED]
+            fits = partial(wrong_columns, needed=needed, known=_TYPES)
+            footer(own_file(scan.path, GRADIENTS), fits)
             with reading(path):
                 table = pq.read_table(path.absolute(), partitioning=None)
             made = _MADE.validate_json((table.schema.metadata or {})[MADE_KEY], strict=True)

@@ -146,7 +146,7 @@ def _require_same(place: Destination, stored: bytes, plan: Plan) -> None:
     require_same(theirs, plan, f"{place.shown} holds a scan")
 
 
-def require_same(stored: Mapping[str, Any], plan: Plan, what: str) -> None:
+def require_same(stored: Plan, plan: Plan, what: str) -> None:
     """Raises `ScanError` where a stored plan has other settings than the one asked for."""
     differing = [
         f"{name} {_short(was)} there, {_short(now)} now"
@@ -161,7 +161,7 @@ def require_same(stored: Mapping[str, Any], plan: Plan, what: str) -> None:
         )
 
 
-def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, object, object]]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted({*a, *b}):
             yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
@@ -169,13 +169,11 @@ def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any
         yield name.removeprefix("settings."), a, b
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
 def stored_plan(scan: Scan) -> dict[str, Any]:
     """plan.json of a scan; what it says of the model stands nowhere else."""
-    if not (scan.path / PLAN).exists():
-        return {}
-    return read_json(own_file(scan.path, PLAN), PLAN_BYTES)
+    return read_plan(scan.path / PLAN) if (scan.path / PLAN).exists() else {}

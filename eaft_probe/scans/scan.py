@@ -168,9 +168,8 @@ class Scan:
         `columns`: names of token columns or "conflict", the flag under `rule`; None is all of
         them. Raises `MissingColumn`.
         """
-        names = [*self.columns, "conflict"] if columns is None else list(columns)
-        parts = list(self.token_parts(names))
-        return pa.concat_tables(parts).unify_dictionaries()
+        names = [*self.columns, "conflict"] if columns is None else columns
+        return pa.concat_tables(self.token_parts(names)).unify_dictionaries()
 
     def token_parts(self, columns: Sequence[str], only: int | None = None) -> Iterator[pa.Table]:
         """The tokens piece by piece, in constant memory; of all parts or one.
@@ -290,7 +289,9 @@ class Scan:
         Raises `ScanError` for a damaged part, or where the scan has not kept all of its tokens and
         was counted by another rule, and `ProbeError` where it cannot write.
         """
-        if not self.keeps_all and rule != self._counted_by:
+        config = self.manifest["config"]
+        counted_by = ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
+        if not self.keeps_all and rule != counted_by:
             raise ScanError(
                 f"{self.place} was made with --keep-tokens {self.keep_tokens}, so its conflicts "
                 f"were counted by its own rule; rescan to use another rule"
@@ -306,12 +307,6 @@ class Scan:
         for name in names:
             if self.store is not None:
                 self.store.put(name, (self.path / name).read_bytes())
-
-    @property
-    def _counted_by(self) -> ConflictRule:
-        """The rule that the totals know, which chose the tokens that were kept."""
-        config = self.manifest["config"]
-        return ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
 
     @contextmanager
     def _flagging(self, rule: ConflictRule) -> Iterator[None]:

@@ -93,20 +93,20 @@ def shapes(columns: Sequence[str], keep: Sequence[str]) -> dict[str, Fits]:
     def of_tokens(schema: pa.Schema) -> str | None:
         if schema.names != columns:
             return "it has other columns than the manifest says"
-        return _wrong(schema, [p[0] for p in PLACES], tokens)
+        return wrong_columns(schema, [p[0] for p in PLACES], tokens)
 
     def of_examples(schema: pa.Schema) -> str | None:
         needed = [n for n in examples if n != "turn"]  # older scans have none
-        return _wrong(schema, [*needed, *kept], {**kept, **examples})
+        return wrong_columns(schema, [*needed, *kept], {**kept, **examples})
 
     return {"tokens": of_tokens, "examples": of_examples}
 
 
 def conflicts_shape(schema: pa.Schema) -> str | None:
-    return _wrong(schema, CONFLICT_SCHEMA.names, {f.name: f.type for f in CONFLICT_SCHEMA})
+    return wrong_columns(schema, CONFLICT_SCHEMA.names, {f.name: f.type for f in CONFLICT_SCHEMA})
 
 
-def _wrong(schema: pa.Schema, needed: Sequence[str], known: Types) -> str | None:
+def wrong_columns(schema: pa.Schema, needed: Sequence[str], known: Types) -> str | None:
     """A column that is missing, there twice, or of another type; unknown ones must be flat."""
     names = schema.names
     if len(set(names)) < len(names):

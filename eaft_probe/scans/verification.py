@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ class Footer:
 
     schema: pa.Schema
     rows: int
-    first: int | None  # the smallest and the largest `example`, where the file says
-    last: int | None
+    examples: tuple[int, int] | None = None  # the first and the last, where the file says
 
 
 def footer(path: Path, fits: Fits, ranges: bool = False, optional: Sequence[str] = ()) -> Footer:
@@ -69,8 +69,8 @@ def footer(path: Path, fits: Fits, ranges: bool = False, optional: Sequence[str]
         if wrong:
             raise ScanError(f"{path} is damaged: {wrong}")
         column = schema.get_field_index("example")
-        ends = _examples(metadata, column, path) if column >= 0 and ranges else (None, None)
-        return Footer(schema, metadata.num_rows, *ends)
+        examples = _examples(metadata, column, path) if column >= 0 and ranges else None
+        return Footer(schema, metadata.num_rows, examples)
 
 
 def _statistics(metadata: pq.FileMetaData, column: int) -> Iterator[pq.Statistics]:
@@ -101,12 +101,12 @@ def _bloated(metadata: pq.FileMetaData, size: int) -> str | None:
     return None
 
 
-def _examples(metadata: pq.FileMetaData, column: int, path: Path) -> tuple[int | None, int | None]:
+def _examples(metadata: pq.FileMetaData, column: int, path: Path) -> tuple[int, int] | None:
     """The range of `example`, which rises over the row groups."""
     ends = [end for s in _statistics(metadata, column) if s.has_min_max for end in (s.min, s.max)]
     if ends != sorted(ends) or min(ends, default=0) < 0:
         raise ScanError(f"{path} is damaged: its examples are not in order")
-    return (ends[0], ends[-1]) if ends else (None, None)
+    return (ends[0], ends[-1]) if ends else None
 
 
 def check_parts(folder: Path, manifest: Manifest, fits: Mapping[str, Fits], verify: bool) -> None:
@@ -151,25 +151,23 @@ def _require_alike(file: Path, rows: int, tokens: Footer, examples: Footer) -> N
     """A part's tokens are as many as the manifest says, and those of its examples."""
     if tokens.rows != rows:
         raise ScanError(f"{file} has {tokens.rows:,} rows, the manifest says {rows:,}")
-    ends = [examples.first, tokens.first, tokens.last, examples.last]
-    known = [end for end in ends if end is not None]
-    if known != sorted(known):
-        raise ScanError(
-            f"{file} is damaged: it has tokens of examples {tokens.first} to {tokens.last}, but "
-            f"its part in examples/ has {examples.first} to {examples.last}"
-        )
+    if tokens.examples and examples.examples:
+        (first, last), (begin, end) = tokens.examples, examples.examples
+        if not begin <= first <= last <= end:
+            raise ScanError(
+                f"{file} is damaged: it has tokens of examples {first} to {last}, but its part in "
+                f"examples/ has {begin} to {end}"
+            )
 
 
 def _require_order(files: list[Path], footers: list[Footer]) -> None:
-    last = -1
-    for file, part in zip(files, footers, strict=True):
-        if part.first is not None and part.last is not None:
-            if part.first <= last:
-                raise ScanError(
-                    f"{file} is damaged, or another part: it begins with example "
-                    f"{part.first}, the one before ends with {last}"
-                )
-            last = part.last
+    ranges = [(f, p.examples) for f, p in zip(files, footers, strict=True) if p.examples]
+    for (_, before), (file, examples) in pairwise(ranges):
+        if examples[0] <= before[1]:
+            raise ScanError(
+                f"{file} is damaged, or another part: it begins with example {examples[0]}, the "
+                f"one before ends with {before[1]}"
+            )
 
 
 def _require_hashes(files: list[Path], wanted: list[str], verify: bool) -> None:

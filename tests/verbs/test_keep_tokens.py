@@ -628,4 +628,4 @@ def test_a_dry_run_knows_what_is_kept(folder: Path, model_folder: str) -> None:
     disk = {k: e.disk_bytes.value for k, e in made.items()}
     assert disk["sample:0.1"] < 0.7 * disk["all"] == 0.7 * disk["flagged"]
     assert "as if every token were flagged" in str(made["flagged"])
-    assert "of totals" not in str(made["all"])
+    assert "for totals" not in str(made["all"])

@@ -38,6 +38,7 @@ def make_plan(
         adapter=settings.adapter,
     )
     templates = chat_templates(tokenizer, settings.chat_template)
+    own = own_tokenizer(settings.adapter)
     return {
         "settings": settings.identity(),
         "device": device,
@@ -56,7 +57,7 @@ def make_plan(
         "model_identity": find_model(settings.model, settings.revision).identity(),
         "model_files": find_model(settings.model, settings.revision).small_files(),
         "adapter_identity": folder_identity(settings.adapter),
-        **_adapter_files(settings.adapter),
+        **({"adapter_files": Place(own, Path(own)).small_files()} if own else {}),
         "reference_identity": settings.reference
         and find_model(settings.reference, settings.revision).identity(),
         "chat_template": template_hash(templates),
@@ -83,12 +84,6 @@ def auto_tokens(device: str) -> int:
 
 def folder_identity(adapter: str | None) -> str | None:
     return None if adapter is None else Place(adapter, Path(adapter)).identity()
-
-
-def _adapter_files(adapter: str | None) -> dict[str, str]:
-    """Of an adapter with a tokenizer of its own what identifies that."""
-    own = own_tokenizer(adapter)
-    return {"adapter_files": Place(own, Path(own)).small_files()} if own else {}
 
 
 def template_hash(templates: Mapping[str, str]) -> str | None:

@@ -58,7 +58,6 @@ class Scorer:
         self.cost = Cost(*shares) if shares else None
         self.regime = regimes(model.borders, reference.borders if reference else ())
         self.schema = tokens_schema(statistics)
-        self.column_names = self.schema.names
         self.special_tokens = set(model.tokenizer.get_added_vocab())
 
     def read(self, unit: Unit) -> "UnitRows":
@@ -115,7 +114,7 @@ class Scorer:
     def facts(self) -> dict[str, object]:
         """What the manifest says of the model and of what it wrote."""
         return {
-            "columns": self.column_names,
+            "columns": self.schema.names,
             "special_tokens": sorted(self.special_tokens),
             "template_limits": self.renderer.limits,
             "unshared": self._unshared(),
@@ -130,13 +129,12 @@ class Scorer:
 
     def _unshared(self) -> str | None:
         """Why rows with a common beginning are read whole, in a sentence."""
-        for model in (self.model, self.reference):
-            if model is not None and model.unshared is not None:
-                return (
-                    f"{model.place.name} reads common beginnings of rows again for every row: "
-                    f"{model.unshared}"
-                )
-        return None
+        reasons = (
+            f"{m.place.name} reads common beginnings of rows again for every row: {m.unshared}"
+            for m in (self.model, self.reference)
+            if m is not None and m.unshared is not None
+        )
+        return next(reasons, None)
 
     def _measured(
         self, batch: TokenBatch, name: str, counts: dict[str, int]
