@@ -25,17 +25,16 @@ def sums_by_example(
     scan: Scan, reads: Sequence[str], values: Values
 ) -> tuple[NDArray[np.float64], int]:
     """(min(E, BUNCHES), K) sums of `values` over each example's tokens, and E. One pass."""
-    sums: NDArray[np.float64] | None = None
-    seen, last = 0, -1
+    sums, seen, last = np.zeros((BUNCHES, 1)), 0, -1
     for columns in scan.token_arrays(sorted({"example", *reads})):
         new = np.diff(columns["example"], prepend=last) != 0
         if not len(new):
             continue
         bunch = (seen - 1 + np.cumsum(new)) % BUNCHES
         more = np.stack([np.bincount(bunch, v, BUNCHES) for v in values(columns)], 1)
-        sums = more.astype(np.float64) + (0 if sums is None else sums)
+        sums = sums + more  # (BUNCHES, K) from the first piece on
         seen, last = seen + int(new.sum()), int(columns["example"][-1])
-    if sums is None:
+    if not seen:
         raise ScanError(f"{scan.path} has no scored token")
     return sums[: min(seen, BUNCHES)], seen
 

@@ -118,11 +118,11 @@ def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
             scan.require_all("compare")
     first, second = (str(s.manifest["data"]["fingerprint"]) for s in (a, b))
     chosen: By = by or ("tokens" if first == second else "distributions")
-    short = f"the same data ({first[:12]})"
+    data = f"the same data ({first[:12]})"
     if first != second:
-        short = f"different data ({first[:12]} and {second[:12]})"
-    what = {"tokens": "token by token", "distributions": "as distributions"}[chosen]
-    return chosen, f"{short}, compared {what}" + (f", as --by {by} asks" if by else "")
+        data = f"different data ({first[:12]} and {second[:12]})"
+    compared = {"tokens": "token by token", "distributions": "as distributions"}[chosen]
+    return chosen, f"{data}, compared {compared}" + (f", as --by {by} asks" if by else "")
 
 
 # --- token by token ---

@@ -227,7 +227,7 @@ REFUSED: dict[str, tuple[Poison, str]] = {
     "thousands of levels": (nested(5000), "recursion"),
     "a hundred levels": (nested(100), "levels deep"),
     "half a surrogate": (put("\ud800", "data", "source"), "surrogates"),
-    "columns twice": (put(["example"] * 9, "columns"), "columns names one twice"),
+    "columns twice": (put(["example"] * 9, "columns"), "columns has a name twice"),
     "other columns": (edited(lambda m: m["columns"].reverse()), "other columns"),
     "keep that is not there": (put(["topic"], "config", "keep"), "no column 'topic'"),
     "keep as text": (put("topic", "config", "keep"), "config.keep"),

@@ -196,7 +196,7 @@ def test_what_cannot_be_is_one_line(
 
 
 def test_data_without_a_token_to_score_is_refused(model_folder: str) -> None:
-    with pytest.raises(DataError, match="none of the 3 rows"):
+    with pytest.raises(DataError, match="none of the 3 sampled rows"):
         estimate([{"question": "a", "answer": ""}] * 3, model=model_folder, **RATE)
     with pytest.raises(BadInput):
         estimate([], model=model_folder, **RATE)

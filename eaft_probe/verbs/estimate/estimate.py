@@ -88,8 +88,8 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     scorable = [row.record for row in sample if row.trained]
     if not scorable:
         raise DataError(
-            f"none of the {len(sample):,} rows looked at in {source.name} can "
-            f"be scored; `eaft-probe render` says why"
+            f"none of the {len(sample):,} sampled rows of {source.name} can be scored; "
+            f"`eaft-probe render` says why"
         )
     rate = chosen.tokens_per_second or _measured(scorable, row_format, chosen, progress)
     return _estimated(sample, units, rate, chosen)
@@ -182,7 +182,7 @@ def _lines(e: Estimate) -> Iterator[str]:
     totals = "" if e.keep_tokens == "all" else " and up to 10 for totals"
     yield f"disk, in MB    {_interval(e.disk_bytes.times(1e-6), ',.3g')}{at_most}{totals}"
     many = f" on {e.devices:,} devices" if e.devices > 1 else ""
-    how = "as this machine reached" if e.measured else "as given"
+    how = "as measured on this machine" if e.measured else "as given"
     yield (
         f"time, in hours {_interval(e.hours, ',.3g')}{many}, at {e.tokens_per_second:,.0f} scored "
         f"tokens/s a device, {how}; loading not counted"
