@@ -26,7 +26,9 @@ from eaft_probe.data.sources import open_source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Silent
+from eaft_probe.scans.upload import Workspace
 from eaft_probe.settings import ScanSettings
+from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.scan.plan import batch_tokens
 from eaft_probe.verbs.scan.score_unit import Scorer
 
@@ -53,13 +55,13 @@ class Work:
 
     def scorer(self, folder: Path) -> Scorer:
         """A new scan of this work, as `eaft_probe.scan` makes it."""
-        for kind in ("tokens", "examples"):
-            (folder / kind).mkdir(parents=True)
         row_format = data_format(open_data(str(self.data), self.settings), self.settings)
         statistics = chosen_statistics(self.settings.statistics, False)
         budget = batch_tokens(self.settings, str(self.model.device))
+        work = Workspace(Folder(folder), {"data": {}})
+        work.begin(overwrite=False)
         return Scorer(
-            folder, self.model, None, row_format, statistics, self.settings, budget, Silent()
+            work, self.model, None, row_format, statistics, self.settings, budget, Silent()
         )
 
     @cached_property

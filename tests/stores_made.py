@@ -4,18 +4,7 @@ import random
 from typing import Any, ClassVar
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-
-
-class Disk(LocalFileSystem):
-    """A folder under a URL, disk:///folder: a store with a real move."""
-
-    protocol = "disk"
-
-    @classmethod
-    def _strip_protocol(cls, path: Any) -> str:
-        return str(path).removeprefix("disk://").rstrip("/")
 
 
 class _Own(MemoryFileSystem):
@@ -81,5 +70,5 @@ class Forbidden(_Own):
         raise PermissionError("not yours")
 
 
-for kind in (Disk, Flaky, Forbidden):
+for kind in (Flaky, Forbidden):
     fsspec.register_implementation(kind.protocol, kind, clobber=True)

@@ -1,12 +1,12 @@
-"""Bootstrap intervals over examples: tokens of one example are no independent draws."""
+"""Bootstrap intervals over examples: tokens of one example are not independent draws."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.errors import ScanError
+from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 
 RESAMPLES = 2_000
@@ -18,44 +18,43 @@ FEWEST = 10  # examples under which resampling them says nothing
 BUNCHES = 9_973
 WEIGHTS = 4_000_000  # drawn at a time: 32 MB
 
-Values = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.float64]]  # columns → (K, N)
+Values = Callable[[Arrays], NDArray[np.float64]]  # columns → (K, N)
 
 
 def sums_by_example(
     scan: Scan, reads: Sequence[str], values: Values
 ) -> tuple[NDArray[np.float64], int]:
     """(min(E, BUNCHES), K) sums of `values` over each example's tokens, and E. One pass."""
-    sums: NDArray[np.float64] | None = None
-    seen, last = 0, -1
+    sums, seen, last = np.zeros((BUNCHES, 1)), 0, -1
     for columns in scan.token_arrays(sorted({"example", *reads})):
         new = np.diff(columns["example"], prepend=last) != 0
         if not len(new):
             continue
         bunch = (seen - 1 + np.cumsum(new)) % BUNCHES
-        made = np.stack([np.bincount(bunch, v, BUNCHES) for v in values(columns)], 1)
-        sums = made.astype(np.float64) + (0 if sums is None else sums)
+        more = np.stack([np.bincount(bunch, v, BUNCHES) for v in values(columns)], 1)
+        sums = sums + more  # (BUNCHES, K) from the first piece on
         seen, last = seen + int(new.sum()), int(columns["example"][-1])
-    if sums is None:
+    if not seen:
         raise ScanError(f"{scan.path} has no scored token")
     return sums[: min(seen, BUNCHES)], seen
 
 
 def resampled(sums: NDArray[np.float64], seed: Sequence[int]) -> NDArray[np.float64]:
     """(RESAMPLES, K) sums over as many rows as there are, drawn with replacement."""
-    random, count = np.random.default_rng(seed), len(sums)
-    made = np.empty((RESAMPLES, sums.shape[1]))
-    per = max(1, WEIGHTS // count)
-    for start in range(0, RESAMPLES, per):
-        size = min(per, RESAMPLES - start)
-        weights = random.multinomial(count, np.full(count, 1 / count), size)
-        made[start : start + size] = weights.astype(np.float64) @ sums
-    return made
+    return np.concatenate([times @ sums for times in resamples(len(sums), seed)])
+
+
+def resamples(count: int, seed: int | Sequence[int]) -> Iterator[NDArray[np.float64]]:
+    """How often each of `count` rows is drawn, in RESAMPLES rows (1, count) of few pieces."""
+    random, size = np.random.default_rng(seed), max(1, WEIGHTS // count)
+    for start in range(0, RESAMPLES, size):
+        draws = min(size, RESAMPLES - start)
+        yield random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """The middle 95 % of the values; NaN where one is not a number, ∞ where they reach it."""
-    if np.isnan(values).any():
+    if not len(values) or np.isnan(values).any():
         return float("nan"), float("nan")
-    ordered = np.sort(values)
-    tail = (1 - LEVEL) / 2 * (len(ordered) - 1)
-    return float(ordered[int(np.floor(tail))]), float(ordered[-1 - int(np.floor(tail))])
+    ordered, tail = np.sort(values), int((1 - LEVEL) / 2 * (len(values) - 1))
+    return float(ordered[tail]), float(ordered[-1 - tail])

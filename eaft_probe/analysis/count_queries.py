@@ -36,15 +36,15 @@ class Counts:
 
     def classes(self) -> list[tuple[str, int, int]]:
         """(class of the label, tokens, conflicts): grouped by text first, at most V rows."""
-        found: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         query = (
             "SELECT CAST(token AS VARCHAR), count(*), count(*) FILTER (conflict) "
             "FROM tokens GROUP BY 1"
         )
         for token, n, c in self.rows(query):
-            sums = found[token_class(token or "", self.special)]
-            sums[0], sums[1] = sums[0] + n, sums[1] + c
-        return [(kind, *found[kind]) for kind in sorted(found)]  # type: ignore[misc]
+            of_class = sums[token_class(token or "", self.special)]
+            of_class[0], of_class[1] = of_class[0] + n, of_class[1] + c
+        return [(kind, *sums[kind]) for kind in sorted(sums)]  # type: ignore[misc]
 
     def pairs(self, most: int | None = None) -> list[tuple[str, str, int, float, float]]:
         """(label, model's choice, conflicts, mean prob, mean top1_prob), the commonest first."""

@@ -1,13 +1,15 @@
 """The entropy–probability plane of a scan: exact 2-D histograms, out of core, mergeable."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
+
+T = TypeVar("T", bound=np.generic)
 
 # Cells of 1/256 in probability and 1/32 nat in entropy, up to 16 nats (the uniform distribution
 # over 9 million tokens). Powers of two: a float32 times the step is exact, so is its cell, and
@@ -31,19 +33,17 @@ class Plane:
         return Plane(self.counts + other.counts)
 
 
-def coarse(values: NDArray[Any], by: int) -> NDArray[Any]:
+def coarse(values: NDArray[T], by: int) -> NDArray[T]:
     """(R, C) → (R / by, C / by), sums over squares of cells."""
     rows, columns = values.shape
-    summed: NDArray[Any] = values.reshape(rows // by, by, columns // by, by).sum((1, 3))
-    return summed
+    return np.asarray(values.reshape(rows // by, by, columns // by, by).sum((1, 3)))
 
 
-def cell(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+def cell(columns: Arrays) -> NDArray[np.int64]:
     """(N,) index of each token's cell in a flattened plane."""
     across = (columns["prob"] * PROB_BINS).astype(np.int64).clip(0, PROB_BINS - 1)
     up = (columns["entropy"] / ENTROPY_STEP).astype(np.int64).clip(0, ENTROPY_BINS - 1)
-    index: NDArray[np.int64] = up * PROB_BINS + across
-    return index
+    return np.asarray(up * PROB_BINS + across, np.int64)
 
 
 def plane(scan: Scan) -> Plane:
@@ -57,14 +57,12 @@ def plane(scan: Scan) -> Plane:
 # --- what can be reached ---
 
 
-def least_entropy(prob: NDArray[Any]) -> NDArray[Any]:
+def least_entropy(prob: NDArray[np.floating]) -> NDArray[np.float64]:
     """The binary entropy −p ln p − (1 − p) ln(1 − p), nats: all the rest on one other token."""
     p = np.clip(np.asarray(prob, np.float64), 1e-12, 1 - 1e-12)
-    bound: NDArray[Any] = -p * np.log(p) - (1 - p) * np.log1p(-p)
-    return bound
+    return -p * np.log(p) - (1 - p) * np.log1p(-p)
 
 
-def greatest_entropy(prob: NDArray[Any], vocab_size: int) -> NDArray[Any]:
+def greatest_entropy(prob: NDArray[np.floating], vocab_size: int) -> NDArray[np.float64]:
     """The rest spread evenly: binary entropy + (1 − p) ln(V − 1), nats."""
-    bound: NDArray[Any] = least_entropy(prob) + (1 - prob) * np.log(max(vocab_size - 1, 1))
-    return bound
+    return np.asarray(least_entropy(prob) + (1 - prob) * np.log(max(vocab_size - 1, 1)))

@@ -1,12 +1,12 @@
 """Sums along the answer: entropy, nll and conflicts by a token's place in its turn."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.scans.keys import Arrays
 
 # Positions 0 to 15 one by one, then bins a quarter of an octave wide, up to 2^24 tokens.
 EDGES = np.unique(
@@ -16,15 +16,13 @@ BINS = len(EDGES) - 1
 READS = ("example", "turn", "position", "entropy", "logprob", "prob")
 SHAPES = {"counts": (BINS,), "sums": (BINS, 3), "squares": (BINS, 3)}
 
-Arrays = Mapping[str, NDArray[Any]]
-
 
 def along(pieces: Iterable[Arrays], rule: ConflictRule) -> dict[str, NDArray[np.float64]]:
     """The arrays SHAPES from pieces with the columns READS: tokens by bin, and of entropy, nll and
     conflict (0 or 1) the sums and the sums of squares."""
     counts, sums, squares = (np.zeros(shape) for shape in SHAPES.values())
-    for place, columns in placed(pieces):
-        index = np.minimum(np.searchsorted(EDGES, place, side="right") - 1, BINS - 1)
+    for steps, columns in placed(pieces):
+        index = np.minimum(np.searchsorted(EDGES, steps, side="right") - 1, BINS - 1)
         counts += np.bincount(index, minlength=BINS)
         values = (columns["entropy"], -columns["logprob"], rule(columns).astype(np.float64))
         for i, value in enumerate(values):
@@ -43,12 +41,8 @@ def placed(pieces: Iterable[Arrays]) -> Iterator[tuple[NDArray[np.int64], Arrays
         example, turn, position = (columns[c].astype(np.int64) for c in READS[:3])
         if not len(example):
             continue
-        new = np.ones(len(example), bool)
-        new[1:] = (np.diff(example) != 0) | (np.diff(turn) != 0)
-        new[0] = (example[0], turn[0]) != last
-        start = np.where(new, position, -1)
-        start[0] = position[0] if new[0] else began
-        runs = np.maximum.accumulate(np.where(start >= 0, np.arange(len(start)), 0))
-        first = start[runs]
+        changes = (np.diff(example) != 0) | (np.diff(turn) != 0)
+        begins = np.append((example[0], turn[0]) != last, changes)
+        first = np.append(began, position[begins])[np.cumsum(begins)]
         last, began = (int(example[-1]), int(turn[-1])), int(first[-1])
         yield position - first, columns

@@ -1,16 +1,17 @@
 """How well one norm stands for another on a weighted sample: rank correlations with intervals."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from eaft_probe.analysis.bootstrap import FEWEST, LEVEL, RESAMPLES
+from eaft_probe.analysis import bootstrap
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.scans.keys import Arrays
 
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.number]
 Statistic = Callable[[Floats], float]  # of the tokens' weights
 
 EXACT, WEIGHT = "grad_full", "stands_for"
@@ -22,7 +23,7 @@ MEASURES = {
 }
 
 
-def agreement(sample: Mapping[str, NDArray[Any]], rule: ConflictRule) -> pandas.DataFrame:
+def agreement(sample: Arrays, rule: ConflictRule) -> pandas.DataFrame:
     """A row for each of MEASURES and norm: `measure, norm, sampled, value, low, high`.
 
     `sample`: columns example, prob, entropy, stands_for, grad_full and those of CLOSED that there
@@ -30,26 +31,20 @@ def agreement(sample: Mapping[str, NDArray[Any]], rule: ConflictRule) -> pandas.
     95 % bootstrap interval over examples, whose tokens are no independent draws; NaN where fewer
     than 10 examples have such tokens. `value` is NaN where a norm does not vary.
     """
-    sample = {n: np.asarray(c) for n, c in sample.items()}
     closed = [n for n in CLOSED if n in sample]
     conflict = np.asarray(rule(sample))
-    inside = {n: c[conflict] for n, c in sample.items()}
+    conflicts = {n: c[conflict] for n, c in sample.items()}
+    tokens = {"rank_correlation": sample, "conflict_rank_correlation": conflicts}
     rows = [
-        _row("rank_correlation", n, sample, correlation(sample[n], sample[EXACT])) for n in closed
-    ]
-    rows += [
-        _row("conflict_rank_correlation", n, inside, correlation(inside[n], inside[EXACT]))
+        _row(measure, n, columns, correlation(columns[n], columns[EXACT]))
+        for measure, columns in tokens.items()
         for n in closed
     ]
-    rows += [
-        _row("conflict_share", n, sample, share(sample[n], conflict)) for n in (EXACT, *closed)
-    ]
-    return pandas.DataFrame(rows)
+    shares = [(n, share(sample[n], conflict)) for n in (EXACT, *closed)]
+    return pandas.DataFrame(rows + [_row("conflict_share", n, sample, s) for n, s in shares])
 
 
-def _row(
-    measure: str, norm: str, sample: Mapping[str, NDArray[Any]], value: Statistic
-) -> dict[str, Any]:
+def _row(measure: str, norm: str, sample: Arrays, value: Statistic) -> dict[str, object]:
     weight = sample[WEIGHT].astype(np.float64)
     low, high = interval(value, weight, sample["example"])
     return {
@@ -65,7 +60,7 @@ def _row(
 # --- what is measured, as functions of the weights ---
 
 
-def correlation(x: NDArray[Any], y: NDArray[Any]) -> Statistic:
+def correlation(x: Numbers, y: Numbers) -> Statistic:
     """Spearman's rank correlation: Pearson's of weighted mid-ranks.
 
     A mid-rank is the weight below a value and half of that at it; equal weights give the usual
@@ -73,7 +68,7 @@ def correlation(x: NDArray[Any], y: NDArray[Any]) -> Statistic:
     """
     codes = [np.unique(values, return_inverse=True)[1] for values in (x, y)]
 
-    def of(weight: Floats) -> float:
+    def correlated(weight: Floats) -> float:
         total = weight.sum()
         if total <= 0:
             return float("nan")
@@ -83,56 +78,48 @@ def correlation(x: NDArray[Any], y: NDArray[Any]) -> Statistic:
         # Ranks lie between 0 and the total: what is left of equal ones is rounding.
         return float(weight @ (a * b) / np.sqrt(spread)) if spread > 1e-18 * total**6 else np.nan
 
-    return of
+    return correlated
 
 
 def _mid_ranks(codes: NDArray[np.int64], weight: Floats) -> Floats:
     mass = np.bincount(codes, weight)
-    ranks: Floats = (np.cumsum(mass) - mass / 2)[codes]
-    return ranks
+    return (np.cumsum(mass) - mass / 2)[codes]
 
 
-def share(values: NDArray[Any], inside: NDArray[np.bool_]) -> Statistic:
+def share(values: Numbers, inside: NDArray[np.bool_]) -> Statistic:
     """Of Σ weight · value the part that is inside; NaN where the sum is 0."""
     values = values.astype(np.float64)
 
-    def of(weight: Floats) -> float:
+    def shared(weight: Floats) -> float:
         total = weight @ values
         return float(weight[inside] @ values[inside] / total) if total > 0 else np.nan
 
-    return of
+    return shared
 
 
-def interval(value: Statistic, weight: Floats, example: NDArray[Any]) -> tuple[float, float]:
-    """The middle 95 % of the value over resamples of the examples."""
-    groups, group = np.unique(example, return_inverse=True)
-    if len(groups) < FEWEST:
+def interval(value: Statistic, weight: Floats, example: NDArray[np.integer]) -> tuple[float, float]:
+    """The middle 95 % of the value over resamples of the examples, where it is finite."""
+    examples, code = np.unique(example, return_inverse=True)
+    if len(examples) < bootstrap.FEWEST:
         return float("nan"), float("nan")
-    random = np.random.default_rng(0)
-    made = []
-    for _ in range(RESAMPLES):
-        times = np.bincount(random.integers(0, len(groups), len(groups)), minlength=len(groups))
-        made.append(value(weight * times[group]))
-    found = np.array(made)[np.isfinite(made)]
-    if not len(found):
-        return float("nan"), float("nan")
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    pieces = bootstrap.resamples(len(examples), seed=0)
+    values = np.array([value(weight * times[code]) for piece in pieces for times in piece])
+    return bootstrap.interval(values[np.isfinite(values)])
 
 
 # --- means with their intervals, cell by cell ---
 
 
 def means(
-    group: NDArray[np.int64], values: Sequence[NDArray[Any]], weight: NDArray[Any], count: int
+    group: NDArray[np.int64], values: Sequence[Numbers], weight: Numbers, count: int
 ) -> tuple[NDArray[np.int64], list[tuple[Floats, Floats]]]:
     """(count,) tokens of each group, and of each of the values the weighted (mean, half).
 
     mean ± half is the 95 % interval by Student's t; NaN without a token, half NaN with one alone.
     """
-    n, weight = np.bincount(group, minlength=count), weight.astype(np.float64)
-    total = np.where(n, np.bincount(group, weight, count), np.nan)
-    return n, [_mean(group, v.astype(np.float64), weight, n, total) for v in values]
+    n, weights = np.bincount(group, minlength=count), weight.astype(np.float64)
+    total = np.where(n, np.bincount(group, weights, count), np.nan)
+    return n, [_mean(group, v.astype(np.float64), weights, n, total) for v in values]
 
 
 def _mean(
@@ -156,5 +143,4 @@ def student(freedom: Floats) -> Floats:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    quantile: Floats = z + sum((t / freedom**k for k, t in enumerate(terms, 1)), 0 * freedom)
-    return quantile
+    return z + sum((t / freedom**k for k, t in enumerate(terms, 1)), 0 * freedom)

@@ -6,35 +6,31 @@ those of the default rule, so that a sample does not change when a scan is flagg
 constant, and a larger sample begins with the smaller one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.analysis.histogram2d import ENTROPY_BINS, PROB_BINS, cell
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.scans.keys import Array, Arrays
 from eaft_probe.scans.scan import Scan
 
 BY = 16  # of the plane's finest cells: 1/16 in probability, 0.5 nat in entropy
 ACROSS, UP = PROB_BINS // BY, ENTROPY_BINS // BY
 STRATA = 2 * UP * ACROSS  # a cell's conflicts and the rest of it apart
 
-Arrays = dict[str, NDArray[Any]]
 
-
-def coarse_cell(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+def coarse_cell(columns: Arrays) -> NDArray[np.int64]:
     """(N,) index of each token's cell: ACROSS · row of entropy + column of probability."""
     up, across = np.divmod(cell(columns), PROB_BINS)
-    index: NDArray[np.int64] = up // BY * ACROSS + across // BY
-    return index
+    return np.asarray(up // BY * ACROSS + across // BY, np.int64)
 
 
-def stratum(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+def stratum(columns: Arrays) -> NDArray[np.int64]:
     """(N,) twice the cell, and one more for a conflict of the default rule."""
-    index: NDArray[np.int64] = 2 * coarse_cell(columns) + ConflictRule()(columns)
-    return index
+    return np.asarray(2 * coarse_cell(columns) + ConflictRule()(columns), np.int64)
 
 
 @dataclass(frozen=True)
@@ -56,16 +52,12 @@ class Strata:
     def shares(self) -> NDArray[np.float64]:
         """(STRATA,) of each the part of the draws that it gets for as long as it lasts."""
         pools = (self.counts, self.counts > 0, self.counts * (np.arange(STRATA) % 2))
-        shares: NDArray[np.float64] = sum(
-            (p / max(p.sum(), 1) for p in pools), np.zeros(STRATA)
-        ) / len(pools)
-        return shares
+        return np.asarray(np.mean([p / max(p.sum(), 1) for p in pools], axis=0))
 
     def turns(self, strata: NDArray[np.int64], nth: NDArray[np.int64]) -> NDArray[np.float64]:
         """When the nth (from 0) token of a stratum is drawn: evenly spaced, from a random start."""
         start = mixed(self.seed, np.arange(STRATA)) / 2.0**64
-        turn: NDArray[np.float64] = (nth + start[strata]) / self.shares[strata]
-        return turn
+        return np.asarray((nth + start[strata]) / self.shares[strata], np.float64)
 
     def quotas(self, size: int) -> NDArray[np.int64]:
         """(STRATA,) how many of each suffice to have the first `size` turns among them."""
@@ -77,43 +69,45 @@ class Strata:
             until *= 2
 
 
-def drawn(scan: Scan, size: int, seed: int, columns: Sequence[str]) -> Arrays:
+def drawn(scan: Scan, size: int, seed: int, columns: Sequence[str]) -> dict[str, Array]:
     """The sample of `size` tokens, or of all that there are, in the order of their turns.
 
     Gives the `columns`, and `part` (the index of the scan's part), `stratum` and `stratum_tokens`
     (how many tokens the scan has in it). Two passes. Raises `MissingColumn`.
     """
     strata = Strata.of(scan, seed)
-    quotas, held = strata.quotas(size), dict[str, NDArray[Any]]()
+    quotas, sample = strata.quotas(size), dict[str, Array]()
     for piece in _pieces(scan, [*scan.token_key, "prob", "entropy", *columns], seed):
-        joined = {n: np.concatenate([held[n], c]) if held else c for n, c in piece.items()}
-        held = _first(joined, quotas, scan.token_key)
-    turns = strata.turns(held["stratum"], held.pop("nth"))
-    order = np.lexsort((held.pop("key"), turns))[:size]
-    found = {name: values[order] for name, values in held.items()}
-    return {**found, "stratum_tokens": strata.counts[found["stratum"]]}
+        joined = {n: np.concatenate([sample[n], c]) if sample else c for n, c in piece.items()}
+        sample = _first(joined, quotas, scan.token_key)
+    turns = strata.turns(sample["stratum"], sample.pop("nth"))
+    order = np.lexsort((sample.pop("key"), turns))[:size]
+    sample["stratum_tokens"] = strata.counts[sample["stratum"]]
+    return {name: values[order] for name, values in sample.items()}
 
 
 def _pieces(scan: Scan, names: Sequence[str], seed: int) -> Iterator[Arrays]:
     for part in range(len(scan.manifest["parts"])):
         for piece in scan.token_arrays(list(dict.fromkeys(names)), part):
-            where = np.full(len(piece["prob"]), part)
+            parts = np.full(len(piece["prob"]), part)
             key = mixed(seed, *(piece[n] for n in scan.token_key))
-            yield {**piece, "part": where, "stratum": stratum(piece), "key": key}
+            yield {**piece, "part": parts, "stratum": stratum(piece), "key": key}
 
 
-def _first(columns: Arrays, quotas: NDArray[np.int64], place: Sequence[str]) -> Arrays:
+def _first(
+    columns: Arrays, quotas: NDArray[np.int64], token_key: Sequence[str]
+) -> dict[str, Array]:
     """Of each stratum those with the smallest keys, and each one's rank `nth` among them."""
     strata = columns["stratum"]
-    order = np.lexsort((*(columns[n] for n in reversed(place)), columns["key"], strata))
+    order = np.lexsort((*(columns[n] for n in reversed(token_key)), columns["key"], strata))
     ranked = strata[order]
     nth = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
-    kept = nth < quotas[ranked]
-    found = {n: values[order[kept]] for n, values in columns.items() if n != "nth"}
-    return {**found, "nth": nth[kept]}
+    first = nth < quotas[ranked]
+    sample = {n: values[order[first]] for n, values in columns.items()}
+    return {**sample, "nth": nth[first]}
 
 
-def mixed(*numbers: int | NDArray[Any]) -> NDArray[np.uint64]:
+def mixed(*numbers: int | NDArray[np.integer]) -> NDArray[np.uint64]:
     """(N,) 64 random-looking bits that depend on the numbers alone (SplitMix64's finalizer)."""
     state = np.zeros(1, np.uint64)
     for number in numbers:

@@ -62,14 +62,13 @@ def _sound(scan: Scan, overall: Overall) -> Overall:
         math.isfinite(overall.mean_nll) and math.isfinite(overall.mean_entropy)
     ):
         raise ScanError(
-            f"{scan.path} is damaged: {overall.conflicts:,} of its tokens are "
-            f"conflicts, {listed:,} in {CONFLICTS}; mean nll "
-            f"{overall.mean_nll:g}"
+            f"{scan.path} is damaged: {overall.conflicts:,} of its tokens are conflicts, "
+            f"{CONFLICTS} lists {listed:,}; mean nll {overall.mean_nll:g}"
         )
     return overall
 
 
-def _kept_tokens(scan: Scan) -> dict[str, Any]:
+def _kept_tokens(scan: Scan) -> dict[str, object]:
     """What of the scan is there token by token, and how far its totals may lie from exact."""
     return {
         "keep": scan.keep_tokens,
@@ -79,7 +78,7 @@ def _kept_tokens(scan: Scan) -> dict[str, Any]:
     }
 
 
-def _dicts(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+def _dicts(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> list[dict[str, object]]:
     return [dict(zip(names, row, strict=False)) for row in rows]
 
 

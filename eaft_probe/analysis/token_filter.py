@@ -1,7 +1,6 @@
 """What --keep-tokens leaves of a unit: some of its tokens, and the examples that have one."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.analysis.stratified_sample import mixed
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.scans.keys import key_of, sortable
+from eaft_probe.scans.keys import Arrays, key_of, sortable
 
 SEED = 0x5EED  # of the sample: the same tokens of the same data in every scan, so they compare
 
@@ -22,14 +21,11 @@ def kept_tokens(
     columns = {n: tokens[n].to_numpy() for n in (*key, "position", "entropy", "prob")}
     chosen = rule(columns) if share is None else _drawn(columns, (*key, "position"), share)
     tokens = tokens.filter(pa.array(chosen, pa.bool_()))
-    there = np.isin(sortable(examples, key), sortable(tokens, key))
-    return tokens, examples.filter(pa.array(there))
+    has_token = np.isin(sortable(examples, key), sortable(tokens, key))
+    return tokens, examples.filter(pa.array(has_token))
 
 
-def _drawn(
-    columns: Mapping[str, NDArray[Any]], place: Sequence[str], share: float
-) -> NDArray[np.bool_]:
-    """By a hash of a token's place alone: whatever else is scored beside it."""
-    hashed = mixed(SEED, *(columns[n] for n in place))
-    drawn: NDArray[np.bool_] = hashed < np.uint64(share * 2.0**64)
-    return drawn
+def _drawn(columns: Arrays, token_key: Sequence[str], share: float) -> NDArray[np.bool_]:
+    """By a hash of a token's key alone: whatever else is scored with it."""
+    hashes = mixed(SEED, *(columns[n] for n in token_key))
+    return hashes < np.uint64(share * 2.0**64)

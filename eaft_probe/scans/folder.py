@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,50 +40,56 @@ RESULTS = (
 EARLIER = ("running", "halved")  # of versions before 0.2, which nothing reads
 SCAN_FILES = (*RESULTS, PLAN, LOCK, *EARLIER)
 
+Plan = Mapping[str, Any]  # what a rerun must repeat, as plan.json has it
+
 
 def read_plan(file: Path) -> dict[str, Any]:
     """The plan of an earlier run. Raises `ScanError`."""
     return read_json(own_file(file.parent, file.name), PLAN_BYTES)
 
 
-def is_finished(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether the folder holds this very scan, done. Raises `ScanError` where it holds anything
+def earlier_plan(place: Destination) -> Plan:
+    """The plan of an earlier run; empty where there is none, or a damaged one."""
+    with suppress(ScanError):
+        return parsed_json(place.get(PLAN, PLAN_BYTES) or b"", PLAN)
+    return {}
+
+
+def is_finished(place: Destination, plan: Plan, overwrite: bool) -> bool:
+    """Whether the place holds this very scan, done. Raises `ScanError` where it holds anything
     else that is worth keeping."""
-    if not (folder / PLAN).exists():
-        if folder.exists() and not _only_scan_files(folder):
-            raise ScanError(f"{folder} is not empty and holds no scan; choose another --out")
+    stored, names = place.get(PLAN, PLAN_BYTES), [*place.names()]
+    if stored is None:
+        if not all(_is_leftover(place, name) for name in names):
+            raise ScanError(f"{place.shown} is not empty and holds no scan; choose another --out")
         return False
     if overwrite:
         return False
-    place = Folder(folder)
-    if (folder / MANIFEST).exists() or has_parts(folder):
-        _require_same(place, place.get(PLAN, PLAN_BYTES) or b"", plan)
-    return (folder / MANIFEST).exists()
+    if MANIFEST in names or has_parts(names):
+        _require_same(place, stored, plan)
+    return MANIFEST in names
 
 
-def _only_scan_files(folder: Path) -> bool:
-    """An empty folder, or what a start that was cut short left behind: the plan is written before
-    anything has content, so what has some is somebody else's, by whatever name."""
-    return folder.is_dir() and all(
-        p.name.endswith(".part")
-        or p.name in EARLIER
-        or (p.name in SCAN_FILES and not (any(p.iterdir()) if p.is_dir() else p.stat().st_size))
-        for p in folder.iterdir()
-    )
+def _is_leftover(place: Destination, name: str) -> bool:
+    """What a start that was cut short left behind: the plan is written before anything has content,
+    so what has some in a folder is somebody else's, by whatever name."""
+    if name.endswith(".part") or name.split("/")[0] in EARLIER:
+        return True
+    file = place.path / name if isinstance(place, Folder) else None
+    return name in SCAN_FILES and not (file and file.is_file() and file.stat().st_size)
 
 
-def has_parts(folder: Path) -> bool:
+def has_parts(names: Iterable[str]) -> bool:
     """Whether any unit of a scan is finished there."""
-    return any(any((f / "examples").glob("part-*")) for f in (folder, folder / UNITS))
+    return any("examples/part-" in name for name in names)
 
 
-def begin(place: Destination, plan: Mapping[str, Any], overwrite: bool) -> None:
+def begin(place: Destination, plan: Plan, overwrite: bool) -> None:
     """Puts the plan where there is none: what --overwrite gives up goes, and what another plan left
     that has no part. Raises `ScanError` where the place holds a scan with other settings by then.
     """
-    stored, names = place.get(PLAN, PLAN_BYTES), list(place.names())
-    begun = any("examples/" in name for name in names)
-    if overwrite or stored is None or (not begun and _other_plan(stored, plan)):
+    stored, names = place.get(PLAN, PLAN_BYTES), [*place.names()]
+    if overwrite or stored is None or (not has_parts(names) and _other_plan(stored, plan)):
         clear(place, names)
     if isinstance(place, Folder):
         require_no_links(place.path / n for n in ("tokens", "examples", UNITS, *EARLIER))
@@ -90,14 +97,14 @@ def begin(place: Destination, plan: Mapping[str, Any], overwrite: bool) -> None:
     _require_same(place, place.create(PLAN, data) or data, plan)
 
 
-def _other_plan(stored: bytes, plan: Mapping[str, Any]) -> bool:
+def _other_plan(stored: bytes, plan: Plan) -> bool:
     try:
         return plan_digest(parsed_json(stored, PLAN)) != plan_digest(plan)
     except (ScanError, KeyError, TypeError, AttributeError):
         return True  # damaged
 
 
-def require_plan(place: Destination, plan: Mapping[str, Any]) -> None:
+def require_plan(place: Destination, plan: Plan) -> None:
     """Raises `ScanError` where another run has replaced the scan by now."""
     stored = place.get(PLAN, PLAN_BYTES)
     if stored is None:
@@ -123,23 +130,23 @@ def clear(place: Destination, names: Iterable[str]) -> None:
         place.remove(some)
 
 
-def plan_digest(plan: Mapping[str, Any]) -> str:
+def plan_digest(plan: Plan) -> str:
     """What every part carries, so that a run of another plan cannot mix in. The data count, not
     the path that they have."""
-    told = {n: v for n, v in plan["data"].items() if n not in ("source", "files")}
-    text = json.dumps({**plan, "data": told}, sort_keys=True)
+    data = {n: v for n, v in plan["data"].items() if n not in ("source", "files")}
+    text = json.dumps({**plan, "data": data}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _require_same(place: Destination, stored: bytes, plan: Mapping[str, Any]) -> None:
+def _require_same(place: Destination, stored: bytes, plan: Plan) -> None:
     try:
         theirs = parsed_json(stored, f"{place.shown}/{PLAN}")
     except ScanError as error:
-        raise ScanError(f"{error}; --overwrite starts anew") from error
+        raise ScanError(f"{error}; --overwrite starts a new scan") from error
     require_same(theirs, plan, f"{place.shown} holds a scan")
 
 
-def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) -> None:
+def require_same(stored: Plan, plan: Plan, what: str) -> None:
     """Raises `ScanError` where a stored plan has other settings than the one asked for."""
     differing = [
         f"{name} {_short(was)} there, {_short(now)} now"
@@ -154,7 +161,7 @@ def require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], what: str) 
         )
 
 
-def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, object, object]]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted({*a, *b}):
             yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
@@ -162,13 +169,11 @@ def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any
         yield name.removeprefix("settings."), a, b
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
 def stored_plan(scan: Scan) -> dict[str, Any]:
     """plan.json of a scan; what it says of the model stands nowhere else."""
-    if not (scan.path / PLAN).exists():
-        return {}
-    return read_json(own_file(scan.path, PLAN), PLAN_BYTES)
+    return read_plan(scan.path / PLAN) if (scan.path / PLAN).exists() else {}

@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+Array = NDArray[Any]  # (N,) of numbers, or of texts as objects
+Arrays = Mapping[str, Array]  # columns by name
+
 TOGETHER, EACH = ("example",), ("example", "turn")
 POSITION_BITS = 31  # positions are int32
 
@@ -25,19 +28,19 @@ def key_of(examples: pa.Table) -> tuple[str, ...]:
     return EACH if by_turn else TOGETHER
 
 
-def sortable(columns: Mapping[str, Any], key: Sequence[str]) -> NDArray[np.complex128]:
+def sortable(columns: Arrays | pa.Table, key: Sequence[str]) -> NDArray[np.complex128]:
     """(N,) numbers that are equal, and sort, as the `key` columns do.
 
     NumPy sorts complex numbers by the real part, then by the imaginary one. Both are exact: rows
     are below 2^53, turn · 2^31 + position is below 2^46.
     """
     rest = {name: np.asarray(columns[name], np.int64) for name in key if name != "example"}
-    made = np.empty(len(columns["example"]), np.complex128)
-    made.real = np.asarray(columns["example"])
-    made.imag = (rest.get("turn", 0) << POSITION_BITS) + rest.get("position", 0)
-    return made
+    keys = np.empty(len(columns["example"]), np.complex128)
+    keys.real = np.asarray(columns["example"])
+    keys.imag = (rest.get("turn", 0) << POSITION_BITS) + rest.get("position", 0)
+    return keys
 
 
-def named_place(key: Sequence[str], values: Sequence[Any]) -> str:
+def named_place(key: Sequence[str], values: Sequence[object]) -> str:
     """A place in words: "example 3, turn 1, position 17"."""
     return ", ".join(f"{name} {value}" for name, value in zip(key, values, strict=True))

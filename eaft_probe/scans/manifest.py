@@ -125,12 +125,12 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
     files = [part["file"] for part in manifest["parts"]]
     columns, keep, counts = manifest["columns"], manifest["config"]["keep"], manifest["counts"]
     if any(a >= b for a, b in pairwise(files)):
-        return "its parts are not in order, each once"
+        return "its parts are out of order, or one is listed twice"
     for what, names in (("columns", columns), ("config.keep", keep)):
         if len(set(names)) < len(names):
-            return f"{what} names one twice"
+            return f"{what} has a name twice"
     if counts["examples"] + counts["rejected"] != counts["rows"]:
-        return "counts: examples and rejected do not make up the rows"
+        return "counts: examples and rejected rows do not add up to the rows"
     if not counts["examples"] <= counts["trained_tokens"] <= counts["tokens"]:
         return "counts: there cannot be so many examples or trained tokens"
     return None
@@ -150,5 +150,6 @@ def require_same_scan(theirs: bytes, ours: bytes, where: str) -> None:
     a, b = (parsed_json(data, f"{where}/{MANIFEST}") for data in (theirs, ours))
     if any(a.get(what) != b.get(what) for what in ("parts", "counts", "columns", "totals")):
         raise ScanError(
-            f"{where} was finished by another run with other parts; --overwrite starts anew"
+            f"{where} was finished by another run with different parts; "
+            f"--overwrite starts a new scan"
         )

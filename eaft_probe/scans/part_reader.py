@@ -32,17 +32,17 @@ def text_around(
 ) -> list[tuple[str, str]]:
     """The text before and after each token. Raises `ScanError` where it does not stand in it."""
     texts = dict(zip(_keys(examples, key), examples["text"].to_pylist(), strict=True))
-    found = []
+    contexts = []
     ends = (table[c].to_pylist() for c in ("char_start", "char_end"))
-    for place, start, end in zip(_keys(table, key), *ends, strict=True):
-        text = texts.get(place)
+    for example, start, end in zip(_keys(table, key), *ends, strict=True):
+        text = texts.get(example)
         if text is None or start is None or end is None or not 0 <= start <= end <= len(text):
             raise ScanError(
                 f"{path} is damaged: a token at characters {start} to {end} of "
-                f"{named_place(key, place)}, which has no such text"
+                f"{named_place(key, example)}, which has no such text"
             )
-        found.append((text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]))
-    return found
+        contexts.append((text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT]))
+    return contexts
 
 
 def _keys(table: pa.Table, key: Sequence[str]) -> Iterator[tuple[int, ...]]:
@@ -59,13 +59,13 @@ def row_groups(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def in_range(table: pa.Table, file: Path) -> pa.Table:
-    """A scan refuses to write numbers that are none. Raises `ScanError` for them."""
+    """Raises `ScanError` for a value that is missing, or that no scan would have written."""
     for name in table.column_names:
         column = table[name]
         if column.null_count:
             raise ScanError(f"{file} is damaged: {name} has no value at some token")
         if pa.types.is_floating(column.type) and not _in_range(name, column.to_numpy()):
-            raise ScanError(f"{file} is damaged: {name} is not what it can be at some token")
+            raise ScanError(f"{file} is damaged: {name} has an impossible value at some token")
     return table
 
 
@@ -88,9 +88,13 @@ def sql_list(paths: Sequence[Path]) -> str:
 def flagged_tokens(table: pa.Table, rule: ConflictRule) -> pa.Table:
     """The tokens that the rule flags, their texts as plain strings: row groups have dictionaries of
     their own."""
-    flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
-    found = table.filter(pa.array(flags, pa.bool_()))
-    for name in [n for n in ("token", "top1") if pa.types.is_dictionary(found[n].type)]:
-        at = found.schema.get_field_index(name)
-        found = found.set_column(at, name, pc.cast(found[name], pa.string()))
-    return found
+    flagged = table.filter(flags(table, rule))
+    for name in [n for n in ("token", "top1") if pa.types.is_dictionary(flagged[n].type)]:
+        index = flagged.schema.get_field_index(name)
+        flagged = flagged.set_column(index, name, pc.cast(flagged[name], pa.string()))
+    return flagged
+
+
+def flags(table: pa.Table, rule: ConflictRule) -> pa.Array:
+    """(N,) whether each token is a conflict."""
+    return pa.array(rule({c: table[c].to_numpy() for c in ("entropy", "prob")}), pa.bool_())

@@ -38,17 +38,12 @@ def part_file(folder: Path, kind: str, index: int) -> Path:
     return folder.absolute() / kind / part_name(index)
 
 
-def part_folder(folder: Path, keep_tokens: str) -> Path:
-    """Where a unit's part is written: into its place, or aside to be joined with others."""
-    return folder if keep_tokens == "all" else folder / UNITS
-
-
 def write_part(
     folder: Folder,
     index: int,
     tokens: pa.Table,
     examples: pa.Table,
-    report: Mapping[str, Any],
+    report: Mapping[str, object],
     plan: str | None = None,
     totals: pa.Table | None = None,
     last_row: int | None = None,
@@ -101,7 +96,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return written.getvalue()
 
 
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
+def _encoding(schema: pa.Schema) -> dict[str, object]:
     """Floats split by byte, counting columns as differences, texts and ids as dictionaries."""
     floats = [f.name for f in schema if pa.types.is_floating(f.type)]
     counting = [n for n in ("position", "char_start", "char_end") if n in schema.names]
@@ -142,10 +137,8 @@ def stored_report(folder: Path, index: int) -> dict[str, Any]:
 
 def part_facts(folder: Path, index: int, rows: int) -> dict[str, Any]:
     """What the manifest says of a part."""
-    facts: dict[str, Any] = {"file": part_name(index), "rows": rows}
-    for kind, name in FIELDS.items():
-        facts[name] = sha256(part_file(folder, kind, index))
-    return facts
+    hashes = {name: sha256(part_file(folder, kind, index)) for kind, name in FIELDS.items()}
+    return {"file": part_name(index), "rows": rows, **hashes}
 
 
 def sha256(path: Path) -> str:

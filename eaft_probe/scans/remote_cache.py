@@ -24,26 +24,27 @@ def mirrored(store: Store, written_once: Sequence[str], rewritten: Sequence[str]
 
     Raises `ScanError` where the store holds no finished scan, or a damaged one.
     """
-    there = store.top()
-    said = store.get(MANIFEST, MOST_BYTES) if MANIFEST in there else None
-    if said is None:
-        why = (
-            "an unfinished scan: rerun the same scan command"
-            if {*written_once} & {*there}
-            else "no scan"
-        )
-        raise ScanError(f"{store.shown} holds {why}")
-    folder = place(store, said)
+    infos = store.top()
+    manifest = store.get(MANIFEST, MOST_BYTES) if MANIFEST in infos else None
+    if manifest is None:
+        raise not_finished(store.shown, begun=bool({*written_once} & {*infos}))
+    folder = mirror_folder(store, manifest)
     with written_here(folder / MANIFEST) as aside:
-        aside.write_bytes(said)
+        aside.write_bytes(manifest)
     _forget_others(folder)
     _fetch_parts(store, folder)
-    once = {n: folder / n for n in written_once if n in there and not (folder / n).exists()}
-    store.fetch(once | _changed(folder, there, rewritten))
+    once = {n: folder / n for n in written_once if n in infos and not (folder / n).exists()}
+    store.fetch(once | _changed(folder, infos, rewritten))
     return folder
 
 
-def place(store: Store, manifest: bytes) -> Path:
+def not_finished(shown: str, begun: bool) -> ScanError:
+    """What is said of a place without a manifest."""
+    what = "an unfinished scan: run the same scan command again" if begun else "no scan"
+    return ScanError(f"{shown} holds {what}")
+
+
+def mirror_folder(store: Store, manifest: bytes) -> Path:
     """The folder for the scan of that manifest."""
     return store.cache / hashlib.sha256(manifest).hexdigest()[:16]
 
@@ -57,11 +58,11 @@ def _fetch_parts(store: Store, folder: Path) -> None:
         (folder / kind).mkdir(exist_ok=True)
 
 
-def _changed(folder: Path, there: Infos, rewritten: Sequence[str]) -> dict[str, Path]:
-    for name in rewritten:
-        if name not in there:
-            (folder / name).unlink(missing_ok=True)
-    return {n: folder / n for n in rewritten if n in there and not same(there[n], folder / n)}
+def _changed(folder: Path, infos: Infos, rewritten: Sequence[str]) -> dict[str, Path]:
+    """Those that the store has and this folder has not; what the store lacks goes here as well."""
+    for name in {*rewritten} - {*infos}:
+        (folder / name).unlink(missing_ok=True)
+    return {n: folder / n for n in rewritten if n in infos and not same(infos[n], folder / n)}
 
 
 def _forget_others(folder: Path) -> None:

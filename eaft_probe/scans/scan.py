@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
 from eaft_probe.scans.keys import EACH, TOGETHER
 from eaft_probe.scans.manifest import MANIFEST, read_manifest
-from eaft_probe.scans.part_reader import flagged_tokens, row_groups, sql_list, text_around
+from eaft_probe.scans.part_reader import flagged_tokens, flags, row_groups, sql_list, text_around
 from eaft_probe.scans.part_writer import (
     CONFLICTS,
     GRADIENTS,
@@ -30,7 +29,7 @@ from eaft_probe.scans.part_writer import (
     TOTALS,
     sha256,
 )
-from eaft_probe.scans.remote_cache import mirrored
+from eaft_probe.scans.remote_cache import mirrored, not_finished
 from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
 from eaft_probe.scans.verification import check_parts, footer, reading
 from eaft_probe.storage.atomic import own_file, written_aside
@@ -62,11 +61,11 @@ class Scan:
         store = Store.of(folder)
         path = mirrored(store, WRITTEN_ONCE, REWRITTEN) if store else local(folder)
         if not (path / MANIFEST).exists():
-            begun = "an unfinished scan: rerun the same scan command"
-            why = begun if (path / PLAN).exists() else "no scan"
-            raise ScanError(f"{folder} holds {why}" + ("" if path.exists() else "; no such folder"))
+            if not path.exists():
+                raise ScanError(f"{folder} holds no scan: there is no such folder")
+            raise not_finished(str(folder), begun=(path / PLAN).exists())
         manifest = read_manifest(path)
-        check_parts(path, manifest, shapes(manifest), verify)
+        check_parts(path, manifest, shapes(manifest["columns"], manifest["config"]["keep"]), verify)
         scan = cls(path, manifest, store)
         if not scan.keeps_all:
             _ = scan.totals
@@ -128,7 +127,7 @@ class Scan:
         """Raises `ScanError` where the scan has not kept all of its tokens, which `what` reads."""
         if not self.keeps_all:
             raise ScanError(
-                f"{what} reads every token, and {self.place} kept --keep-tokens "
+                f"{what} reads every token, but {self.place} was made with --keep-tokens "
                 f"{self.keep_tokens}; rescan with --keep-tokens all"
             )
 
@@ -142,7 +141,7 @@ class Scan:
         footer(file, lambda schema: None if schema.equals(TOTALS_SCHEMA) else "other columns")
         with reading(file):
             if sha256(file) != self.manifest.get("totals"):
-                raise ScanError(f"{file} is not what the manifest describes: another sha256")
+                raise ScanError(f"{file} is not what the manifest describes: its sha256 differs")
             return pq.read_table(file, partitioning=None)
 
     @property
@@ -169,9 +168,8 @@ class Scan:
         `columns`: names of token columns or "conflict", the flag under `rule`; None is all of
         them. Raises `MissingColumn`.
         """
-        names = [*self.columns, "conflict"] if columns is None else list(columns)
-        parts = list(self.token_parts(names))
-        return pa.concat_tables(parts).unify_dictionaries()
+        names = [*self.columns, "conflict"] if columns is None else columns
+        return pa.concat_tables(self.token_parts(names)).unify_dictionaries()
 
     def token_parts(self, columns: Sequence[str], only: int | None = None) -> Iterator[pa.Table]:
         """The tokens piece by piece, in constant memory; of all parts or one.
@@ -182,15 +180,13 @@ class Scan:
         if missing is not None:
             hint = f"; rescan with --statistics {missing}" if missing in STATISTICS else ""
             raise MissingColumn(f"{self.path} has no column {missing!r}{hint}")
-        read = {c for c in columns if c != "conflict"}
-        read |= {"entropy", "prob"} if "conflict" in columns else set()
         rule = self.rule if "conflict" in columns else None
+        read = {*columns} - {"conflict"} | ({"entropy", "prob"} if rule else set())
         files = self.part_files("tokens")
         for file in files if only is None else files[only : only + 1]:
             for table in row_groups(file, sorted(read)):
                 if rule is not None:
-                    flags = rule({c: table[c].to_numpy() for c in ("entropy", "prob")})
-                    table = table.append_column("conflict", pa.array(flags, pa.bool_()))
+                    table = table.append_column("conflict", flags(table, rule))
                 yield table.select(list(columns))
 
     def token_arrays(
@@ -225,10 +221,10 @@ class Scan:
         """
         rule, file = self.rule, self.path.absolute() / CONFLICTS
         with suppress(ScanError):
-            found = footer(own_file(file.parent, CONFLICTS), conflicts_shape)
-            by = (found.schema.metadata or {}).get(RULE_KEY, rule.said.encode())
+            stored = footer(own_file(file.parent, CONFLICTS), conflicts_shape)
+            by = (stored.schema.metadata or {}).get(RULE_KEY, rule.said.encode())
             most = self.manifest["counts"]["trained_tokens"]
-            if by == rule.said.encode() and found.rows <= most:
+            if by == rule.said.encode() and stored.rows <= most:
                 return file
         with self._flagging(rule):
             return file
@@ -237,9 +233,9 @@ class Scan:
         """The manifest has no hash of conflicts.parquet. Raises `ScanError`."""
         file, rule = self.conflicts_file(), self.rule
         with reading(file), pq.ParquetFile(file) as stored:
-            there = (row for batch in stored.iter_batches() for row in batch.to_pylist())
-            made = (row for part in self._conflicts_by_part(rule) for row in part.to_pylist())
-            if any(a != b for a, b in zip_longest(there, made)):
+            tables = stored.iter_batches(), self._conflicts_by_part(rule)
+            rows = ((row for table in kind for row in table.to_pylist()) for kind in tables)
+            if any(a != b for a, b in zip_longest(*rows)):
                 raise ScanError(
                     f"{file} does not hold what rule.json flags; remove it, and it is made again"
                 )
@@ -254,11 +250,11 @@ class Scan:
 
         The same one as long as the scan has the same rule, whoever flags it.
         """
-        rule, known = self.rule, self._connections
-        if rule not in known:
-            known.clear()
-            known[rule] = self._connected(rule)
-        return known[rule]
+        rule, connections = self.rule, self._connections
+        if rule not in connections:
+            connections.clear()
+            connections[rule] = self._connected(rule)
+        return connections[rule]
 
     @cached_property
     def _connections(self) -> dict[ConflictRule, duckdb.DuckDBPyConnection]:
@@ -268,20 +264,19 @@ class Scan:
         connection = duckdb.connect()
         files = {kind: self.part_files(kind) for kind in ("tokens", "examples")}
         with reading(self.path):
-            for kind, listed in {**files, "conflicts": [self.conflicts_file()]}.items():
-                more = f", {rule.sql} AS conflict" if kind == "tokens" else ""
-                source = f"read_parquet({sql_list(listed)}, hive_partitioning = false)"
-                connection.execute(f"CREATE VIEW {kind} AS SELECT *{more} FROM {source}")
+            for kind, paths in {**files, "conflicts": [self.conflicts_file()]}.items():
+                flag = f", {rule.sql} AS conflict" if kind == "tokens" else ""
+                source = f"read_parquet({sql_list(paths)}, hive_partitioning = false)"
+                connection.execute(f"CREATE VIEW {kind} AS SELECT *{flag} FROM {source}")
         return connection
 
-    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """What `sql` gives for a query. Raises `ScanError` where a file is damaged."""
         with reading(self.path):
             # fetchall: fetchone would leave the connection in use for whoever comes next.
-            found: list[tuple[Any, ...]] = self.sql.execute(query, list(values)).fetchall()
-            return found
+            return list(self.sql.execute(query, list(values)).fetchall())
 
-    def frame(self, query: str, values: Sequence[Any] = ()) -> "pandas.DataFrame":
+    def frame(self, query: str, values: Sequence[object] = ()) -> "pandas.DataFrame":
         """The same as a pandas frame."""
         with reading(self.path):
             return self.sql.execute(query, list(values)).df()
@@ -294,10 +289,12 @@ class Scan:
         Raises `ScanError` for a damaged part, or where the scan has not kept all of its tokens and
         was counted by another rule, and `ProbeError` where it cannot write.
         """
-        if not self.keeps_all and rule != self._counted_by:
+        config = self.manifest["config"]
+        counted_by = ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
+        if not self.keeps_all and rule != counted_by:
             raise ScanError(
-                f"{self.place} kept --keep-tokens {self.keep_tokens} and counted its "
-                f"conflicts by its own rule; rescan for another"
+                f"{self.place} was made with --keep-tokens {self.keep_tokens}, so its conflicts "
+                f"were counted by its own rule; rescan to use another rule"
             )
         rule = self._resolved(rule)
         with self._flagging(rule):
@@ -311,12 +308,6 @@ class Scan:
             if self.store is not None:
                 self.store.put(name, (self.path / name).read_bytes())
 
-    @property
-    def _counted_by(self) -> ConflictRule:
-        """The rule that the totals know, which chose the tokens that were kept."""
-        config = self.manifest["config"]
-        return ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
-
     @contextmanager
     def _flagging(self, rule: ConflictRule) -> Iterator[None]:
         """conflicts.parquet is written aside, and takes its place at the end."""
@@ -329,7 +320,9 @@ class Scan:
                 yield
         except OSError as error:
             why = error.strerror or one_line(error)
-            raise ProbeError(f"cannot write what is flagged to {self.path}: {why}") from error
+            raise ProbeError(
+                f"cannot write {CONFLICTS} or {RULE_FILE} to {self.path}: {why}"
+            ) from error
 
     def _conflicts_by_part(self, rule: ConflictRule) -> Iterator[pa.Table]:
         columns = [n for n in CONFLICT_SCHEMA.names if n not in ("before", "after")]
@@ -337,10 +330,11 @@ class Scan:
             tokens = self.token_parts([*columns, "char_start", "char_end"], index)
             flagged = pa.concat_tables(flagged_tokens(t, rule) for t in tokens).combine_chunks()
             examples = self.example_part(index, [*self.example_key, "text"])
-            around = text_around(flagged, examples, self.example_key, self.path)
-            made = [pc.cast(flagged[n], CONFLICT_SCHEMA.field(n).type) for n in columns]
-            sides = [pa.array([a[i] for a in around], pa.string()) for i in (0, 1)]
-            yield pa.table([*made, *sides], schema=CONFLICT_SCHEMA)
+            contexts = text_around(flagged, examples, self.example_key, self.path)
+            flagged = flagged.select(columns)
+            for side, name in enumerate(("before", "after")):
+                flagged = flagged.append_column(name, pa.array(c[side] for c in contexts))
+            yield flagged.cast(CONFLICT_SCHEMA)
 
     def _resolved(self, rule: ConflictRule) -> ConflictRule:
         """A rule by quantile gets the absolute thresholds that the scan has there."""

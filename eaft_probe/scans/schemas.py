@@ -1,7 +1,6 @@
 """The columns of a scan's files: names, types, units and meanings, and what a file's may be."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -35,24 +34,25 @@ EXAMPLES = (
 EXAMPLE_COLUMNS = (*(e[0] for e in EXAMPLES), "conflicts")  # the last on reading
 
 
-def _field(name: str, kind: pa.DataType, unit: str, meaning: str) -> pa.Field:
+def column_field(name: str, kind: pa.DataType, unit: str, meaning: str) -> pa.Field:
+    """A column that says its unit and meaning."""
     return pa.field(name, kind, metadata={"unit": unit, "meaning": meaning})
 
 
 def tokens_schema(statistics: Sequence[Statistic]) -> pa.Schema:
     """The columns of a tokens part; `top1` stands behind `top1_id`."""
-    fields = [_field(*place) for place in PLACES]
+    fields = [column_field(*place) for place in PLACES]
     for s in statistics:
-        fields.append(_field(s.name, getattr(pa, s.dtype)(), s.unit, s.meaning))
+        fields.append(column_field(s.name, getattr(pa, s.dtype)(), s.unit, s.meaning))
         if s.name == "top1_id":
-            fields.append(_field(*TOP1))
+            fields.append(column_field(*TOP1))
     return pa.schema(fields)
 
 
 def examples_schema(keep: Sequence[str]) -> pa.Schema:
     """The columns of an examples part; `keep` are the pass-through columns, as JSON text."""
-    kept = [_field(name, pa.string(), "", "passed through from the data") for name in keep]
-    return pa.schema([*(_field(*e) for e in EXAMPLES), *kept])
+    kept = [column_field(name, pa.string(), "", "passed through from the data") for name in keep]
+    return pa.schema([*(column_field(*e) for e in EXAMPLES), *kept])
 
 
 TOTALS_SCHEMA = pa.schema(
@@ -78,32 +78,35 @@ CONFLICT_SCHEMA = pa.schema(
 # --- what the columns of a file may be ---
 
 Types = Mapping[str, pa.DataType]
+Fits = Callable[[pa.Schema], str | None]  # what is wrong with the columns of a file
 
 
-def shapes(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """For each kind of part what is wrong with its schema, if anything is."""
-    statistics = {s.name: getattr(pa, s.dtype)() for s in STATISTICS.values()}
-    tokens = {**{p[0]: p[1] for p in PLACES}, **statistics, TOP1[0]: TOP1[1]}
+def shapes(columns: Sequence[str], keep: Sequence[str]) -> dict[str, Fits]:
+    """What tells for each kind of part what is wrong with its schema, if anything is.
+
+    `columns`: those of tokens parts; `keep`: the pass-through columns of examples parts.
+    """
+    tokens = {f.name: f.type for f in tokens_schema(list(STATISTICS.values()))}
     examples = {e[0]: e[1] for e in EXAMPLES}
-    kept = dict.fromkeys(manifest["config"]["keep"], pa.string())
+    kept = dict.fromkeys(keep, pa.string())
 
     def of_tokens(schema: pa.Schema) -> str | None:
-        if schema.names != manifest["columns"]:
+        if schema.names != columns:
             return "it has other columns than the manifest says"
-        return _wrong(schema, [p[0] for p in PLACES], tokens)
+        return wrong_columns(schema, [p[0] for p in PLACES], tokens)
 
     def of_examples(schema: pa.Schema) -> str | None:
         needed = [n for n in examples if n != "turn"]  # older scans have none
-        return _wrong(schema, [*needed, *kept], {**kept, **examples})
+        return wrong_columns(schema, [*needed, *kept], {**kept, **examples})
 
     return {"tokens": of_tokens, "examples": of_examples}
 
 
 def conflicts_shape(schema: pa.Schema) -> str | None:
-    return _wrong(schema, CONFLICT_SCHEMA.names, {f.name: f.type for f in CONFLICT_SCHEMA})
+    return wrong_columns(schema, CONFLICT_SCHEMA.names, {f.name: f.type for f in CONFLICT_SCHEMA})
 
 
-def _wrong(schema: pa.Schema, needed: Sequence[str], known: Types) -> str | None:
+def wrong_columns(schema: pa.Schema, needed: Sequence[str], known: Types) -> str | None:
     """A column that is missing, there twice, or of another type; unknown ones must be flat."""
     names = schema.names
     if len(set(names)) < len(names):

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.errors import MissingColumn, ScanError
 from eaft_probe.scans.part_writer import write_parquet
+from eaft_probe.scans.schemas import column_field
 from eaft_probe.scans.verification import footer, reading
 from eaft_probe.storage.atomic import own_file
 
@@ -18,8 +18,8 @@ LOG_GROUPS = ("all", "high", "low", "conflict", "other")
 _TEXT = pa.string()
 SCHEMA = pa.schema(
     [
-        pa.field(name, kind, metadata={"unit": unit, "meaning": meaning})
-        for name, kind, unit, meaning in (
+        column_field(*column)
+        for column in (
             ("run", _TEXT, "", "name of the run's folder"),
             ("step", pa.int64(), "", "optimizer steps done"),
             ("tokens_seen", pa.int64(), "tokens", "trained tokens so far"),
@@ -52,16 +52,16 @@ def read_log(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Tab
             with reading(path):
                 return pq.read_table(path.absolute(), columns=list(columns), partitioning=None)
     except ScanError as error:
-        raise ScanError(f"{path} is no readable log: {error}") from error
+        raise ScanError(f"{path} cannot be read as a log: {error}") from error
     raise MissingColumn(f"{path} has no column {missing[0]!r}")
 
 
 def _shape(schema: pa.Schema) -> str | None:
     """What is wrong with the types of the columns that are there."""
     for field in schema:
-        known = SCHEMA.field(field.name).type if field.name in SCHEMA.names else field.type
-        if _kind(field.type) != _kind(known) or schema.names.count(field.name) > 1:
-            return f"its column {field.name!r} is {str(field.type)[:80]}, not {known}"
+        wanted = SCHEMA.field(field.name).type if field.name in SCHEMA.names else field.type
+        if _kind(field.type) != _kind(wanted) or schema.names.count(field.name) > 1:
+            return f"its column {field.name!r} is {str(field.type)[:80]}, not {wanted}"
     return None
 
 
@@ -74,6 +74,6 @@ def _kind(type_: pa.DataType) -> str:
     return next((k for k, tests in kinds.items() if any(t(type_) for t in tests)), "other")
 
 
-def write_log(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_log(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Whole or not at all."""
     write_parquet(folder / LOG, pa.Table.from_pylist(list(rows), schema=SCHEMA))

@@ -5,9 +5,11 @@ the files; contents are hashed up to HASHED bytes of a scan (0.1 s), or all of t
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.errors import ProbeError, ScanError, one_line
+from eaft_probe.scans.schemas import Fits
 from eaft_probe.storage.atomic import own_file
 
 HASHED = 64_000_000  # bytes of a scan that are hashed whenever it is opened: 2 million tokens
@@ -26,7 +29,7 @@ ROWS_A_BYTE = 100
 UNPACKED, UNPACKED_A_BYTE = 64_000_000, 1_000
 FIELDS = {"tokens": "sha256", "examples": "examples_sha256"}
 
-Fits = Callable[[pa.Schema], str | None]  # what is wrong with the columns of a part
+Manifest = Mapping[str, Any]  # manifest.json
 
 
 @contextmanager
@@ -47,8 +50,7 @@ class Footer:
 
     schema: pa.Schema
     rows: int
-    first: int | None  # the smallest and the largest `example`, where the file says
-    last: int | None
+    examples: tuple[int, int] | None = None  # the first and the last, where the file says
 
 
 def footer(path: Path, fits: Fits, ranges: bool = False, optional: Sequence[str] = ()) -> Footer:
@@ -58,94 +60,82 @@ def footer(path: Path, fits: Fits, ranges: bool = False, optional: Sequence[str]
     missing in `optional` columns alone.
     """
     with reading(path), pq.ParquetFile(path) as file:
-        schema, said = file.schema_arrow, file.metadata
+        schema, metadata = file.schema_arrow, file.metadata
         wrong = (
             fits(schema)
-            or _bloated(said, path.stat().st_size)
-            or (_empty(said, schema, optional) if ranges else None)
+            or _bloated(metadata, path.stat().st_size)
+            or (_empty(metadata, schema, optional) if ranges else None)
         )
         if wrong:
             raise ScanError(f"{path} is damaged: {wrong}")
-        at = schema.get_field_index("example")
-        ends = _examples(said, at, path) if at >= 0 and ranges else (None, None)
-        return Footer(schema, said.num_rows, *ends)
+        column = schema.get_field_index("example")
+        examples = _examples(metadata, column, path) if column >= 0 and ranges else None
+        return Footer(schema, metadata.num_rows, examples)
 
 
-def _empty(said: pq.FileMetaData, schema: pa.Schema, optional: Sequence[str]) -> str | None:
+def _statistics(metadata: pq.FileMetaData, column: int) -> Iterator[pq.Statistics]:
+    """What the footer says of a column, of each row group of which it says anything."""
+    for index in range(metadata.num_row_groups):
+        if statistics := metadata.row_group(index).column(column).statistics:
+            yield statistics
+
+
+def _empty(metadata: pq.FileMetaData, schema: pa.Schema, optional: Sequence[str]) -> str | None:
     """A number that is missing at some row of a part, as far as the footer says."""
-    numbers = [
-        i for i, f in enumerate(schema) if pa.types.is_primitive(f.type) and f.name not in optional
-    ]
-    for index in range(said.num_row_groups):
-        group = said.row_group(index)
-        for at in numbers:
-            found = group.column(at).statistics
-            if found is not None and found.null_count:
-                return f"{schema.names[at]} has no value at some row"
+    for column, field in enumerate(schema):
+        is_number = pa.types.is_primitive(field.type) and field.name not in optional
+        if is_number and any(s.null_count for s in _statistics(metadata, column)):
+            return f"{field.name} has no value in some row"
     return None
 
 
-def _bloated(said: pq.FileMetaData, size: int) -> str | None:
-    groups = [said.row_group(i) for i in range(said.num_row_groups)]
-    rows, unpacked = [g.num_rows for g in groups], sum(g.total_byte_size for g in groups)
-    if min(rows, default=0) < 0 or sum(rows) != said.num_rows:
-        return f"its row groups do not have the {said.num_rows:,} rows it claims"
-    if max(rows, default=0) > GROUP_ROWS or said.num_rows > ROWS_A_BYTE * size:
-        return f"it claims {said.num_rows:,} rows in {size:,} bytes and {len(rows)} row groups"
-    if min((g.total_byte_size for g in groups), default=0) < 0 or (
-        unpacked > UNPACKED + UNPACKED_A_BYTE * size
-    ):
-        return f"it claims to unpack {size:,} bytes to {unpacked:,}"
+def _bloated(metadata: pq.FileMetaData, size: int) -> str | None:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    rows, bytes_ = [g.num_rows for g in groups], [g.total_byte_size for g in groups]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        return f"its row groups do not have the {metadata.num_rows:,} rows it claims"
+    if max(rows, default=0) > GROUP_ROWS or metadata.num_rows > ROWS_A_BYTE * size:
+        return f"it claims {metadata.num_rows:,} rows in {size:,} bytes and {len(rows)} row groups"
+    if min(bytes_, default=0) < 0 or sum(bytes_) > UNPACKED + UNPACKED_A_BYTE * size:
+        return f"it claims to unpack {size:,} bytes to {sum(bytes_):,}"
     return None
 
 
-def _examples(said: pq.FileMetaData, at: int, path: Path) -> tuple[int | None, int | None]:
+def _examples(metadata: pq.FileMetaData, column: int, path: Path) -> tuple[int, int] | None:
     """The range of `example`, which rises over the row groups."""
-    first = last = None
-    for index in range(said.num_row_groups):
-        found = said.row_group(index).column(at).statistics
-        if found is None or not found.has_min_max:
-            continue
-        if found.min < (0 if last is None else last) or found.max < found.min:
-            raise ScanError(f"{path} is damaged: its examples are not in order")
-        first, last = found.min if first is None else first, found.max
-    return first, last
+    ends = [end for s in _statistics(metadata, column) if s.has_min_max for end in (s.min, s.max)]
+    if ends != sorted(ends) or min(ends, default=0) < 0:
+        raise ScanError(f"{path} is damaged: its examples are not in order")
+    return (ends[0], ends[-1]) if ends else None
 
 
-def check_parts(
-    folder: Path, manifest: Mapping[str, Any], fits: Mapping[str, Fits], verify: bool
-) -> None:
+def check_parts(folder: Path, manifest: Manifest, fits: Mapping[str, Fits], verify: bool) -> None:
     """Raises `ScanError` where a part is not what the manifest says.
 
     `fits`: for "tokens" and "examples" what is wrong with a schema. `verify`: every part is
     hashed; else as many, evenly, as HASHED bytes are.
     """
-    files = {kind: _files(folder, kind, manifest["parts"]) for kind in fits}
+    parts = manifest["parts"]
+    files = {kind: _files(folder, kind, [part["file"] for part in parts]) for kind in fits}
     by_turn = manifest["config"].get("turns") == "each"
     optional = {"tokens": (), "examples": () if by_turn else ("turn",)}
     footers = {k: [footer(f, fits[k], True, optional[k]) for f in files[k]] for k in fits}
-    wanted = [part["rows"] for part in manifest["parts"]]
-    for rows, file, found in zip(wanted, files["tokens"], footers["tokens"], strict=True):
-        if found.rows != rows:
-            raise ScanError(f"{file} has {found.rows:,} rows, the manifest says {rows:,}")
-    _require_totals(folder, manifest, footers)
-    for file, *pair in zip(files["tokens"], footers["tokens"], footers["examples"], strict=True):
-        _require_alike(file, *pair)
+    _require_rows(folder, manifest, footers)
+    for part, file, *pair in zip(parts, files["tokens"], *footers.values(), strict=True):
+        _require_alike(file, part["rows"], *pair)
     for kind in fits:
         _require_order(files[kind], footers[kind])
-        _require_hashes(files[kind], [p[FIELDS[kind]] for p in manifest["parts"]], verify)
+        _require_hashes(files[kind], [part[FIELDS[kind]] for part in parts], verify)
 
 
-def _files(folder: Path, kind: str, parts: list[dict[str, Any]]) -> list[Path]:
+def _files(folder: Path, kind: str, names: Sequence[str]) -> list[Path]:
     inside = folder / kind
     if inside.is_symlink() or not inside.is_dir():
         raise ScanError(f"{inside} is missing, or a link: it should be a folder")
-    return [own_file(inside, part["file"]).absolute() for part in parts]
+    return [own_file(inside, name).absolute() for name in names]
 
 
-def _require_totals(
-    folder: Path, manifest: Mapping[str, Any], footers: Mapping[str, list[Footer]]
-) -> None:
+def _require_rows(folder: Path, manifest: Manifest, footers: Mapping[str, list[Footer]]) -> None:
     """A scan that keeps some of its tokens (--keep-tokens) has fewer than it scored."""
     counts, some = manifest["counts"], manifest["config"].get("keep_tokens") not in (None, "all")
     examples = counts.get("renderings", counts["examples"])
@@ -153,49 +143,47 @@ def _require_totals(
         rows = sum(f.rows for f in footers[kind])
         if rows > wanted or (rows < wanted and not some):
             raise ScanError(
-                f"{folder} is damaged: {rows:,} rows in {kind}/, the manifest counts {wanted:,}"
+                f"{folder} is damaged: {kind}/ has {rows:,} rows, the manifest says {wanted:,}"
             )
 
 
-def _require_alike(file: Path, tokens: Footer, examples: Footer) -> None:
-    """A part's tokens are those of its examples."""
-    ends = [examples.first, tokens.first, tokens.last, examples.last]
-    known = [end for end in ends if end is not None]
-    if known != sorted(known):
-        raise ScanError(
-            f"{file} is damaged: examples {tokens.first} to {tokens.last}, beside "
-            f"{examples.first} to {examples.last} in examples/"
-        )
+def _require_alike(file: Path, rows: int, tokens: Footer, examples: Footer) -> None:
+    """A part's tokens are as many as the manifest says, and those of its examples."""
+    if tokens.rows != rows:
+        raise ScanError(f"{file} has {tokens.rows:,} rows, the manifest says {rows:,}")
+    if tokens.examples and examples.examples:
+        (first, last), (begin, end) = tokens.examples, examples.examples
+        if not begin <= first <= last <= end:
+            raise ScanError(
+                f"{file} is damaged: it has tokens of examples {first} to {last}, but its part in "
+                f"examples/ has {begin} to {end}"
+            )
 
 
 def _require_order(files: list[Path], footers: list[Footer]) -> None:
-    last = -1
-    for file, found in zip(files, footers, strict=True):
-        if found.first is not None and found.last is not None:
-            if found.first <= last:
-                raise ScanError(
-                    f"{file} is damaged, or another part: it begins with example "
-                    f"{found.first}, the one before ends with {last}"
-                )
-            last = found.last
+    ranges = [(f, p.examples) for f, p in zip(files, footers, strict=True) if p.examples]
+    for (_, before), (file, examples) in pairwise(ranges):
+        if examples[0] <= before[1]:
+            raise ScanError(
+                f"{file} is damaged, or another part: it begins with example {examples[0]}, the "
+                f"one before ends with {before[1]}"
+            )
 
 
 def _require_hashes(files: list[Path], wanted: list[str], verify: bool) -> None:
-    for file, hash in _chosen(files, wanted, verify):
+    for file, hash in _sampled(files, wanted, math.inf if verify else HASHED):
         with reading(file), file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != hash:
                 raise ScanError(
-                    f"{file} is not the part that the manifest describes: another sha256"
+                    f"{file} is not the part that the manifest describes: its sha256 differs"
                 )
 
 
-def _chosen(files: list[Path], wanted: list[str], verify: bool) -> Iterator[tuple[Path, str]]:
-    """All, or evenly as many as are HASHED bytes."""
-    every = max(1, -(-sum(f.stat().st_size for f in files) // HASHED))
-    left = None if verify else HASHED
-    for file, hash in list(zip(files, wanted, strict=True))[:: 1 if verify else every]:
+def _sampled(files: list[Path], wanted: list[str], most: float) -> Iterator[tuple[Path, str]]:
+    """All, or evenly as many as have `most` bytes."""
+    step = max(1, math.ceil(sum(f.stat().st_size for f in files) / most))
+    for file, hash in list(zip(files, wanted, strict=True))[::step]:
         size = file.stat().st_size
-        if left is not None and size > left:
-            continue
-        left = None if left is None else left - size
-        yield file, hash
+        if size <= most:
+            most -= size
+            yield file, hash

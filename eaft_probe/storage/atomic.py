@@ -1,4 +1,4 @@
-"""How every file is written, aside and moved into its place when it is whole, and what is read."""
+"""How every file is written, aside and then renamed when it is whole, and how files are read."""
 
 import errno
 import fcntl
@@ -56,10 +56,10 @@ def aside_of(path: Path) -> Iterator[Path]:
 
 @cache  # once a process: a scan writes thousands of parts into the same folder
 def _sweep(folder: Path) -> None:
-    for left in folder.glob(".*.part"):
+    for file in folder.glob(".*.part"):
         with suppress(OSError):
-            if ASIDE.fullmatch(left.name) and stat.S_ISREG(left.lstat().st_mode):
-                _remove_if_abandoned(left)
+            if ASIDE.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode):
+                _remove_if_abandoned(file)
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def locked(
             raise BadInput(
                 f"{what} is in use by another run; wait for it, or choose another --out"
             ) from None
-        note(f"another run is at work on {what}: this one is slower than waiting for it")
+        note(f"another run is at work on {what}: waiting for it is faster than running both")
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
@@ -129,9 +129,11 @@ def locked(
 
 def require_writable(folder: Path) -> None:
     """Before the long work; the folder need not be there. Raises `BadInput`."""
-    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"cannot write to {folder}: no permission in {there}; choose another --out")
+    existing = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(
+            f"cannot write to {folder}: no permission in {existing}; choose another --out"
+        )
 
 
 def require_replaceable(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
@@ -173,7 +175,7 @@ def own_file(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         raise ScanError(f"{path} cannot be read: {one_line(error)}") from error
     if not stat.S_ISREG(kind):
-        raise ScanError(f"{path} is no plain file")
+        raise ScanError(f"{path} is not a plain file")
     return path
 
 
@@ -186,8 +188,7 @@ def require_utf8(name: str | Path) -> None:
 
 
 def pipe_in(folder: Path) -> Path | None:
-    """A file of a folder that is a pipe or a device, to open which may wait for ever, or to read
-    which never ends."""
+    """A pipe or a device in a folder: opening one may wait for ever, reading one may never end."""
     return next(
         (p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None
     )
@@ -199,24 +200,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EAFT_PROBE_CACHE") or Path(root) / "eaft-probe")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     with written_aside(path) as aside:
         aside.write_bytes(json_bytes(value))
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path, most: int) -> dict[str, Any]:
     """An object of a JSON file that anybody may have written. Raises `ScanError`."""
     try:
-        size = path.stat().st_size
-        if size > most:
-            raise ScanError(f"{path} is damaged: {size:,} bytes, there can be {most:,}")
-        return parsed_json(path.read_bytes(), str(path))
+        require_size(path, path.stat().st_size, most)
+        return parsed_json(path.read_bytes(), path)
     except OSError as error:
         raise ScanError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def require_size(name: str | Path, size: int | None, most: int) -> None:
+    """Before a file is read that should be small. Raises `ScanError`."""
+    if size is not None and size > most:
+        raise ScanError(f"{name} is damaged: it has {size:,} bytes, at most {most:,} are expected")
 
 
 def parsed_json(data: bytes, name: str | Path) -> dict[str, Any]:
@@ -224,8 +229,8 @@ def parsed_json(data: bytes, name: str | Path) -> dict[str, Any]:
     try:
         value = json.loads(data, parse_constant=_no_number)
         if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}")
-        if _deeper(({k: v for k, v in value.items() if k != "parts"}), DEEPEST):
+            raise ValueError(f"it holds a {type(value).__name__}, not an object")
+        if _deeper({k: v for k, v in value.items() if k != "parts"}, DEEPEST):
             raise ValueError(f"nested more than {DEEPEST} levels deep")
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair prints nowhere
     except (ValueError, RecursionError) as error:
@@ -234,10 +239,10 @@ def parsed_json(data: bytes, name: str | Path) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def _deeper(value: object, levels: int) -> bool:
     """Whether there is anything more than so many levels down."""
     if not isinstance(value, dict | list):
         return False

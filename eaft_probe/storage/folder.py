@@ -1,4 +1,4 @@
-"""A folder of this machine, or of a file server, as several runs write it at once: nobody owns it.
+"""A folder of this machine or of a file server that several runs may write at once.
 
 A file is created once, whole and in one step. A second run that creates it with the same bytes
 does no harm, and other bytes are seen. `Store` does the same for what lies under a URL.
@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 from typing import Protocol
 
 from eaft_probe.errors import BadInput, ProbeError, ScanError, one_line
-from eaft_probe.storage.atomic import aside_of, written_aside
+from eaft_probe.storage.atomic import aside_of, require_size, written_aside
 
 # What says that a file system has no hard links: some of FUSE's and SMB's.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -71,21 +71,20 @@ class Folder:
         return (self.path / name).exists()
 
     def get(self, name: str, most: int) -> bytes | None:
+        path = self.path / name
         try:
-            size = (self.path / name).stat().st_size
-            if size > most:
-                raise ScanError(
-                    f"{self.path / name} is damaged: {size:,} bytes, there can be {most:,}"
-                )
-            return (self.path / name).read_bytes()
-        except FileNotFoundError:
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise ScanError(f"{path} is not a plain file")
+            require_size(path, path.stat().st_size, most)
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def create(self, name: str, data: bytes) -> bytes | None:
         path = self._inside(name)
         with aside_of(path) as aside:
             aside.write_bytes(data)
-            return None if _became(aside, path) else path.read_bytes()
+            return None if _linked(aside, path) else path.read_bytes()
 
     def put(self, name: str, data: bytes) -> None:
         with written_aside(self._inside(name)) as aside:
@@ -104,7 +103,7 @@ class Folder:
         path = self.path / name
         for parent in [path.parent, path.parent.parent]:
             if parent.is_relative_to(self.path) and parent != self.path and parent.is_symlink():
-                raise ScanError(f"{parent} is a link; a scan writes into its own folder alone")
+                raise ScanError(f"{parent} is a link; a scan writes only into its own folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -126,15 +125,15 @@ def writing_into(folder: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or one_line(error)
         raise ProbeError(
-            f"cannot write to {folder}: {why}; what is finished stays, the same "
-            f"command goes on from there"
+            f"cannot write to {folder}: {why}; finished parts are kept, run the same command "
+            f"again to continue"
         ) from error
     finally:
         with suppress(OSError):
             folder.rmdir()
 
 
-def _became(aside: Path, path: Path) -> bool:
+def _linked(aside: Path, path: Path) -> bool:
     """Whether `path` now has these bytes; False where other ones were there."""
     try:
         os.link(aside, path)

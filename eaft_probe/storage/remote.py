@@ -1,15 +1,12 @@
-"""Stores: what fsspec reaches under a URL such as s3://bucket/scan. A put is one step for readers.
+"""Object stores: what fsspec reaches under a URL such as s3://bucket/scan. A put is one step.
 
-A put into an object store is one by itself, and the store refuses the second of two that want a
-new name (`create`). Where there are real folders, and so a real move, a file is put aside first.
-What fails for a moment is asked again; what fails for good is one line.
+The store refuses the second of two that create the same name. What fails for a moment is tried
+again; what fails for good is one line.
 """
 
 import hashlib
 import os
-import posixpath
 import re
-import secrets
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,10 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from eaft_probe.errors import BadInput, ProbeError, ScanError, one_line
-from eaft_probe.storage.atomic import cache_folder, written_aside
+from eaft_probe.storage.atomic import cache_folder, require_size, written_aside
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 TRIES, PAUSE = 3, 1.0  # how often a store is asked, and seconds between, which double
 PROBE = "tokens/.writable"
@@ -31,9 +31,12 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PATHS = ("model", "adapter", "reference", "chat_template")  # settings that may be paths
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # by scheme
+# Schemes of file servers: they write a file bit by bit under its name, where others see half of it.
+FILE_SERVERS = {"arrow_hdfs", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs"}
 
 T = TypeVar("T")
-Infos = Mapping[str, Mapping[str, Any]]  # name → what the store says of it
+U = TypeVar("U")
+Infos = Mapping[str, Mapping[str, object]]  # name → what the store says of it
 
 
 def local(place: str | Path) -> Path:
@@ -53,9 +56,9 @@ def name_of(place: str | Path) -> str:
     return Path(os.path.abspath(path)).name or str(place)
 
 
-def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(settings: Mapping[str, object]) -> dict[str, object]:
     """Resolved settings with names in place of paths; see `name_of`."""
-    return {k: name_of(v) if v and k in PATHS else v for k, v in settings.items()}
+    return {k: name_of(str(v)) if v and k in PATHS else v for k, v in settings.items()}
 
 
 @dataclass(frozen=True)
@@ -96,42 +99,29 @@ class Store:
 
     def top(self) -> Infos:
         """The files directly below the URL."""
-
-        def look(fs: Any, root: str) -> Infos:
-            return {i["name"]: i for i in fs.ls(root, detail=True) if i["type"] == "file"}
-
-        return self._listed(look)
+        infos = self._listed(lambda fs, root: {i["name"]: i for i in fs.ls(root, detail=True)})
+        return {name: info for name, info in infos.items() if info["type"] == "file"}
 
     def has(self, name: str) -> bool:
-        return self._ask(lambda fs, root: _exists(fs, f"{root}/{name}"))
+        # fsspec's own `exists` says no where the store does not answer.
+        return self._find(lambda fs, root: bool(fs.info(f"{root}/{name}")), False)
 
-    def _listed(self, look: Callable[[Any, str], Infos]) -> Infos:
-        def ask(fs: Any, root: str) -> Infos:
-            try:
-                found = look(fs, root)
-            except FileNotFoundError:
-                return {}
-            return {n.removeprefix(root).lstrip("/"): i for n, i in found.items()}
+    def _listed(self, look: "Callable[[AbstractFileSystem, str], Infos]") -> Infos:
+        def ask(fs: "AbstractFileSystem", root: str) -> Infos:
+            return {n.removeprefix(root).lstrip("/"): i for n, i in look(fs, root).items()}
 
-        return self._ask(ask)
+        return self._find(ask, {})
 
     # --- to read ---
 
     def get(self, name: str, most: int) -> bytes | None:
         """A small file, of up to `most` bytes; None where there is none."""
 
-        def ask(fs: Any, root: str) -> bytes | None:
-            try:
-                size = fs.info(f"{root}/{name}")["size"]
-                if size is not None and size > most:
-                    raise ScanError(
-                        f"{self.shown}/{name} is damaged: {size:,} bytes, there can be {most:,}"
-                    )
-                return fs.cat_file(f"{root}/{name}")  # type: ignore[no-any-return]
-            except FileNotFoundError:
-                return None
+        def ask(fs: "AbstractFileSystem", root: str) -> bytes:
+            require_size(f"{self.shown}/{name}", fs.info(f"{root}/{name}")["size"], most)
+            return bytes(fs.cat_file(f"{root}/{name}"))
 
-        return self._ask(ask)
+        return self._find(ask, None)
 
     def fetch(
         self,
@@ -143,54 +133,42 @@ class Store:
         Raises `ScanError` where one is not there, or has another hash than is given.
         """
 
-        def one(name: str) -> None:
+        def fetch_one(name: str) -> None:
             with written_here(wanted[name]) as aside:
                 self._fetch(name, aside)
                 if sha256 is not None and _sha256(aside.read_bytes()) != sha256[name]:
                     raise ScanError(
                         f"{self.shown}/{name} is not the part that the manifest "
-                        f"describes: another sha256"
+                        f"describes: its sha256 differs"
                     )
 
-        self._each(one, wanted)
+        self._each(fetch_one, wanted)
 
     def _fetch(self, name: str, path: Path) -> None:
-        def ask(fs: Any, root: str) -> None:
-            try:
-                fs.get_file(f"{root}/{name}", str(path))
-            except FileNotFoundError as error:
-                raise ScanError(f"{self.shown}/{name} is missing") from error
+        def ask(fs: "AbstractFileSystem", root: str) -> bool:
+            fs.get_file(f"{root}/{name}", str(path))
+            return True
 
-        self._ask(ask)
+        if not self._find(ask, False):
+            raise ScanError(f"{self.shown}/{name} is missing")
 
     # --- to write ---
 
     def create(self, name: str, data: bytes) -> bytes | None:
         """Puts a file where there is none. None, or what is there already."""
 
-        def ask(fs: Any, root: str) -> bytes | None:
-            path = f"{root}/{name}"
+        def ask(fs: "AbstractFileSystem", root: str) -> bytes | None:
             try:
-                if _moves(fs):
-                    _put_aside(fs, path, data, replace=False)
-                else:
-                    fs.pipe_file(path, data, mode="create")
+                fs.pipe_file(f"{root}/{name}", data, mode="create")
             except FileExistsError:
-                return _there(fs, path)
+                return _existing(fs, f"{root}/{name}")
             return None
 
         return self._ask(ask)
 
     def put(self, name: str, data: bytes) -> None:
         """Puts a file, whatever is there."""
-
-        def ask(fs: Any, root: str) -> None:
-            if _moves(fs):
-                _put_aside(fs, f"{root}/{name}", data, replace=True)
-            else:
-                fs.pipe_file(f"{root}/{name}", data)
-
-        self._ask(ask)
+        self._ask(lambda fs, root: fs.pipe_file(f"{root}/{name}", data))
 
     def require_writable(self) -> None:
         """Raises as `put` does: before a large model is loaded rather than after."""
@@ -200,11 +178,9 @@ class Store:
 
     def remove(self, names: Iterable[str]) -> None:
         """What is not there is no error."""
-
-        def one(name: str) -> None:
-            self._ask(lambda fs, root: _remove(fs, f"{root}/{name}"))
-
-        self._each(one, names)
+        self._each(
+            lambda name: self._find(lambda fs, root: fs.rm_file(f"{root}/{name}"), None), names
+        )
 
     # --- how it is asked ---
 
@@ -215,44 +191,64 @@ class Store:
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(do, names))
 
-    def _fs(self) -> tuple[Any, str]:
+    def _fs(self) -> "tuple[AbstractFileSystem, str]":
         """fsspec's file system, and the path in it."""
         from fsspec.core import url_to_fs  # here: not every command needs it
 
+        scheme = self.url.split(":")[0].lower()
+        if scheme in FILE_SERVERS:
+            raise BadInput(
+                f"{self.shown} is on a file server, where a file cannot be written in one step; "
+                f"give a folder (also a mounted one), or an object store such as s3://, gs:// or "
+                f"memory://"
+            )
         try:
             fs, root = url_to_fs(self.url)
         except ImportError as error:
-            extra = EXTRAS.get(self.url.split(":")[0].lower())
+            extra = EXTRAS.get(scheme)
             how = f"pip install 'eaft-probe[{extra}]'" if extra else one_line(error)
-            raise BadInput(f"{self.shown} needs a package that is not here: {how}") from error
+            raise BadInput(f"{self.shown} needs a package that is not installed: {how}") from error
         except Exception as error:  # each file system has its own
             raise BadInput(f"{self.shown} cannot be opened: {one_line(error)}") from error
         return fs, root.rstrip("/")
 
-    def _ask(self, ask: Callable[[Any, str], T]) -> T:
+    def _ask(self, ask: "Callable[[AbstractFileSystem, str], T]") -> T:
         """What `ask` gives for the file system and the path in it."""
         fs, root = self._fs()
-        for again in range(TRIES):
+        for tries_left in reversed(range(TRIES)):
             try:
                 fs.invalidate_cache()  # of listings: others write there, too
                 return ask(fs, root)
             except ProbeError:
                 raise
             except Exception as error:  # each file system has its own
-                if again + 1 == TRIES or _is_final(error):
-                    raise self._said(error) from error
-                time.sleep(PAUSE * 2**again)
+                refusal = self._refusal(error)
+                if refusal or not tries_left:
+                    raise refusal or ProbeError(
+                        f"{self.shown} does not answer: {one_line(error)}; finished parts are "
+                        f"kept, run the same command again to continue"
+                    ) from error
+                time.sleep(PAUSE * 2 ** (TRIES - 1 - tries_left))
         raise AssertionError
 
-    def _said(self, error: Exception) -> ProbeError:
-        if _is_refusal(error):
-            return BadInput(f"{self.shown} does not let us in: {one_line(error)}")
+    def _find(self, ask: "Callable[[AbstractFileSystem, str], T]", missing: U) -> T | U:
+        """The same; `missing` where there is no such file."""
+
+        def ask_or_miss(fs: "AbstractFileSystem", root: str) -> T | U:
+            try:
+                return ask(fs, root)
+            except FileNotFoundError:
+                return missing
+
+        return self._ask(ask_or_miss)
+
+    def _refusal(self, error: Exception) -> BadInput | None:
+        """What asking again would not change."""
+        if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+            return BadInput(f"{self.shown} refuses access: {one_line(error)}")
         if isinstance(error, FileNotFoundError):
-            return BadInput(f"{self.shown} is in no place that exists: {one_line(error)}")
-        return ProbeError(
-            f"{self.shown} does not answer: {one_line(error)}; what is finished "
-            f"stays, the same command goes on from there"
-        )
+            return BadInput(f"{self.shown} does not exist: {one_line(error)}")
+        return None
 
 
 @contextmanager
@@ -266,78 +262,26 @@ def written_here(path: Path) -> Iterator[Path]:
         raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
-def same(info: Mapping[str, Any], path: Path) -> bool | None:
-    """Whether a store says that it has the bytes of a file here; None where it does not tell.
+def same(info: Mapping[str, object], path: Path) -> bool | None:
+    """Whether a store says that it has the bytes of a local file; None where it does not say.
 
     Most object stores name the md5 of what was put at once.
     """
     if not path.is_file() or info.get("size") != path.stat().st_size:
         return False
-    said = str(info.get("ETag") or info.get("md5Hash") or "").strip('"')
-    if not MD5.fullmatch(said):
+    md5 = str(info.get("ETag") or info.get("md5Hash") or "").strip('"')
+    if not MD5.fullmatch(md5):
         return None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-    return said in (digest.hexdigest(), b64encode(digest.digest()).decode())
+    return md5 in (digest.hexdigest(), b64encode(digest.digest()).decode())
 
 
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, PermissionError) or "Credential" in type(error).__name__
-
-
-def _is_final(error: Exception) -> bool:
-    return isinstance(error, FileNotFoundError) or _is_refusal(error)
-
-
-def _moves(fs: Any) -> bool:
-    """Whether files are written bit by bit there and moved in one step: nothing of its own for a
-    put, and something for a move. (gcsfs has both; its put is one step, its move a copy.)"""
-    from fsspec import AbstractFileSystem
-
-    plain_put = getattr(fs.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file
-    return plain_put and type(fs).mv is not AbstractFileSystem.mv
-
-
-def _there(fs: Any, path: str) -> bytes:
+def _existing(fs: "AbstractFileSystem", path: str) -> bytes:
     try:
-        return fs.cat_file(path)  # type: ignore[no-any-return]
+        return bytes(fs.cat_file(path))
     except FileNotFoundError as error:
         raise OSError(f"{path} has gone at this moment") from error  # so it is asked again
-
-
-def _exists(fs: Any, path: str) -> bool:
-    """fsspec's own `exists` says no where the store does not answer."""
-    try:
-        fs.info(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _remove(fs: Any, path: str) -> None:
-    with suppress(FileNotFoundError):
-        fs.rm_file(path)
-
-
-def _put_aside(fs: Any, path: str, data: bytes, replace: bool) -> None:
-    folder, name = posixpath.split(path)
-    aside = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
-    if not replace and _exists(fs, path):
-        raise FileExistsError(path)
-    fs.makedirs(folder, exist_ok=True)
-    try:
-        fs.pipe_file(aside, data)
-        if replace and not _replaces(fs):
-            _remove(fs, path)
-        fs.mv(aside, path)
-    except BaseException:
-        _remove(fs, aside)
-        raise
-
-
-def _replaces(fs: Any) -> bool:
-    """SFTP moves onto a file that is there as POSIX does; HDFS, FTP and SMB refuse to."""
-    return "sftp" in fs.protocol or "ssh" in fs.protocol
 
 
 def _sha256(data: bytes) -> str:

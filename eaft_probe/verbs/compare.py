@@ -16,16 +16,19 @@ import pandas
 from numpy.typing import NDArray
 
 from eaft_probe.analysis.bootstrap import FEWEST, interval, resampled, sums_by_example
-from eaft_probe.analysis.token_join import Arrays, aligned
+from eaft_probe.analysis.token_join import aligned
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import GROUPS, READS, groups
 from eaft_probe.data.formats import WITHOUT_TEMPLATE
 from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import CompareSettings, make_settings
 from eaft_probe.storage.remote import name_of
 
 By = Literal["tokens", "distributions"]
+Floats = NDArray[np.float64]
+CHANGES = ("learned", "unchanged", "forgotten")
 MEANS = ("nll", "entropy", "prob")
 SHARES = tuple(name for name in GROUPS if name != "all")
 QUANTITIES = (*(f"{name}_share" for name in SHARES), "mean_nll", "mean_entropy")
@@ -56,7 +59,7 @@ class Comparison:
         """What `--json` prints; None where there is no number."""
         first = str(self.table.columns[0])
         rows = {row.pop(first): row for row in self.table.to_dict("records")}
-        found = {
+        summary = {
             "by": self.by,
             "said": self.said,
             "a": _origin(self.a),
@@ -66,7 +69,7 @@ class Comparison:
             {"group": "groups", "quantity": "quantities"}[first]: rows,
             "notes": list(self.notes),
         }
-        return _finite(found)  # type: ignore[no-any-return]
+        return {name: _finite(value) for name, value in summary.items()}
 
 
 def _origin(scan: Scan) -> dict[str, str]:
@@ -74,7 +77,7 @@ def _origin(scan: Scan) -> dict[str, str]:
     return {"path": name_of(scan.place), "data": data["source"], "model": model["name"]}
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON has no NaN and no infinity."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
@@ -108,40 +111,35 @@ def compare(a: Scan | str | Path, b: Scan | str | Path, **settings: Any) -> Comp
 def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
     """Which comparison applies, and why. Raises `BadInput` where a scan has no token."""
     for scan in (a, b):
-        if not tokens(scan):
+        if not scan.kept:
             what = "has no scored token" if scan.keeps_all else "kept no token"
             raise BadInput(f"{scan.place} {what} to compare")
         if scan.keep_tokens == "flagged":  # a sample stands for the whole, its conflicts do not
             scan.require_all("compare")
-    prints = [str(s.manifest["data"]["fingerprint"]) for s in (a, b)]
-    first, second = (p[:12] for p in prints)
-    same = prints[0] == prints[1]
-    data = f"the same data ({first})" if same else f"other data ({first} and {second})"
-    chosen: By = by or ("tokens" if same else "distributions")
-    what = {"tokens": "token by token", "distributions": "as distributions"}[chosen]
-    return chosen, f"{data}, compared {what}" + (f", as --by {by} asks" if by else "")
-
-
-def tokens(scan: Scan) -> int:
-    """Those that it has row by row."""
-    return scan.kept
+    first, second = (str(s.manifest["data"]["fingerprint"]) for s in (a, b))
+    chosen: By = by or ("tokens" if first == second else "distributions")
+    data = f"the same data ({first[:12]})"
+    if first != second:
+        data = f"different data ({first[:12]} and {second[:12]})"
+    compared = {"tokens": "token by token", "distributions": "as distributions"}[chosen]
+    return chosen, f"{data}, compared {compared}" + (f", as --by {by} asks" if by else "")
 
 
 # --- token by token ---
 
 
 def _by_tokens(a: Scan, b: Scan, said: str, delta: float) -> Comparison:
-    pieces = (by_group(mine, values, a.rule) for mine, values in moved(a, b, delta))
+    pieces = (by_group(in_a, values, a.rule) for in_a, values in moved(a, b, delta))
     sums = reduce(pandas.DataFrame.add, pieces)
     table = described(sums).rename_axis("group").reset_index()
     totals = {"delta": delta, **_totals(a, b, table, sums["conflict_b"])}
-    notes = tuple(_token_notes(a, b, totals))
+    notes = tuple(_token_notes(a, b, int(sums.loc["all", "tokens"])))
     return Comparison(a, b, "tokens", said, a.rule, totals, table, notes)
 
 
-def by_group(mine: Arrays, values: pandas.DataFrame, rule: ConflictRule) -> pandas.DataFrame:
+def by_group(in_a: Arrays, values: pandas.DataFrame, rule: ConflictRule) -> pandas.DataFrame:
     """(groups, K) sums of the values over the groups of tokens under A."""
-    masks = np.stack(list(groups(mine, rule).values())).astype(np.float64)  # (groups, N)
+    masks = np.stack(list(groups(in_a, rule).values())).astype(np.float64)  # (groups, N)
     return pandas.DataFrame(masks @ values.to_numpy(), list(GROUPS), values.columns)
 
 
@@ -152,51 +150,47 @@ def moved(a: Scan, b: Scan, delta: float) -> Iterator[tuple[Arrays, pandas.DataF
     """
     _require_same_template(a, b)
     kl = ["kl_reference"] if "kl_reference" in b.columns else []
-    reads, rule, found = ("logprob", "entropy", "prob"), a.rule, False
-    for mine, theirs in aligned(a, b, sorted({*reads, *READS}), [*reads, *kl]):
-        found = True
-        change = theirs["logprob"].astype(np.float64) - mine["logprob"]
+    reads, rule, in_common = ("logprob", "entropy", "prob"), a.rule, False
+    for in_a, in_b in aligned(a, b, sorted({*reads, *READS}), [*reads, *kl]):
+        in_common = True
+        change = in_b["logprob"].astype(np.float64) - in_a["logprob"]
         values = {
             "tokens": np.ones(len(change)),
             "learned": change > delta,
             "forgotten": change < -delta,
-            "conflict_b": rule(theirs),
+            "conflict_b": rule(in_b),
         }
-        for side, columns in (("a", mine), ("b", theirs)):
+        for side, columns in (("a", in_a), ("b", in_b)):
             values |= {
                 f"nll_{side}": -columns["logprob"],
                 f"entropy_{side}": columns["entropy"],
                 f"prob_{side}": columns["prob"],
             }
-        values |= {name: theirs[name] for name in kl}
-        yield mine, pandas.DataFrame(values).astype(np.float64)
-    if not found:
+        values |= {name: in_b[name] for name in kl}
+        yield in_a, pandas.DataFrame(values).astype(np.float64)
+    if not in_common:
         raise ScanError(
-            f"{a.path} and {b.path} have no token in common; were they made with "
-            f"other rows (--limit, --sample) or --train-on?"
+            f"{a.path} and {b.path} have no token in common; check that they were made with the "
+            f"same rows (--limit, --sample) and --train-on"
         )
 
 
 def _require_same_template(a: Scan, b: Scan) -> None:
-    templates = {s.manifest["chat_template"] for s in (a, b)}
     plain = all(s.manifest["data"]["format"] in WITHOUT_TEMPLATE for s in (a, b))
-    if len(templates) > 1 and not plain:
+    if a.manifest["chat_template"] != b.manifest["chat_template"] and not plain:
         raise ScanError(
-            f"{b.path} was made with another chat template than {a.path}: its tokens "
-            f"stand in another context; --by distributions compares the two as "
-            f"wholes"
+            f"{b.path} was made with another chat template than {a.path}, so its tokens "
+            f"were scored in another context; --by distributions compares the two as wholes"
         )
 
 
 def described(sums: pandas.DataFrame) -> pandas.DataFrame:
     """Sums of `moved` → counts, shares and means; NaN where there is no token."""
     count = sums["tokens"].where(sums["tokens"] > 0)
-    made = {"tokens": sums["tokens"], "learned": sums["learned"]}
-    made["unchanged"] = sums["tokens"] - sums["learned"] - sums["forgotten"]
-    made["forgotten"] = sums["forgotten"]
-    frame = pandas.DataFrame(made).astype(np.int64)
-    for name in ("learned", "unchanged", "forgotten"):
-        frame[f"{name}_share"] = made[name] / count
+    unchanged = sums["tokens"] - sums["learned"] - sums["forgotten"]
+    frame = sums.assign(unchanged=unchanged)[["tokens", *CHANGES]].astype(np.int64)
+    for name in CHANGES:
+        frame[f"{name}_share"] = frame[name] / count
     for name in MEANS:
         before, after = (sums[f"{name}_{side}"] / count for side in ("a", "b"))
         frame[f"mean_{name}_a"], frame[f"mean_{name}_b"] = before, after
@@ -208,7 +202,7 @@ def described(sums: pandas.DataFrame) -> pandas.DataFrame:
 
 def _totals(
     a: Scan, b: Scan, table: pandas.DataFrame, conflicts_b: pandas.Series
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`conflicts_b`: how many tokens of each group are conflicts under B."""
     rows = table.set_index("group")
     (whole,) = rows.loc[["all"]].to_dict("records")
@@ -216,8 +210,8 @@ def _totals(
     remaining = int(conflicts_b["conflict"])
     return {
         **whole,
-        "tokens_only_a": tokens(a) - whole["tokens"],
-        "tokens_only_b": tokens(b) - whole["tokens"],
+        "tokens_only_a": a.kept - whole["tokens"],
+        "tokens_only_b": b.kept - whole["tokens"],
         "conflicts_a": before,
         "conflicts_b": after,
         "conflicts_resolved": before - remaining,
@@ -227,17 +221,20 @@ def _totals(
     }
 
 
-def _token_notes(a: Scan, b: Scan, totals: Mapping[str, Any]) -> Iterator[str]:
-    only = [f"{totals[f'tokens_only_{s}']:,} only in {s.upper()}" for s in ("a", "b")]
-    if totals["tokens_only_a"] or totals["tokens_only_b"]:
-        yield f"{totals['tokens']:,} tokens are in both scans and are compared; " + ", ".join(only)
+def _token_notes(a: Scan, b: Scan, in_common: int) -> Iterator[str]:
+    only_a, only_b = a.kept - in_common, b.kept - in_common
+    if only_a or only_b:
+        yield (
+            f"{in_common:,} tokens are in both scans and are compared; "
+            f"{only_a:,} are only in A, {only_b:,} only in B"
+        )
     yield from _sample_notes(a, b)
     yield from _rule_notes(a, b)
     longest = [s.manifest["model"].get("max_length") for s in (a, b)]
     if longest[0] != longest[1] and a.manifest["data"]["format"] == "text":
         yield (
-            f"texts were split into windows of {longest[0]} and of {longest[1]} tokens: what "
-            f"comes after the shorter window was scored in another context"
+            f"texts were split into windows of {longest[0]} tokens in A and {longest[1]} in B: "
+            f"what comes after the shorter window was scored in another context"
         )
 
 
@@ -245,14 +242,14 @@ def _sample_notes(a: Scan, b: Scan) -> Iterator[str]:
     for side, scan in (("A", a), ("B", b)):
         if not scan.keeps_all:
             yield (
-                f"{side} kept {tokens(scan):,} of {scan.manifest['counts']['trained_tokens']:,} "
-                f"tokens ({scan.keep_tokens}); what is compared is of those"
+                f"{side} kept {scan.kept:,} of {scan.manifest['counts']['trained_tokens']:,} "
+                f"tokens ({scan.keep_tokens}); only those are compared"
             )
 
 
 def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
     if (a.rule.entropy_below, a.rule.prob_below) != (b.rule.entropy_below, b.rule.prob_below):
-        yield f"B is flagged by another rule ({b.rule}); here A's holds for both ({a.rule})"
+        yield f"B is flagged by another rule ({b.rule}); here A's rule is used for both ({a.rule})"
 
 
 # --- as distributions ---
@@ -261,86 +258,71 @@ def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
 def _by_distributions(a: Scan, b: Scan, said: str, seed: int) -> Comparison:
     rule, reads = a.rule, (*READS, "logprob")
 
-    def values(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    def values(columns: Arrays) -> NDArray[np.float64]:
         inside = groups(columns, rule)
         rows = [*(inside[name] for name in SHARES), -columns["logprob"], columns["entropy"]]
         return np.stack([inside["all"], *rows]).astype(np.float64)
 
-    (one, many), (other, others) = (sums_by_example(s, reads, values) for s in (a, b))
+    (sums_a, examples_a), (sums_b, examples_b) = (sums_by_example(s, reads, values) for s in (a, b))
     totals = {
-        "tokens_a": tokens(a),
-        "tokens_b": tokens(b),
-        "examples_a": many,
-        "examples_b": others,
-        "intervals": min(many, others) >= FEWEST,
+        "tokens_a": a.kept,
+        "tokens_b": b.kept,
+        "examples_a": examples_a,
+        "examples_b": examples_b,
+        "intervals": min(examples_a, examples_b) >= FEWEST,
     }
-    table = _quantities(_means(one.sum(0)), _means(other.sum(0)))
+    table = _quantities(_means(sums_a.sum(0)), _means(sums_b.sum(0)))
     if totals["intervals"]:  # two streams: equal draws would tie row 1 of A to row 1 of B
-        pairs = (_means(resampled(sums, (seed, i))) for i, sums in enumerate((one, other)))
-        table = table.assign(**_intervals(*pairs))
+        draws = (_means(resampled(sums, (seed, i))) for i, sums in enumerate((sums_a, sums_b)))
+        table = table.assign(**_intervals(*draws))
     notes = tuple(_distribution_notes(a, b, totals))
     return Comparison(a, b, "distributions", said, rule, totals, table, notes)
 
 
-def _means(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def _means(sums: Floats) -> Floats:
     """(…, 1 + QUANTITIES) sums, the tokens first → (…, QUANTITIES) per token."""
-    means: NDArray[np.float64] = sums[..., 1:] / sums[..., :1]
-    return means
+    return sums[..., 1:] / sums[..., :1]
 
 
-def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """∞ over 0, NaN where both are 0."""
+def _compared(a: Floats, b: Floats) -> dict[str, Floats]:
+    """Both sides and what is between them; the ratio is ∞ over 0, NaN where both are 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        made: NDArray[np.float64] = a / b
-    return made
+        return {"a": a, "b": b, "difference": a - b, "ratio": a / b}
 
 
-def _quantities(a: NDArray[np.float64], b: NDArray[np.float64]) -> pandas.DataFrame:
-    empty = np.full(len(a), np.nan)
-    return pandas.DataFrame(
-        {
-            "quantity": list(QUANTITIES),
-            "a": a,
-            "a_low": empty,
-            "a_high": empty,
-            "b": b,
-            "b_low": empty,
-            "b_high": empty,
-            "difference": a - b,
-            "difference_low": empty,
-            "difference_high": empty,
-            "ratio": _ratio(a, b),
-            "ratio_low": empty,
-            "ratio_high": empty,
-        }
-    )
+def _quantities(a: Floats, b: Floats) -> pandas.DataFrame:
+    columns: dict[str, object] = {"quantity": list(QUANTITIES)}
+    for name, values in _compared(a, b).items():
+        columns |= {name: values, f"{name}_low": np.nan, f"{name}_high": np.nan}
+    return pandas.DataFrame(columns)
 
 
-def _intervals(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, list[float]]:
+def _intervals(a: Floats, b: Floats) -> dict[str, list[float]]:
     """The ends of the intervals from (RESAMPLES, QUANTITIES) resampled values."""
-    found: dict[str, list[float]] = {}
-    for name, made in (("a", a), ("b", b), ("difference", a - b), ("ratio", _ratio(a, b))):
-        ends = [interval(column) for column in made.T]
-        found[f"{name}_low"], found[f"{name}_high"] = ([e[i] for e in ends] for i in (0, 1))
-    return found
+    ends = {name: [interval(v) for v in values.T] for name, values in _compared(a, b).items()}
+    return {
+        f"{name}_{end}": [pair[i] for pair in pairs]
+        for name, pairs in ends.items()
+        for i, end in enumerate(("low", "high"))
+    }
 
 
-def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, Any]) -> Iterator[str]:
-    models = [s.manifest["model"] for s in (a, b)]
-    if models[0].get("identity") != models[1].get("identity") or (
-        models[0].get("adapter_identity") != models[1].get("adapter_identity")
-    ):
+def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, int]) -> Iterator[str]:
+    first, second = (s.manifest["model"] for s in (a, b))
+    if any(first.get(n) != second.get(n) for n in ("identity", "adapter_identity")):
         yield (
-            f"the models differ too ({models[0]['name']} and {models[1]['name']}): a difference "
-            f"may be the model's or the data's"
+            f"the models differ too ({first['name']} and {second['name']}): a difference may come "
+            f"from the model or from the data"
         )
     if a.by_turn != b.by_turn:
         yield (
-            f"A was made with --turns {a.turns}, B with --turns {b.turns}: a difference may be "
-            f"that of what stood before an answer"
+            f"A was made with --turns {a.turns}, B with --turns {b.turns}: a difference may come "
+            f"from what stood before an answer"
         )
     yield from _sample_notes(a, b)
     yield from _rule_notes(a, b)
     if not totals["intervals"]:
-        few = [f"{totals[f'examples_{s}']:,} in {s.upper()}" for s in ("a", "b")]
-        yield f"no intervals: they take at least {FEWEST} examples, found {' and '.join(few)}"
+        yield (
+            f"no intervals: they need at least {FEWEST} examples, and A has "
+            f"{totals['examples_a']:,}, B {totals['examples_b']:,}"
+        )

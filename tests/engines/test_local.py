@@ -258,7 +258,7 @@ def test_a_full_disk_costs_no_byte(
 ) -> None:
     given = command(data, disk / "s", model_folder, "--workers", "2")
     assert _run(given) == 1
-    said = "No space left on device; what is finished stays, the same command goes on"
+    said = "No space left on device; finished parts are kept, run the same command"
     assert said in capsys.readouterr().err
     kept, whole = hashes(disk / "s"), hashes(undisturbed)
     assert kept

@@ -71,7 +71,9 @@ def test_a_part_that_two_runs_made_is_scored_again(
 
     table = pq.read_table(part, partitioning=None)
     pq.write_table(table, part)  # other bytes, the same rows
-    with pytest.raises(ScanError, match=r"not the one that this scan wrote.*same command again"):
+    with pytest.raises(
+        ScanError, match=r"written by another run at the same time.*same command again"
+    ):
         scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
     scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
     assert hashes(tmp_path / "s") == hashes(undisturbed)

@@ -136,7 +136,9 @@ def test_another_token_is_named_by_its_turn(tokens: Frame, tmp_path: Path) -> No
     other = tokens.assign(token_id=tokens["token_id"].where(tokens.index != 30, 63))
     b = scans_made.write(tmp_path / "b", other, turns="each")
     e, t, p = tokens.loc[30, ["example", "turn", "position"]].astype(int)
-    with pytest.raises(ScanError, match=f"at example {e}, turn {t}, position {p} one has token"):
+    with pytest.raises(
+        ScanError, match=f"at example {e}, turn {t}, position {p} the first has token"
+    ):
         list(aligned(a, b, [], []))
 
 

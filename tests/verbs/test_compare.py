@@ -223,7 +223,7 @@ def test_what_only_one_scan_has_is_left_out_and_counted(
     assert found.totals["tokens_only_b"] == len(other) - len(rows)
     wanted = expected(rows, math.log(2))
     assert {n: found.totals[n] for n in wanted} == pytest.approx(wanted, rel=1e-9, abs=1e-12)
-    said = f"{len(mine) - len(rows):,} only in A, {len(other) - len(rows):,} only in B"
+    said = f"{len(mine) - len(rows):,} are only in A, {len(other) - len(rows):,} only in B"
     assert any(said in note for note in found.notes) == (len(rows) < max(len(mine), len(other)))
 
 
@@ -269,7 +269,9 @@ def test_the_fingerprint_decides(
     assert "the same data (rows.jsonl), compared token by token" in compare(*pair).said
     found = compare(*others)
     assert found.by == "distributions"
-    assert found.said.startswith("other data (rows.jsonl and rollouts.jso), compared as distrib")
+    assert found.said.startswith(
+        "different data (rows.jsonl and rollouts.jso), compared as distrib"
+    )
     again = scans_made.write(tmp_path / "b", tuned, rule=RULE, fingerprint="rows.parquet")
     assert compare(pair[0], again).by == "distributions"
     forced = compare(pair[0], again, by="tokens")
@@ -286,7 +288,7 @@ def test_another_token_in_one_place_is_refused(
     ids.iloc[place] += 1
     row = tuned.iloc[place]
     b = scans_made.write(tmp_path / "b", tuned.assign(token_id=ids), parts=2, group=50)
-    where = f"at example {row['example']:.0f}, position {row['position']:.0f} one has token"
+    where = f"at example {row['example']:.0f}, position {row['position']:.0f} the first has token"
     with pytest.raises(ScanError, match=where) as caught:
         compare(pair[0], b)
     assert "--by distributions" in str(caught.value)
@@ -312,7 +314,7 @@ def test_other_windows_of_a_text_are_said(tuned: Frame, tmp_path: Path) -> None:
         edited(made, lambda m, n=longest: m["model"].update(max_length=n))
         edited(made, lambda m: m["data"].update(format="text"))
     pair = [Scan.open(made.path) for made in pair]
-    assert any("windows of 64 and of 128" in note for note in compare(*pair).notes)
+    assert any("windows of 64 tokens in A and 128" in note for note in compare(*pair).notes)
 
 
 def test_tokens_out_of_order_are_refused(

@@ -110,17 +110,17 @@ def test_without_a_rate_some_rows_are_scored_to_find_one(
 
     def score(self: Scorer, unit: Unit, rows: Any) -> None:
         before(self, unit, rows)
-        scored.append((unit, rows.counts["trained_tokens"], self.folder))
+        scored.append((unit, rows.counts["trained_tokens"], self.work))
 
     monkeypatch.setattr(Scorer, "score", score)
     said = estimate(ROWS, model=model_folder)
-    ((unit, tokens, folder),) = scored
+    ((unit, tokens, work),) = scored
     assert len(unit.records) == estimating.TIMED_ROWS
     assert said.measured
     assert tokens > 0
     seconds = said.hours.value * 3600
     assert seconds == pytest.approx(said.trained_tokens.value / said.tokens_per_second)
-    assert folder is None  # where no part is written
+    assert work is None  # nothing is written
 
 
 def test_a_reference_needs_more_disk(model_folder: str) -> None:
@@ -196,7 +196,7 @@ def test_what_cannot_be_is_one_line(
 
 
 def test_data_without_a_token_to_score_is_refused(model_folder: str) -> None:
-    with pytest.raises(DataError, match="none of the 3 rows"):
+    with pytest.raises(DataError, match="none of the 3 sampled rows"):
         estimate([{"question": "a", "answer": ""}] * 3, model=model_folder, **RATE)
     with pytest.raises(BadInput):
         estimate([], model=model_folder, **RATE)

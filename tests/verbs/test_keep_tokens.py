@@ -137,7 +137,7 @@ def test_two_models_keep_the_same_tokens(
     assert_frame_equal(second.tokens()[place], sampled.tokens()[place])
     found = compare(sampled, second)
     assert found.totals["tokens"] == len(sampled.tokens())
-    assert sum("what is compared is of those" in note for note in found.notes) == 2
+    assert sum("only those are compared" in note for note in found.notes) == 2
 
 
 # --- the whole from its totals ---
@@ -470,7 +470,7 @@ def test_totals_that_the_manifest_does_not_know(sampled: Scan, tmp_path: Path) -
     shutil.copytree(sampled.path, tmp_path / "scan")
     table = pq.read_table(tmp_path / "scan" / TOTALS)
     pq.write_table(table.slice(1), tmp_path / "scan" / TOTALS)
-    with pytest.raises(ScanError, match="another sha256"):
+    with pytest.raises(ScanError, match="its sha256 differs"):
         Scan.open(tmp_path / "scan")
     (tmp_path / "scan" / TOTALS).unlink()
     with pytest.raises(ScanError, match=r"totals\.parquet cannot be read"):
@@ -628,4 +628,4 @@ def test_a_dry_run_knows_what_is_kept(folder: Path, model_folder: str) -> None:
     disk = {k: e.disk_bytes.value for k, e in made.items()}
     assert disk["sample:0.1"] < 0.7 * disk["all"] == 0.7 * disk["flagged"]
     assert "as if every token were flagged" in str(made["flagged"])
-    assert "of totals" not in str(made["all"])
+    assert "for totals" not in str(made["all"])

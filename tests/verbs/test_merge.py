@@ -275,7 +275,7 @@ def test_one_rule_is_kept_several_are_the_default(tmp_path: Path) -> None:
     assert not notes.said
     b.flag(ConflictRule())
     assert merge([a, b], tmp_path / "other", progress=notes).rule == ConflictRule()
-    assert "several rules (entropy < 4.6 nats and prob < 0.002; entropy < 0.509" in notes.said[0]
+    assert "different rules (entropy < 4.6 nats and prob < 0.002; entropy < 0.509" in notes.said[0]
 
 
 def test_a_quantile_is_found_again_over_the_whole(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         write_part(into, index, *more)
 
     monkeypatch.setattr("eaft_probe.verbs.merge.merge.write_part", full)
-    with pytest.raises(ProbeError, match="No space left on device; what is finished stays"):
+    with pytest.raises(ProbeError, match="No space left on device; finished parts are kept"):
         merge(shards, tmp_path / "m")
     merge(shards, tmp_path / "m")
     assert written == [0, 1, 2, 2, 3, 4, 5]
@@ -464,7 +464,7 @@ def test_the_same_data_twice_is_refused(
     folder: Path, shards: list[Scan], tmp_path: Path, model_folder: str
 ) -> None:
     refused(shards[:1], tmp_path / "m", "at least two")
-    refused([shards[0], str(shards[0].path)], tmp_path / "m", "both are of the data")
+    refused([shards[0], str(shards[0].path)], tmp_path / "m", "both contain the data")
     again = scanned(folder / "data/a.jsonl", folder / "a-again", model_folder, limit=5)
     refused([shards[0], again], tmp_path / "m", r"the data in .*a\.jsonl;")
     merged = merge(shards[:2], folder / "two")
@@ -479,7 +479,7 @@ def test_a_folder_beside_one_of_its_files_is_refused(
 ) -> None:
     """By the content of the files, wherever they lie; also in a scan that was merged before."""
     refused(
-        [shards[1], whole], tmp_path / "m", r"b and .*whole both are of the data in .*b\.jsonl;"
+        [shards[1], whole], tmp_path / "m", r"b and .*whole both contain the data in .*b\.jsonl;"
     )
     moved = tmp_path / "data"
     moved.mkdir()

@@ -91,8 +91,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     before = Scorer.score
 
     def score(self: Scorer, unit: Any, rows: Any) -> None:
-        before(self, unit, rows)
         units.append(unit.index)
+        before(self, unit, rows)
 
     monkeypatch.setattr(Scorer, "score", score)
     return units
@@ -106,7 +106,7 @@ def at_unit(
     method = getattr(*kind)
 
     def wrapped(self: Any, *given: Any) -> None:
-        at = given[0].index if before else int(given[1][5:10])
+        at = given[0].index if before else int(given[0][5:10])
         if at == index and not done:
             done.append(True)
             do()
@@ -251,7 +251,7 @@ def test_a_store_that_is_not_ours_is_said_before_the_model_is_loaded(
     again: Callable[..., Scan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Loading, "__call__", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(BadInput, match="forbidden://scan does not let us in: not yours"):
+    with pytest.raises(BadInput, match="forbidden://scan refuses access: not yours"):
         again("forbidden://scan")
 
 
@@ -380,12 +380,13 @@ def test_a_worker_on_a_machine_without_the_folder(
     """Its parts reach the run's folder through the store."""
     before, folders = Loading.__call__, []
 
-    def far_away(self: Loading, *given: Any) -> Any:
-        monkeypatch.setattr(Path, "is_dir", lambda p: p != self.folder and p.exists())
+    def far_away(self: Any, *given: Any) -> Any:
+        shared = self.work.folder.path
+        monkeypatch.setattr(Path, "is_dir", lambda p: p != shared and p.exists())
         made = before(self, *given)
         monkeypatch.undo()
         monkeypatch.setenv("EAFT_PROBE_CACHE", str(tmp_path / "cache"))
-        folders.append((made.folder, self.folder))
+        folders.append((made.work.folder.path, shared))
         return made
 
     monkeypatch.setattr(Loading, "__call__", far_away)

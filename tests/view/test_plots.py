@@ -726,7 +726,7 @@ def test_a_log_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match=r"eaft-probe train"):
         plots.dynamics(tmp_path)
     (tmp_path / "log.parquet").write_text("no parquet")
-    with pytest.raises(ScanError, match="no readable log"):
+    with pytest.raises(ScanError, match="cannot be read as a log"):
         plots.dynamics(tmp_path)
     pq.write_table(pa.table({"run": ["a"], "step": [1]}), tmp_path / "log.parquet")
     with pytest.raises(MissingColumn, match="no column 'objective'"):

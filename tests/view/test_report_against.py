@@ -106,7 +106,7 @@ def test_too_few_examples_for_an_interval_is_said(a: Scan, labels: Frame, tmp_pa
     b = scans_made.write(tmp_path / "b", few, rule=RULE, source="few")
     found = against(a, b)
     assert any(
-        "no intervals: they take at least 10 examples" in n for n in found["summary"]["notes"]
+        "no intervals: they need at least 10 examples" in n for n in found["summary"]["notes"]
     )
     assert found["cards"][0]["detail"].endswith("No interval.")
     assert "Too few for intervals" in found["cards"][2]["detail"]
@@ -269,7 +269,7 @@ def test_scans_that_do_not_match_are_refused_as_compare_does(
     b = scans_made.write(tmp_path / "b", labels.assign(token_id=ids), source=ATTACKS[0])
     assert _run(["compare", str(a.path), str(b.path)]) == 2
     said = capsys.readouterr().err
-    assert "is no scan of the same tokens" in said
+    assert "do not contain the same tokens" in said
     assert refused([str(a.path), "--against", str(b.path)], tmp_path, capsys) == said
     asked = [str(a.path), "--against", str(b.path), "--by", "distributions"]
     assert _run(["report", *asked, "--out", str(tmp_path / "asked.html")]) == 0

@@ -20,19 +20,14 @@ def disk_bytes(
 ) -> NDArray[np.float64]:
     """(n,) of the rows' tokens and examples. Of --keep-tokens flagged as if all were flagged."""
     share = kept_share(settings.keep_tokens) or 1.0
-    kept: NDArray[np.float64] = 1 - (1 - share) ** trained  # that an example has a token left
-    return trained * share * token_bytes(settings) + example_bytes(texts) * kept
-
-
-def token_bytes(settings: EstimateSettings) -> float:
-    """Of tokens/, a scored token."""
     statistics = chosen_statistics(settings.statistics, settings.reference is not None)
-    return TOKEN_BYTES + COLUMN_BYTES * (len(tokens_schema(statistics)) - COLUMNS)
+    token_bytes = TOKEN_BYTES + COLUMN_BYTES * (len(tokens_schema(statistics)) - COLUMNS)
+    kept: NDArray[np.float64] = 1 - (1 - share) ** trained  # that an example has a token left
+    return trained * share * token_bytes + example_bytes(texts) * kept
 
 
 def example_bytes(texts: Sequence[bytes]) -> NDArray[np.float64]:
     """(n,) bytes of examples/: texts and messages, compressed as all of the sample together is."""
     lengths = np.array([len(text) for text in texts], np.float64)
     packed = len(pa.compress(b"".join(texts), "zstd", asbytes=True))
-    made: NDArray[np.float64] = lengths * (packed / max(lengths.sum(), 1))
-    return made
+    return np.asarray(lengths * (packed / max(lengths.sum(), 1)), np.float64)

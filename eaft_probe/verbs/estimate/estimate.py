@@ -6,7 +6,7 @@ of tokens/s: the one that is given, or what this machine reaches on a few of the
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.reading import Reader
 from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Source
@@ -27,7 +28,13 @@ from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
 from eaft_probe.settings import EstimateSettings, make_settings
 from eaft_probe.verbs.estimate.costs import disk_bytes
-from eaft_probe.verbs.estimate.row_sample import Interval, RowSample, drawn_rows, total
+from eaft_probe.verbs.estimate.row_sample import (
+    Interval,
+    SampledRow,
+    drawn_rows,
+    sampled_row,
+    total,
+)
 from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
 from eaft_probe.verbs.scan.plan import batch_tokens
 
@@ -54,10 +61,12 @@ class Estimate:
     devices: int
     price: Interval | None  # of all devices
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """What `--json` prints."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v._asdict() if isinstance(v, Interval) else v for k, v in found.items()}
+        return {
+            name: value._asdict() if isinstance(value, Interval) else value
+            for name, value in vars(self).items()
+        }
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -76,25 +85,26 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     progress.note(f"counting the rows of {source.name}")
     units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)
     sample = _sample(source, units, row_format, chosen)
-    if not sum(sample.trained):
+    scorable = [row.record for row in sample if row.trained]
+    if not scorable:
         raise DataError(
-            f"none of the {len(sample.trained):,} rows looked at in {source.name} can "
-            f"be scored; `eaft-probe render` says why"
+            f"none of the {len(sample):,} sampled rows of {source.name} can be scored; "
+            f"`eaft-probe render` says why"
         )
-    rate = chosen.tokens_per_second or _measured(sample.scorable, row_format, chosen, progress)
+    rate = chosen.tokens_per_second or _measured(scorable, row_format, chosen, progress)
     return _estimated(sample, units, rate, chosen)
 
 
 def _sample(
     source: Source, units: UnitPlan, row_format: RowFormat, settings: EstimateSettings
-) -> RowSample:
+) -> list[SampledRow]:
     tokenizer = load_tokenizer(
         settings.model,
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         adapter=settings.adapter,
     )
-    renderer = Renderer(tokenizer, RenderOptions.of(settings))
+    reader = Reader(row_format, Renderer(tokenizer, RenderOptions.of(settings)).renderings)
     longest = context_length(settings.model, settings, tokenizer)
     if (settings.max_length or 0) > longest:
         raise BadInput(
@@ -102,10 +112,8 @@ def _sample(
             f"({longest} tokens)"
         )
     longest = settings.max_length or longest
-    sample = RowSample(renderer, row_format, longest, settings.stride)
-    for record in drawn_rows(source, units, settings):
-        sample.read(record)
-    return sample
+    records = drawn_rows(source, units, settings)
+    return [sampled_row(record, reader, longest, settings.stride) for record in records]
 
 
 @loads
@@ -129,8 +137,7 @@ def _measured(
     unit = Unit(0, tuple(records[:TIMED_ROWS]))
     progress.note(f"scoring {len(unit.records)} rows to see how fast this machine is")
     budget = batch_tokens(settings, resolve_device(settings.device))
-    load = Loading(None, None, row_format, with_absolute_paths(settings), budget)
-    scorer = load.scorer(Silent(), None)
+    scorer = Loading(None, row_format, with_absolute_paths(settings), budget)(Silent())
     began = time.perf_counter()
     rows = scorer.read(unit)
     scorer.score(unit, rows)
@@ -138,20 +145,21 @@ def _measured(
 
 
 def _estimated(
-    sample: RowSample, units: UnitPlan, rate: float, settings: EstimateSettings
+    sample: Sequence[SampledRow], units: UnitPlan, rate: float, settings: EstimateSettings
 ) -> Estimate:
-    trained, rows = np.array(sample.trained, np.float64), units.rows
+    trained, read = (np.array([getattr(r, n) for r in sample], float) for n in ("trained", "read"))
+    rows, texts = units.rows, [row.text for row in sample]
     hours = total(trained, rows).times(1 / rate / 3600)  # of one device
     return Estimate(
         data=units.source.name,
         model=settings.model,
         rows=rows,
         units=units.count,
-        sampled_rows=len(trained),
-        rejected_share=sample.rejected / len(trained),
+        sampled_rows=len(sample),
+        rejected_share=sum(not row.trained for row in sample) / len(sample),
         trained_tokens=total(trained, rows),
-        read_tokens=total(sample.read_tokens, rows),
-        disk_bytes=total(disk_bytes(trained, sample.texts, settings), rows),
+        read_tokens=total(read, rows),
+        disk_bytes=total(disk_bytes(trained, texts, settings), rows),
         keep_tokens=settings.keep_tokens,
         tokens_per_second=rate,
         measured=settings.tokens_per_second is None,
@@ -168,27 +176,21 @@ def _lines(e: Estimate) -> Iterator[str]:
         f"{e.rows:,} rows in {e.units:,} units; {looked} were tokenized, "
         f"{100 * e.rejected_share:.2g} % of those cannot be scored"
     )
-    yield f"scored tokens  {_told(e.trained_tokens)}"
-    yield f"read tokens    {_told(e.read_tokens)}"
-    yield f"disk, in MB    {_told(e.disk_bytes.times(1e-6), ',.3g')}{_more(e)}"
+    yield f"scored tokens  {_interval(e.trained_tokens)}"
+    yield f"read tokens    {_interval(e.read_tokens)}"
+    at_most = " at most, as if every token were flagged;" if e.keep_tokens == "flagged" else ""
+    totals = "" if e.keep_tokens == "all" else " and up to 10 for totals"
+    yield f"disk, in MB    {_interval(e.disk_bytes.times(1e-6), ',.3g')}{at_most}{totals}"
     many = f" on {e.devices:,} devices" if e.devices > 1 else ""
-    how = "as this machine reached" if e.measured else "as given"
+    how = "as measured on this machine" if e.measured else "as given"
     yield (
-        f"time, in hours {_told(e.hours, ',.3g')}{many}, at {e.tokens_per_second:,.0f} scored "
+        f"time, in hours {_interval(e.hours, ',.3g')}{many}, at {e.tokens_per_second:,.0f} scored "
         f"tokens/s a device, {how}; loading not counted"
     )
     if e.price is not None:
-        yield f"price          {_told(e.price, ',.2f')}"
+        yield f"price          {_interval(e.price, ',.2f')}"
 
 
-def _more(e: Estimate) -> str:
-    """What the disk does not say of a scan that keeps some of its tokens."""
-    kept = {"all": "", "flagged": " at most, as if every token were flagged;"}
-    return kept.get(e.keep_tokens, "") + (
-        "" if e.keep_tokens == "all" else " and up to 10 of totals"
-    )
-
-
-def _told(value: Interval, write: str = ",.0f") -> str:
+def _interval(value: Interval, write: str = ",.0f") -> str:
     ends = f" (95 %: {value.low:{write}} to {value.high:{write}})"
     return f"{value.value:{write}}" + (ends if value.low < value.high else "")

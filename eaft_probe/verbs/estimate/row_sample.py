@@ -2,17 +2,16 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.data.batches import windows
-from eaft_probe.data.formats import RowFormat
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.record import Record
-from eaft_probe.data.rendering.render import Renderer
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.settings import EstimateSettings
@@ -46,41 +45,31 @@ def drawn_rows(source: Source, units: UnitPlan, settings: EstimateSettings) -> I
     among = range(units.rows) if units.drawn is None else sorted(units.drawn)
     most = min(settings.estimate_rows, units.rows)
     drawn = frozenset(random.Random(settings.seed).sample(among, most))
-    left = most
-    for record in units.selection.records(source, drawn):
-        yield record
-        left -= 1
-        if not left:
-            return
+    yield from islice(units.selection.records(source, drawn), most)
 
 
-@dataclass
-class RowSample:
-    """Rows as they would be read, one entry a row in each list; zeros for one that cannot be."""
+class SampledRow(NamedTuple):
+    """A row as it would be read; nothing but the record where it cannot be scored."""
 
-    renderer: Renderer
-    row_format: RowFormat
-    longest: int  # tokens
-    stride: int
-    trained: list[int] = field(default_factory=list)
-    read_lengths: list[int] = field(default_factory=list)
-    scorable: list[Record] = field(default_factory=list)
-    texts: list[bytes] = field(default_factory=list)
-    rejected: int = 0
+    record: Record
+    trained: int = 0  # tokens
+    read: int = 0  # tokens of all of its windows
+    text: bytes = b""  # that is written of it
 
-    def read(self, record: Record) -> None:
-        found = Reader(self.row_format, self.renderer.renderings)(record)
-        made, said = [], [""]
-        for rendered in () if isinstance(found, Rejected) else found[1]:
-            made += windows(len(self.trained), rendered, self.longest, self.stride)[0]
-            said += [rendered.text, *(m.content for m in rendered.messages)]
-        self.rejected += not made
-        self.scorable += [record] if made else []
-        self.trained.append(sum(int(w.trained.sum()) for w in made))
-        self.read_lengths.append(sum(len(w.ids) for w in made))
-        self.texts.append("".join(said).encode(errors="replace") if made else b"")
 
-    @property
-    def read_tokens(self) -> NDArray[np.float64]:
-        """(n,) tokens of each row."""
-        return np.array(self.read_lengths, np.float64)
+def sampled_row(
+    record: Record, reader: Reader[list[Rendered]], longest: int, stride: int
+) -> SampledRow:
+    """`longest`: tokens that the model reads at once."""
+    result = reader(record)
+    renderings = [] if isinstance(result, Rejected) else result[1]
+    pieces = [w for r in renderings for w in windows(0, r, longest, stride)[0]]
+    if not pieces:
+        return SampledRow(record)
+    texts = [text for r in renderings for text in (r.text, *(m.content for m in r.messages))]
+    return SampledRow(
+        record,
+        sum(int(w.trained.sum()) for w in pieces),
+        sum(len(w.ids) for w in pieces),
+        "".join(texts).encode(errors="replace"),
+    )

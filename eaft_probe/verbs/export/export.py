@@ -17,6 +17,7 @@ from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import require_replaceable, written_aside
 
+Row = dict[str, Any]  # of JSON
 # What every line has, by which an earlier export is known.
 OWN = {"example", "key", "mean_nll", "mean_entropy", "conflicts", "trained_tokens"}
 
@@ -35,8 +36,7 @@ def export(scan: Scan, path: str | Path, overwrite: bool = False) -> int:
     path, written = Path(path), 0
     if not overwrite:
         require_replaceable(path, "export", _is_export)
-    counts = "SELECT example, count(*) FROM conflicts GROUP BY example"
-    conflicts = dict(scan.rows(counts))
+    conflicts = dict(scan.rows("SELECT example, count(*) FROM conflicts GROUP BY example"))
     try:
         with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
             for part in range(len(scan.manifest["parts"])):
@@ -56,7 +56,7 @@ def _is_export(path: Path) -> bool:
     return False
 
 
-def _rows(scan: Scan, part: int) -> Iterator[dict[str, Any]]:
+def _rows(scan: Scan, part: int) -> Iterator[Row]:
     """The examples of a part; those that are turns of one row as one."""
     for _, turns in groupby(scan.example_part(part).to_pylist(), itemgetter("example")):
         row, *others = turns
@@ -64,7 +64,7 @@ def _rows(scan: Scan, part: int) -> Iterator[dict[str, Any]]:
         yield row | (_over_turns([row, *others]) if others else {})
 
 
-def _over_turns(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _over_turns(turns: Sequence[Row]) -> Row:
     """The sums over the turns of a row, and the means over their trained tokens."""
     sums = {n: sum(turn[n] or 0 for turn in turns) for n in ("tokens", "trained_tokens")}
     means = {
@@ -75,22 +75,22 @@ def _over_turns(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return sums | means
 
 
-_MESSAGES = TypeAdapter(list[dict[str, Any]])
+_MESSAGES = TypeAdapter(list[Row])
 
 
-def _row(row: dict[str, Any], scan: Scan, conflicts: int) -> dict[str, Any]:
+def _row(row: Row, scan: Scan, conflicts: int) -> Row:
     try:
         messages = _MESSAGES.validate_json(row.pop("messages") or "")
         body = _body(messages, row.pop("text"), scan.manifest["data"]["format"])
     except (ValueError, KeyError, IndexError) as error:
         raise ScanError(
-            f"{scan.path} is damaged: the messages of example {row['example']} are none"
+            f"{scan.path} is damaged: the messages of example {row['example']} cannot be read"
         ) from error
-    place = {"example": row.pop("example"), "key": row.pop("key")}
-    return {**place, **body, **row, "conflicts": conflicts}
+    key = {"example": row.pop("example"), "key": row.pop("key")}
+    return {**key, **body, **row, "conflicts": conflicts}
 
 
-def _body(messages: list[dict[str, Any]], text: str, row_format: str) -> dict[str, Any]:
+def _body(messages: list[Row], text: str, row_format: str) -> Row:
     """The row in a shape that scans as it did: plain text must not come back as a chat."""
     if row_format == "prompt-completion" and [m["role"] for m in messages] == ["user", "assistant"]:
         return {"prompt": messages[0]["content"], "completion": messages[1]["content"]}

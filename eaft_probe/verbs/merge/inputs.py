@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from eaft_probe.data.formats import WITHOUT_TEMPLATE
 from eaft_probe.errors import BadInput, ScanError, one_line
@@ -24,6 +23,9 @@ SOURCE = "source"  # the column that is added to the examples
 KEPT_SOURCE = "source_in_data"  # what a pass-through column of that name is called from then on
 MOST_ROWS = 2**53  # as many as a manifest may count
 
+T = TypeVar("T")
+Row = dict[str, Any]  # of JSON
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -33,14 +35,14 @@ class Shard:
     first: int  # what its row 0 is called in the whole
     names: Mapping[str, str]  # its sources, and what each is called in the whole
 
-    def number(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def number(self, row: Row) -> Row:
         """A rejected row under its number in the whole, with its source."""
         return {**row, "row": row["row"] + self.first, SOURCE: self.name(row.get(SOURCE))}
 
-    def name(self, before: str | None) -> str:
-        """What a source is called in the whole; the only one where the scan is no merged one."""
+    def name(self, source: str | None) -> str:
+        """What a source is called in the whole; the only one where the scan is not a merged one."""
         if is_merged(self.scan):
-            return self.names.get(str(before), str(before))
+            return self.names.get(str(source), str(source))
         return next(iter(self.names.values()))
 
     @cached_property
@@ -56,12 +58,12 @@ def is_merged(scan: Scan) -> bool:
     return bool(scan.manifest["data"].get("sources"))
 
 
-def sources(scan: Scan) -> list[dict[str, Any]]:
+def sources(scan: Scan) -> list[Row]:
     """What a scan was made from: one entry, or those that a merged scan lists."""
     data, config = scan.manifest["data"], scan.manifest["config"]
     if is_merged(scan):
         return list(data["sources"])
-    count, limit = rows_of(scan), config.get("limit")
+    count, limit = scan.manifest["counts"]["rows"], config.get("limit")
     part = config.get("sample") is not None or (isinstance(limit, int) and count >= limit)
     selection = {n: config.get(n) for n in ("limit", "sample", "seed")} if part else None
     return [
@@ -76,42 +78,31 @@ def sources(scan: Scan) -> list[dict[str, Any]]:
     ]
 
 
-def rows_of(scan: Scan) -> int:
-    return int(scan.manifest["counts"]["rows"])
-
-
 def shards_of(scans: Sequence[Scan]) -> list[Shard]:
     """Sources of the same name (two standard inputs) are told apart by their fingerprints."""
-    often = Counter(s[SOURCE] for scan in scans for s in sources(scan))
-    made, first = [], 0
+    uses = Counter(s[SOURCE] for scan in scans for s in sources(scan))
+    shards, first = [], 0
     for scan in scans:
-        names = {
-            s[SOURCE]: s[SOURCE] if often[s[SOURCE]] == 1 else _told_apart(s) for s in sources(scan)
-        }
-        made.append(Shard(scan, first, names))
+        prints = {s[SOURCE]: f" ({s['fingerprint'][:8]})" for s in sources(scan)}
+        names = {name: name + (shown if uses[name] > 1 else "") for name, shown in prints.items()}
+        shards.append(Shard(scan, first, names))
         first += span(scan)
-    return made
-
-
-def _told_apart(source: Mapping[str, Any]) -> str:
-    return f"{source[SOURCE]} ({source['fingerprint'][:8]})"
+    return shards
 
 
 def span(scan: Scan) -> int:
     """How many row numbers a scan takes: its rows; of a --sample up to the last one drawn."""
-    last = max((int(row["row"]) for row in rejected(scan)), default=-1)
-    last = max(last, scan.manifest.get("last_row") or 0)
-    for file in reversed(scan.part_files("examples")):
-        examples = pq.read_table(file, columns=["example"], partitioning=None)["example"]
-        if len(examples):
-            last = max(last, pc.max(examples).as_py() or 0)
-            break
+    parts = reversed(range(len(scan.manifest["parts"])))
+    examples = (scan.example_part(part, ["example"])["example"] for part in parts)
+    last_scored = next((pc.max(e).as_py() for e in examples if len(e)), 0)
+    last_rejected = max((row["row"] for row in rejected(scan)), default=0)
+    last = max(last_scored or 0, last_rejected, scan.manifest.get("last_row") or 0)
     if last >= MOST_ROWS:
         raise ScanError(f"{scan.path} is damaged: its last row is number {last:,}")
-    return max(rows_of(scan), last + 1)
+    return int(max(scan.manifest["counts"]["rows"], last + 1))
 
 
-def rejected(scan: Scan) -> Iterator[dict[str, Any]]:
+def rejected(scan: Scan) -> Iterator[Row]:
     """The lines of rejected.jsonl. Raises `ScanError` where they are not as many as counted."""
     path, wanted, seen = scan.path / REJECTED, int(scan.manifest["counts"]["rejected"]), 0
     if wanted or path.exists():
@@ -124,7 +115,7 @@ def rejected(scan: Scan) -> Iterator[dict[str, Any]]:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ScanError(f"{path} is damaged: {one_line(error)}") from error
     if seen != wanted:
-        raise ScanError(f"{path} lists {seen} rows, where the manifest counts {wanted}")
+        raise ScanError(f"{path} lists {seen:,} rows, the manifest says {wanted:,}")
 
 
 # --- what is refused ---
@@ -135,56 +126,45 @@ def require_disjoint(scans: Sequence[Scan], out: str | Path) -> None:
         raise BadInput("merge joins at least two scans")
     seen: dict[str, Scan] = {}
     for scan in scans:
-        if _place(scan) == (Store.of(out) or local(out).resolve()):
+        if (scan.store or scan.path.resolve()) == (Store.of(out) or local(out).resolve()):
             raise BadInput(f"--out {out} is one of the scans to merge; choose another folder")
-        for name, fingerprint in _prints(scan):
+        for name, fingerprint in _fingerprints(scan):
             before = seen.setdefault(fingerprint, scan)
             if before is not scan:
                 raise BadInput(
-                    f"{before.path} and {scan.path} both are of the data in {name}; "
+                    f"{before.path} and {scan.path} both contain the data in {name}; "
                     f"merge joins scans of disjoint data"
                 )
 
 
-def _prints(scan: Scan) -> Iterator[tuple[str, str]]:
-    """What a scan was made from, and the files of that which it names."""
+def _fingerprints(scan: Scan) -> Iterator[tuple[str, str]]:
+    """Of what a scan was made from, and of the files of that which it names."""
     for source in sources(scan):
         yield source[SOURCE], source["fingerprint"]
         yield from source.get("files", {}).items()
 
 
-def _place(scan: Scan) -> Store | Path:
-    return scan.store or scan.path.resolve()
-
-
 def require_alike(scans: Sequence[Scan]) -> None:
     """Raises `BadInput` where numbers of two scans do not belong side by side."""
-    first, *others = scans
-    known = _alike(first)
+    first = _shared(scans[0])
     for scan in scans:
-        _require_names(scan)
-    for scan in others:
-        for what, value in _alike(scan).items():
-            if value != known[what]:
+        if not is_merged(scan) and {SOURCE, KEPT_SOURCE} <= {*scan.manifest["config"]["keep"]}:
+            raise BadInput(
+                f"{scan.path} keeps {SOURCE} and {KEPT_SOURCE}; merge gives the first the "
+                f"name of the second: scan without --keep {KEPT_SOURCE}"
+            )
+        for what, value in _shared(scan).items():
+            if value != first[what]:
                 raise BadInput(
-                    f"{first.path} and {scan.path} differ in {what}"
-                    f"{_said(known[what], value)}; merge joins scans made alike"
+                    f"{scans[0].path} and {scan.path} differ in {what}"
+                    f"{_both(first[what], value)}; merge joins scans made with the same settings"
                 )
 
 
-def _require_names(scan: Scan) -> None:
-    if not is_merged(scan) and {SOURCE, KEPT_SOURCE} <= {*scan.manifest["config"]["keep"]}:
-        raise BadInput(
-            f"{scan.path} keeps {SOURCE} and {KEPT_SOURCE}; merge gives the first the "
-            f"name of the second: scan without --keep {KEPT_SOURCE}"
-        )
-
-
-def _alike(scan: Scan) -> dict[str, Any]:
+def _shared(scan: Scan) -> dict[str, object]:
     """What scans must share, by its name."""
     manifest, config, plan = scan.manifest, scan.manifest["config"], stored_plan(scan)
-    model = manifest["model"]
-    plain = manifest["data"].get("format")
+    model, row_format = manifest["model"], manifest["data"].get("format")
     return {
         "the model's weights": model.get("identity") or model["name"],
         "the adapter's weights": model.get("adapter_identity"),
@@ -203,13 +183,13 @@ def _alike(scan: Scan) -> dict[str, Any]:
         "--keep-tokens": scan.keep_tokens,
         "the conflict rule": "" if scan.keeps_all else scan.rule.said,
         # Plain text beside conversations could not be told apart again.
-        "format": plain if plain in WITHOUT_TEMPLATE else "conversations",
+        "format": row_format if row_format in WITHOUT_TEMPLATE else "conversations",
     }
 
 
-def _said(a: Any, b: Any) -> str:
-    """The two values where a reader knows them; of columns those that only one scan has."""
-    if isinstance(a, list):
+def _both(a: object, b: object) -> str:
+    """The two values where they are short; of columns those that only one scan has."""
+    if isinstance(a, list) and isinstance(b, list):
         return f" ({', '.join(sorted({*a} ^ {*b})) or 'their order'})"
     short = all(v is None or len(str(v)) <= 40 for v in (a, b))
     return f" ({a} and {b})" if short else ""
@@ -218,21 +198,22 @@ def _said(a: Any, b: Any) -> str:
 # --- the data of the whole ---
 
 
-def data_of(shards: Sequence[Shard]) -> dict[str, Any]:
+def data_of(shards: Sequence[Shard]) -> dict[str, object]:
+    """What manifest.json says of the data of the whole."""
     listed = [
         {**source, SOURCE: shard.names[source[SOURCE]], "first": source["first"] + shard.first}
         for shard in shards
         for source in sources(shard.scan)
     ]
-    told = [shard.scan.manifest["data"] for shard in shards]
-    formats = sorted({f for data in told for f in str(data.get("format")).split(" + ")})
+    manifests = [shard.scan.manifest for shard in shards]
+    formats = {f for m in manifests for f in str(m["data"].get("format")).split(" + ")}
     return {
         "source": _title([Path(s[SOURCE]).name for s in listed]),
-        "split": common(data.get("split") for data in told),
+        "split": common(m["data"].get("split") for m in manifests),
         "fingerprint": _fingerprint(listed),
-        "rows": sum(rows_of(shard.scan) for shard in shards),
-        "units": sum(len(shard.scan.manifest["parts"]) for shard in shards),
-        "format": " + ".join(formats),
+        "rows": sum(m["counts"]["rows"] for m in manifests),
+        "units": sum(len(m["parts"]) for m in manifests),
+        "format": " + ".join(sorted(formats)),
         "sources": listed,
     }
 
@@ -241,14 +222,14 @@ def _title(names: Sequence[str]) -> str:
     return " + ".join(names) if len(names) <= 3 else f"{names[0]} + {len(names) - 1} more"
 
 
-def common(values: Iterable[Any]) -> Any:
+def common(values: Iterable[T]) -> T | None:
     """The value that all share; None where they differ."""
     first, *others = values
     return first if all(value == first for value in others) else None
 
 
-def _fingerprint(listed: Sequence[Mapping[str, Any]]) -> str:
-    """That of the sources' files read as one data set; a part of one (--limit) is no such."""
+def _fingerprint(listed: Sequence[Row]) -> str:
+    """That of the sources' files read as one data set; a part of one (--limit) counts apart."""
     digest = hashlib.sha256()
     for source in listed:
         digest.update(source["fingerprint"].encode())

@@ -8,7 +8,7 @@ killed merge goes on with the same command.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.engines.torchrun import Ranks
 from eaft_probe.errors import ScanError
 from eaft_probe.progress import Progress, Silent
-from eaft_probe.scans.folder import begin, is_finished, stored_plan
+from eaft_probe.scans.folder import Plan, is_finished, stored_plan
 from eaft_probe.scans.manifest import write_manifest
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
@@ -39,14 +39,15 @@ from eaft_probe.scans.part_writer import (
     write_part,
 )
 from eaft_probe.scans.scan import Scan
-from eaft_probe.scans.schemas import examples_schema
-from eaft_probe.scans.upload import at_work, sight
+from eaft_probe.scans.schemas import column_field, examples_schema
+from eaft_probe.scans.upload import destination, workspace
 from eaft_probe.scans.verification import reading
 from eaft_probe.settings import MergeSettings, make_settings
 from eaft_probe.storage.atomic import written_aside
 from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.merge.inputs import (
     SOURCE,
+    Row,
     Shard,
     common,
     data_of,
@@ -58,7 +59,7 @@ from eaft_probe.verbs.merge.inputs import (
     span,
 )
 
-MEANING = {"unit": "", "meaning": "the data that the example came from"}
+SOURCE_FIELD = column_field(SOURCE, pa.string(), "", "the data that the example came from")
 OPENED = ("model", "adapter")  # as the first scan's command named them, for `gradients`
 FROM_PLAN = ("model_files", "reference_identity", "today")
 
@@ -87,16 +88,11 @@ def merge(
     require_alike(opened)
     shards, progress = shards_of(opened), progress or Silent()
     plan = _plan(shards)
-    with sight(out) as seen:
-        finished = is_finished(seen, plan, chosen.overwrite)
-    if not finished:
-        with at_work(out, plan, chosen.overwrite, progress, Ranks()) as (folder, deposit):
-            begin(folder, plan, chosen.overwrite)
-            if deposit:
-                deposit.begin(folder, chosen.overwrite)
-            _join(folder, shards, plan, progress)
-            if deposit:
-                deposit.close(folder)
+    if not is_finished(destination(out), plan, chosen.overwrite):
+        with workspace(out, plan, chosen.overwrite, progress, Ranks()) as work:
+            work.begin(chosen.overwrite)
+            _join(work.folder, shards, plan, progress)
+            work.close()
     merged = Scan.open(out)
     if not merged.is_flagged:
         merged.flag(_rule(opened, progress))
@@ -106,11 +102,14 @@ def merge(
 # --- what the whole is ---
 
 
-def _plan(shards: Sequence[Shard]) -> dict[str, Any]:
+def _plan(shards: Sequence[Shard]) -> Plan:
     """What a rerun must repeat: the same scans, unchanged, in the same order."""
     stored, manifest = stored_plan(shards[0].scan), shards[0].scan.manifest
     return {
-        "merged": [_digest(json.dumps(s.scan.manifest, sort_keys=True)) for s in shards],
+        "merged": [
+            hashlib.sha256(json.dumps(s.scan.manifest, sort_keys=True).encode()).hexdigest()
+            for s in shards
+        ],
         "data": data_of(shards),
         "model_identity": manifest["model"].get("identity"),
         "adapter_identity": manifest["model"].get("adapter_identity"),
@@ -120,19 +119,15 @@ def _plan(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _rule(scans: Sequence[Scan], progress: Progress) -> ConflictRule:
     """The rule of all scans, or the default one."""
     rules = [scan.rule for scan in scans]
     asked = [r.quantile or (r.entropy_below, r.prob_below) for r in rules]
     if common(asked) is None:
-        said = "; ".join(dict.fromkeys(map(str, rules)))
+        shown = "; ".join(dict.fromkeys(map(str, rules)))
         progress.note(
-            f"the scans are flagged by several rules ({said}); the whole is flagged by "
-            f"the default one, `eaft-probe flag` sets another"
+            f"the scans are flagged by different rules ({shown}), so the whole is flagged by "
+            f"the default rule; `eaft-probe flag` sets another"
         )
         return ConflictRule()
     return rules[0] if rules[0].quantile is None else ConflictRule(quantile=rules[0].quantile)
@@ -141,18 +136,16 @@ def _rule(scans: Sequence[Scan], progress: Progress) -> ConflictRule:
 # --- writing ---
 
 
-def _join(
-    folder: Folder, shards: Sequence[Shard], plan: dict[str, Any], progress: Progress
-) -> None:
+def _join(folder: Folder, shards: Sequence[Shard], plan: Plan, progress: Progress) -> None:
     parts = [(s, index) for s in shards for index in range(len(s.scan.manifest["parts"]))]
     progress.start("merge", len(parts))
-    kept = list(dict.fromkeys(name for shard in shards for name in shard.kept.values()))
-    listed = []
+    keep = list(dict.fromkeys(name for shard in shards for name in shard.kept.values()))
+    facts = []
     for number, (shard, index) in enumerate(parts):
-        listed.append(_join_part(folder, number, shard, index, kept))
-        progress.advance(1, listed[-1]["rows"])
+        facts.append(_join_part(folder, number, shard, index, keep))
+        progress.advance(1, facts[-1]["rows"])
     _join_rejected(folder.path, shards)
-    manifest = _manifest(shards, plan, listed, kept) | join_totals(folder.path, shards, kept)
+    manifest = _manifest(shards, plan, facts, keep) | join_totals(folder.path, shards, keep)
     _join_gradients(Scan(folder.path, manifest), shards, progress)
     write_manifest(folder, manifest)
 
@@ -172,8 +165,8 @@ def _join_gradients(merged: Scan, shards: Sequence[Shard], progress: Progress) -
     try:
         if missing:
             raise ScanError(f"{missing[0]} has none")
-        found = [FullGradients.open(s.scan) for s in shards]
-        exact_gradients.join(merged, found, [s.first for s in shards])
+        samples = [FullGradients.open(s.scan) for s in shards]
+        exact_gradients.join(merged, samples, [s.first for s in shards])
     except ScanError as error:
         progress.note(
             f"{GRADIENTS} is left out: {error}; `eaft-probe gradients {merged.path}` "
@@ -181,14 +174,12 @@ def _join_gradients(merged: Scan, shards: Sequence[Shard], progress: Progress) -
         )
 
 
-def _join_part(
-    folder: Folder, number: int, shard: Shard, index: int, kept: Sequence[str]
-) -> dict[str, Any]:
+def _join_part(folder: Folder, number: int, shard: Shard, index: int, keep: Sequence[str]) -> Row:
     """Part `index` of a scan as part `number` of the whole, unless it is there; its facts."""
     if unit_report(folder.path, number) is None:
         tokens, examples = _read(shard, index)
         counts = {"trained_tokens": len(tokens), "examples": len(examples)}
-        tables = _moved(tokens, shard), _named(examples, shard, kept)
+        tables = _renumbered(tokens, shard), _named(examples, shard, keep)
         write_part(folder, number, *tables, {"counts": counts})
     rows = pq.read_metadata(part_file(folder.path, "tokens", number)).num_rows
     return part_facts(folder.path, number, rows)
@@ -200,55 +191,54 @@ def _read(shard: Shard, index: int) -> tuple[pa.Table, pa.Table]:
     scan, facts = shard.scan, shard.scan.manifest["parts"][index]
     files = [scan.part_files(kind)[index] for kind in ("tokens", "examples")]
     with reading(files[0]):
-        found = part_facts(scan.path, index, facts["rows"])
+        stored = part_facts(scan.path, index, facts["rows"])
         tokens, examples = (pq.read_table(f, partitioning=None) for f in files)
-    if found != facts or len(tokens) != facts["rows"]:
+    if stored != facts or len(tokens) != facts["rows"]:
         raise ScanError(f"{files[0]} or its examples are damaged: not what the manifest says")
     return tokens, examples
 
 
-def _moved(table: pa.Table, shard: Shard) -> pa.Table:
+def _renumbered(table: pa.Table, shard: Shard) -> pa.Table:
     """The rows under their number in the whole."""
-    at = table.schema.get_field_index("example")
-    return table.set_column(at, table.schema.field(at), pc.add(table["example"], shard.first))
+    index = table.schema.get_field_index("example")
+    return table.set_column(index, table.schema.field(index), pc.add(table["example"], shard.first))
 
 
-def _named(examples: pa.Table, shard: Shard, kept: Sequence[str]) -> pa.Table:
+def _named(examples: pa.Table, shard: Shard, keep: Sequence[str]) -> pa.Table:
     """The examples under their number, with every pass-through column of the whole and `source`."""
-    theirs = {new: old for old, new in shard.kept.items()}
-    before = examples[SOURCE].to_pylist() if is_merged(shard.scan) else [None] * len(examples)
-    moved, schema = _moved(examples, shard), examples_schema(kept)
-    names = {f.name: theirs.get(f.name, f.name if f.name not in kept else None) for f in schema}
-    columns = {
-        f.name: pc.cast(moved[names[f.name]], f.type)
-        if names[f.name] in moved.column_names
-        else pa.nulls(len(moved), f.type)
+    sources = examples[SOURCE].to_pylist() if is_merged(shard.scan) else [None] * len(examples)
+    own = [n for n in examples.column_names if n not in {*shard.kept, SOURCE}]
+    table = _renumbered(examples, shard).select([*own, *shard.kept])
+    table = table.rename_columns([*own, *shard.kept.values()])
+    schema = examples_schema(keep)
+    arrays = [
+        pc.cast(table[f.name], f.type)
+        if f.name in table.column_names
+        else pa.nulls(len(table), f.type)
         for f in schema
-    }
-    schema = schema.append(pa.field(SOURCE, pa.string(), metadata=MEANING))
-    columns[SOURCE] = pa.array([shard.name(name) for name in before], pa.string())
-    return pa.table(columns, schema=schema)
+    ]
+    names = pa.array([shard.name(source) for source in sources], pa.string())
+    return pa.table([*arrays, names], schema=schema.append(SOURCE_FIELD))
 
 
 def _manifest(
     shards: Sequence[Shard],
-    plan: Mapping[str, Any],
-    parts: Sequence[Mapping[str, Any]],
-    kept: Sequence[str],
-) -> dict[str, Any]:
+    plan: Plan,
+    parts: Sequence[Row],
+    keep: Sequence[str],
+) -> Row:
     """That of the first scan, with what the others change; settings that differ are null."""
-    told = [shard.scan.manifest for shard in shards]
-    first, counts, left_out = told[0], Counter[str](), Counter[str]()
-    for manifest in told:
-        theirs = dict(manifest["counts"])
-        left_out.update(theirs.pop("left_out", {}))
-        counts.update(theirs)
-    config = {name: common(m["config"].get(name) for m in told) for name in first["config"]}
-    versions = [m.get("versions", {}) for m in told]
+    manifests = [shard.scan.manifest for shard in shards]
+    first, counts, left_out = manifests[0], Counter[str](), Counter[str]()
+    for manifest in manifests:
+        left_out.update(manifest["counts"].get("left_out", {}))
+        counts.update({n: c for n, c in manifest["counts"].items() if n != "left_out"})
+    config = {name: common(m["config"].get(name) for m in manifests) for name in first["config"]}
+    versions = [m.get("versions", {}) for m in manifests]
     return {
         **{k: v for k, v in first.items() if k != "schema_version"},
         "command": "merge",
-        "config": {**config, "keep": [*kept, SOURCE]},
+        "config": {**config, "keep": [*keep, SOURCE]},
         "data": plan["data"],
         "parts": list(parts),
         "counts": {**counts, "left_out": dict(left_out)},
@@ -256,16 +246,16 @@ def _manifest(
     }
 
 
-def join_totals(folder: Path, shards: Sequence[Shard], kept: Sequence[str]) -> dict[str, Any]:
+def join_totals(folder: Path, shards: Sequence[Shard], keep: Sequence[str]) -> Row:
     """What the manifest says of the totals, where the scans have some."""
     if shards[0].scan.keeps_all:
         return {}
-    write_parquet(folder / TOTALS, added_up(_totals(shard, kept) for shard in shards))
+    write_parquet(folder / TOTALS, added_up(_totals(shard, keep) for shard in shards))
     last = shards[-1].first + span(shards[-1].scan) - 1
     return {"totals": sha256(folder / TOTALS), "last_row": last}
 
 
-def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
+def _totals(shard: Shard, keep: Sequence[str]) -> pa.Table:
     """Those of a scan, with the groups of every pass-through column of the whole and of `source`.
 
     All examples of a scan without such a column have no value there."""
@@ -273,7 +263,7 @@ def _totals(shard: Shard, kept: Sequence[str]) -> pa.Table:
     examples = [scan.manifest["counts"]["examples"], counted(scan).examples_with_conflicts()]
     none = [json.dumps(None)], np.array([examples], np.float64)
     theirs = {new: sums.pop(f"kept:{old}", none) for old, new in shard.kept.items()}
-    for name in kept:
+    for name in keep:
         sums[f"kept:{name}"] = theirs.get(name, none)
     before, values = sums.pop(f"kept:{SOURCE}", none)
     named = [MANY if k == MANY else json.dumps(shard.name(json.loads(k))) for k in before]

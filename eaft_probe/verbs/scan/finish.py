@@ -10,41 +10,38 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import NothingScored, ScanError
-from eaft_probe.scans.folder import plan_digest, require_plan
+from eaft_probe.scans.folder import Plan, plan_digest, require_plan
 from eaft_probe.scans.manifest import write_manifest
 from eaft_probe.scans.part_writer import (
     REJECTED,
     UNITS,
     part_facts,
     part_file,
-    part_folder,
     sha256,
     unit_report,
 )
+from eaft_probe.scans.upload import Workspace
 from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.atomic import written_aside
-from eaft_probe.storage.folder import Folder
 from eaft_probe.storage.remote import name_of, without_paths
 from eaft_probe.verbs.scan.join_units import join_units
 
 PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
-def finish(
-    place: Folder, plan: Mapping[str, Any], settings: ScanSettings, facts: Mapping[str, Any]
-) -> None:
+def finish(work: Workspace, settings: ScanSettings, facts: Mapping[str, Any]) -> None:
     """`facts`: what a scorer says of its model. Raises `NothingScored`, and `ScanError` where
     another run has removed a part."""
-    folder = place.path
-    units, count = part_folder(folder, settings.keep_tokens), plan["data"]["units"]
-    counts, left_out, parts, last = Counter[str](), Counter[str](), [], None
+    plan, folder, units = work.plan, work.folder.path, work.units
+    count = plan["data"]["units"]
+    counts, left_out, parts, last_row = Counter[str](), Counter[str](), [], None
     with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
         for index in range(count):
             report = _whole(units, index, plan_digest(plan))
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
             counts.update(report["counts"])
             left_out.update(report.get("left_out", {}))
-            last = report.get("last_row", last)
+            last_row = report.get("last_row", last_row)
             if units == folder:
                 parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
     if not counts["trained_tokens"]:
@@ -52,13 +49,13 @@ def finish(
         for kind in ("tokens", "examples", UNITS):
             shutil.rmtree(folder / kind, ignore_errors=True)
         raise NothingScored(
-            f"nothing to score in {plan['data']['source']}: all {counts['rejected']} rows were "
+            f"nothing to score in {plan['data']['source']}: all {counts['rejected']:,} rows were "
             f"rejected; {folder / REJECTED} says why"
         )
-    kept = {} if units == folder else {**join_units(place, count), "last_row": last}
-    require_plan(place, plan)
+    joined = {} if units == folder else {**join_units(work.folder, count), "last_row": last_row}
+    require_plan(work.folder, plan)
     write_manifest(
-        place,
+        work.folder,
         {
             "command": "scan",
             "config": without_paths(asdict(settings)),
@@ -70,7 +67,7 @@ def finish(
             "counts": {**counts, "left_out": dict(left_out)},
             "special_tokens": facts["special_tokens"],
             "versions": {name: _version(name) for name in PACKAGES},
-            **kept,
+            **joined,
         },
     )
     shutil.rmtree(folder / UNITS, ignore_errors=True)
@@ -84,15 +81,15 @@ def _whole(units: Path, index: int, plan: str) -> dict[str, Any]:
     if report is None or report.get("tokens_sha256") not in (None, sha256(tokens)):
         part_file(units, "examples", index).unlink(missing_ok=True)
         raise ScanError(
-            f"{tokens} is missing, or not the one that this scan wrote: another run is "
-            f"at work there; run the same command again"
+            f"{tokens} is missing, or was written by another run at the same time; run the same "
+            f"command again"
         )
     return report
 
 
 def _model_facts(
-    plan: Mapping[str, Any], settings: ScanSettings, loaded: Mapping[str, Any]
-) -> dict[str, Any]:
+    plan: Plan, settings: ScanSettings, loaded: Mapping[str, object]
+) -> dict[str, object]:
     return {
         "name": name_of(settings.model),
         "adapter": settings.adapter and name_of(settings.adapter),

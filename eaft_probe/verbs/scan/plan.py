@@ -19,10 +19,7 @@ from eaft_probe.data.units import UnitPlan
 from eaft_probe.errors import ScanError
 from eaft_probe.model.loading import load_tokenizer, own_tokenizer, resolve_device
 from eaft_probe.model.resolve import Place, find_model
-from eaft_probe.scans.folder import has_parts, read_plan
-from eaft_probe.scans.part_writer import (
-    PLAN,
-)
+from eaft_probe.scans.folder import Plan, read_plan
 from eaft_probe.settings import ScanSettings
 
 # Tokens of a batch where --tokens-per-batch is auto. On 2 CPU cores 800 to 3,200 tokens a batch
@@ -41,6 +38,7 @@ def make_plan(
         adapter=settings.adapter,
     )
     templates = chat_templates(tokenizer, settings.chat_template)
+    own = own_tokenizer(settings.adapter)
     return {
         "settings": settings.identity(),
         "device": device,
@@ -59,7 +57,7 @@ def make_plan(
         "model_identity": find_model(settings.model, settings.revision).identity(),
         "model_files": find_model(settings.model, settings.revision).small_files(),
         "adapter_identity": folder_identity(settings.adapter),
-        **_adapter_files(settings.adapter),
+        **({"adapter_files": Place(own, Path(own)).small_files()} if own else {}),
         "reference_identity": settings.reference
         and find_model(settings.reference, settings.revision).identity(),
         "chat_template": template_hash(templates),
@@ -88,12 +86,6 @@ def folder_identity(adapter: str | None) -> str | None:
     return None if adapter is None else Place(adapter, Path(adapter)).identity()
 
 
-def _adapter_files(adapter: str | None) -> dict[str, str]:
-    """Of an adapter with a tokenizer of its own what identifies that."""
-    own = own_tokenizer(adapter)
-    return {"adapter_files": Place(own, Path(own)).small_files()} if own else {}
-
-
 def template_hash(templates: Mapping[str, str]) -> str | None:
     """sha256 of the chat templates by name; of the only one, where there is one."""
     only = templates.get("default") if len(templates) == 1 else None
@@ -104,14 +96,19 @@ def template_hash(templates: Mapping[str, str]) -> str | None:
 def told_date(plan_file: Path, given: str | None = None, overwrite: bool = False) -> str:
     """The date that chat templates are told: the one `given`, that of the plan which is gone on
     with, so that two days give one scan, or this day."""
-    stored: Any = None
-    if not (given or overwrite):
+    earlier: Plan = {}
+    if not overwrite:
         with suppress(ScanError):  # not there, or to be refused later
-            stored = read_plan(plan_file).get("today")
-    return str(given or stored or date.today().isoformat())
+            earlier = read_plan(plan_file)
+    return template_date(given, earlier)
 
 
-def threads(folder: Path, settings: ScanSettings, device: str) -> int | None:
+def template_date(given: str | None, earlier: Plan) -> str:
+    """The date for chat templates: the one `given`, that of an earlier plan, or today."""
+    return str(given or earlier.get("today") or date.today().isoformat())
+
+
+def threads(settings: ScanSettings, device: str, resumed: Plan) -> int | None:
     """CPU threads with which every batch is computed, whoever computes it; None on a GPU.
 
     They split a sum, or an array at a place where the vector unit does not end, so that last digits
@@ -121,10 +118,9 @@ def threads(folder: Path, settings: ScanSettings, device: str) -> int | None:
     """
     if device != "cpu" or settings.tp:
         return None
-    if settings.threads is None and not settings.overwrite:
-        with suppress(ScanError):
-            stored = read_plan(folder / PLAN).get("threads")
-            if has_parts(folder) and (stored is None or isinstance(stored, int)):
-                return stored
-    here = max(1, torch.get_num_threads() // (settings.workers or 1))
-    return settings.threads or (here if settings.engine == "local" else 1)
+    if settings.threads:
+        return settings.threads
+    if resumed and isinstance(resumed.get("threads"), int | None):
+        return resumed.get("threads")
+    own_cores = max(1, torch.get_num_threads() // (settings.workers or 1))
+    return own_cores if settings.engine == "local" else 1

@@ -7,7 +7,7 @@ already there is skipped, so a killed scan goes on where it stopped.
 import inspect
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,17 @@ from eaft_probe.engines.torchrun import Ranks, ranks_of
 from eaft_probe.engines.unit_queue import Job
 from eaft_probe.model.loading import own_tokenizer
 from eaft_probe.progress import Progress, Silent
-from eaft_probe.scans.folder import begin as begin_scan
-from eaft_probe.scans.folder import is_finished, plan_digest
-from eaft_probe.scans.part_writer import PLAN, UNITS, part_folder, unit_report
+from eaft_probe.scans.folder import Plan, earlier_plan, has_parts, is_finished, plan_digest
+from eaft_probe.scans.part_writer import UNITS, unit_report
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
-from eaft_probe.scans.upload import Deposit, at_work, sight
+from eaft_probe.scans.upload import Workspace, destination, workspace
 from eaft_probe.settings import ScanSettings, make_settings
 from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.scan.finish import finish
 from eaft_probe.verbs.scan.fold_totals import FOLD, fold
 from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
-from eaft_probe.verbs.scan.plan import make_plan, threads, told_date
+from eaft_probe.verbs.scan.plan import make_plan, template_date, threads
 
 
 def scan(
@@ -76,24 +75,25 @@ def _scan(
     )
     settings = replace(settings, today=plan.get("today", settings.today))
     if not finished:
-        with at_work(out, plan, settings.overwrite, progress, ranks) as (folder, deposit):
-            done = not ranks.rank and is_finished(folder.path, plan, settings.overwrite)
+        with workspace(out, plan, settings.overwrite, progress, ranks) as work:
+            done = not ranks.rank and is_finished(work.folder, plan, settings.overwrite)
             if not ranks.shared(done):  # by another run, by now
-                _score(folder, deposit, units, row_format, plan, settings, progress, ranks)
+                _Run(work, units, row_format, settings, progress, ranks).score()
     opened = Scan.open(out)
     shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
     return opened if ranks.rank else _flagged(opened, settings)
 
 
-def _planned(
-    out: str | Path, plan: dict[str, Any], settings: ScanSettings
-) -> tuple[dict[str, Any], bool]:
+def _planned(out: str | Path, plan: Plan, settings: ScanSettings) -> tuple[Plan, bool]:
     """The plan with what an earlier run into `out` has settled, and whether that is finished."""
-    with sight(out) as folder:
-        plan["threads"] = threads(folder, settings, plan["device"])
-        if "today" in plan:
-            plan["today"] = told_date(folder / PLAN, settings.today, settings.overwrite)
-        return plan, is_finished(folder, plan, settings.overwrite)
+    place = destination(out)
+    earlier = {} if settings.overwrite else earlier_plan(place)
+    resumed = earlier if has_parts(place.names()) else {}
+    settled: dict[str, object] = {"threads": threads(settings, plan["device"], resumed)}
+    if "today" in plan:
+        settled["today"] = template_date(settings.today, earlier)
+    plan = {**plan, **settled}
+    return plan, is_finished(place, plan, settings.overwrite)
 
 
 def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
@@ -117,74 +117,75 @@ def _same(stored: ConflictRule, asked: ConflictRule) -> bool:
 # --- scoring ---
 
 
-def _score(
-    folder: Folder,
-    deposit: Deposit | None,
-    units: UnitPlan,
-    row_format: RowFormat,
-    plan: dict[str, Any],
-    settings: ScanSettings,
-    progress: Progress,
-    ranks: Ranks,
-) -> None:
-    facts, digest = dict[str, Any](), plan_digest(plan)
-    parts = part_folder(folder.path, settings.keep_tokens)
+@dataclass(frozen=True)
+class _Run:
+    """One scan at work: its units are scored, and the manifest is written."""
 
-    def begin(told: Mapping[str, Any]) -> Iterator[Unit]:
+    work: Workspace
+    units: UnitPlan
+    row_format: RowFormat
+    settings: ScanSettings
+    progress: Progress
+    ranks: Ranks
+    facts: dict[str, Any] = field(default_factory=dict)  # of the model, once it is loaded
+
+    def score(self) -> None:
+        self.progress.note(f"loading {self.settings.model}")
+        if own_tokenizer(self.settings.adapter):
+            self.progress.note(f"tokenizer and chat template are those of {self.settings.adapter}")
+        ENGINES[self.settings.engine](self._job())
+        self.ranks.wait()
+        with self.ranks.first():
+            if not self.ranks.rank:
+                require_same_content(self.units.source, self.work.plan["data"]["fingerprint"])
+                self.work.gather()
+                finish(self.work, self.settings, self.facts)
+                self.work.close()
+
+    def _job(self) -> Job:
+        plan, settings, ranks = self.work.plan, self.settings, self.ranks
+        work = replace(self.work, folder=Folder(self.work.folder.path.absolute()))
+        load = Loading(
+            work if ranks.writes else None,
+            self.row_format,
+            with_absolute_paths(settings),
+            plan["tokens_per_batch"],
+            plan["threads"],
+        )
+        # A model that spreads itself over devices is loaded as the settings say.
+        spread = settings.tp or settings.device_map is not None
+        return Job(
+            load,
+            self._begin,
+            self.progress,
+            self.units.count,
+            device=None if spread else ranks.device(plan["device"]),
+            workers=1 if ranks.size > 1 else settings.workers,
+            threads=plan["threads"],
+            address=settings.address,
+        )
+
+    def _begin(self, facts: Mapping[str, Any]) -> Iterator[Unit]:
         """The folder is touched only once a model stands: a typo must not cost an old scan."""
-        facts.update(told)
-        for said in ("template_limits", "unshared"):
-            if told.get(said):
-                progress.note(told[said])
-        with ranks.first():
-            if ranks.writes:
-                begin_scan(folder, plan, settings.overwrite and not ranks.rank)
-            if deposit:
-                deposit.begin(folder, settings.overwrite and not ranks.rank)
-        progress.start("scan", units.rows // ranks.shares)
-        for unit in filter(ranks.takes, units.units()):
-            if ranks.writes and parts != folder.path and unit.index % FOLD == 0:
-                fold(parts, unit.index)
-            if ranks.agreed(unit_report(parts, unit.index, digest) is None):
+        self.facts.update(facts)
+        for note in filter(None, (facts.get("template_limits"), facts.get("unshared"))):
+            self.progress.note(note)
+        with self.ranks.first():
+            if self.ranks.writes:
+                self.work.begin(self.settings.overwrite and not self.ranks.rank)
+        self.progress.start("scan", self.units.rows // self.ranks.shares)
+        for unit in filter(self.ranks.takes, self.units.units()):
+            if self._is_left(unit):
                 yield unit
             else:  # an earlier run has finished it
-                progress.advance(len(unit.records), 0)
+                self.progress.advance(len(unit.records), 0)
 
-    absolute = with_absolute_paths(settings)
-    load = Loading(
-        folder.path.absolute() if ranks.writes else None,
-        plan,
-        row_format,
-        absolute,
-        plan["tokens_per_batch"],
-        plan["threads"],
-        deposit,
-    )
-    progress.note(f"loading {settings.model}")
-    if own_tokenizer(settings.adapter):
-        progress.note(f"tokenizer and chat template are those of {settings.adapter}")
-    # A model that spreads itself over devices is loaded as the settings say.
-    spread = settings.tp or settings.device_map is not None
-    job = Job(
-        load,
-        begin,
-        progress,
-        units.count,
-        None if spread else ranks.device(plan["device"]),
-        1 if ranks.size > 1 else settings.workers,
-        plan["threads"],
-        settings.address,
-    )
-    ENGINES[settings.engine](job)
-    ranks.wait()
-    with ranks.first():
-        if not ranks.rank:
-            require_same_content(units.source, plan["data"]["fingerprint"])
-            if deposit:
-                deposit.gather(folder)
-            finish(folder, plan, settings, facts)
-            if deposit:
-                deposit.close(folder)
+    def _is_left(self, unit: Unit) -> bool:
+        parts = self.work.units
+        if self.ranks.writes and parts != self.work.folder.path and unit.index % FOLD == 0:
+            fold(parts, unit.index)
+        report = unit_report(parts, unit.index, plan_digest(self.work.plan))
+        return self.ranks.agreed(report is None)
 
 
 # `help(scan)` shows every setting with its default, from the one place that defines them.

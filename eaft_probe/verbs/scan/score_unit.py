@@ -1,8 +1,6 @@
 """One unit → one part: read, render, batch, measure, write."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -21,11 +19,10 @@ from eaft_probe.errors import BadInput, ProbeError, RowError
 from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.progress import Progress
-from eaft_probe.scans.folder import plan_digest, require_plan
-from eaft_probe.scans.part_writer import part_folder, stored_report, write_part
+from eaft_probe.scans.part_writer import stored_report
 from eaft_probe.scans.schemas import tokens_schema
+from eaft_probe.scans.upload import Workspace
 from eaft_probe.settings import ScanSettings, kept_share
-from eaft_probe.storage.folder import Destination, Folder
 from eaft_probe.verbs.scan.unit_rows import UnitRows
 
 
@@ -34,7 +31,7 @@ class Scorer:
 
     def __init__(
         self,
-        folder: Path | None,
+        work: Workspace | None,
         model: CausalLM,
         reference: CausalLM | None,
         row_format: RowFormat,
@@ -42,11 +39,9 @@ class Scorer:
         settings: ScanSettings,
         budget: int,
         progress: Progress,
-        plan: Mapping[str, Any] | None = None,
-        plan_in: Destination | None = None,
     ) -> None:
-        self.folder, self.model, self.reference = folder, model, reference
-        self.plan, self.plan_in = plan, plan_in  # which every part is of, and where it must stand
+        """`work`: where the parts go; None where they are not written."""
+        self.work, self.model, self.reference = work, model, reference
         self.halved: set[str] = set()  # batches of the unit at hand
         self.statistics, self.settings = statistics, settings
         self.budget, self.progress = budget, progress
@@ -63,7 +58,6 @@ class Scorer:
         self.cost = Cost(*shares) if shares else None
         self.regime = regimes(model.borders, reference.borders if reference else ())
         self.schema = tokens_schema(statistics)
-        self.column_names = self.schema.names
         self.special_tokens = set(model.tokenizer.get_added_vocab())
 
     def read(self, unit: Unit) -> "UnitRows":
@@ -75,65 +69,52 @@ class Scorer:
 
     def score(self, unit: Unit, rows: "UnitRows") -> None:
         """Writes the unit's part, whole or not at all. Raises `NonFinite` and `OSError`."""
-        self.halved = self._halved(unit.index)
-        left = len(unit.records)
+        # Other batches give other last digits: what was halved where the unit was scored before,
+        # and is damaged, is halved again.
+        report = stored_report(self.work.units, unit.index) if self.work else {}
+        self.halved = set(report.get("halved", ()))
+        rows_left = len(unit.records)
         for number, batch in enumerate(batches(rows.windows, self.budget, self.cost, self.regime)):
             for piece, columns in self._measured(batch, f"{unit.index}/{number}/", rows.counts):
                 rows.take(piece, columns)
-                fresh = min(left, len(piece.window))
-                left -= fresh
-                self.progress.advance(fresh, int(piece.trained.sum()))
-        if self.folder is not None:
-            self._write(self.folder, unit, rows)
-        self.progress.advance(left, 0)
+                done = min(rows_left, len(piece.window))
+                rows_left -= done
+                self.progress.advance(done, int(piece.trained.sum()))
+        if self.work is not None:
+            self._write(self.work, unit, rows)
+        self.progress.advance(rows_left, 0)
 
     def _in_windows(self, example: Example) -> list[tuple[Rendered, list[Window], int]]:
         """Its renderings that have a token to score, as windows, and how many tokens each loses."""
-        found = []
+        cut_renderings = []
         for rendered in self.renderer.renderings(example):
             if int(rendered.ids.max()) >= self.model.head.vocab_size:
                 raise RowError(f"token id {rendered.ids.max()} is beyond the model's vocabulary")
-            made, cut = windows(0, rendered, self.max_length, self.settings.stride)
-            if made:
-                found.append((rendered.cut(self.max_length) if cut else rendered, made, cut))
-        if not found:
+            pieces, cut = windows(0, rendered, self.max_length, self.settings.stride)
+            if pieces:
+                shown = rendered.cut(self.max_length) if cut else rendered
+                cut_renderings.append((shown, pieces, cut))
+        if not cut_renderings:
             raise RowError(f"no trained token within {self.max_length} tokens")
-        return found
+        return cut_renderings
 
-    def _write(self, folder: Path, unit: Unit, rows: "UnitRows") -> None:
+    def _write(self, work: Workspace, unit: Unit, rows: "UnitRows") -> None:
         tokens, examples, settings = rows.tokens_table(), rows.examples_table(), self.settings
+        report = rows.report() | ({"halved": sorted(self.halved)} if self.halved else {})
         totals = None
-        last = unit.records[-1].row if unit.records else None
+        last_row = unit.records[-1].row if unit.records else None
         if settings.keep_tokens != "all":
             rule = ConflictRule.given(settings.entropy_below, settings.prob_below, None)
             totals = unit_totals(tokens, examples, settings.keep, rule, self.special_tokens)
             share = kept_share(settings.keep_tokens)
             tokens, examples = kept_tokens(tokens, examples, rule, share)
-        write_part(
-            Folder(part_folder(folder, settings.keep_tokens)),
-            unit.index,
-            tokens,
-            examples,
-            self._report(rows),
-            self._required_plan(),
-            totals,
-            last,
-        )
-
-    def _required_plan(self) -> str | None:
-        """Its digest. Raises `ScanError` where another run has replaced the scan by now."""
-        if self.plan is not None and self.plan_in is not None:
-            require_plan(self.plan_in, self.plan)
-        return None if self.plan is None else plan_digest(self.plan)
-
-    def _report(self, rows: "UnitRows") -> dict[str, Any]:
-        return rows.report() | ({"halved": sorted(self.halved)} if self.halved else {})
+        work.write(unit.index, tokens, examples, report, totals, last_row)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What the manifest says of the model and of what it wrote."""
         return {
-            "columns": self.column_names,
+            "columns": self.schema.names,
             "special_tokens": sorted(self.special_tokens),
             "template_limits": self.renderer.limits,
             "unshared": self._unshared(),
@@ -148,21 +129,12 @@ class Scorer:
 
     def _unshared(self) -> str | None:
         """Why rows with a common beginning are read whole, in a sentence."""
-        for model in (self.model, self.reference):
-            if model is not None and model.unshared is not None:
-                return (
-                    f"{model.place.name} reads common beginnings of rows again for every row: "
-                    f"{model.unshared}"
-                )
-        return None
-
-    def _halved(self, unit: int) -> set[str]:
-        """The batches that were halved where the unit was scored before, and is damaged: other
-        batches give other last digits."""
-        if self.folder is None:
-            return set()
-        folder = part_folder(self.folder, self.settings.keep_tokens)
-        return set(stored_report(folder, unit).get("halved", ()))
+        reasons = (
+            f"{m.place.name} reads common beginnings of rows again for every row: {m.unshared}"
+            for m in (self.model, self.reference)
+            if m is not None and m.unshared is not None
+        )
+        return next(reasons, None)
 
     def _measured(
         self, batch: TokenBatch, name: str, counts: dict[str, int]
@@ -176,16 +148,15 @@ class Scorer:
                     raise ProbeError(
                         "out of memory under --tp; lower --tokens-per-batch"
                     ) from error
-                self._remember(name, batch)
+                if len(batch.window) == 1:
+                    raise ProbeError(
+                        "out of memory on a single example; lower --max-length"
+                    ) from error
+                torch.cuda.empty_cache()
+                self.halved.add(name)
         counts["halved"] += 1
         left, right = batch.halves()
         return [
             *self._measured(left, name + "0", counts),
             *self._measured(right, name + "1", counts),
         ]
-
-    def _remember(self, name: str, batch: TokenBatch) -> None:
-        if len(batch.window) == 1:
-            raise ProbeError("out of memory on a single example; lower --max-length")
-        torch.cuda.empty_cache()
-        self.halved.add(name)

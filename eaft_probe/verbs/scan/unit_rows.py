@@ -18,7 +18,7 @@ from eaft_probe.data.reading import Rejected
 from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import NonFinite
-from eaft_probe.scans.schemas import TEXT, examples_schema
+from eaft_probe.scans.schemas import examples_schema
 
 if TYPE_CHECKING:
     from eaft_probe.verbs.scan.score_unit import Scorer
@@ -57,25 +57,25 @@ class UnitRows:
     def read(self, record: Record) -> None:
         """Renders one record, or rejects it with the reason."""
         self.counts["rows"] += 1
-        found = self.scorer.reader(record)
-        if isinstance(found, Rejected):
+        result = self.scorer.reader(record)
+        if isinstance(result, Rejected):
             self.counts["rejected"] += 1
-            self.rejected.append(found.as_line())
+            self.rejected.append(result.as_line())
             return
-        row, renderings = found
+        row, renderings = result
         self.counts["examples"] += 1
-        for rendered, made, cut in renderings:
-            self._add(record, row, rendered, made, cut)
+        for rendering in renderings:
+            self._add(record, row, *rendering)
 
     def _add(
         self,
         record: Record,
-        row: Mapping[str, Any],
+        row: Mapping[str, object],
         rendered: Rendered,
-        made: list[Window],
+        windows: list[Window],
         cut: int,
     ) -> None:
-        self.windows += [replace(w, example=len(self.rendered)) for w in made]
+        self.windows += [replace(w, example=len(self.rendered)) for w in windows]
         self.records.append(record)
         self.rendered.append(rendered)
         self.kept.append([_kept(row, name) for name in self.scorer.settings.keep])
@@ -83,7 +83,7 @@ class UnitRows:
         for name, more in {
             "renderings": 1,
             "tokens": len(rendered.ids),
-            "trained_tokens": sum(int(w.trained.sum()) for w in made),
+            "trained_tokens": sum(int(w.trained.sum()) for w in windows),
             "cut_examples": int(cut > 0),
             "cut_tokens": cut,
             "special_in_content": rendered.special_in_content,
@@ -101,12 +101,13 @@ class UnitRows:
         if len(bad):
             row = self.records[example[bad[0]]].row
             raise NonFinite(
-                f"the model gives NaN or no probability at all at row {row}, token "
+                f"the model gives NaN or no probability at all in row {row} at token "
                 f"{position[bad[0]]}; try --dtype float32, or check the weights"
             )
         self.measured.append((example, position, columns))
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
+        """What the manifest and rejected.jsonl will say of the unit."""
         return {"counts": self.counts, "left_out": self.left_out, "rejected": self.rejected}
 
     # --- the tables ---
@@ -125,21 +126,17 @@ class UnitRows:
             for s in self.scorer.statistics
         }
         columns |= self._places(example, position)
-        columns["token"] = self._texts(columns["token_id"])
-        columns["top1"] = self._texts(columns["top1_id"])
-        arrays = [
-            pa.array(columns[f.name], f.type) if f.type != TEXT else columns[f.name] for f in schema
-        ]
-        return pa.Table.from_arrays(arrays, schema=schema)
+        texts = {"token": columns["token_id"], "top1": columns["top1_id"]}
+        columns |= {name: self._texts(ids) for name, ids in texts.items()}
+        return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
     def _places(
         self, example: NDArray[np.int64], position: NDArray[np.int64]
     ) -> dict[str, NDArray[Any]]:
         """The columns that say which token this is, from the renderings."""
         first = np.cumsum([0, *(len(r.ids) for r in self.rendered)])
-        at = first[example] + position
         ids, turns, chars = (
-            np.concatenate([getattr(r, name) for r in self.rendered])[at]
+            np.concatenate([getattr(r, name) for r in self.rendered])[first[example] + position]
             for name in ("ids", "turn", "chars")
         )
         rows = np.array([r.row for r in self.records], np.int64)
@@ -153,25 +150,23 @@ class UnitRows:
         }
 
     def _texts(self, ids: NDArray[np.int32]) -> pa.DictionaryArray:
-        known, codes = np.unique(ids, return_inverse=True)
-        texts = [self.scorer.renderer.token_text(i) for i in known.tolist()]
+        distinct, codes = np.unique(ids, return_inverse=True)
+        texts = [self.scorer.renderer.token_text(i) for i in distinct.tolist()]
         return pa.DictionaryArray.from_arrays(
             pa.array(codes.astype(np.int32)), pa.array(texts, pa.string())
         )
 
     def examples_table(self) -> pa.Table:
         """One row a scored example, with the means over its trained tokens."""
-        count = len(self.rendered)
-        places = [m[0] for m in self.measured] or [np.zeros(0, np.int64)]
-        example = np.concatenate(places)
+        count, schema = len(self.rendered), examples_schema(self.scorer.settings.keep)
+        example = np.concatenate([np.zeros(0, np.int64), *(m[0] for m in self.measured)])
         trained = np.bincount(example, minlength=count)
 
         def mean(name: str, sign: int) -> NDArray[np.float32]:
-            values = [m[2][name].numpy() for m in self.measured] or [np.zeros(0)]
-            total = np.bincount(example, np.concatenate(values).astype(np.float64), count)
+            values = np.concatenate([np.zeros(0), *(m[2][name].numpy() for m in self.measured)])
+            total = np.bincount(example, values, count)
             return (sign * total / np.maximum(trained, 1)).astype(np.float32)
 
-        schema = examples_schema(self.scorer.settings.keep)
         columns = [
             [r.row for r in self.records],
             [r.of_turn for r in self.rendered],
@@ -187,11 +182,10 @@ class UnitRows:
             mean("entropy", 1),
             *([row[i] for row in self.kept] for i in range(len(self.scorer.settings.keep))),
         ]
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=schema)
+        return pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
 
 
-def _kept(row: Mapping[str, Any], name: str) -> str | None:
+def _kept(row: Mapping[str, object], name: str) -> str | None:
     """A pass-through value: text as it is (half surrogates escaped), anything else as JSON."""
     value = row.get(name)
     if value is None:

@@ -12,8 +12,8 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from eaft_probe.analysis.histogram2d import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP, cell
-from eaft_probe.analysis.token_join import Arrays
 from eaft_probe.errors import BadInput
+from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import require_delta
 from eaft_probe.verbs.compare import By, by_group, described, how, moved
