@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eaft_probe.data.record import Record
 from eaft_probe.data.sources import Source
@@ -65,19 +65,22 @@ class UnitPlan:
             files |= {record.file for record in unit.records}
         if not rows:
             raise DataError(f"{source.name} has no rows")
-        return cls(source, selection, rows_per_unit, draft.drawn, rows, count, frozenset(files))
+        return replace(draft, rows=rows, count=count, files=frozenset(files))
 
     def units(self) -> Iterator[Unit]:
         """Raises `ProbeError` where the data changed before a unit was read to its end."""
-        records, size, index = list[Record](), 0, 0
+        for index, records in enumerate(self._cuts()):
+            self.source.require_unchanged()
+            yield Unit(index, tuple(records))
+
+    def _cuts(self) -> Iterator[list[Record]]:
+        records, size = list[Record](), 0
         for record in self.selection.records(self.source, self.drawn):
             full = len(records) == self.rows_per_unit or size + record.size > UNIT_BYTES
             if records and full:
-                self.source.require_unchanged()
-                yield Unit(index, tuple(records))
-                records, size, index = [], 0, index + 1
+                yield records
+                records, size = [], 0
             records.append(record)
             size += record.size
         if records:
-            self.source.require_unchanged()
-            yield Unit(index, tuple(records))
+            yield records

@@ -422,5 +422,5 @@ def test_depth_is_that_of_brackets_outside_of_strings() -> None:
 
 def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.jsonl")
-    assert "is no plain file" in refusal(tmp_path / "d.jsonl")
+    assert "is not a regular file" in refusal(tmp_path / "d.jsonl")
     assert "no data files" in refusal(tmp_path)

@@ -24,10 +24,6 @@ from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import ModelError, RowError, foreign
 from eaft_probe.settings import DataSettings
 
-TrainOn = Literal["assistant", "last", "all"]
-ToolCalls = Literal["template", "inline"]
-Turns = Literal["together", "each"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOptions:
@@ -40,9 +36,9 @@ class RenderOptions:
     `today`: the date that the template reads, YYYY-MM-DD; None is this day.
     """
 
-    train_on: TrainOn = "assistant"
-    tool_calls: ToolCalls = "template"
-    turns: Turns = "together"
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    tool_calls: Literal["template", "inline"] = "template"
+    turns: Literal["together", "each"] = "together"
     chat_template: str | None = None
     template_arg: Mapping[str, object] = field(default_factory=dict)
     today: str | None = None
@@ -161,9 +157,8 @@ class Renderer:
     @cached_property
     def closers(self) -> frozenset[str]:
         """The tokens that end an answer: the end of text, and what the templates end turns with."""
-        examples = [Example("", (), tools=tools) for tools in (None, [{}])]
-        locators = map(self.locator, examples) if self.templates else ()
-        return self.stops.union(*(locator.endings for locator in locators))
+        examples = [Example("", ()), Example("", (), tools=[{}])] if self.templates else []
+        return self.stops.union(*(self.locator(e).endings for e in examples))
 
     @cached_property
     def stops(self) -> frozenset[str]:
