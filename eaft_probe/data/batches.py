@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import BadInput
@@ -68,25 +70,23 @@ def windows(
     Conversations are cut at the right. Plain text is split; windows overlap by `stride` tokens, at
     least one, so that every token but the first of the text is predicted once, behind as many.
     """
-    length = len(rendered.ids)
-    step = max_length - stride
-    starts = range(0, max(length - stride, 1), step) if rendered.plain else range(1)
-    made = []
+    length, found = len(rendered.ids), list[Window]()
+    starts = range(0, max(length - stride, 1), max_length - stride) if rendered.plain else range(1)
     for start in starts:
         trained = rendered.trained[start : start + max_length].copy()
         trained[: stride if start else 1] = False
         if trained.any():
             ids = rendered.ids[start : start + max_length]
-            made.append(Window(example, start, ids, trained))
-    return made, 0 if rendered.plain else max(0, length - max_length)
+            found.append(Window(example, start, ids, trained))
+    return found, 0 if rendered.plain else max(0, length - max_length)
 
 
 def require_stride(stride: int, max_length: int) -> None:
     """Raises `BadInput` where windows would not get on."""
     if not 1 <= stride < max_length:
         raise BadInput(
-            f"--stride is a whole number from 1 to below the {max_length} tokens of a "
-            f"window, found {stride}"
+            f"--stride should be at least 1 and less than the {max_length:,} tokens of a window, "
+            f"found {stride:,}"
         )
 
 
@@ -110,8 +110,8 @@ class Cost:
 
     def behind(self, prefix: int, length: int) -> float:
         """The rest of a sequence behind a cached prefix; the mask loses the causal skip."""
-        own = length - prefix
-        return own * self.linear + own * length * self.attention
+        rest = length - prefix
+        return rest * self.linear + rest * length * self.attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,8 @@ class TokenBatch:
     def halves(self) -> "tuple[TokenBatch, TokenBatch]":
         """The same windows in two batches."""
         middle = len(self.window) // 2
-        return batch_of(self.prefix, self.window[:middle]), batch_of(
-            self.prefix, self.window[middle:]
-        )
+        left, right = self.window[:middle], self.window[middle:]
+        return batch_of(self.prefix, left), batch_of(self.prefix, right)
 
 
 def targets(
@@ -195,16 +194,14 @@ def _of_one_regime(items: Sequence[Window], budget: int, cost: Cost | None) -> I
 def batch_of(prefix: NDArray[np.int32], members: Sequence[Window]) -> TokenBatch:
     """The windows padded to the longest, without the prefix that they share."""
     skip = len(prefix)
-    longest = max(len(w.ids) for w in members) - skip
-    ids = np.zeros((len(members), longest), np.int64)
-    mask, trained = np.zeros_like(ids), np.zeros(ids.shape, np.bool_)
-    for row, window in enumerate(members):
-        length = len(window.ids) - skip
-        ids[row, :length] = window.ids[skip:]
-        mask[row, :length] = 1
-        trained[row, :length] = window.trained[skip:]
-    tensors = [torch.from_numpy(a) for a in (ids, mask, trained)]
-    return TokenBatch(prefix, tensors[0], tensors[1], tensors[2], tuple(members))
+    ids = _padded([w.ids[skip:].astype(np.int64) for w in members])
+    mask = _padded([np.ones(len(w.ids) - skip, np.int64) for w in members])
+    trained = _padded([w.trained[skip:] for w in members])
+    return TokenBatch(prefix, ids, mask, trained, tuple(members))
+
+
+def _padded(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
 
 
 def nested(items: Sequence[Window]) -> list[Window]:
@@ -214,13 +211,13 @@ def nested(items: Sequence[Window]) -> list[Window]:
     history as it showed the turns. Sorted by their tokens, a window stands before what begins
     with it.
     """
-    kept = list[Window]()
+    longest = list[Window]()
     for window in sorted(items, key=lambda w: w.ids[: w.past].astype(">i4").tobytes())[::-1]:
-        if kept and kept[-1].begins_with(window):
-            kept[-1] = kept[-1].around(window)
+        if longest and longest[-1].begins_with(window):
+            longest[-1] = longest[-1].around(window)
         else:
-            kept.append(window)
-    return kept
+            longest.append(window)
+    return longest
 
 
 def shared_prefixes(items: Sequence[Window], cost: Cost) -> list[tuple[int, list[Window]]]:

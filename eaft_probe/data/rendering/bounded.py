@@ -176,24 +176,20 @@ class Counted(NodeTransformer):
         self.generic_visit(node)
         return environment_call("tilde", *node.nodes)
 
-    def visit_List(self, node: nodes.List) -> nodes.Node:
-        return self._literal(node, node.items)
+    def visit_List(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        if getattr(node, "ctx", "load") != "load":  # the names that a tuple is unpacked into
+            return node
+        items = (i.value if isinstance(i, nodes.Pair) else i for i in node.iter_child_nodes())
+        constant = all(isinstance(i, nodes.Const | nodes.TemplateData) for i in items)
+        return node if constant else environment_call("counted", node)
 
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        return self._literal(node, node.items) if node.ctx == "load" else self.generic_visit(node)
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        return self._literal(node, [pair.value for pair in node.items])
+    visit_Tuple = visit_Dict = visit_List
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         sliced = isinstance(node.arg, nodes.Slice)
         return environment_call("counted", node) if sliced else node
-
-    def _literal(self, node: nodes.Expr, items: list[nodes.Expr]) -> nodes.Node:
-        self.generic_visit(node)
-        constant = all(isinstance(i, nodes.Const | nodes.TemplateData) for i in items)
-        return node if constant else environment_call("counted", node)
 
 
 def environment_call(name: str, *values: nodes.Expr) -> nodes.Call:

@@ -17,7 +17,7 @@ from time import monotonic
 
 import jinja2
 
-from eaft_probe.data.messages import Message
+from eaft_probe.data.messages import REASONING, Message
 from eaft_probe.data.rendering.timeout import TookTooLong, at_most
 from eaft_probe.data.rendering.traced import Piece, Pieces, Traced
 from eaft_probe.data.rendering.tracing import Source, TracingEnvironment, has_marks
@@ -28,7 +28,6 @@ SECONDS = 5.0  # of a rendering, and another one for each million characters tha
 SLOW, MOST_SLOW = 0.1, 10.0  # seconds from which a rendering counts as slow; of all slow ones
 LONGEST = 200_000  # characters of a template; published ones have up to some 20,000
 TOOLS = -2  # the "message" of what `tools` say
-REASONING = ("reasoning_content", "thinking", "reasoning")
 # Strings by which templates choose what to write; shown or not, they are no words of a message.
 LABELS = frozenset(("role", "name", "tool_call_id", "id", "type", "index"))
 

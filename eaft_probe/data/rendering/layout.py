@@ -8,8 +8,8 @@ from functools import cached_property
 from itertools import groupby, takewhile
 from typing import NamedTuple
 
-from eaft_probe.data.messages import Message
-from eaft_probe.data.rendering.chat_template import REASONING, TOOLS, Rendering
+from eaft_probe.data.messages import REASONING, Message
+from eaft_probe.data.rendering.chat_template import TOOLS, Rendering
 from eaft_probe.data.rendering.traced import DERIVED, TEMPLATE, Piece
 
 Span = tuple[int, int]  # first character, one past the last

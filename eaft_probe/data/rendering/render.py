@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from eaft_probe.data.formats import Example
 from eaft_probe.data.inline import inlined
-from eaft_probe.data.messages import Message
-from eaft_probe.data.rendering.chat_template import REASONING, ChatTemplate, read_template
+from eaft_probe.data.messages import REASONING, Message
+from eaft_probe.data.rendering.chat_template import ChatTemplate, read_template
 from eaft_probe.data.rendering.layout import Span
 from eaft_probe.data.rendering.rendered import Rendered, ends_text, marked_tokens, untrimmed
 from eaft_probe.data.rendering.spans import Located, Locator

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-from eaft_probe.data.messages import Message
-from eaft_probe.data.rendering.chat_template import REASONING
+from eaft_probe.data.messages import REASONING, Message
 from eaft_probe.data.rendering.layout import TAG, Layout, Span
 from eaft_probe.data.rendering.patterns import Pattern
 from eaft_probe.data.rendering.tried_template import CALLED, TWICE, Tools, TriedTemplate

@@ -56,7 +56,7 @@ class TracingEnvironment(BoundedEnvironment):
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": strftime_now,
-            "dict": _Dict(),
+            "dict": _dict,
             "namespace": _Namespace,
         }
 
@@ -167,11 +167,9 @@ def has_marks(template: nodes.Template) -> bool:
     return any(m.identifier == _Marks.identifier for m in methods)
 
 
-class _Dict:
+def _dict(*args: Any, **named: object) -> dict[object, object]:
     """`dict` for templates, without its attributes."""
-
-    def __call__(self, *args: Any, **named: object) -> dict[object, object]:
-        return dict(*args, **named)
+    return dict(*args, **named)
 
 
 class _Namespace(Namespace):

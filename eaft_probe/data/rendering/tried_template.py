@@ -136,13 +136,10 @@ class TriedTemplate:
         ]
 
     def _shows_whole(self, messages: Sequence[Message], index: int) -> bool:
-        layout = self._probe(messages)
-        role = messages[index].role
-        return (
-            layout is not None
-            and layout.shows(index)
-            and not any(place.startswith(f"{role}.") for place in layout.left_out())
-        )
+        layout, fields = self._probe(messages), f"{messages[index].role}."
+        if layout is None or not layout.shows(index):
+            return False
+        return not any(name.startswith(fields) for name in layout.left_out())
 
     @cached_property
     def _generation_header(self) -> str:
