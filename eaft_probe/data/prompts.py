@@ -50,7 +50,7 @@ class Prompts:
         while messages and messages[-1].role == "assistant":
             messages.pop()
         if not any(m.role == "user" for m in messages):
-            raise RowError("no user turn to answer")
+            raise RowError("no prompt: there is no user turn to answer")
         asked = replace(example, messages=tuple(replace(m, trained=False) for m in messages))
         marked = (*asked.messages, Message("assistant", MARK, trained=True))
         shown = self.renderer.located(replace(asked, messages=marked))
