@@ -179,16 +179,14 @@ def _of_one_regime(items: Sequence[Window], budget: int, cost: Cost | None) -> I
     for prefix, members in groups:
         # A row behind a prefix carries a copy of its keys: count a quarter, so that many short
         # rows behind a long prefix do not outgrow a batch of whole rows.
-        members = sorted(members, key=lambda w: -len(w.ids))
-        room = list[Window]()
-        for window in members:
-            longest = len((room or [window])[0].ids) - prefix + prefix // 4
-            if room and (len(room) + 1) * longest > budget:
-                yield batch_of(room[0].ids[:prefix], room)
-                room = []
-            room.append(window)
-        if room:
-            yield batch_of(room[0].ids[:prefix], room)
+        batch = list[Window]()
+        for window in sorted(members, key=lambda w: -len(w.ids)):
+            longest = len((batch or [window])[0].ids) - prefix + prefix // 4
+            if batch and (len(batch) + 1) * longest > budget:
+                yield batch_of(batch[0].ids[:prefix], batch)
+                batch = []
+            batch.append(window)
+        yield batch_of(batch[0].ids[:prefix], batch)
 
 
 def batch_of(prefix: NDArray[np.int32], members: Sequence[Window]) -> TokenBatch:

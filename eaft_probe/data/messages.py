@@ -67,7 +67,7 @@ def read_messages(value: object, names: Mapping[str, str]) -> tuple[Message, ...
 
     Raises `RowError`.
     """
-    messages = _checked(from_json(value, "messages"), list, "messages")
+    messages = checked(from_json(value, "messages"), list, "messages")
     if not messages:
         raise RowError("messages is empty")
     return tuple(_message(m, names, f"message {i}") for i, m in enumerate(messages))
@@ -75,12 +75,12 @@ def read_messages(value: object, names: Mapping[str, str]) -> tuple[Message, ...
 
 def read_tools(value: object) -> Sequence[object] | None:
     """The tools of a row: a list of objects, all or each as JSON text. Raises `RowError`."""
-    tools = _checked(from_json(value, "tools") or [], list, "tools")
+    tools = checked(from_json(value, "tools") or [], list, "tools")
     return encodable([from_json(t, "tools") for t in tools], "tools") or None
 
 
 def _message(value: object, names: Mapping[str, str], what: str) -> Message:
-    value = _checked(value, dict, what)
+    value = checked(value, dict, what)
     role_key = names.get("role") or ("role" if "role" in value else "from")
     content_key = names.get("content") or ("content" if "content" in value else "value")
     role = ROLES.get(str(value.get(role_key)).lower())
@@ -98,7 +98,7 @@ def _message(value: object, names: Mapping[str, str], what: str) -> Message:
     return Message(role, words, _trained(value, what), calls, encodable(extra, what))
 
 
-def _checked(value: object, kind: type[Value], what: str) -> Value:
+def checked(value: object, kind: type[Value], what: str) -> Value:
     """The value, where it is of that kind. Raises `RowError`."""
     if isinstance(value, kind):
         return value
@@ -122,7 +122,7 @@ def text(value: object, what: str) -> str:
 def _parts(value: object, what: str) -> tuple[str, str]:
     """The words of a content, and its thoughts."""
     if not isinstance(value, list):
-        return encodable(_checked(value, str, what), what), ""
+        return encodable(checked(value, str, what), what), ""
     words, thoughts = list[str](), list[str]()
     for part in value:
         kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
@@ -176,12 +176,12 @@ def _calls(value: Mapping[str, object], what: str) -> list[dict[str, object]] | 
     legacy = from_json(value.get("function_call"), f"{what}: function_call")
     if calls is None:
         calls = [legacy] if legacy else []
-    listed = _checked(calls, list, f"{what}: tool_calls")
+    listed = checked(calls, list, f"{what}: tool_calls")
     return encodable([_call(c, what) for c in listed], f"{what}: tool_calls") or None
 
 
 def _call(value: object, what: str) -> dict[str, object]:
-    call = _checked(from_json(value, f"{what}: a tool call"), dict, f"{what}: a tool call")
+    call = checked(from_json(value, f"{what}: a tool call"), dict, f"{what}: a tool call")
     function = from_json(call.get("function"), f"{what}: a tool call's function")
     outer = {k: v for k, v in call.items() if k not in ("function", "name", "arguments")}
     if not isinstance(function, dict):  # a function without the object around it

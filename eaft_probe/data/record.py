@@ -7,6 +7,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from eaft_probe.data.messages import checked
 from eaft_probe.data.readers import parse_json
 from eaft_probe.errors import ProbeError, RowError
 
@@ -25,9 +26,7 @@ class Record:
         value = parse_json(self.value) if isinstance(self.value, bytes) else self.value
         if isinstance(value, RowError):
             raise value
-        if not isinstance(value, dict):
-            raise RowError(f"expected a JSON object, found {type(value).__name__}")
-        return value
+        return checked(value, dict, "the row")
 
     @property
     def size(self) -> int:

@@ -69,18 +69,15 @@ class UnitPlan:
 
     def units(self) -> Iterator[Unit]:
         """Raises `ProbeError` where the data changed before a unit was read to its end."""
-        for index, records in enumerate(self._cuts()):
-            self.source.require_unchanged()
-            yield Unit(index, tuple(records))
-
-    def _cuts(self) -> Iterator[list[Record]]:
-        records, size = list[Record](), 0
+        records, size, index = list[Record](), 0, 0
         for record in self.selection.records(self.source, self.drawn):
             full = len(records) == self.rows_per_unit or size + record.size > UNIT_BYTES
             if records and full:
-                yield records
-                records, size = [], 0
+                self.source.require_unchanged()
+                yield Unit(index, tuple(records))
+                records, size, index = [], 0, index + 1
             records.append(record)
             size += record.size
         if records:
-            yield records
+            self.source.require_unchanged()
+            yield Unit(index, tuple(records))

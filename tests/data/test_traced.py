@@ -173,7 +173,7 @@ def test_one_character_and_none() -> None:
     cut_out(text[-2])
     with pytest.raises(IndexError):
         text[99]
-    with pytest.raises(TypeError, match="string indices must be integers"):
+    with pytest.raises(TypeError, match="indices must be integers"):
         text["role"]
 
 

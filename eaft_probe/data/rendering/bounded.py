@@ -90,15 +90,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"{name} is given a width of five digits, or one in another")
         if name in AMPLIFYING and len(values) > 1:
             more = max(abs(v) if isinstance(v, int) else weight(v, self.left) for v in values[1:])
-            places = self._places(text, values[1] if name == "replace" else AMPLIFYING[name])
+            mark = values[1] if name == "replace" else AMPLIFYING[name]
+            if isinstance(text, str) and isinstance(mark, str) and mark:
+                places = text.count(mark) + 1
+            else:
+                places = weight(text, self.left) + 1
             if places * more > self.left:
                 raise SecurityError(f"{name} would make more than {self.most:,} characters")
-
-    def _places(self, text: object, mark: object) -> int:
-        """At how many places something may be inserted into a text."""
-        if isinstance(text, str) and isinstance(mark, str) and mark:
-            return text.count(mark) + 1
-        return weight(text, self.left) + 1
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         if operator == "+" and isinstance(left, str) and isinstance(right, str):

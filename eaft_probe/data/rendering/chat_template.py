@@ -63,20 +63,17 @@ class ChatTemplate:
         return TracingEnvironment(self.today, instrumented=False)
 
     @cached_property
-    def _compiled(self) -> jinja2.Template:
-        return self._environment.from_string(self.source)
-
-    @cached_property
     def _plain(self) -> jinja2.Template:
         """The template for strings without a history, of which nothing is asked."""
         return self._plain_environment.from_string(self.source)
 
-    def compiled(self) -> None:
-        """Raises `ModelError`, which says why, where the source is no template."""
+    @cached_property
+    def compiled(self) -> jinja2.Template:
+        """The template that tells origins. Raises `ModelError`, which says why there is none."""
         if len(self.source) > LONGEST:
             raise ModelError(f"more than {LONGEST:,} characters")
         try:
-            _ = self._compiled
+            return self._environment.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"line {error.lineno}: {one_line(error)}") from error
         except Exception as error:  # nested too deeply for Jinja, or for Python's own compiler
@@ -106,7 +103,7 @@ class ChatTemplate:
         size = sum(len(source.text) for source in values.sources)
         with self._as_row_error(self._environment, size):
             text = self._environment.run(
-                self._compiled,
+                self.compiled,
                 conversation,
                 values.sources,
                 messages=conversation,
@@ -173,7 +170,7 @@ def read_template(file: str) -> str:
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read --chat-template {file}: {one_line(error)}") from error
     try:
-        ChatTemplate(source).compiled()
+        _ = ChatTemplate(source).compiled
     except ModelError as error:
         raise BadInput(f"--chat-template {file}, {error}") from error
     return source

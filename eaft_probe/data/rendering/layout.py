@@ -137,10 +137,9 @@ class Layout:
 
 
 def _gaps(text: str, shown: list[Span]) -> Iterator[str]:
+    """What of a text lies between the spans that are shown, white space aside."""
     at = 0
-    for start, end in sorted(shown):
-        if start > at and text[at:start].strip():
+    for start, end in [*sorted(shown), (len(text), len(text))]:
+        if text[at:start].strip():
             yield text[at:start]
         at = max(at, end)
-    if text[at:].strip():
-        yield text[at:]

@@ -139,7 +139,7 @@ class Renderer:
             today = date.fromisoformat(self.options.today) if self.options.today else date.today()
             template = ChatTemplate(self.templates[name], values, today)
             try:
-                template.compiled()
+                _ = template.compiled
             except ModelError as error:
                 model = self.tokenizer.name_or_path
                 raise ModelError(f"the chat template of {model} is not valid: {error}") from error

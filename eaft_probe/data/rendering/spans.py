@@ -141,15 +141,18 @@ class Locator(TriedTemplate):
         """Where the generation prompt ends. Found once for each kind of header."""
         message, text = layout.messages[turn], layout.text
         before, first = layout.before(words[0]), words[0]
-        opening, shown = TAG.match(message.content), TAG.match(text, first)
-        empty_thought = self._wrote_empty_thought(message)
+        written, shown = TAG.match(message.content), TAG.match(text, first)
+        empty_thought = any(
+            re.search(rf"{re.escape(opening)}\s*{re.escape(closing)}", message.content)
+            for opening, closing in self.thoughts
+        )
         key = (
             text[before:first],
             layout.messages[turn - 1].role if turn else None,
             bool(tools),
             bool(message.tool_calls),
             any(message.extra.get(n) for n in REASONING),
-            opening and opening[0],
+            written and written[0],
             shown and shown[0],
             empty_thought,
         )
@@ -220,12 +223,6 @@ class Locator(TriedTemplate):
                 return min(thought.end(), first)
         return start
 
-    def _wrote_empty_thought(self, message: Message) -> bool:
-        return any(
-            re.search(rf"{re.escape(o)}\s*{re.escape(c)}", message.content)
-            for o, c in self.thoughts
-        )
-
     def _end(self, layout: Layout, turn: int, words: Span) -> tuple[int, str]:
         """One past what ends the turn, or where it stays open, and what would close it."""
         message, text, past = layout.messages[turn], layout.text, layout.around(turn, words)[1]
@@ -239,7 +236,7 @@ class Locator(TriedTemplate):
         if past < len(text):
             following = self._token.match(text, past)
             return (following.end() if following else past), ""
-        return past, self._left_open(bool(message.tool_calls))
+        return past, self._closers_left_out[bool(message.tool_calls)]
 
     def _ends(self, tokens: Sequence[re.Match[str]], message: Message) -> Sequence[re.Match[str]]:
         """The tokens behind a turn's words that end more than one of its calls."""
@@ -251,28 +248,22 @@ class Locator(TriedTemplate):
     @cached_property
     def endings(self) -> frozenset[str]:
         """Every token that ends what a model says here."""
-        closers = (self._tokens(self._left_open(called)) for called in (False, True))
-        return self.closers.union(*(tokens[-1:] for tokens in closers))
-
-    def _left_open(self, called: bool) -> str:
-        """What ends such a turn where another message follows it."""
-        return (called and self._closes_calls) or self._closes_answers
+        return self.closers.union(*(self._tokens(c)[-1:] for c in self._closers_left_out))
 
     @cached_property
-    def _closes_answers(self) -> str:
-        return self._closes(TWICE, 1)
+    def _closers_left_out(self) -> tuple[str, str]:
+        """What ends an answer, and a call, where another message follows it."""
+        answer = self._closer(TWICE)
+        return answer, self._closer(CALLED) or answer
 
-    @cached_property
-    def _closes_calls(self) -> str:
-        return self._closes(CALLED, 1)
-
-    def _closes(self, messages: Sequence[Message], turn: int) -> str:
+    def _closer(self, messages: Sequence[Message]) -> str:
+        """What ends the second message."""
         layout = self._probe(messages)
-        words = layout and layout.words(turn)
+        words = layout and layout.words(1)
         if not layout or not words:
             return ""
-        end, _ = self._end(layout, turn, words)
-        ends = self._ends(list(self._token.finditer(layout.text, words[1], end)), messages[turn])
+        end, _ = self._end(layout, 1, words)
+        ends = self._ends(list(self._token.finditer(layout.text, words[1], end)), messages[1])
         return layout.text[ends[0].start() : end] if ends else ""
 
 

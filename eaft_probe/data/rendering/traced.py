@@ -61,10 +61,12 @@ class Traced(str):
     # --- cut out ---
 
     def __getitem__(self, key: SupportsIndex | slice) -> "Traced":
-        start, stop, step = _slice(key, len(self))
-        if step == 1:
-            return self._cut(start, stop)
-        return joined([self._cut(i, i + 1) for i in range(start, stop, step)])
+        at = range(len(self))[key]
+        if isinstance(at, int):
+            return self._cut(at, at + 1)
+        if at.step == 1:
+            return self._cut(at.start, at.stop)
+        return joined([self._cut(i, i + 1) for i in at])
 
     def __iter__(self) -> Iterator["Traced"]:  # type: ignore[override]
         return (self._cut(i, i + 1) for i in range(len(self)))
@@ -206,17 +208,6 @@ for _name in (
     "zfill",
 ):
     setattr(Traced, _name, _respelling(_name))
-
-
-def _slice(key: object, length: int) -> tuple[int, int, int]:
-    if isinstance(key, slice):
-        return key.indices(length)
-    if not isinstance(key, int):  # templates ask texts for keys, to see whether they are objects
-        raise TypeError(f"string indices must be integers, not {type(key).__name__!r}")
-    at = key + length * (key < 0)
-    if not 0 <= at < length:
-        raise IndexError("string index out of range")
-    return at, at + 1, 1
 
 
 def pieces_of(text: str) -> Pieces:

@@ -67,18 +67,16 @@ class TracingEnvironment(BoundedEnvironment):
         sources: Sequence[Source],
         **values: object,
     ) -> Traced:
+        """The whole text that a template writes; `conversation`: its messages as it is given."""
         self._message = {id(m): i for i, m in enumerate(conversation)}
         self._loop, self._outer = TEMPLATE, list[int]()
         self._sources, self._roles = sources, [str(m.get("role")) for m in conversation]
-        return self._written(template.root_render_func(template.new_context(values)))
-
-    def _written(self, texts: Iterable[str]) -> Traced:
-        """The whole text. Read as it is written, so that the loop is the one a piece came from."""
-        parts, pieces = list[str](), list[Piece]()
-        for text in self.metered(texts):
-            parts.append(text)
+        texts, pieces = list[str](), list[Piece]()
+        # Read as it is written, so that the loop is the one that a piece comes from.
+        for text in self.metered(template.root_render_func(template.new_context(values))):
+            texts.append(text)
             pieces += self._placed(pieces_of(text), self._loop)
-        return Traced("".join(parts), tuple(pieces))
+        return Traced("".join(texts), tuple(pieces))
 
     def _placed(self, pieces: Pieces, loop: int) -> Iterable[Piece]:
         return [p if p.loop != TEMPLATE else Piece(p[0], p[1], p[2], loop, p[4]) for p in pieces]

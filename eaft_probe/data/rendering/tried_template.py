@@ -197,10 +197,8 @@ class TriedTemplate:
     def _wrappers(self) -> frozenset[str]:
         """The tokens between two calls of one turn: they end a call, not the turn."""
         layout = self._probe([QUESTION, _call("x", "y")])
-        if not layout or not all(n in layout.text for n in ("value_x", "value_y")):
-            return frozenset()
-        between = layout.text[layout.text.index("value_x") : layout.text.index("value_y")]
-        return frozenset(self._tokens(between))
+        between = re.search("value_x(.*?)value_y", layout.text if layout else "", re.DOTALL)
+        return frozenset(self._tokens(between[1]) if between else ())
 
     @cached_property
     def _calls_end_themselves(self) -> bool:
