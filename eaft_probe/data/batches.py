@@ -152,22 +152,18 @@ def targets(
 Regime = tuple[int, ...]
 
 
-def one_regime(length: int) -> Regime:
-    """Of models whose numbers do not depend on the length of the input."""
-    return ()
-
-
 def batches(
     items: Sequence[Window],
     budget: int,
     cost: Cost | None,
-    regime: Callable[[int], Regime] = one_regime,
+    regime: Callable[[int], Regime] = lambda length: (),
 ) -> Iterator[TokenBatch]:
     """Batches of at most `budget` tokens, padding counted, windows sorted by length.
 
     With a `cost` (a model that can share prefixes), windows with a long common prefix are put
     behind it wherever that pays. Lengths of another `regime` never come together, and only where
-    it is 0 may a prefix be read by itself: elsewhere that is too short to be the same.
+    it is 0 may a prefix be read by itself: elsewhere that is too short to be the same. By default
+    no length is of another, as in models whose numbers do not depend on it.
     """
     for alike in sorted({regime(len(w.ids)) for w in items}):
         members = [w for w in items if regime(len(w.ids)) == alike]

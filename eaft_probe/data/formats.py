@@ -104,9 +104,11 @@ def _renamed(row: Row, columns: Names) -> Row:
     return {k: v for k, v in row.items() if k not in columns.values()} | mapped
 
 
-def _pair(row: Row, prompt: str, answer: str) -> tuple[Message, ...]:
+def _pair(row: Row, prompt: str, answer: str, *more: str) -> tuple[Message, ...]:
+    """`more`: optional columns that follow the prompt, each after a blank line."""
     system = [Message("system", text(row["system"], "system"))] if row.get("system") else []
-    user = Message("user", text(row[prompt], prompt))
+    parts = [text(row[prompt], prompt), *(text(row.get(c) or "", c) for c in more)]
+    user = Message("user", "\n\n".join(filter(None, parts)))
     return (*system, user, Message("assistant", text(row[answer], answer)))
 
 
@@ -140,19 +142,12 @@ def _read_prompt_completion(row: Row, names: Names) -> Example:
 
 @_format("alpaca", "instruction output", "instruction, optional input, output")
 def _read_alpaca(row: Row, names: Names) -> Example:
-    return _instruction(row, "output")
+    return Example("", _pair(row, "instruction", "output", "input"))
 
 
 @_format("instruction-response", "instruction response", "instruction, optional input, response")
 def _read_instruction_response(row: Row, names: Names) -> Example:
-    return _instruction(row, "response")
-
-
-def _instruction(row: Row, answer: str) -> Example:
-    """The input follows the instruction after a blank line."""
-    parts = text(row["instruction"], "instruction"), text(row.get("input") or "", "input")
-    question = "\n\n".join(filter(None, parts))
-    return Example("", _pair({**row, "instruction": question}, "instruction", answer))
+    return Example("", _pair(row, "instruction", "response", "input"))
 
 
 @_format("question-answer", "question answer", "question, answer")

@@ -32,8 +32,7 @@ class Selection:
         if self.sample is None:
             return None
         total = sum(1 for _ in self.records(source, None))
-        size = min(self.sample, total)
-        return frozenset(random.Random(self.seed).sample(range(total), size))
+        return frozenset(random.Random(self.seed).sample(range(total), min(self.sample, total)))
 
     def records(self, source: Source, drawn: frozenset[int] | None) -> Iterator[Record]:
         for record in source.records():

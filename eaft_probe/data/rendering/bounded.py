@@ -8,6 +8,7 @@ beforehand how much that may be, and what a rendering makes has a bound.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from itertools import chain
 from typing import Any, TypeVar
 
 from jinja2 import nodes
@@ -57,7 +58,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {n: self._bounded(n, f) for n, f in filters.items()}
 
     def allow(self, given: int) -> None:
-        """A new rendering begins, of so many characters."""
+        """A new rendering begins, which is given so many characters."""
         self.most = self.left = MOST_MADE + MORE * given
 
     def spend(self, size: int) -> None:
@@ -83,7 +84,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def admit(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
         """Checks the arguments of a function, of which the first is the text it works on."""
         values = (*args, *named.values())
-        if max(_numbers(values), default=0) > LARGEST:
+        items = chain.from_iterable(v if isinstance(v, tuple) else (v,) for v in values)  # of `%`
+        if any(isinstance(i, int) and abs(i) > LARGEST for i in items):
             raise SecurityError(f"{name} is given a number above {LARGEST:,}")
         text = args[0] if args else ""
         if name in FORMATS and isinstance(text, str) and WIDE.search(text):
@@ -153,13 +155,6 @@ def weight(value: object, most: int) -> int:
         elif isinstance(item, list | tuple):
             waiting += item
     return total
-
-
-def _numbers(values: Iterable[object]) -> Iterator[int]:
-    """The whole numbers among the values, signs dropped; `%` takes a tuple of them."""
-    for value in values:
-        items = value if isinstance(value, tuple) else (value,)
-        yield from (abs(i) for i in items if isinstance(i, int))
 
 
 def _require_bits(bits: int) -> None:

@@ -167,12 +167,11 @@ def read_template(file: str) -> str:
     """The template in a file. Raises `BadInput` where it is none."""
     try:
         source = Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read --chat-template {file}: {one_line(error)}") from error
-    try:
         _ = ChatTemplate(source).compiled
     except ModelError as error:
         raise BadInput(f"--chat-template {file}, {error}") from error
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read --chat-template {file}: {one_line(error)}") from error
     return source
 
 

@@ -53,9 +53,8 @@ class Layout:
         if piece.source == TEMPLATE:
             return piece.loop, False
         message, loop = self.rendering.sources[piece.source].message, piece.loop
-        if message == loop or loop < 0 or message < 0:
-            return message, True
-        if self.messages[message].role == "assistant":
+        elsewhere = loop >= 0 and message >= 0 and message != loop
+        if elsewhere and self.messages[message].role == "assistant":
             return loop, False
         return message, True
 

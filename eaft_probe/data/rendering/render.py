@@ -142,7 +142,7 @@ class Renderer:
                 _ = template.compiled
             except ModelError as error:
                 model = self.tokenizer.name_or_path
-                raise ModelError(f"the chat template of {model} is not valid: {error}") from error
+                raise ModelError(f"the chat template of {model} is invalid: {error}") from error
             self._locators[name] = Locator(template, self.stops, tuple(self.added))
         return self._locators[name]
 

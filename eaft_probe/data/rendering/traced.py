@@ -276,9 +276,8 @@ def as_json(
         return [numbered(i) for i in item] if isinstance(item, list | tuple) else item
 
     text = json.dumps(numbered(value), indent=indent, separators=separators)
-    parts = _NUMBERED.split(text)
-    for at in range(1, len(parts), 2):
-        string = strings[int(parts[at])]
-        escaped = json.dumps(str.__str__(string), ensure_ascii=ensure_ascii)[1:-1]
-        parts[at] = string._derived(escaped)
+    parts = _NUMBERED.split(text)  # the numbers, in their order, between what stands around them
+    parts[1::2] = [
+        s._derived(json.dumps(str.__str__(s), ensure_ascii=ensure_ascii)[1:-1]) for s in strings
+    ]
     return joined(parts)

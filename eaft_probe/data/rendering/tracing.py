@@ -94,17 +94,14 @@ class TracingEnvironment(BoundedEnvironment):
 
     # --- what the compiled template calls ---
 
-    def enter_loop(self) -> str:
+    def enter_loop(self) -> None:
         self._outer.append(self._loop)
-        return ""
 
-    def next_item(self, item: object) -> str:
+    def next_item(self, item: object) -> None:
         self._loop = self._message.get(id(item), self._outer[-1])
-        return ""
 
-    def leave_loop(self) -> str:
+    def leave_loop(self) -> None:
         self._loop = self._outer.pop()
-        return ""
 
     def tilde(self, *values: object) -> str:
         texts = list(self.metered(map(str, values)))
