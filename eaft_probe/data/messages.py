@@ -36,7 +36,6 @@ ROLES = {
 }
 TRAIN_FIELDS = ("train", "weight", "loss")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the fields that hold a thought
-THINKING_PARTS = ("thinking", "reasoning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def _parts(value: object, what: str) -> tuple[str, str]:
     words, thoughts = list[str](), list[str]()
     for part in value:
         kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
-        if kind in THINKING_PARTS:
+        if kind in ("thinking", "reasoning"):
             thoughts.append(_parts(part.get(kind, part.get("text")), what)[0])
         elif kind == "text":
             words.append(_parts(part.get("text"), what)[0])

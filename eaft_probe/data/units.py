@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from eaft_probe.data.record import Record
 from eaft_probe.data.sources import Source
@@ -35,9 +36,8 @@ class Selection:
         return frozenset(random.Random(self.seed).sample(range(total), min(self.sample, total)))
 
     def records(self, source: Source, drawn: frozenset[int] | None) -> Iterator[Record]:
-        for record in source.records():
-            if self.limit is not None and record.row >= self.limit:
-                return
+        """The rows up to the limit, or those of them that were drawn."""
+        for record in islice(source.records(), self.limit):
             if drawn is None or record.row in drawn:
                 yield record
 

@@ -150,8 +150,7 @@ def weight(value: object, most: int) -> int:
         if isinstance(item, str | bytes):
             total += len(item)
         elif isinstance(item, Mapping):
-            waiting += item
-            waiting += item.values()
+            waiting += [*item, *item.values()]
         elif isinstance(item, list | tuple):
             waiting += item
     return total

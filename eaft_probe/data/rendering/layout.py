@@ -123,9 +123,8 @@ class Layout:
 
     def shows(self, index: int) -> bool:
         """Whether anything of a message is shown."""
-        sources = self.rendering.sources
-        pieces = self.rendering.pieces
-        return any(p.source != TEMPLATE and sources[p.source].message == index for p in pieces)
+        own = {n for n, s in enumerate(self.rendering.sources) if s.message == index}
+        return any(p.source in own for p in self.rendering.pieces)
 
     def has_words(self, index: int) -> bool:
         """Whether a message has text that a model would say."""

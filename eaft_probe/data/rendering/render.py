@@ -67,10 +67,9 @@ class Renderer:
             # Asked for once: each takes as long as 5 tokens of a row.
             self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self.templates and "default" not in self.templates:
-            names = ", ".join(self.templates)
             raise ModelError(
-                f"the tokenizer has no chat template named 'default', only {names}; "
-                f"give one with --chat-template"
+                f"the tokenizer has no chat template named 'default', only "
+                f"{', '.join(self.templates)}; give one with --chat-template"
             )
         self._locators: dict[str, Locator] = {}
 
@@ -149,9 +148,7 @@ class Renderer:
     @property
     def limits(self) -> str:
         """What the chat template does not show, for people; empty where it shows everything."""
-        if not self.templates:
-            return ""
-        limits = self.locator(Example("", ())).limits
+        limits = self.locator(Example("", ())).limits if self.templates else ()
         return f"the chat template does not show {', '.join(limits)}" if limits else ""
 
     @cached_property
@@ -318,10 +315,9 @@ def chat_templates(tokenizer: Any, file: str | None) -> dict[str, str]:
     is none."""
     if file is not None:
         return {"default": read_template(file)}
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        return {name: str(text) for name, text in source.items()}
-    return {"default": source} if source else {}
+    source = tokenizer.chat_template or {}
+    templates = source if isinstance(source, dict) else {"default": source}
+    return {name: str(text) for name, text in templates.items()}
 
 
 def _unshown(example: Example) -> Counter[str]:

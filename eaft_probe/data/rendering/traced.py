@@ -7,7 +7,7 @@ says of every character whether it is some message's or the template's own.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 TEMPLATE = -1  # the source of the template's own text, and the loop of text outside of any
 
@@ -98,23 +98,6 @@ class Traced(str):
     def removesuffix(self, suffix: str, /) -> "Traced":
         return self._cut(0, len(str.removesuffix(self, suffix)))
 
-    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list["Traced"]:  # type: ignore[override]
-        return self._cuts(str.split(self, sep, maxsplit))
-
-    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list["Traced"]:  # type: ignore[override]
-        return self._cuts(str.rsplit(self, sep, maxsplit))
-
-    def splitlines(self, keepends: bool = False) -> list["Traced"]:  # type: ignore[override]
-        return self._cuts(str.splitlines(self, keepends))
-
-    def partition(self, sep: str, /) -> tuple["Traced", "Traced", "Traced"]:
-        before, found, behind = self._cuts(str.partition(self, sep))
-        return before, found, behind
-
-    def rpartition(self, sep: str, /) -> tuple["Traced", "Traced", "Traced"]:
-        before, found, behind = self._cuts(str.rpartition(self, sep))
-        return before, found, behind
-
     def _cuts(self, parts: Iterable[str]) -> list["Traced"]:
         """The parts of a split, which follow each other in the text."""
         cuts, at = list[Traced](), 0
@@ -182,32 +165,26 @@ def _escaped_html(text: str) -> Traced:
     return escaped
 
 
-def _respelling(name: str) -> Callable[..., Traced]:
-    method: Callable[..., str] = getattr(str, name)
-
-    def respelled(self: Traced, *args: object) -> Traced:
-        return self._derived(method(self, *args))
-
-    respelled.__name__ = name  # by which a sandbox knows what may grow
-    return respelled
+def _trace(names: str, origins: Callable[[Traced, Any], object]) -> None:
+    """Gives `Traced` these methods of `str`; `origins`: their result, with its pieces."""
+    for name in names.split():
+        setattr(Traced, name, _traced_method(name, origins))
 
 
-# Methods that give the same text in other letters, or filled up.
-for _name in (
-    "capitalize",
-    "casefold",
-    "center",
-    "expandtabs",
-    "ljust",
-    "lower",
-    "rjust",
-    "swapcase",
-    "title",
-    "translate",
-    "upper",
-    "zfill",
-):
-    setattr(Traced, _name, _respelling(_name))
+def _traced_method(name: str, origins: Callable[[Traced, Any], object]) -> Callable[..., object]:
+    method = getattr(str, name)
+
+    def traced(self: Traced, *args: object, **named: object) -> object:
+        return origins(self, method(self, *args, **named))
+
+    traced.__name__ = name  # by which a sandbox knows what may grow
+    return traced
+
+
+_trace("split rsplit splitlines partition rpartition", lambda s, parts: type(parts)(s._cuts(parts)))
+# The same text in other letters, or filled up.
+_trace("capitalize casefold lower swapcase title translate upper", Traced._derived)
+_trace("center expandtabs ljust rjust zfill", Traced._derived)
 
 
 def pieces_of(text: str) -> Pieces:
@@ -242,12 +219,8 @@ def leaves(value: object) -> Iterator[str]:
     """Every string in a value, keys too."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(key)
-            yield from leaves(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.items() if isinstance(value, Mapping) else value:
             yield from leaves(item)
 
 
