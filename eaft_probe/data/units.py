@@ -37,7 +37,7 @@ class Selection:
 
     def records(self, source: Source, drawn: frozenset[int] | None) -> Iterator[Record]:
         """The rows up to the limit, or those of them that were drawn."""
-        for record in islice(source.records(), self.limit):
+        for record in islice(source.records(), self.limit and max(self.limit, 0)):
             if drawn is None or record.row in drawn:
                 yield record
 
