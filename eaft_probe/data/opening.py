@@ -1,6 +1,6 @@
 """The data of a command: its source, its format, and which of its rows count."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -40,6 +40,16 @@ def data_format(
     if not rows:
         why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
         raise DataError(f"{source.name}: {why}")
+    _require_columns(rows, settings, reserved)
+    if settings.format is None:
+        return infer_format(rows, settings.columns)
+    FORMATS[settings.format]  # raises for an unknown name
+    return RowFormat(settings.format, settings.columns)
+
+
+def _require_columns(
+    rows: Sequence[Row], settings: ScanSettings, reserved: Collection[str]
+) -> None:
     known = {key for row in rows for key in chain(row, _message_keys(row))}
     for ours, theirs in settings.columns.items():
         if theirs not in known:
@@ -52,10 +62,6 @@ def data_format(
             raise BadInput(f"--keep {name}: the examples always have a column of that name")
         if not any(name in row for row in rows):
             raise BadInput(f"--keep {name}: no such column; available: {', '.join(rows[0])}")
-    if settings.format is None:
-        return infer_format(rows, settings.columns)
-    FORMATS[settings.format]  # raises for an unknown name
-    return RowFormat(settings.format, settings.columns)
 
 
 def _message_keys(row: Row) -> Iterator[str]:

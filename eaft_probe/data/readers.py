@@ -176,8 +176,8 @@ def _bounded_lines(text: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _parquet(file: IO[bytes]) -> Read:
-    for batch in pq.ParquetFile(_seekable(file)).iter_batches(batch_size=256):
-        yield from _rows(batch)
+    batches = pq.ParquetFile(_seekable(file)).iter_batches(batch_size=256)
+    return chain.from_iterable(map(_rows, batches))
 
 
 def _rows(batch: pa.RecordBatch) -> Read:
