@@ -13,14 +13,14 @@ from eaft_probe.text import printable
 LONGEST = 1000  # characters of a message
 
 
-class _Said(Exception):
+class _OneLine(Exception):
     """Its message is one printable line."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(_line(str(message), LONGEST))
 
 
-class ProbeError(_Said):
+class ProbeError(_OneLine):
     """Something failed while working. Exit status 1."""
 
     exit_status = 1
@@ -70,7 +70,7 @@ class NonFinite(ProbeError):
     """The model produced NaN, or gives a label no probability at all."""
 
 
-class RowError(_Said):
+class RowError(_OneLine):
     """One row that cannot be scored; its message is the reason in `rejected.jsonl`."""
 
 
@@ -84,21 +84,21 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that there was too little memory, as Python, torch or the system
-    says it."""
+    """Whether an error means that there was too little memory, in the words of Python, torch,
+    DuckDB or the operating system."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryException"
         or (
             isinstance(error, RuntimeError | OSError)
-            and any(w in str(error) for w in ("allocate memory", "out of memory"))
+            and any(words in str(error) for words in ("allocate memory", "out of memory"))
         )
     )
 
 
 @contextmanager
 def foreign(what: str) -> Iterator[None]:
-    """Somebody else's code over somebody else's files: whatever it raises is a `ModelError`.
+    """Runs somebody else's code on somebody else's files: all that it raises is a `ModelError`.
 
     No list of exceptions: a cut file is a `struct.error`, a model without heads a
     `ZeroDivisionError`, and a panic of tokenizers is not even an `Exception`.
@@ -106,27 +106,20 @@ def foreign(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, _Said) or not (isinstance(error, Exception) or _panics(error)):
+        kind = type(error)
+        panic = kind.__name__ == "PanicException"  # libraries in Rust do not export the class
+        if isinstance(error, _OneLine) or not (isinstance(error, Exception) or panic):
             raise
         if out_of_memory(error):
             raise TooLittleMemory(f"{what}: out of memory: {one_line(error)}") from error
+        # The name by which people look it up, where the message alone would not do.
+        name = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
         plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
-        kind = "" if plain else f"{_kind(type(error))}: "
+        named = "" if plain else f"{name}{kind.__name__}: "
         hint = "; pickled weights need --allow-pickle" if "safetensors" in str(error) else ""
-        raise ModelError(f"{what}: {kind}{one_line(error)}{hint}") from error
-
-
-def _panics(error: BaseException) -> bool:
-    return type(error).__name__ == "PanicException"  # of a library in Rust, which exports it not
-
-
-def _kind(error: type[BaseException]) -> str:
-    """The name by which people look it up: KeyError, struct.error."""
-    return (
-        error.__name__ if error.__module__ == "builtins" else f"{error.__module__}.{error.__name__}"
-    )
+        raise ModelError(f"{what}: {named}{one_line(error)}{hint}") from error
 
 
 def _line(text: str, limit: int) -> str:
-    said = printable(" ".join(text[: 10 * limit].split()))
-    return said if len(said) <= limit else said[: limit - 1] + "…"
+    line = printable(" ".join(text[: 10 * limit].split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"

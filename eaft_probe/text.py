@@ -1,6 +1,8 @@
 """Text of the data as it may be shown: never obeyed by a terminal, a figure or a page."""
 
-import unicodedata
+from unicodedata import category
+
+STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, surrogates, separators
 
 
 def printable(text: str) -> str:
@@ -9,14 +11,7 @@ def printable(text: str) -> str:
     >>> printable("red\\x1b[31m\\n")
     'red\\\\x1b[31m\\n'
     """
-    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _harmless(character: str) -> bool:
-    return character in "\n\t" or unicodedata.category(character) not in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Zl",
-        "Zp",
+    return "".join(
+        c if c in "\n\t" or category(c) not in STEERING else c.encode("unicode_escape").decode()
+        for c in text
     )

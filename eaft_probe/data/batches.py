@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,25 +69,23 @@ def windows(
     Conversations are cut at the right. Plain text is split; windows overlap by `stride` tokens, at
     least one, so that every token but the first of the text is predicted once, behind as many.
     """
-    length = len(rendered.ids)
-    step = max_length - stride
-    starts = range(0, max(length - stride, 1), step) if rendered.plain else range(1)
-    made = []
+    length, found = len(rendered.ids), list[Window]()
+    starts = range(0, max(length - stride, 1), max_length - stride) if rendered.plain else range(1)
     for start in starts:
         trained = rendered.trained[start : start + max_length].copy()
         trained[: stride if start else 1] = False
         if trained.any():
             ids = rendered.ids[start : start + max_length]
-            made.append(Window(example, start, ids, trained))
-    return made, 0 if rendered.plain else max(0, length - max_length)
+            found.append(Window(example, start, ids, trained))
+    return found, 0 if rendered.plain else max(0, length - max_length)
 
 
 def require_stride(stride: int, max_length: int) -> None:
     """Raises `BadInput` where windows would not get on."""
     if not 1 <= stride < max_length:
         raise BadInput(
-            f"--stride is a whole number from 1 to below the {max_length} tokens of a "
-            f"window, found {stride}"
+            f"--stride should be at least 1 and less than the {max_length:,} tokens of a window, "
+            f"found {stride:,}"
         )
 
 
@@ -110,8 +109,8 @@ class Cost:
 
     def behind(self, prefix: int, length: int) -> float:
         """The rest of a sequence behind a cached prefix; the mask loses the causal skip."""
-        own = length - prefix
-        return own * self.linear + own * length * self.attention
+        rest = length - prefix
+        return rest * self.linear + rest * length * self.attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +133,8 @@ class TokenBatch:
     def halves(self) -> "tuple[TokenBatch, TokenBatch]":
         """The same windows in two batches."""
         middle = len(self.window) // 2
-        return batch_of(self.prefix, self.window[:middle]), batch_of(
-            self.prefix, self.window[middle:]
-        )
+        left, right = self.window[:middle], self.window[middle:]
+        return batch_of(self.prefix, left), batch_of(self.prefix, right)
 
 
 def targets(
@@ -153,22 +151,18 @@ def targets(
 Regime = tuple[int, ...]
 
 
-def one_regime(length: int) -> Regime:
-    """Of models whose numbers do not depend on the length of the input."""
-    return ()
-
-
 def batches(
     items: Sequence[Window],
     budget: int,
     cost: Cost | None,
-    regime: Callable[[int], Regime] = one_regime,
+    regime: Callable[[int], Regime] = lambda length: (),
 ) -> Iterator[TokenBatch]:
     """Batches of at most `budget` tokens, padding counted, windows sorted by length.
 
     With a `cost` (a model that can share prefixes), windows with a long common prefix are put
     behind it wherever that pays. Lengths of another `regime` never come together, and only where
-    it is 0 may a prefix be read by itself: elsewhere that is too short to be the same.
+    it is 0 may a prefix be read by itself: elsewhere that is too short to be the same. By default
+    no length is of another, as in models whose numbers do not depend on it.
     """
     for alike in sorted({regime(len(w.ids)) for w in items}):
         members = [w for w in items if regime(len(w.ids)) == alike]
@@ -180,31 +174,31 @@ def _of_one_regime(items: Sequence[Window], budget: int, cost: Cost | None) -> I
     for prefix, members in groups:
         # A row behind a prefix carries a copy of its keys: count a quarter, so that many short
         # rows behind a long prefix do not outgrow a batch of whole rows.
-        members = sorted(members, key=lambda w: -len(w.ids))
-        room = list[Window]()
-        for window in members:
-            longest = len((room or [window])[0].ids) - prefix + prefix // 4
-            if room and (len(room) + 1) * longest > budget:
-                yield batch_of(room[0].ids[:prefix], room)
-                room = []
-            room.append(window)
-        if room:
-            yield batch_of(room[0].ids[:prefix], room)
+        batch = list[Window]()
+        for window in sorted(members, key=lambda w: -len(w.ids)):
+            longest = len((batch or [window])[0].ids) - prefix + prefix // 4
+            if batch and (len(batch) + 1) * longest > budget:
+                yield batch_of(batch[0].ids[:prefix], batch)
+                batch = []
+            batch.append(window)
+        yield batch_of(batch[0].ids[:prefix], batch)
 
 
 def batch_of(prefix: NDArray[np.int32], members: Sequence[Window]) -> TokenBatch:
     """The windows padded to the longest, without the prefix that they share."""
     skip = len(prefix)
-    longest = max(len(w.ids) for w in members) - skip
-    ids = np.zeros((len(members), longest), np.int64)
-    mask, trained = np.zeros_like(ids), np.zeros(ids.shape, np.bool_)
-    for row, window in enumerate(members):
-        length = len(window.ids) - skip
-        ids[row, :length] = window.ids[skip:]
-        mask[row, :length] = 1
-        trained[row, :length] = window.trained[skip:]
-    tensors = [torch.from_numpy(a) for a in (ids, mask, trained)]
-    return TokenBatch(prefix, tensors[0], tensors[1], tensors[2], tuple(members))
+    ids = _padded([w.ids[skip:] for w in members], np.int64)
+    mask = _padded([np.ones(len(w.ids) - skip) for w in members], np.int64)
+    trained = _padded([w.trained[skip:] for w in members], np.bool_)
+    return TokenBatch(prefix, ids, mask, trained, tuple(members))
+
+
+def _padded(rows: Sequence[NDArray[Any]], dtype: type) -> torch.Tensor:
+    """The rows with zeros behind them; a third of the time that torch's `pad_sequence` takes."""
+    padded: NDArray[Any] = np.zeros((len(rows), max(map(len, rows))), dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(padded)
 
 
 def nested(items: Sequence[Window]) -> list[Window]:
@@ -214,13 +208,13 @@ def nested(items: Sequence[Window]) -> list[Window]:
     history as it showed the turns. Sorted by their tokens, a window stands before what begins
     with it.
     """
-    kept = list[Window]()
+    longest = list[Window]()
     for window in sorted(items, key=lambda w: w.ids[: w.past].astype(">i4").tobytes())[::-1]:
-        if kept and kept[-1].begins_with(window):
-            kept[-1] = kept[-1].around(window)
+        if longest and longest[-1].begins_with(window):
+            longest[-1] = longest[-1].around(window)
         else:
-            kept.append(window)
-    return kept
+            longest.append(window)
+    return longest
 
 
 def shared_prefixes(items: Sequence[Window], cost: Cost) -> list[tuple[int, list[Window]]]:

@@ -16,6 +16,7 @@ from eaft_probe.registry import Registry
 WITHOUT_TEMPLATE = ("text", "prompt-completion", "labelled")
 
 Row = Mapping[str, Any]
+Names = Mapping[str, str]  # a format's name of a column → the data's
 
 KEYS = ("key", "id", "uuid", "conversation_id", "task_id")
 
@@ -27,7 +28,7 @@ class Example:
     key: str
     messages: tuple[Message, ...]
     plain: bool = False
-    tools: Sequence[Any] | None = None
+    tools: Sequence[object] | None = None
     labelled: tuple[Sequence[int], Sequence[int]] | None = None  # input_ids, labels
 
 
@@ -37,18 +38,15 @@ class Format:
 
     columns: tuple[str, ...]
     meaning: str
-    read: Callable[[Row, Mapping[str, str]], Example]
+    read: "Reading"
 
 
+Reading = Callable[[Row, Names], Example]
 FORMATS = Registry[Format]("format")
 
 
-def _format(name: str, columns: str, meaning: str) -> Callable[..., Any]:
-    def add(read: Callable[[Row, Mapping[str, str]], Example]) -> Callable[..., Example]:
-        FORMATS.add(name, Format(tuple(columns.split()), meaning, read))
-        return read
-
-    return add
+def _format(name: str, columns: str, meaning: str) -> Callable[[Reading], Reading]:
+    return lambda read: FORMATS.add(name, Format(tuple(columns.split()), meaning, read)).read
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class RowFormat:
     """A format bound to the user's column names: `columns` maps the format's name to the data's."""
 
     name: str
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Names = field(default_factory=dict)
 
     def __call__(self, row: Row) -> Example:
         """Reads one row. Raises `RowError` with the reason where it cannot."""
@@ -72,7 +70,7 @@ class RowFormat:
         return replace(example, key=encodable(key, "the key"))
 
 
-def infer_format(rows: Iterable[Row], columns: Mapping[str, str]) -> RowFormat:
+def infer_format(rows: Iterable[Row], columns: Names) -> RowFormat:
     """The only format whose columns a row has, from the first row that any format fits.
 
     Raises `FormatError` where none of `rows` fits, or where several formats fit.
@@ -86,13 +84,13 @@ def infer_format(rows: Iterable[Row], columns: Mapping[str, str]) -> RowFormat:
         if fits:
             raise FormatError(
                 f"the columns {_names(row)} fit more than one format ({', '.join(fits)}); "
-                f"choose with --format"
+                f"choose one with --format"
             )
         seen = seen or list(row)
     wanted = "; ".join(f"{n}: {'+'.join(f.columns)}" for n, f in FORMATS.items())
     raise FormatError(
         f"no known format has the columns {_names(seen)} (tried {wanted}); "
-        f"map others with --columns, for example --columns question=prompt,answer=reply"
+        f"map other names with --columns, for example --columns question=prompt,answer=reply"
     )
 
 
@@ -100,89 +98,81 @@ def _names(columns: Iterable[str]) -> str:
     return ", ".join(map(repr, columns)) or "(none)"
 
 
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row with mapped columns under the format's own names; a mapped-away name is gone."""
-    taken = {new: row[old] for new, old in columns.items() if old in row}
-    return {k: v for k, v in row.items() if k not in columns.values()} | taken
+def _renamed(row: Row, columns: Names) -> Row:
+    """The row with mapped columns under the format's own names alone."""
+    mapped = {new: row[old] for new, old in columns.items() if old in row}
+    return {k: v for k, v in row.items() if k not in columns.values()} | mapped
 
 
-def _tools(row: Row) -> Sequence[Any] | None:
-    return read_tools(row.get("tools"))
-
-
-def _pair(row: Row, prompt: str, answer: str) -> tuple[Message, ...]:
+def _pair(row: Row, prompt: str, answer: str, *more: str) -> tuple[Message, ...]:
+    """`more`: optional columns that follow the prompt, each after a blank line."""
     system = [Message("system", text(row["system"], "system"))] if row.get("system") else []
-    user = Message("user", text(row[prompt], prompt))
+    parts = [text(row[prompt], prompt), *(text(row.get(c) or "", c) for c in more)]
+    user = Message("user", "\n\n".join(filter(None, parts)))
     return (*system, user, Message("assistant", text(row[answer], answer)))
 
 
 @_format("messages", "messages", "a list of {role, content}, with tools and tool calls")
-def _read_messages(row: Row, names: Mapping[str, str]) -> Example:
-    return Example("", read_messages(row["messages"], names), tools=_tools(row))
+def _read_messages(row: Row, names: Names) -> Example:
+    messages = read_messages(row["messages"], names)
+    return Example("", messages, tools=read_tools(row.get("tools")))
 
 
 @_format("sharegpt", "conversations", "a list of {from, value}; human, gpt, system, tool roles")
-def _read_sharegpt(row: Row, names: Mapping[str, str]) -> Example:
+def _read_sharegpt(row: Row, names: Names) -> Example:
     messages = read_messages(row["conversations"], names)
     if row.get("system") and messages[0].role != "system":
         messages = (Message("system", text(row["system"], "system")), *messages)
-    return Example("", messages, tools=_tools(row))
+    return Example("", messages, tools=read_tools(row.get("tools")))
 
 
 @_format("prompt-completion", "prompt completion", "strings: plain text without the chat template")
-def _read_prompt_completion(row: Row, names: Mapping[str, str]) -> Example:
+def _read_prompt_completion(row: Row, names: Names) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         return Example("", _pair(row, "prompt", "completion"), plain=True)
-    # Answers within the prompt are given, not learned; the rest is for --train-on to decide.
-    given = {"assistant": False}
-    asked = tuple(
-        replace(m, trained=given.get(m.role) if m.trained is None else m.trained)
+    # Answers within the prompt are not learned; of the rest --train-on decides.
+    context = (
+        replace(m, trained=False) if m.role == "assistant" and m.trained is None else m
         for m in read_messages(prompt, names)
     )
-    return Example("", (*asked, *read_messages(completion, names)), tools=_tools(row))
+    messages = (*context, *read_messages(completion, names))
+    return Example("", messages, tools=read_tools(row.get("tools")))
 
 
 @_format("alpaca", "instruction output", "instruction, optional input, output")
-def _read_alpaca(row: Row, names: Mapping[str, str]) -> Example:
-    return _instruction(row, "output")
+def _read_alpaca(row: Row, names: Names) -> Example:
+    return Example("", _pair(row, "instruction", "output", "input"))
 
 
 @_format("instruction-response", "instruction response", "instruction, optional input, response")
-def _read_instruction_response(row: Row, names: Mapping[str, str]) -> Example:
-    return _instruction(row, "response")
-
-
-def _instruction(row: Row, answer: str) -> Example:
-    """The input follows the instruction after a blank line."""
-    parts = text(row["instruction"], "instruction"), text(row.get("input") or "", "input")
-    asked = "\n\n".join(filter(None, parts))
-    return Example("", _pair({**row, "instruction": asked}, "instruction", answer))
+def _read_instruction_response(row: Row, names: Names) -> Example:
+    return Example("", _pair(row, "instruction", "response", "input"))
 
 
 @_format("question-answer", "question answer", "question, answer")
-def _read_question_answer(row: Row, names: Mapping[str, str]) -> Example:
+def _read_question_answer(row: Row, names: Names) -> Example:
     return Example("", _pair(row, "question", "answer"))
 
 
 @_format("query-response", "query response", "query, response")
-def _read_query_response(row: Row, names: Mapping[str, str]) -> Example:
+def _read_query_response(row: Row, names: Names) -> Example:
     return Example("", _pair(row, "query", "response"))
 
 
 @_format("text", "text", "plain text: every token trained, then the end-of-text token")
-def _read_text(row: Row, names: Mapping[str, str]) -> Example:
+def _read_text(row: Row, names: Names) -> Example:
     return Example("", (Message("assistant", text(row["text"], "text")),), plain=True)
 
 
 @_format("labelled", "input_ids labels", "token ids with labels, -100 where not trained")
-def _read_labelled(row: Row, names: Mapping[str, str]) -> Example:
+def _read_labelled(row: Row, names: Names) -> Example:
     ids, labels = (_integers(row[c], c) for c in ("input_ids", "labels"))
     if len(ids) != len(labels):
         raise RowError(f"{len(ids)} input_ids but {len(labels)} labels")
     for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if label not in (token, -100):
-            raise RowError(f"label {label} at {at} is neither the token there ({token}) nor -100")
+            raise RowError(f"label {label} at {at} should be -100 or the token there, {token}")
     return Example("", (), labelled=(ids, labels))
 
 
@@ -193,8 +183,7 @@ MAPPABLE = {c for f in FORMATS.values() for c in f.columns} | {
 }
 
 
-def _integers(value: Any, what: str) -> list[int]:
-    whole = isinstance(value, list) and all(type(v) is int for v in value)
-    if not whole:
-        raise RowError(f"{what} should be a list of whole numbers")
-    return list(value)
+def _integers(value: object, what: str) -> list[int]:
+    if isinstance(value, list) and all(type(v) is int for v in value):
+        return value
+    raise RowError(f"{what} should be a list of whole numbers")

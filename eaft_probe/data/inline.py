@@ -1,7 +1,7 @@
 """Tool calls as JSON text in the messages' contents, for chat templates that show none."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -18,9 +18,7 @@ def inlined(example: Example, roles: Collection[str]) -> Example:
     """
     messages = [_inlined(m, "tool" in roles) for m in example.messages]
     if "tool" not in roles:
-        messages = [
-            m for _, group in groupby(messages, lambda m: m.role) for m in _merged(list(group))
-        ]
+        messages = list(_merged(messages))
     if example.tools:
         messages = _defined(messages, example.tools, "system" in roles)
     return replace(example, messages=tuple(messages), tools=None)
@@ -36,18 +34,19 @@ def _inlined(message: Message, keep_tool_role: bool) -> Message:
     return replace(message, role=role, content=content, tool_calls=None)
 
 
-def _merged(messages: Sequence[Message]) -> Sequence[Message]:
-    """Messages of a user that follow each other as one."""
-    if messages[0].role != "user":
-        return messages
-    return [replace(messages[0], content="\n".join(m.content for m in messages))]
+def _merged(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages, with those of a user that follow each other as one."""
+    for role, group in groupby(messages, lambda m: m.role):
+        run = list(group)
+        merged = replace(run[0], content="\n".join(m.content for m in run))
+        yield from [merged] if role == "user" else run
 
 
 def _defined(messages: list[Message], tools: Sequence[object], system: bool) -> list[Message]:
     listing = "\n".join(json.dumps(t, ensure_ascii=False) for t in tools)
-    first, rest = (messages[0], messages[1:]) if messages else (None, [])
-    if first and first.role == "system":
-        return [replace(first, content=f"{first.content}\n{listing}"), *rest]
-    if first and not system:
-        return [replace(first, content=f"{listing}\n\n{first.content}"), *rest]
-    return [Message("system", listing), *messages]
+    if not messages or (system and messages[0].role != "system"):
+        return [Message("system", listing), *messages]
+    first = messages[0]
+    own = first.role == "system"
+    content = f"{first.content}\n{listing}" if own else f"{listing}\n\n{first.content}"
+    return [replace(first, content=content), *messages[1:]]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from eaft_probe.errors import RowError
 
 Value = TypeVar("Value")
+KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
 
 ROLES = {
     "system": "system",
@@ -34,19 +35,19 @@ ROLES = {
     "ipython": "ipython",
 }
 TRAIN_FIELDS = ("train", "weight", "loss")
-THINKING_PARTS = ("thinking", "reasoning")
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the fields that hold a thought
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `trained` is the row's own word on it, None where it has none."""
+    """One turn. `trained`: what the row itself says of it, None where it says nothing."""
 
     role: str
     content: str
     trained: bool | None = None
     tool_calls: Sequence[Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # what templates may read: name, …
-    ends: bool = True  # False: cut short, so that the end-of-turn behind it is nobody's word
+    ends: bool = True  # False: cut short, so that nobody wrote the end-of-turn behind it
 
     @property
     def says_anything(self) -> bool:
@@ -60,31 +61,25 @@ class Message:
         return {"role": self.role, "content": self.content, **calls, **self.extra}
 
 
-def read_messages(value: Any, names: Mapping[str, str]) -> tuple[Message, ...]:
+def read_messages(value: object, names: Mapping[str, str]) -> tuple[Message, ...]:
     """The messages of a row; a list, or one as JSON text. `names`: the keys of role and content.
 
     Raises `RowError`.
     """
-    value = from_json(value, "messages")
-    if not isinstance(value, list):
-        raise RowError(f"messages should be a list, found {type(value).__name__}")
-    if not value:
+    messages = checked(from_json(value, "messages"), list, "messages")
+    if not messages:
         raise RowError("messages is empty")
-    return tuple(_message(m, names, i) for i, m in enumerate(value))
+    return tuple(_message(m, names, f"message {i}") for i, m in enumerate(messages))
 
 
-def read_tools(value: Any) -> Sequence[Any] | None:
+def read_tools(value: object) -> Sequence[object] | None:
     """The tools of a row: a list of objects, all or each as JSON text. Raises `RowError`."""
-    tools = from_json(value, "tools")
-    if tools and not isinstance(tools, list):
-        raise RowError(f"tools should be a list, found {type(tools).__name__}")
-    return encodable([from_json(t, "tools") for t in tools or ()], "tools") or None
+    tools = checked(from_json(value, "tools") or [], list, "tools")
+    return encodable([from_json(t, "tools") for t in tools], "tools") or None
 
 
-def _message(value: Any, names: Mapping[str, str], at: int) -> Message:
-    what = f"message {at}"
-    if not isinstance(value, dict):
-        raise RowError(f"{what} should be an object, found {type(value).__name__}")
+def _message(value: object, names: Mapping[str, str], what: str) -> Message:
+    value = checked(value, dict, what)
     role_key = names.get("role") or ("role" if "role" in value else "from")
     content_key = names.get("content") or ("content" if "content" in value else "value")
     role = ROLES.get(str(value.get(role_key)).lower())
@@ -94,22 +89,28 @@ def _message(value: Any, names: Mapping[str, str], at: int) -> Message:
     content = value.get(content_key)
     used = {role_key, content_key, "tool_calls", "function_call", *TRAIN_FIELDS}
     extra = {k: v for k, v in value.items() if k not in used and v is not None}
-    if content is None and not (calls or _thinks(extra)):
+    if content is None and not (calls or any(extra.get(n) for n in REASONING)):
         raise RowError(f"{what} has no content")
     words, thought = ("", "") if content is None else _parts(content, f"{what}: content")
     if thought:
         extra = {"reasoning_content": thought, **extra}
-    return Message(role, words, _own_word(value, what), calls, encodable(extra, what))
+    return Message(role, words, _trained(value, what), calls, encodable(extra, what))
 
 
-def _thinks(extra: Mapping[str, Any]) -> bool:
-    return any(extra.get(n) for n in ("reasoning_content", "reasoning", "thinking"))
+def checked(value: object, kind: type[Value], what: str) -> Value:
+    """The value, where it is of that kind. Raises `RowError`."""
+    if isinstance(value, kind):
+        return value
+    if value is None:
+        raise RowError(f"{what} is empty")
+    found = KINDS.get(type(value), type(value).__name__)
+    raise RowError(f"{what} should be {KINDS[kind]}, found {found}")
 
 
 # --- contents ---
 
 
-def text(value: Any, what: str) -> str:
+def text(value: object, what: str) -> str:
     """A string, or the joined text parts of one. Raises `RowError` for anything else."""
     words, thought = _parts(value, what)
     if thought:
@@ -117,16 +118,14 @@ def text(value: Any, what: str) -> str:
     return words
 
 
-def _parts(value: Any, what: str) -> tuple[str, str]:
-    """What a content says, and what it thinks."""
-    if isinstance(value, str):
-        return encodable(value, what), ""
+def _parts(value: object, what: str) -> tuple[str, str]:
+    """The words of a content, and its thoughts."""
     if not isinstance(value, list):
-        raise RowError(f"{what} should be text, found {type(value).__name__}")
+        return encodable(checked(value, str, what), what), ""
     words, thoughts = list[str](), list[str]()
     for part in value:
         kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
-        if kind in THINKING_PARTS:
+        if kind in ("thinking", "reasoning"):
             thoughts.append(_parts(part.get(kind, part.get("text")), what)[0])
         elif kind == "text":
             words.append(_parts(part.get("text"), what)[0])
@@ -136,7 +135,7 @@ def _parts(value: Any, what: str) -> tuple[str, str]:
 
 
 def encodable(value: Value, what: str) -> Value:
-    """The value as it is. Raises `RowError` for half a surrogate pair, which nothing can write."""
+    """The value as it is. Raises `RowError` for half a surrogate pair, which no file can hold."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode()
@@ -145,7 +144,7 @@ def encodable(value: Value, what: str) -> Value:
     return value
 
 
-def from_json(value: Any, what: str) -> Any:
+def from_json(value: object, what: str) -> object:
     """The value that a text stands for; anything else as it is. Raises `RowError`."""
     if not isinstance(value, str):
         return value
@@ -155,51 +154,43 @@ def from_json(value: Any, what: str) -> Any:
         raise RowError(f"{what} is not JSON: {error}") from error
 
 
-def _own_word(value: Mapping[str, Any], what: str) -> bool | None:
+def _trained(value: Mapping[str, object], what: str) -> bool | None:
     """The message's own `train`, `weight` or `loss` field."""
-    for name in TRAIN_FIELDS:
-        word = value.get(name)
-        if word is None:
-            continue
-        if word not in (0, 1, True, False):
-            raise RowError(
-                f"{what}: {name} should be true, false, 0 or 1, found {word!r}; a "
-                f"message is trained whole or not at all"
-            )
-        return bool(word)
-    return None
+    name = next((n for n in TRAIN_FIELDS if value.get(n) is not None), "")
+    trained = value.get(name)
+    if trained not in (None, 0, 1):
+        raise RowError(
+            f"{what}: {name} should be true, false, 0 or 1, found {trained!r}; a message is "
+            f"trained whole or not at all"
+        )
+    return None if trained is None else bool(trained)
 
 
 # --- tool calls ---
 
 
-def _calls(value: Mapping[str, Any], what: str) -> list[Any] | None:
+def _calls(value: Mapping[str, object], what: str) -> list[dict[str, object]] | None:
     """The calls in the shape {"type": "function", "function": {"name", "arguments"}, …}."""
     calls = from_json(value.get("tool_calls") or None, f"{what}: tool_calls")
-    legacy = from_json(value.get("function_call"), f"{what}: function_call") or None
-    if calls is None and legacy is not None:
-        calls = [legacy]
+    legacy = from_json(value.get("function_call"), f"{what}: function_call")
     if calls is None:
-        return None
-    if not isinstance(calls, list):
-        raise RowError(f"{what}: tool_calls should be a list, found {type(calls).__name__}")
-    return encodable([_call(c, what) for c in calls], f"{what}: tool_calls") or None
+        calls = [legacy] if legacy else []
+    listed = checked(calls, list, f"{what}: tool_calls")
+    return encodable([_call(c, what) for c in listed], f"{what}: tool_calls") or None
 
 
-def _call(value: Any, what: str) -> dict[str, Any]:
-    call = from_json(value, f"{what}: a tool call")
-    if not isinstance(call, dict):
-        raise RowError(f"{what}: a tool call should be an object, found {type(call).__name__}")
+def _call(value: object, what: str) -> dict[str, object]:
+    call = checked(from_json(value, f"{what}: a tool call"), dict, f"{what}: a tool call")
     function = from_json(call.get("function"), f"{what}: a tool call's function")
     outer = {k: v for k, v in call.items() if k not in ("function", "name", "arguments")}
     if not isinstance(function, dict):  # a function without the object around it
         function = {k: call[k] for k in ("name", "arguments") if k in call}
     if not isinstance(function.get("name"), str):
-        raise RowError(f"{what}: a tool call without the name of a function")
+        raise RowError(f"{what}: a tool call does not name its function")
     return {"type": "function", **outer, "function": _with_object(function)}
 
 
-def _with_object(function: Mapping[str, Any]) -> dict[str, Any]:
+def _with_object(function: Mapping[str, object]) -> dict[str, object]:
     """OpenAI writes arguments as JSON text; templates take the object. Other text stays."""
     arguments = function.get("arguments")
     if isinstance(arguments, str):

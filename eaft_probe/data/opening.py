@@ -1,10 +1,10 @@
 """The data of a command: its source, its format, and which of its rows count."""
 
-from collections.abc import Collection, Iterator, Mapping
-from itertools import islice
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
-from eaft_probe.data.formats import FORMATS, MAPPABLE, RowFormat, infer_format
+from eaft_probe.data.formats import FORMATS, MAPPABLE, Row, RowFormat, infer_format
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection
 from eaft_probe.errors import BadInput, DataError, RowError
@@ -31,7 +31,7 @@ def data_format(
     `reserved`: names that --keep must leave. Raises `FormatError`, or `BadInput` where --keep or
     --columns names what is not there.
     """
-    rows, reasons = list[Mapping[str, Any]](), list[str]()
+    rows, reasons = list[Row](), list[str]()
     for record in islice(source.records(), FORMAT_ROWS):
         try:
             rows.append(record.parse())
@@ -40,29 +40,35 @@ def data_format(
     if not rows:
         why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
         raise DataError(f"{source.name}: {why}")
-    known = {key for row in rows for key in row} | {k for row in rows for k in _inner(row)}
+    _require_columns(rows, settings, reserved)
+    if settings.format is None:
+        return infer_format(rows, settings.columns)
+    FORMATS[settings.format]  # raises for an unknown name
+    return RowFormat(settings.format, settings.columns)
+
+
+def _require_columns(
+    rows: Sequence[Row], settings: ScanSettings, reserved: Collection[str]
+) -> None:
+    known = {key for row in rows for key in chain(row, _message_keys(row))}
     for ours, theirs in settings.columns.items():
         if theirs not in known:
             raise BadInput(f"--columns {ours}={theirs}: the data has no {theirs!r}")
         if ours not in MAPPABLE:
-            raise BadInput(f"--columns {ours}=…: no format has a column {ours!r}")
+            columns = ", ".join(sorted(MAPPABLE))
+            raise BadInput(f"--columns {ours}=…: no format has a column {ours!r}; use {columns}")
     for name in settings.keep:
         if name in reserved:
-            raise BadInput(f"--keep {name}: the examples have a column of that name anyway")
+            raise BadInput(f"--keep {name}: the examples always have a column of that name")
         if not any(name in row for row in rows):
-            raise BadInput(f"--keep {name}: no such column; there are {', '.join(rows[0])}")
-    if settings.format is not None:
-        FORMATS[settings.format]
-        return RowFormat(settings.format, settings.columns)
-    return infer_format(rows, settings.columns)
+            raise BadInput(f"--keep {name}: no such column; available: {', '.join(rows[0])}")
 
 
-def _inner(row: Mapping[str, Any]) -> Iterator[str]:
+def _message_keys(row: Row) -> Iterator[str]:
     """The keys of a row's messages, which --columns role=…,content=… may name."""
     for value in row.values():
         for item in value if isinstance(value, list) else ():
-            if isinstance(item, dict):
-                yield from item
+            yield from item if isinstance(item, dict) else ()
 
 
 def selection(settings: ScanSettings) -> Selection:

@@ -14,11 +14,10 @@ from typing import Any, Literal
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.messages import Message
 from eaft_probe.data.rendering.render import Renderer
-from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.data.rendering.spans import Located
 from eaft_probe.errors import RowError
 
-SAME = 2  # see `_fit`
+SAME = 2  # see `Prompts._fit`
 WORD = "A"
 MARK = "\ue0f2answer\ue0f3"  # private-use characters: no template trims, splits or escapes them
 # How a written answer reads back: as the sampled ids, as others, or not at all (an empty one).
@@ -32,7 +31,7 @@ class Prompt:
     example: Example  # its messages end before the answer
     text: str
     ids: tuple[int, ...]
-    lead: str  # what the header of an answer opens that stands in the content later: "<think>\n"
+    lead: str  # what the header opens and a finished answer has in its content: "<think>\n"
 
 
 class Prompts:
@@ -51,15 +50,16 @@ class Prompts:
         while messages and messages[-1].role == "assistant":
             messages.pop()
         if not any(m.role == "user" for m in messages):
-            raise RowError("no prompt: no user turn to answer")
+            raise RowError("no prompt: there is no user turn to answer")
         asked = replace(example, messages=tuple(replace(m, trained=False) for m in messages))
-        shown = self.renderer.located(_answered(asked, MARK))
-        before, found, _ = shown.text.partition(MARK)
-        if not found:
+        marked = (*asked.messages, Message("assistant", MARK, trained=True))
+        shown = self.renderer.located(replace(asked, messages=marked))
+        before, mark, _ = shown.text.partition(MARK)
+        if not mark:
             raise RowError("the chat template does not show the answer")
         plain = self.renderer.is_plain(asked)
-        header, lead = (before, "") if plain else self._header(asked, shown, before)
-        return Prompt(asked, header, self._ids(header, plain), lead)
+        text, lead = (before, "") if plain else self._header(asked, shown, before)
+        return Prompt(asked, text, self._ids(text, plain), lead)
 
     def _header(self, asked: Example, shown: Located, before: str) -> tuple[str, str]:
         """The text that the model continues, and what of it belongs to the answer's content."""
@@ -76,9 +76,9 @@ class Prompts:
         """The text's ids as they are in front of a word: alone, a last "\\n\\n" is one token to
         many tokenizers, and before an answer two."""
         ids, chars = self.renderer.encode(text + WORD, plain)
-        own = int((chars[:, 0] >= len(text)).argmax())
-        if chars[own, 0] == len(text):
-            return tuple(ids[:own])
+        first = int((chars[:, 0] >= len(text)).argmax())  # token of the word
+        if chars[first, 0] == len(text):
+            return tuple(ids[:first])
         ids, chars = self.renderer.encode(text, plain)  # the word grew together with the text
         added = len(ids) > 1 and chars[-1, 1] < len(text)  # by a tokenizer: the end of text
         return tuple(ids[: len(ids) - added])
@@ -88,18 +88,32 @@ class Prompts:
     ) -> tuple[dict[str, Any], ReadsBack]:
         """The prompt with the answer as a row that a scan takes, and how that reads back."""
         text = self._text(prompt, ids)
-        forms = list(dict.fromkeys((prompt.lead + text, text, text.strip())))
-        if not text.strip():
-            return row_of(prompt.example, forms[0]), "empty"
+        forms = dict.fromkeys((prompt.lead + text, text, text.strip()))
         rows = [row_of(prompt.example, form) for form in forms]
-        read = [self._read(row) for row in rows]
-        fits = [_fit(r, prompt, [*ids, *([] if stop is None else [stop])], text) for r in read]
-        best = fits.index(max(fits))
-        return rows[best], "same" if fits[best] == SAME else "other"
+        if not text.strip():
+            return rows[0], "empty"
+        sampled = [*prompt.ids, *ids, *([] if stop is None else [stop])]
+        fits = [self._fit(row, sampled, prompt.text + text) for row in rows]
+        best = max(fits)
+        return rows[fits.index(best)], "same" if best == SAME else "other"
+
+    def _fit(self, row: Mapping[str, object], ids: Sequence[int], text: str) -> int:
+        """How well the row, read from its line by a scan, gives back a prompt and its answer: SAME
+        ids, at least the text, or neither.
+
+        Behind an answer that was cut the reading has an end-of-turn token that nobody sampled.
+        """
+        read = RowFormat("messages" if "messages" in row else "prompt-completion")
+        try:
+            rendered = self.renderer(read(json.loads(line(row))))
+        except RowError:
+            return 0
+        same = rendered.ids[: len(ids)].tolist() == ids
+        return SAME if same else int(rendered.text.startswith(text))
 
     def _text(self, prompt: Prompt, ids: Sequence[int]) -> str:
         """Decoded behind the prompt: alone, some tokenizers drop the space before the first."""
-        head, whole = (self._decoded([*prompt.ids, *more]) for more in ((), ids))
+        head, whole = self._decoded(prompt.ids), self._decoded([*prompt.ids, *ids])
         if whole.startswith(head):
             return whole[len(head) :]
         return self._decoded(ids)  # broken bytes, which took the prompt's last with them
@@ -111,14 +125,6 @@ class Prompts:
             )
         )
 
-    def _read(self, row: Mapping[str, Any]) -> Rendered | None:
-        """The row as a scan reads it from its line."""
-        try:
-            name = "messages" if "messages" in row else "prompt-completion"
-            return self.renderer(RowFormat(name)(json.loads(line(row))))
-        except RowError:
-            return None
-
 
 def row_of(asked: Example, answer: str) -> dict[str, Any]:
     """A prompt with its answer in the shape that is rendered in the same way: plain strings, or
@@ -127,28 +133,12 @@ def row_of(asked: Example, answer: str) -> dict[str, Any]:
         system = {"system": asked.messages[0].content} if len(asked.messages) > 1 else {}
         return {**system, "prompt": asked.messages[-1].content, "completion": answer}
     tools = {"tools": list(asked.tools)} if asked.tools else {}
-    given = [
+    context = [
         m.as_dict() | ({"train": False} if m.role == "assistant" else {}) for m in asked.messages
     ]
-    return {"messages": [*given, {"role": "assistant", "content": answer}], **tools}
+    return {"messages": [*context, {"role": "assistant", "content": answer}], **tools}
 
 
-def line(row: Mapping[str, Any]) -> str:
+def line(row: Mapping[str, object]) -> str:
     """A row as a line of JSON."""
     return json.dumps(row, ensure_ascii=False, default=str) + "\n"
-
-
-def _answered(asked: Example, answer: str) -> Example:
-    return replace(asked, messages=(*asked.messages, Message("assistant", answer, trained=True)))
-
-
-def _fit(rendered: Rendered | None, prompt: Prompt, sampled: Sequence[int], text: str) -> int:
-    """How well a reading gives back what was sampled: SAME ids, at least the text, or neither.
-
-    Behind an answer that was cut the reading has an end-of-turn token that nobody sampled.
-    """
-    if rendered is None:
-        return 0
-    ids = [*prompt.ids, *sampled]
-    same = rendered.ids[: len(ids)].tolist() == ids
-    return SAME if same else int(rendered.text.startswith(prompt.text + text))

@@ -1,32 +1,32 @@
-"""One row of a source, not parsed yet."""
+"""A source of rows, and one of its rows, not parsed yet."""
 
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
-from eaft_probe.data.readers import (
-    parse_json,
-)
-from eaft_probe.errors import RowError
+from eaft_probe.data.messages import checked
+from eaft_probe.data.readers import parse_json
+from eaft_probe.errors import ProbeError, RowError
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of the data, not yet understood."""
+    """One row of the data, not parsed yet."""
 
     row: int  # from 0, over all files
     file: str
     line: int | None  # from 1, where the file has lines
-    value: Any  # bytes of one JSON line, or the parsed row
+    value: Any  # bytes of one JSON line, the parsed row, or the `RowError` that reading it gave
 
     def parse(self) -> dict[str, Any]:
         """The row as a dictionary. Raises `RowError` where it is none."""
         value = parse_json(self.value) if isinstance(self.value, bytes) else self.value
         if isinstance(value, RowError):
             raise value
-        if not isinstance(value, dict):
-            raise RowError(f"expected a JSON object, found {type(value).__name__}")
-        return value
+        return checked(value, dict, "the row")
 
     @property
     def size(self) -> int:
@@ -36,6 +36,52 @@ class Record:
         return sum(len(str(v)) for v in self.value.values()) if isinstance(self.value, dict) else 0
 
 
-def file_fingerprint(file: Any) -> str:
+class Source:
+    """A data set that can be read again and again in the same order.
+
+    `on_disk`: the files that must not change while it is read.
+    """
+
+    def __init__(self, name: str, on_disk: Iterable[Path] = ()) -> None:
+        self.name = name
+        self._stamps = {path: _stamp(path) for path in on_disk}  # before anything is read
+
+    def records(self) -> Iterator[Record]:
+        """The rows in their order."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """sha256 of the content."""
+        raise NotImplementedError
+
+    def files(self) -> Mapping[str, str]:
+        """File → its fingerprint alone, where there are files."""
+        return {}
+
+    def require_unchanged(self) -> None:
+        """Raises `ProbeError` where a file is no longer the one that was opened, as far as its
+        size, time and inode tell."""
+        for path, stamp in self._stamps.items():
+            if _stamp(path) != stamp:
+                raise ProbeError(
+                    f"{path} changed while it was being read; put the old file back "
+                    f"and rerun, or start again with --overwrite"
+                )
+
+    def reopened(self) -> "Source":
+        """The same data, with nothing of it remembered."""
+        return self
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def file_fingerprint(file: BufferedReader) -> str:
+    """The fingerprint of data that are this file alone."""
     content = hashlib.file_digest(file, "sha256").digest()
     return hashlib.sha256(content).hexdigest()

@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from eaft_probe.data.record import Record
 from eaft_probe.data.sources import Source
@@ -32,13 +33,11 @@ class Selection:
         if self.sample is None:
             return None
         total = sum(1 for _ in self.records(source, None))
-        size = min(self.sample, total)
-        return frozenset(random.Random(self.seed).sample(range(total), size))
+        return frozenset(random.Random(self.seed).sample(range(total), min(self.sample, total)))
 
     def records(self, source: Source, drawn: frozenset[int] | None) -> Iterator[Record]:
-        for record in source.records():
-            if self.limit is not None and record.row >= self.limit:
-                return
+        """The rows up to the limit, or those of them that were drawn."""
+        for record in islice(source.records(), self.limit and max(self.limit, 0)):
             if drawn is None or record.row in drawn:
                 yield record
 
@@ -65,7 +64,7 @@ class UnitPlan:
             files |= {record.file for record in unit.records}
         if not rows:
             raise DataError(f"{source.name} has no rows")
-        return cls(source, selection, rows_per_unit, draft.drawn, rows, count, frozenset(files))
+        return replace(draft, rows=rows, count=count, files=frozenset(files))
 
     def units(self) -> Iterator[Unit]:
         """Raises `ProbeError` where the data changed before a unit was read to its end."""

@@ -91,7 +91,7 @@ def test_windows_that_overlap_predict_every_token_once(length: int, stride: int)
 @pytest.mark.parametrize("stride", [-1, 0, 10, 11])
 def test_a_stride_that_gets_nowhere_is_refused(stride: int) -> None:
     require_stride(9, 10)
-    with pytest.raises(BadInput, match="--stride is a whole number from 1 to below the 10"):
+    with pytest.raises(BadInput, match="--stride should be at least 1 and less than the 10 tokens"):
         require_stride(stride, 10)
 
 

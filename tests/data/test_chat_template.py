@@ -400,7 +400,7 @@ def test_what_a_template_may_make_grows_with_what_it_is_given() -> None:
 )
 def test_a_template_too_deep_or_too_long_is_none(source: str) -> None:
     with pytest.raises(ModelError, match=r"RecursionError|SyntaxError|nested|characters"):
-        ChatTemplate(source).compiled()
+        _ = ChatTemplate(source).compiled
 
 
 def test_a_template_that_refuses_says_why_in_one_line() -> None:

@@ -31,7 +31,7 @@ def test_a_row_comes_with_what_is_made_of_it() -> None:
     ("value", "reason", "key"),
     [
         (b"{", "malformed JSON", ""),
-        ([1], "expected a JSON object, found list", ""),
+        ([1], "the row should be an object, found a list", ""),
         (RowError("a line of more than 9 bytes"), "a line of more than 9 bytes", ""),
         ({"id": 7}, "no column 'text', which format 'text' needs", ""),
         ({"text": "bad", "id": 7}, "a bad word", "7"),

@@ -120,7 +120,7 @@ def test_json_lines_count_records_and_name_their_lines(tmp_path: Path) -> None:
     assert rows[4] == {"text": "b"}
     assert "malformed JSON" in rows[1]
     assert rows[2] == "invalid UTF-8 at byte 10"
-    assert rows[3] == "expected a JSON object, found list"
+    assert rows[3] == "the row should be an object, found a list"
 
 
 @pytest.mark.parametrize("line", [b'{"a": ' + b"1" * 5000 + b"}", b'{"a": ' + b"[" * 200_000])
@@ -151,8 +151,8 @@ def test_a_broken_array_keeps_the_rows_before_it(tmp_path: Path, broken: bytes) 
 def test_an_array_of_other_things_rejects_each_of_them(tmp_path: Path) -> None:
     rows = rows_of(open_source(write(tmp_path, "d.json", b'["a", {"text": "b"}, 3]')))
     assert rows[1] == {"text": "b"}
-    assert rows[0] == "expected a JSON object, found str"
-    assert "expected a JSON object" in rows[2]
+    assert rows[0] == "the row should be an object, found text"
+    assert "the row should be an object" in rows[2]
 
 
 def test_numbers_of_an_array_are_those_of_json_lines(tmp_path: Path) -> None:
@@ -422,5 +422,5 @@ def test_depth_is_that_of_brackets_outside_of_strings() -> None:
 
 def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.jsonl")
-    assert "is no plain file" in refusal(tmp_path / "d.jsonl")
+    assert "is not a regular file" in refusal(tmp_path / "d.jsonl")
     assert "no data files" in refusal(tmp_path)

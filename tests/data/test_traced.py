@@ -173,7 +173,7 @@ def test_one_character_and_none() -> None:
     cut_out(text[-2])
     with pytest.raises(IndexError):
         text[99]
-    with pytest.raises(TypeError, match="string indices must be integers"):
+    with pytest.raises(TypeError, match="indices must be integers"):
         text["role"]
 
 
@@ -233,7 +233,7 @@ VALUES = st.recursive(
 )
 STYLES: list[dict[str, Any]] = [
     {},
-    {"ensure_ascii": False},
+    {"ensure_ascii": True},
     {"indent": 2},
     {"sort_keys": True},
     {"separators": (",", ":"), "ensure_ascii": False},
@@ -245,7 +245,7 @@ STYLES: list[dict[str, Any]] = [
 @given(value=VALUES)
 @pytest.mark.parametrize("style", STYLES, ids=str)
 def test_json_is_the_same_and_keeps_the_history(style: dict[str, Any], value: Any) -> None:
-    check(as_json(value, **style), json.dumps(value, **style))
+    check(as_json(value, **style), json.dumps(value, **{"ensure_ascii": False, **style}))
 
 
 def test_a_string_in_json_keeps_its_place() -> None:

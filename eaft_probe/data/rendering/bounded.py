@@ -2,18 +2,23 @@
 
 A time limit strikes between two steps of Python; `10 ** 10 ** 8`, `'x' * 10 ** 10` and a format of
 a billion spaces are one step in C each. So every operation that makes more than it is given says
-before how much that may be, and what a rendering makes has a bound.
+beforehand how much that may be, and what a rendering makes has a bound.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+Value = TypeVar("Value")
+Function = Callable[..., Any]  # a filter, a method or a macro, which a template calls
 
 MOST_MADE = 100_000_000  # characters, besides MORE for each one that the template is given
 MORE = 100
@@ -21,7 +26,8 @@ MOST_BITS = 10_000  # of a whole number
 LARGEST = 1_000_000  # whole number that a function is given: a width, a count
 REFERENCE = 8  # characters that an item of a list counts as
 
-# What makes more than the sum of what it is given → the mark in its text at which it does so.
+# Functions whose result may be longer than all their arguments together → where in their text
+# they insert: at each such mark, or anywhere.
 AMPLIFYING = {
     "format": "{",
     "format_map": "{",
@@ -46,13 +52,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, filters: Mapping[str, Function], **options: Any) -> None:
         super().__init__(**options)
         self.allow(0)
-        self.filters = {n: self._bounded(n, f) for n, f in self.filters.items()}
+        self.filters = {n: self._bounded(n, f) for n, f in filters.items()}
 
     def allow(self, given: int) -> None:
-        """A new rendering begins, of so many characters."""
+        """A new rendering begins, which is given so many characters."""
         self.most = self.left = MOST_MADE + MORE * given
 
     def spend(self, size: int) -> None:
@@ -60,47 +66,47 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if self.left < 0:
             raise SecurityError(f"it would make more than {self.most:,} characters")
 
-    def counted(self, made: Any) -> Any:
-        """What was made, unless it is too much."""
-        if isinstance(made, str):
-            self.spend(len(made))
-        elif isinstance(made, int):
-            _require_bits(made.bit_length())
-        elif isinstance(made, list | tuple | dict | bytes):
-            self.spend(weight(made, self.left))
-        return made
+    def counted(self, value: Value) -> Value:
+        """The value, unless it is too large."""
+        if isinstance(value, str):
+            self.spend(len(value))
+        elif isinstance(value, int):
+            _require_bits(value.bit_length())
+        elif isinstance(value, list | tuple | dict | bytes):
+            self.spend(weight(value, self.left))
+        return value
 
     def metered(self, texts: Iterable[str]) -> Iterator[str]:
         for text in texts:
             self.spend(len(text) + REFERENCE)
             yield text
 
-    def admit(self, name: str, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Looks at what a function is given: first the text that it works on."""
-        values = (*given, *named.values())
-        if max(_numbers(values), default=0) > LARGEST:
+    def admit(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
+        """Checks the arguments of a function, of which the first is the text it works on."""
+        values = (*args, *named.values())
+        items = chain.from_iterable(v if isinstance(v, tuple) else (v,) for v in values)  # of `%`
+        if any(isinstance(i, int) and abs(i) > LARGEST for i in items):
             raise SecurityError(f"{name} is given a number above {LARGEST:,}")
-        text = given[0] if given else ""
+        text = args[0] if args else ""
         if name in FORMATS and isinstance(text, str) and WIDE.search(text):
             raise SecurityError(f"{name} is given a width of five digits, or one in another")
         if name in AMPLIFYING and len(values) > 1:
-            more = max(_size(v, self.left) for v in values[1:])
-            places = self._places(text, values[1] if name == "replace" else AMPLIFYING[name])
+            more = max(abs(v) if isinstance(v, int) else weight(v, self.left) for v in values[1:])
+            mark = values[1] if name == "replace" else AMPLIFYING[name]
+            if isinstance(text, str) and isinstance(mark, str) and mark:
+                places = text.count(mark) + 1
+            else:
+                places = weight(text, self.left) + 1
             if places * more > self.left:
                 raise SecurityError(f"{name} would make more than {self.most:,} characters")
 
-    def _places(self, text: Any, mark: Any) -> int:
-        """At how many places of a text something may be put in."""
-        if isinstance(text, str) and isinstance(mark, str) and mark:
-            return text.count(mark) + 1
-        return weight(text, self.left) + 1
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
             self.spend(len(left) + len(right))
             return left + right
         if isinstance(left, int) and isinstance(right, int):
-            _require_bits(_bits(operator, left, right))
+            bits, power = left.bit_length(), operator == "**"
+            _require_bits(bits * max(right, 0) if power else bits + right.bit_length() + 1)
         elif operator == "%" and isinstance(left, str | bytes):
             self.admit("%", (left, right), {})
         elif operator == "*":
@@ -111,7 +117,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.spend(weight((left, right), self.left))
         return self.counted(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Any, obj: Any, /, *args: Any, **named: Any) -> Any:
+    def call(self, context: Context, obj: Function, /, *args: Any, **named: object) -> object:
         method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps `str.format`
         name, owner = getattr(method, "__name__", ""), getattr(method, "__self__", None)
         if name == "join" and args:
@@ -120,11 +126,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.admit(name, (owner, *args) if isinstance(owner, str | bytes) else args, named)
         return self.counted(super().call(context, obj, *args, **named))
 
-    def _bounded(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
+    def _bounded(self, name: str, filter: Function) -> Function:
         first = int(hasattr(filter, "jinja_pass_arg"))
 
         @wraps(filter)
-        def run(*args: Any, **named: Any) -> Any:
+        def run(*args: Any, **named: object) -> object:
             if name == "join":
                 args = (*args[:first], list(args[first]), *args[first + 1 :])
             if len(args) > first + 1 or named:  # a text alone becomes no larger
@@ -134,7 +140,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return run
 
 
-def weight(value: Any, most: int) -> int:
+def weight(value: object, most: int) -> int:
     """Characters in a value, items counted too; of one that holds itself many times over, at least
     `most`."""
     total, waiting = 0, [value]
@@ -144,30 +150,10 @@ def weight(value: Any, most: int) -> int:
         if isinstance(item, str | bytes):
             total += len(item)
         elif isinstance(item, Mapping):
-            waiting += item
-            waiting += item.values()
+            waiting += [*item, *item.values()]
         elif isinstance(item, list | tuple):
             waiting += item
     return total
-
-
-def _size(value: Any, most: int) -> int:
-    return abs(value) if isinstance(value, int) else weight(value, most)
-
-
-def _numbers(values: Iterable[Any]) -> Iterator[int]:
-    for value in values:
-        if isinstance(value, int):
-            yield abs(value)
-        elif isinstance(value, tuple):  # of `%`
-            yield from (abs(v) for v in value if isinstance(v, int))
-
-
-def _bits(operator: str, left: int, right: int) -> int:
-    """At most so many bits has the result."""
-    if operator == "**":
-        return left.bit_length() * max(right, 0)
-    return left.bit_length() + right.bit_length() + 1
 
 
 def _require_bits(bits: int) -> None:
@@ -180,27 +166,24 @@ class Counted(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return asked("tilde", *node.nodes)
+        return environment_call("tilde", *node.nodes)
 
-    def visit_List(self, node: nodes.List) -> nodes.Node:
-        return self._made(node, node.items)
+    def visit_List(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        if getattr(node, "ctx", "load") != "load":  # the names that a tuple is unpacked into
+            return node
+        items = (i.value if isinstance(i, nodes.Pair) else i for i in node.iter_child_nodes())
+        constant = all(isinstance(i, nodes.Const | nodes.TemplateData) for i in items)
+        return node if constant else environment_call("counted", node)
 
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        return self._made(node, node.items) if node.ctx == "load" else self.generic_visit(node)
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        return self._made(node, [pair.value for pair in node.items])
+    visit_Tuple = visit_Dict = visit_List
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return asked("counted", node) if isinstance(node.arg, nodes.Slice) else node
-
-    def _made(self, node: nodes.Expr, items: list[nodes.Expr]) -> nodes.Node:
-        self.generic_visit(node)
-        constant = all(isinstance(i, nodes.Const | nodes.TemplateData) for i in items)
-        return node if constant else asked("counted", node)
+        sliced = isinstance(node.arg, nodes.Slice)
+        return environment_call("counted", node) if sliced else node
 
 
-def asked(name: str, *values: nodes.Expr) -> nodes.Call:
-    """What the environment says of some values."""
+def environment_call(name: str, *values: nodes.Expr) -> nodes.Call:
+    """The call of a method of the environment, for the compiled template."""
     return nodes.Call(nodes.EnvironmentAttribute(name), list(values), [], None, None)

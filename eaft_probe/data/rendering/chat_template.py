@@ -13,27 +13,21 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from time import monotonic as time_now
-from typing import Any
+from time import monotonic
 
 import jinja2
 
-from eaft_probe.data.messages import Message
+from eaft_probe.data.messages import REASONING, Message
 from eaft_probe.data.rendering.timeout import TookTooLong, at_most
-from eaft_probe.data.rendering.traced import (
-    Piece,
-    Pieces,
-    Traced,
-)
-from eaft_probe.data.rendering.tracing import Source, TracingEnvironment
+from eaft_probe.data.rendering.traced import Piece, Pieces, Traced
+from eaft_probe.data.rendering.tracing import Source, TracingEnvironment, has_marks
 from eaft_probe.errors import BadInput, ModelError, RowError, one_line
 
 # A template renders a row in a millisecond; loops in loops would never end.
 SECONDS = 5.0  # of a rendering, and another one for each million characters that it is given
-SLOW, MOST_SLOW = 0.1, 10.0  # seconds from which on one counts as slow; of slow ones in a row
-LONGEST = 200_000  # characters of a template; those that are known have some 20,000
+SLOW, MOST_SLOW = 0.1, 10.0  # seconds from which a rendering counts as slow; of all slow ones
+LONGEST = 200_000  # characters of a template; published ones have up to some 20,000
 TOOLS = -2  # the "message" of what `tools` say
-REASONING = ("reasoning_content", "thinking", "reasoning")
 # Strings by which templates choose what to write; shown or not, they are no words of a message.
 LABELS = frozenset(("role", "name", "tool_call_id", "id", "type", "index"))
 
@@ -56,33 +50,30 @@ class ChatTemplate:
     """
 
     source: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
     today: date = field(default_factory=date.today)
     slow: list[float] = field(init=False, default_factory=lambda: [0.0], compare=False)  # seconds
 
     @cached_property
-    def _environment(self) -> "TracingEnvironment":
+    def _environment(self) -> TracingEnvironment:
         return TracingEnvironment(self.today)
 
     @cached_property
-    def _plain_environment(self) -> "TracingEnvironment":
+    def _plain_environment(self) -> TracingEnvironment:
         return TracingEnvironment(self.today, instrumented=False)
-
-    @cached_property
-    def _compiled(self) -> jinja2.Template:
-        return self._environment.from_string(self.source)
 
     @cached_property
     def _plain(self) -> jinja2.Template:
         """The template for strings without a history, of which nothing is asked."""
         return self._plain_environment.from_string(self.source)
 
-    def compiled(self) -> None:
-        """Raises `ModelError`, which says why, where the source is no template."""
+    @cached_property
+    def compiled(self) -> jinja2.Template:
+        """The template that tells origins. Raises `ModelError`, which says why there is none."""
         if len(self.source) > LONGEST:
             raise ModelError(f"more than {LONGEST:,} characters")
         try:
-            _ = self._compiled
+            return self._environment.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"line {error.lineno}: {one_line(error)}") from error
         except Exception as error:  # nested too deeply for Jinja, or for Python's own compiler
@@ -91,24 +82,12 @@ class ChatTemplate:
     @cached_property
     def has_marks(self) -> bool:
         """Whether it says with {% generation %} what the assistant writes."""
-        return any(
-            t == "block_begin" and "generation" in self._after(i)
-            for i, (t, _) in enumerate(self._tokens)
-        )
-
-    @cached_property
-    def _tokens(self) -> list[tuple[str, str]]:
-        return [(kind, text) for _, kind, text in self._environment.lex(self.source)]
-
-    def _after(self, at: int) -> list[str]:
-        """The name behind a block's beginning."""
-        words = (text for kind, text in self._tokens[at + 1 : at + 4] if kind != "whitespace")
-        return [next(words, "")]
+        return has_marks(self._environment.parse(self.source))
 
     def render(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[object] | None = None,
         *,
         prompt: bool = False,
         calls_as_text: bool = False,
@@ -118,43 +97,45 @@ class ChatTemplate:
         `calls_as_text`: arguments of tool calls as JSON text, for templates that take no objects.
         Raises `RowError` where the template refuses it, and `ModelError` where it hangs each time.
         """
-        given = _Given()
-        conversation = [given.message(i, m, calls_as_text) for i, m in enumerate(messages)]
-        listed = given.traced(list(tools), TOOLS, "tools") if tools else None
-        size = sum(len(source.text) for source in given.sources)
+        values = _Values()
+        conversation = [values.message(i, m, calls_as_text) for i, m in enumerate(messages)]
+        traced_tools = values.traced(tools, TOOLS, "tools") if tools else None
+        size = sum(len(source.text) for source in values.sources)
         with self._as_row_error(self._environment, size):
             text = self._environment.run(
-                self._compiled,
+                self.compiled,
                 conversation,
-                given.sources,
+                values.sources,
                 messages=conversation,
-                tools=listed,
+                tools=traced_tools,
                 documents=None,
                 add_generation_prompt=prompt,
                 **self.values,
             )
             text.encode()  # '\\ud800' in a template is half a character: no token has it
-        return Rendering(str.__str__(text), text._pieces, given.sources)
+        return Rendering(str.__str__(text), text._pieces, values.sources)
 
     def text(self, messages: Sequence[Message]) -> str:
         """The same text alone, of messages with nothing but a content; a fifth of the time."""
         conversation = [{"role": m.role, "content": m.content} for m in messages]
         size = sum(len(m.content) for m in messages)
         with self._as_row_error(self._plain_environment, size):
-            given = {
-                "messages": conversation,
-                "tools": None,
-                "documents": None,
-                "add_generation_prompt": False,
-                **self.values,
-            }
-            written = self._plain.root_render_func(self._plain.new_context(given))
-            return "".join(self._plain_environment.metered(written))
+            context = self._plain.new_context(
+                {
+                    "messages": conversation,
+                    "tools": None,
+                    "documents": None,
+                    "add_generation_prompt": False,
+                    **self.values,
+                }
+            )
+            texts = self._plain.root_render_func(context)
+            return "".join(self._plain_environment.metered(texts))
 
     @contextmanager
-    def _as_row_error(self, environment: Any, size: int) -> Iterator[None]:
+    def _as_row_error(self, environment: TracingEnvironment, size: int) -> Iterator[None]:
         """`size`: characters that the template is given."""
-        more, began = size / 1e6, time_now()
+        more, began = size / 1e6, monotonic()
         try:
             environment.allow(size)
             with at_most(SECONDS + more):
@@ -164,7 +145,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of somebody else's
             raise RowError(f"the chat template refuses this row: {one_line(error)}") from error
         finally:
-            self._add(time_now() - began, SLOW + more)
+            self._add(monotonic() - began, SLOW + more)
 
     def _add(self, seconds: float, slow: float) -> None:
         """Raises `ModelError` where slow renderings add up: a million rows would never be done.
@@ -186,57 +167,60 @@ def read_template(file: str) -> str:
     """The template in a file. Raises `BadInput` where it is none."""
     try:
         source = Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read --chat-template {file}: {one_line(error)}") from error
-    try:
-        ChatTemplate(source).compiled()
+        _ = ChatTemplate(source).compiled
     except ModelError as error:
         raise BadInput(f"--chat-template {file}, {error}") from error
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read --chat-template {file}: {one_line(error)}") from error
     return source
 
 
-class _Given:
+class _Values:
     """What a template is given: plain JSON values whose strings are numbered."""
 
     def __init__(self) -> None:
         self.sources: list[Source] = []
 
-    def message(self, index: int, message: Message, calls_as_text: bool) -> dict[str, Any]:
+    def message(self, index: int, message: Message, calls_as_text: bool) -> dict[str, object]:
         """The message as a template takes it. Reasoning goes by each name that templates read, as
         in transformers from 5.23 on."""
-        made: dict[str, Any] = {}
+        fields = dict[str, object]()
         for name, value in message.as_dict().items():
             if name == "tool_calls":
-                made[name] = [self._call(index, call, calls_as_text) for call in value]
+                fields[name] = [self._call(index, call, calls_as_text) for call in value]
             else:
-                made[name] = plain(value) if name in LABELS else self.traced(value, index, name)
-        thought = next((made[n] for n in REASONING if made.get(n) is not None), None)
+                fields[name] = plain(value) if name in LABELS else self.traced(value, index, name)
+        thought = next((fields[n] for n in REASONING if fields.get(n) is not None), None)
         if thought is not None:
-            made = {"thinking": thought, **made, "reasoning_content": thought}
-        return made
+            fields = {"thinking": thought, **fields, "reasoning_content": thought}
+        return fields
 
-    def _call(self, index: int, call: Any, as_text: bool) -> Any:
+    def _call(self, index: int, call: object, arguments_as_text: bool) -> object:
         if not isinstance(call, dict):
             return self.traced(call, index, "tool_calls")
-        function = _texted(call.get("function"), as_text)
+        function = call.get("function")
         if not isinstance(function, dict):
             return plain(call)
-        said = {k: self.traced(v, index, "tool_calls") for k, v in function.items()}
-        return {**plain(call), "function": said}
+        arguments = function.get("arguments")
+        if arguments_as_text and arguments is not None and not isinstance(arguments, str):
+            text = json.dumps(arguments, ensure_ascii=False, default=str)
+            function = {**function, "arguments": text}
+        traced = {k: self.traced(v, index, "tool_calls") for k, v in function.items()}
+        return {**{str(k): plain(v) for k, v in call.items()}, "function": traced}
 
-    def traced(self, value: Any, message: int, field: str) -> Any:
-        """The value with every string as a source of its own; keys, too, where they are said."""
+    def traced(self, value: object, message: int, field: str) -> object:
+        """The value with every string as a source of its own; keys, too, in calls and tools."""
         if isinstance(value, str):
             self.sources.append(Source(message, field, value))
             return Traced(value, (Piece(len(value), len(self.sources) - 1),) if value else ())
         if isinstance(value, Mapping):
-            if field not in ("tool_calls", "tools"):  # a part of a content
+            if field in ("tool_calls", "tools"):
                 return {
-                    str(k): plain(v) if k == "type" else self.traced(v, message, field)
+                    self.traced(str(k), message, field): self.traced(v, message, field)
                     for k, v in value.items()
                 }
-            return {
-                self.traced(str(k), message, field): self.traced(v, message, field)
+            return {  # a part of a content
+                str(k): plain(v) if k == "type" else self.traced(v, message, field)
                 for k, v in value.items()
             }
         if isinstance(value, list | tuple):
@@ -244,16 +228,8 @@ class _Given:
         return plain(value)
 
 
-def _texted(function: Any, as_text: bool) -> Any:
-    """The function of a call with its arguments as JSON text, where that is asked for."""
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if not as_text or arguments is None or isinstance(arguments, str):
-        return function
-    return {**function, "arguments": json.dumps(arguments, ensure_ascii=False, default=str)}
-
-
-def plain(value: Any) -> Any:
-    """A value of plain JSON types: an object's methods are none of a template's business."""
+def plain(value: object) -> object:
+    """A value of plain JSON types: a template must not reach an object's methods."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):

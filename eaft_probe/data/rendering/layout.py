@@ -1,16 +1,16 @@
 """One rendering of a conversation, and which of its characters are which message's."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
-from eaft_probe.data.messages import Message
-from eaft_probe.data.rendering.chat_template import REASONING, TOOLS, Rendering
-from eaft_probe.data.rendering.traced import TEMPLATE, Piece
+from eaft_probe.data.messages import REASONING, Message
+from eaft_probe.data.rendering.chat_template import TOOLS, Rendering
+from eaft_probe.data.rendering.traced import DERIVED, TEMPLATE, Piece
 
 Span = tuple[int, int]  # first character, one past the last
 TAG = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])\s*")
@@ -40,13 +40,12 @@ class Layout:
 
     @cached_property
     def runs(self) -> list[Run]:
-        found, at = list[Run](), 0
-        for piece in self.rendering.pieces:
-            if piece.length:
-                found.append(Run(at, at + piece.length, *self._owner(piece)))
-                at += piece.length
-        merged = (list(g) for _, g in groupby(found, lambda r: (r.owner, r.own)))
-        return [g[0]._replace(end=g[-1].end) for g in merged]
+        runs, at = list[Run](), 0
+        shown = (p for p in self.rendering.pieces if p.length)
+        for (owner, own), pieces in groupby(shown, self._owner):
+            start, at = at, at + sum(p.length for p in pieces)
+            runs.append(Run(start, at, owner, own))
+        return runs
 
     def _owner(self, piece: Piece) -> tuple[int, bool]:
         """Of words shown while the template is at another message: a tool's result within the turn
@@ -54,9 +53,8 @@ class Layout:
         if piece.source == TEMPLATE:
             return piece.loop, False
         message, loop = self.rendering.sources[piece.source].message, piece.loop
-        if message == loop or loop < 0 or message < 0:
-            return message, True
-        if self.messages[message].role == "assistant":
+        elsewhere = loop >= 0 and message >= 0 and message != loop
+        if elsewhere and self.messages[message].role == "assistant":
             return loop, False
         return message, True
 
@@ -71,16 +69,12 @@ class Layout:
 
     def around(self, turn: int, words: Span) -> Span:
         """The words with the template's text on both sides that is no other message's."""
-        first, past = words
-        for run in reversed([r for r in self.runs if r.end <= words[0]]):
-            if run.own or run.owner != turn:
-                break
-            first = run.start
-        for run in [r for r in self.runs if r.start >= words[1]]:
-            if run.own or run.owner not in (turn, TEMPLATE):
-                break
-            past = run.end
-        return first, past
+        before = reversed([r for r in self.runs if r.end <= words[0]])
+        behind = [r for r in self.runs if r.start >= words[1]]
+        header = takewhile(lambda r: not r.own and r.owner == turn, before)
+        tail = takewhile(lambda r: not r.own and r.owner in (turn, TEMPLATE), behind)
+        first = min((r.start for r in header), default=words[0])
+        return first, max((r.end for r in tail), default=words[1])
 
     def foreign(self, turn: int, within: Span) -> list[Span]:
         """What belongs to other messages within a span."""
@@ -95,51 +89,45 @@ class Layout:
     def marked(self, turn: int) -> list[Span]:
         """The spans between generation marks that are this message's; what is marked outside of
         all messages belongs to the last answer before it."""
-        found, at, answer = list[Span](), 0, TEMPLATE
+        spans, at, answer = list[Span](), 0, TEMPLATE
         for piece in self.rendering.pieces:
-            owner, end = self._owner(piece)[0], at + piece.length
+            owner, start, at = self._owner(piece)[0], at, at + piece.length
             if owner >= 0 and self.messages[owner].role == "assistant":
                 answer = owner
             if piece.marked and piece.length and turn == (answer if owner == TEMPLATE else owner):
-                joins = bool(found) and found[-1][1] == at
-                found[-1:] = [(found[-1][0], end)] if joins else [*found[-1:], (at, end)]
-            at = end
-        return found
+                if spans and spans[-1][1] == start:
+                    start = spans.pop()[0]
+                spans.append((start, at))
+        return spans
 
     def left_out(self) -> Counter[str]:
         """role.field → characters of text that the rendering does not show."""
-        shown: dict[int, list[Span]] = {}
+        shown = defaultdict[int, list[Span]](list)
         for p in self.rendering.pieces:
-            if p.source != TEMPLATE:
-                shown.setdefault(p.source, []).append(
-                    (p.offset, p.offset + p.length) if p.offset >= 0 else (0, 1 << 31)
-                )
+            whole = p.offset == DERIVED
+            shown[p.source].append((0, 1 << 31) if whole else (p.offset, p.offset + p.length))
         missing = Counter[str]()
         for number, source in enumerate(self.rendering.sources):
             if source.message == TOOLS:
                 missing["tools"] += 0 if self.shows(TOOLS) else len(source.text)
             elif source.field in WORDS:
-                place = f"{self.messages[source.message].role}.{source.field}"
-                gaps = _gaps(source.text, shown.get(number, []))
-                missing[place] += sum(map(self._counted, gaps))
+                name = f"{self.messages[source.message].role}.{source.field}"
+                gaps = _gaps(source.text, shown[number])
+                missing[name] += sum(map(self._characters, gaps))
         return +missing
 
-    def _counted(self, text: str) -> int:
-        """Characters of a gap; a tag that the template writes itself is none."""
-        tag = TAG.fullmatch(text)
-        return 0 if tag and tag[1] in self.text else len(text.strip())
+    def _characters(self, gap: str) -> int:
+        """Characters of a gap; a tag that the template writes itself counts as none."""
+        tag = TAG.fullmatch(gap)
+        return 0 if tag and tag[1] in self.text else len(gap.strip())
 
-    def shows(self, index: int, *fields: str) -> bool:
-        """Whether anything of a message, or of some fields of it, is shown."""
-        sources = self.rendering.sources
-        return any(
-            p.source != TEMPLATE
-            and sources[p.source].message == index
-            and (not fields or sources[p.source].field in fields)
-            for p in self.rendering.pieces
-        )
+    def shows(self, index: int) -> bool:
+        """Whether anything of a message is shown."""
+        own = {n for n, s in enumerate(self.rendering.sources) if s.message == index}
+        return any(p.source in own for p in self.rendering.pieces)
 
     def has_words(self, index: int) -> bool:
+        """Whether a message has text that a model would say."""
         return any(
             s.message == index and s.field in WORDS and s.text.strip()
             for s in self.rendering.sources
@@ -147,10 +135,9 @@ class Layout:
 
 
 def _gaps(text: str, shown: list[Span]) -> Iterator[str]:
+    """What of a text lies between the spans that are shown, white space aside."""
     at = 0
-    for start, end in sorted(shown):
-        if start > at and text[at:start].strip():
+    for start, end in [*sorted(shown), (len(text), len(text))]:
+        if text[at:start].strip():
             yield text[at:start]
         at = max(at, end)
-    if text[at:].strip():
-        yield text[at:]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eaft_probe.data.messages import Message
+from eaft_probe.data.rendering.layout import Span
 
-Span = tuple[int, int]
 Edge = tuple[int, int]  # number of a text of the template's, and how far in it
 
 
@@ -20,7 +20,7 @@ class Pattern:
     """What a template writes around n contents, and which spans of it are trained."""
 
     around: tuple[str, ...]  # n + 1 texts of the template's
-    spans: dict[int, list[tuple[Edge, Edge]]]  # turn → its spans
+    edges: dict[int, list[tuple[Edge, Edge]]]  # turn → its spans
     closer: str  # what is put behind a last turn that the template leaves open
 
     @classmethod
@@ -40,11 +40,11 @@ class Pattern:
             )
 
         try:
-            found = {t: [(edge(a), edge(b)) for a, b in s] for t, s in spans.items()}
+            edges = {t: [(edge(a), edge(b)) for a, b in s] for t, s in spans.items()}
         except StopIteration:
             return None
-        around = [text[a:b] for a, b in zip(starts, ends, strict=True)]
-        return cls(tuple(around), found, closer)
+        around = tuple(text[a:b] for a, b in zip(starts, ends, strict=True))
+        return cls(around, edges, closer)
 
     def fit(self, text: str, messages: Sequence[Message]) -> dict[int, list[Span]] | None:
         """The trained spans of another conversation's text; None where it is spelled otherwise."""
@@ -61,5 +61,5 @@ class Pattern:
             return None
         return {
             t: [(starts[i] + a, starts[j] + b) for (i, a), (j, b) in spans]
-            for t, spans in self.spans.items()
+            for t, spans in self.edges.items()
         }

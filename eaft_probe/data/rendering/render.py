@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from eaft_probe.data.formats import Example
 from eaft_probe.data.inline import inlined
-from eaft_probe.data.messages import Message
-from eaft_probe.data.rendering.chat_template import REASONING, ChatTemplate, read_template
+from eaft_probe.data.messages import REASONING, Message
+from eaft_probe.data.rendering.chat_template import ChatTemplate, read_template
 from eaft_probe.data.rendering.layout import Span
 from eaft_probe.data.rendering.rendered import Rendered, ends_text, marked_tokens, untrimmed
 from eaft_probe.data.rendering.spans import Located, Locator
@@ -24,27 +24,23 @@ from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import ModelError, RowError, foreign
 from eaft_probe.settings import DataSettings
 
-TrainOn = Literal["assistant", "last", "all"]
-ToolCalls = Literal["template", "inline"]
-Turns = Literal["together", "each"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOptions:
-    """How rows become tokens: what of the settings, and of a plan, decides it.
+    """How rows become tokens: the settings of a command, and of a plan, that decide it.
 
     `train_on`: "assistant" turns, the "last" of them, or "all" messages; a message's own `trained`
     wins. `tool_calls`: through the chat "template", or "inline" as JSON text. `turns`: "together"
     in one rendering, or "each" in one of its own, with the history as the template shows it then.
-    `chat_template`: a file that replaces the tokenizer's. `template_arg`: what else it is given.
-    `today`: the date that it is told, YYYY-MM-DD; None is this day.
+    `chat_template`: a file that replaces the tokenizer's. `template_arg`: more values for it.
+    `today`: the date that the template reads, YYYY-MM-DD; None is this day.
     """
 
-    train_on: TrainOn = "assistant"
-    tool_calls: ToolCalls = "template"
-    turns: Turns = "together"
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    tool_calls: Literal["template", "inline"] = "template"
+    turns: Literal["together", "each"] = "together"
     chat_template: str | None = None
-    template_arg: Mapping[str, Any] = field(default_factory=dict)
+    template_arg: Mapping[str, object] = field(default_factory=dict)
     today: str | None = None
 
     @classmethod
@@ -59,19 +55,22 @@ class Renderer:
     def __init__(self, tokenizer: Any, options: RenderOptions | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"{type(tokenizer).__name__} gives no character offsets, which finding the trained "
-                f"tokens needs; use a model with a tokenizer.json"
+                f"{type(tokenizer).__name__} gives no character offsets, which are needed to find "
+                f"the trained tokens; use a model with a tokenizer.json"
             )
         self.tokenizer, self.options = tokenizer, options or RenderOptions()
         with foreign("the tokenizer cannot be used"):
-            self.added = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
+            by_length = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+            self.added = dict.fromkeys(by_length)  # in this order; looked up for each token
             self.specials = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
             self.templates = chat_templates(tokenizer, self.options.chat_template)
             # Asked for once: each takes as long as 5 tokens of a row.
             self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self.templates and "default" not in self.templates:
-            names = ", ".join(self.templates)
-            raise ModelError(f"no chat template named 'default', only {names}")
+            raise ModelError(
+                f"the tokenizer has no chat template named 'default', only "
+                f"{', '.join(self.templates)}; give one with --chat-template"
+            )
         self._locators: dict[str, Locator] = {}
 
     def __call__(self, example: Example) -> Rendered:
@@ -86,15 +85,15 @@ class Renderer:
         if example.labelled:
             return [self._one(example, 0)]
         example = self._shaped(example)
-        found, errors = list[Rendered](), list[RowError]()
+        renderings, errors = list[Rendered](), list[RowError]()
         for turn in self._trained_turns(example.messages):
             try:
-                found.append(self._one(example, turn))
+                renderings.append(self._one(example, turn))
             except RowError as error:
                 errors.append(error)
-        if not found:
+        if not renderings:
             raise errors[0]
-        return found
+        return renderings
 
     def _shaped(self, example: Example) -> Example:
         if self.options.tool_calls == "inline":
@@ -107,8 +106,12 @@ class Renderer:
 
     def _one(self, example: Example, only: int | None) -> Rendered:
         if example.labelled:
-            return self._labelled(example, *example.labelled, only)
-        return self._tokenized(example, self._located(example, only), only)
+            rendered = self._labelled(example, *example.labelled, only)
+        else:
+            rendered = self._tokenized(example, self._located(example, only), only)
+        if not rendered.trained[1:].any():  # nothing comes before the first token to predict it
+            raise RowError("no trained token")
+        return rendered
 
     def located(self, example: Example) -> Located:
         """The example as text, with what is trained of it. Raises `RowError`."""
@@ -120,15 +123,11 @@ class Renderer:
         if self.is_plain(example):
             return self._plain(replace(example, messages=messages), turns)
         located = self.locator(example).locate(messages, turns, example.tools)
-        self._require_shown(located, example)
+        if not any(located.spans.values()):
+            calls = any(messages[t].tool_calls for t in turns)
+            hint = "; --tool-calls inline renders tool calls as JSON text" if calls else ""
+            raise RowError(f"the chat template shows no text of the trained messages{hint}")
         return located
-
-    def _require_shown(self, located: Located, example: Example) -> None:
-        if any(located.spans.values()):
-            return
-        calls = any(example.messages[t].tool_calls for t in located.spans)
-        hint = "; --tool-calls inline renders calls as JSON text" if calls else ""
-        raise RowError(f"the chat template shows nothing of what is to be trained{hint}")
 
     def locator(self, example: Example) -> Locator:
         """Of the template that an example is rendered by: some models have one for tools."""
@@ -139,27 +138,23 @@ class Renderer:
             today = date.fromisoformat(self.options.today) if self.options.today else date.today()
             template = ChatTemplate(self.templates[name], values, today)
             try:
-                template.compiled()
+                _ = template.compiled
             except ModelError as error:
                 model = self.tokenizer.name_or_path
-                raise ModelError(f"the chat template of {model} is not valid: {error}") from error
-            self._locators[name] = Locator(template, self.stops, self.added)
+                raise ModelError(f"the chat template of {model} is invalid: {error}") from error
+            self._locators[name] = Locator(template, self.stops, tuple(self.added))
         return self._locators[name]
 
     @property
     def limits(self) -> str:
         """What the chat template does not show, for people; empty where it shows everything."""
-        if not self.templates:
-            return ""
-        found = self.locator(Example("", ())).limits
-        return f"the chat template does not show {', '.join(found)}" if found else ""
+        limits = self.locator(Example("", ())).limits if self.templates else ()
+        return f"the chat template does not show {', '.join(limits)}" if limits else ""
 
     @cached_property
     def closers(self) -> frozenset[str]:
         """The tokens that end an answer: the end of text, and what the templates end turns with."""
-        asked = (Message("user", ""),)
-        tools: tuple[list[Any] | None, ...] = ([{}], None) if self.templates else ()
-        examples = [Example("", asked, tools=t) for t in tools]
+        examples = [Example("", ()), Example("", (), tools=[{}])] if self.templates else []
         return self.stops.union(*(self.locator(e).endings for e in examples))
 
     @cached_property
@@ -189,25 +184,21 @@ class Renderer:
         messages = example.messages
         if any(m.tool_calls for m in messages):
             raise RowError(
-                "without a chat template tool calls cannot be shown; --tool-calls inline renders "
-                "them as JSON text, --chat-template gives one"
+                "tool calls cannot be shown without a chat template; render them as JSON text "
+                "with --tool-calls inline, or give a template with --chat-template"
             )
         end_of_text = self.tokenizer.eos_token or ""
         text, spans = "", dict[int, list[Span]]()
         for turn, message in enumerate(messages):
-            start, last = len(text), turn == len(messages) - 1
-            text += message.content
-            closes = message.role == "assistant" or last
+            start, past = len(text), len(text) + len(message.content)
+            closes = message.role == "assistant" or turn == len(messages) - 1
             has_end = bool(end_of_text) and message.content.rstrip().endswith(end_of_text)
-            mine = [(start, len(text))]
-            if closes and not has_end:
-                if message.ends:
-                    mine.append((len(text), len(text) + len(end_of_text)))
-                text += end_of_text
-            elif not closes:
-                text += "\n"
+            behind = "\n" if not closes else "" if has_end else end_of_text
+            text += message.content + behind
             if turn in turns:
-                spans[turn] = mine
+                spans[turn] = [(start, past)]
+                if closes and not has_end and message.ends:
+                    spans[turn].append((past, len(text)))
         return Located(text, messages, spans, _unshown(example))
 
     def encode(self, text: str, plain: bool) -> tuple[list[int], NDArray[np.int32]]:
@@ -233,25 +224,23 @@ class Renderer:
         return encoder
 
     def _tokenized(self, example: Example, located: Located, only: int | None) -> Rendered:
-        ids, chars = self.encode(located.text, self.is_plain(example))
+        plain = self.is_plain(example)
+        ids, chars = self.encode(located.text, plain)
         trained, turn = marked_tokens(located.text, chars, located.spans)
-        spelled = sum(len(self.specials.findall(m.content)) for m in example.messages)
-        return _checked(
-            Rendered(
-                example.key,
-                located.text,
-                example.messages,
-                self.is_plain(example),
-                np.asarray(ids, np.int32),
-                trained,
-                turn,
-                chars,
-                spelled,
-                of_turn=only,
-                left_out=located.left_out,
-                closed=located.closed,
-                not_shown=sum(not s for s in located.spans.values()),
-            )
+        return Rendered(
+            example.key,
+            located.text,
+            example.messages,
+            plain,
+            np.asarray(ids, np.int32),
+            trained,
+            turn,
+            chars,
+            sum(len(self.specials.findall(m.content)) for m in example.messages),
+            of_turn=only,
+            left_out=located.left_out,
+            closed=located.closed,
+            not_shown=sum(not s for s in located.spans.values()),
         )
 
     def _labelled(
@@ -260,32 +249,39 @@ class Renderer:
         size = len(self.tokenizer)
         wrong = next((i for i in ids if not 0 <= i < size), None)
         if wrong is not None:
-            raise RowError(f"token id {wrong} is not in the vocabulary of {size}")
-        pieces = [self.token_text(i) for i in ids]
-        ends = np.cumsum([len(p) for p in pieces], dtype=np.int32)
-        chars = np.stack([ends - [len(p) for p in pieces], ends], axis=1).astype(np.int32)
-        trained = np.asarray(labels, np.int64) != -100
-        turn = np.zeros(len(ids), np.int16)
-        arrays = (np.asarray(ids, np.int32), trained, turn, chars)
-        return _checked(Rendered(example.key, "".join(pieces), (), True, *arrays, 0, only))
+            raise RowError(f"token id {wrong} is not in the model's vocabulary of {size:,}")
+        texts = [self.token_text(i) for i in ids]
+        edges = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        return Rendered(
+            example.key,
+            "".join(texts),
+            (),
+            True,
+            np.asarray(ids, np.int32),
+            np.asarray(labels, np.int64) != -100,
+            np.zeros(len(ids), np.int16),
+            np.stack([edges[:-1], edges[1:]], axis=1),
+            0,
+            of_turn=only,
+        )
 
     @cached_property
     def _shown_roles(self) -> set[str]:
-        """Whether the template shows what a system and a tool say."""
-        word, asked = "eaft_probe_word", Message("user", "x")
-        answer = Message("assistant", "y")
-        tries = {
-            "system": [Message("system", word), asked, answer],
-            "tool": [asked, answer, Message("tool", word), answer],
+        """Of "system" and "tool" the roles whose words the template shows."""
+        word = "eaft_probe_word"
+        question, answer = Message("user", "x"), Message("assistant", "y")
+        probes = {
+            "system": [Message("system", word), question, answer],
+            "tool": [question, answer, Message("tool", word), answer],
         }
         if not self.templates:
-            return set(tries)
-        found = set[str]()
-        for role, messages in tries.items():
+            return set(probes)
+        roles = set[str]()
+        for role, messages in probes.items():
             with suppress(RowError):
-                layout = self.locator(Example("", ())).render(messages, None)
-                found |= {role} if word in layout.text else set()
-        return found
+                if word in self.locator(Example("", ())).render(messages, None).text:
+                    roles.add(role)
+        return roles
 
     # --- tokens as text ---
 
@@ -294,7 +290,7 @@ class Renderer:
         piece = self.tokenizer.convert_ids_to_tokens(int(token_id))
         if piece is None:
             return ""
-        if piece in self._added:
+        if piece in self.added:
             return str(piece)
         if self._byte_level:
             data = bytes(self._byte_level.get(c, ord("?")) for c in piece)
@@ -305,18 +301,13 @@ class Renderer:
         return str(piece).replace("▁", " ")
 
     @cached_property
-    def _added(self) -> frozenset[str]:
-        return frozenset(self.tokenizer.get_added_vocab())
-
-    @cached_property
     def _byte_level(self) -> dict[str, int]:
         """The character that stands for each byte in a byte-level vocabulary; {} in others."""
         if "ByteLevel" not in str(self.tokenizer.backend_tokenizer.decoder):
             return {}
         shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
         hidden = [b for b in range(256) if b not in shown]
-        table = {chr(b): b for b in shown}
-        return table | {chr(256 + i): b for i, b in enumerate(hidden)}
+        return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
 def chat_templates(tokenizer: Any, file: str | None) -> dict[str, str]:
@@ -324,23 +315,15 @@ def chat_templates(tokenizer: Any, file: str | None) -> dict[str, str]:
     is none."""
     if file is not None:
         return {"default": read_template(file)}
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        return {name: str(text) for name, text in source.items()}
-    return {"default": source} if source else {}
+    source = tokenizer.chat_template or {}
+    templates = source if isinstance(source, dict) else {"default": source}
+    return {name: str(text) for name, text in templates.items()}
 
 
 def _unshown(example: Example) -> Counter[str]:
     """What plain text has no place for, in characters."""
-    found = Counter[str]({"tools": sum(map(len, leaves(example.tools)))})
+    characters = Counter[str]({"tools": sum(map(len, leaves(example.tools)))})
     for message in example.messages:
         for name in REASONING:
-            found[f"{message.role}.{name}"] += sum(map(len, leaves(message.extra.get(name))))
-    return +found
-
-
-def _checked(rendered: Rendered) -> Rendered:
-    """The first token has no predecessor to predict it, so it alone is nothing to train."""
-    if not rendered.trained[1:].any():
-        raise RowError("no trained token")
-    return rendered
+            characters[f"{message.role}.{name}"] += sum(map(len, leaves(message.extra.get(name))))
+    return +characters

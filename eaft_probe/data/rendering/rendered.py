@@ -67,13 +67,9 @@ def marked_tokens(
             while (
                 first
                 and chars[first - 1, 1] > start
-                and _is_space(text, chars[first - 1, 0], start)
+                and text[chars[first - 1, 0] : start].isspace()
             ):
                 first -= 1
             trained[first:past] = real[first:past]
             turns[first:past][real[first:past]] = turn
     return trained, turns
-
-
-def _is_space(text: str, start: int, end: int) -> bool:
-    return text[start:end].isspace()

@@ -63,5 +63,6 @@ def _look() -> None:
             late = [t for t, until in list(_running.items()) if until < time.monotonic()]
             for thread in late:
                 _running[thread] = time.monotonic() + AGAIN
-                raised = ctypes.py_object(TookTooLong)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(TookTooLong)
+                )

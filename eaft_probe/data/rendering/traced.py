@@ -32,9 +32,9 @@ class Traced(str):
     _pieces: Pieces
 
     def __new__(cls, text: str, pieces: Pieces | None = None) -> "Traced":
-        made = super().__new__(cls, text)
-        made._pieces = pieces_of(text) if pieces is None else pieces
-        return made
+        traced = super().__new__(cls, text)
+        traced._pieces = pieces_of(text) if pieces is None else pieces
+        return traced
 
     def __str__(self) -> "Traced":
         return self
@@ -54,17 +54,19 @@ class Traced(str):
 
     def join(self, strings: Iterable[str]) -> "Traced":
         listed = list(strings)
-        between = [self] * (2 * len(listed) - 1)
-        between[::2] = listed  # type: ignore[assignment]
-        return joined(between)
+        parts: list[str] = [self] * (2 * len(listed) - 1)
+        parts[::2] = listed
+        return joined(parts)
 
     # --- cut out ---
 
-    def __getitem__(self, key: Any) -> "Traced":
-        start, stop, step = _slice(key, len(self))
-        if step == 1:
-            return self._cut(start, stop)
-        return joined([self._cut(i, i + 1) for i in range(start, stop, step)])
+    def __getitem__(self, key: SupportsIndex | slice) -> "Traced":
+        at = range(len(self))[key]
+        if isinstance(at, int):
+            return self._cut(at, at + 1)
+        if at.step == 1:
+            return self._cut(at.start, at.stop)
+        return joined([self._cut(i, i + 1) for i in at])
 
     def __iter__(self) -> Iterator["Traced"]:  # type: ignore[override]
         return (self._cut(i, i + 1) for i in range(len(self)))
@@ -72,14 +74,14 @@ class Traced(str):
     def _cut(self, start: int, stop: int) -> "Traced":
         if start == 0 and stop == len(self):
             return self
-        found, at = list[Piece](), 0
+        pieces, at = list[Piece](), 0
         for length, source, offset, loop, marked in self._pieces:
             a, b = max(start, at), min(stop, at + length)
             if a < b:
                 inside = offset if offset == DERIVED else offset + a - at
-                found.append(Piece(b - a, source, inside, loop, marked))
+                pieces.append(Piece(b - a, source, inside, loop, marked))
             at += length
-        return Traced(str.__getitem__(self, slice(start, stop)), tuple(found))
+        return Traced(str.__getitem__(self, slice(start, stop)), tuple(pieces))
 
     def strip(self, chars: str | None = None) -> "Traced":
         return self.lstrip(chars).rstrip(chars)
@@ -96,38 +98,14 @@ class Traced(str):
     def removesuffix(self, suffix: str, /) -> "Traced":
         return self._cut(0, len(str.removesuffix(self, suffix)))
 
-    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list["Traced"]:  # type: ignore[override]
-        return self._each(str.split(self, sep, maxsplit))
-
-    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list["Traced"]:  # type: ignore[override]
-        return self._each(str.rsplit(self, sep, maxsplit))
-
-    def splitlines(self, keepends: bool = False) -> list["Traced"]:  # type: ignore[override]
-        ends, at = str.splitlines(self, True), 0
-        found = []
-        for line, whole in zip(str.splitlines(self, keepends), ends, strict=True):
-            found.append(self._cut(at, at + len(line)))
-            at += len(whole)
-        return found
-
-    def partition(self, sep: str, /) -> tuple["Traced", "Traced", "Traced"]:
-        return self._three(str.partition(self, sep))
-
-    def rpartition(self, sep: str, /) -> tuple["Traced", "Traced", "Traced"]:
-        return self._three(str.rpartition(self, sep))
-
-    def _three(self, parts: tuple[str, str, str]) -> tuple["Traced", "Traced", "Traced"]:
-        a, b = len(parts[0]), len(parts[0]) + len(parts[1])
-        return self._cut(0, a), self._cut(a, b), self._cut(b, len(self))
-
-    def _each(self, parts: list[str]) -> list["Traced"]:
+    def _cuts(self, parts: Iterable[str]) -> list["Traced"]:
         """The parts of a split, which follow each other in the text."""
-        found, at = [], 0
+        cuts, at = list[Traced](), 0
         for part in parts:
             at = str.index(self, part, at)
-            found.append(self._cut(at, at + len(part)))
+            cuts.append(self._cut(at, at + len(part)))
             at += len(part)
-        return found
+        return cuts
 
     # --- changed ---
 
@@ -135,15 +113,14 @@ class Traced(str):
         """What is put in comes from where the replaced text came from, if it is the template's."""
         if not old:
             return self._derived(str.replace(self, old, new, count))
-        found, at = list[str](), 0
-        parts = str.split(self, old, count)
-        for i, part in enumerate(parts):
-            found.append(self._cut(at, at + len(part)))
-            at += len(part)
-            if i < len(parts) - 1:
-                found.append(put_in(new, self._cut(at, at + len(old))))
+        parts, at = list[str](), 0
+        for part in str.split(self, old, count):
+            if parts:
+                parts.append(put_in(new, self._cut(at, at + len(old))))
                 at += len(old)
-        return joined(found)
+            parts.append(self._cut(at, at + len(part)))
+            at += len(part)
+        return joined(parts)
 
     def _derived(self, text: str) -> "Traced":
         """A text made from this one as a whole; of the same length: character by character."""
@@ -151,10 +128,10 @@ class Traced(str):
             return Traced(text, self._pieces)
         return derived(text, [self])
 
-    def format(self, *args: Any, **named: Any) -> "Traced":
+    def format(self, *args: object, **named: object) -> "Traced":
         return derived(str.format(self, *args, **named), [self, args, named])
 
-    def __mod__(self, values: Any) -> "Traced":
+    def __mod__(self, values: object) -> "Traced":
         return derived(str.__mod__(self, values), [self, values])
 
     def __rmod__(self, text: str) -> "Traced":
@@ -174,61 +151,40 @@ class Html(Traced):
         return self
 
     def __add__(self, other: str) -> "Html":
-        return _html(joined((self, _escaped_html(other))))
+        return Html(joined((self, _escaped_html(other))))
 
     def __radd__(self, other: str) -> "Html":
-        return _html(joined((_escaped_html(other), self)))
-
-
-def _html(text: Traced) -> Html:
-    return Html(text, text._pieces)
+        return Html(joined((_escaped_html(other), self)))
 
 
 def _escaped_html(text: str) -> Traced:
-    escaped = Traced(text, pieces_of(text))
+    escaped = Traced(text)
     if not hasattr(text, "__html__"):
         for character, name in HTML_NAMES.items():
             escaped = escaped.replace(character, name)
     return escaped
 
 
-def _respelling(name: str) -> Callable[..., Traced]:
-    made: Callable[..., str] = getattr(str, name)
-
-    def respelled(self: Traced, *args: Any) -> Traced:
-        return self._derived(made(self, *args))
-
-    respelled.__name__ = name  # by which a sandbox knows what may grow
-    return respelled
+def _trace(names: str, origins: Callable[[Traced, Any], object]) -> None:
+    """Gives `Traced` these methods of `str`; `origins`: their result, with its pieces."""
+    for name in names.split():
+        setattr(Traced, name, _traced_method(name, origins))
 
 
-# Methods that give the same text in other letters, or filled up.
-for _name in (
-    "capitalize",
-    "casefold",
-    "center",
-    "expandtabs",
-    "ljust",
-    "lower",
-    "rjust",
-    "swapcase",
-    "title",
-    "translate",
-    "upper",
-    "zfill",
-):
-    setattr(Traced, _name, _respelling(_name))
+def _traced_method(name: str, origins: Callable[[Traced, Any], object]) -> Callable[..., object]:
+    method = getattr(str, name)
+
+    def traced(self: Traced, *args: object, **named: object) -> object:
+        return origins(self, method(self, *args, **named))
+
+    traced.__name__ = name  # by which a sandbox knows what may grow
+    return traced
 
 
-def _slice(key: Any, length: int) -> tuple[int, int, int]:
-    if isinstance(key, slice):
-        return key.indices(length)
-    if not isinstance(key, int):  # templates ask texts for keys, to see whether they are objects
-        raise TypeError(f"string indices must be integers, not {type(key).__name__!r}")
-    at = key + length * (key < 0)
-    if not 0 <= at < length:
-        raise IndexError("string index out of range")
-    return at, at + 1, 1
+_trace("split rsplit splitlines partition rpartition", lambda s, parts: type(parts)(s._cuts(parts)))
+# The same text in other letters, or filled up.
+_trace("capitalize casefold lower swapcase title translate upper", Traced._derived)
+_trace("center expandtabs ljust rjust zfill", Traced._derived)
 
 
 def pieces_of(text: str) -> Pieces:
@@ -250,25 +206,21 @@ def put_in(new: str, for_old: Traced) -> Traced:
     return Traced(new, (for_old._pieces[0]._replace(length=len(new)),) if new else ())
 
 
-def derived(text: str, values: Any) -> Traced:
+def derived(text: str, values: object) -> Traced:
     """A text made from all strings in `values`: of the first one's source, and of each a piece
     without length, which says that it was shown."""
     origins = [p for leaf in leaves(values) for p in pieces_of(leaf) if p.source != TEMPLATE]
-    seen = [p._replace(length=0, offset=DERIVED) for p in dict.fromkeys(origins)]
-    main = seen[0]._replace(length=len(text)) if seen else Piece(len(text))
-    return Traced(text, (*seen, main) if text else ())
+    shown = [p._replace(length=0, offset=DERIVED) for p in dict.fromkeys(origins)]
+    main = shown[0]._replace(length=len(text)) if shown else Piece(len(text))
+    return Traced(text, (*shown, main) if text else ())
 
 
-def leaves(value: Any) -> Iterator[str]:
+def leaves(value: object) -> Iterator[str]:
     """Every string in a value, keys too."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(key)
-            yield from leaves(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.items() if isinstance(value, Mapping) else value:
             yield from leaves(item)
 
 
@@ -277,25 +229,28 @@ def leaves(value: Any) -> Iterator[str]:
 _NUMBERED = re.compile(r"\\u0001(\d+)\\u0002")
 
 
-def as_json(value: Any, *, sort_keys: bool = False, **style: Any) -> str:
-    """`json.dumps` that keeps the history of every string."""
-    found: list[Traced] = []
+def as_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> Traced:
+    """`tojson` of transformers: `json.dumps` that keeps the history of every string."""
+    strings = list[Traced]()
 
-    def numbered(item: Any) -> Any:
+    def numbered(item: object) -> object:
         if isinstance(item, str):
-            found.append(Traced(item, pieces_of(item)))
-            return f"\x01{len(found) - 1}\x02"
+            strings.append(Traced(item))
+            return f"\x01{len(strings) - 1}\x02"
         if isinstance(item, Mapping):
             pairs = sorted(item.items()) if sort_keys else item.items()
             return {numbered(k): numbered(v) for k, v in pairs}
         return [numbered(i) for i in item] if isinstance(item, list | tuple) else item
 
-    text = json.dumps(numbered(value), **style)
-    parts = _NUMBERED.split(text)
-    ascii_only = bool(style.get("ensure_ascii", True))
-    parts[1::2] = [_escaped(found[int(n)], ascii_only) for n in parts[1::2]]
+    text = json.dumps(numbered(value), indent=indent, separators=separators)
+    parts = _NUMBERED.split(text)  # the numbers, in their order, between what stands around them
+    parts[1::2] = [
+        s._derived(json.dumps(str.__str__(s), ensure_ascii=ensure_ascii)[1:-1]) for s in strings
+    ]
     return joined(parts)
-
-
-def _escaped(text: Traced, ascii_only: bool) -> Traced:
-    return text._derived(json.dumps(str.__str__(text), ensure_ascii=ascii_only)[1:-1])

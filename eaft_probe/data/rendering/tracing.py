@@ -1,6 +1,6 @@
 """The environment that templates run in: transformers', with strings that know their message."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from functools import wraps
 from typing import Any, NamedTuple
@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.utils import Namespace
 
-from eaft_probe.data.rendering.bounded import BoundedEnvironment, Counted, asked
+from eaft_probe.data.rendering.bounded import (
+    BoundedEnvironment,
+    Counted,
+    Function,
+    environment_call,
+)
 from eaft_probe.data.rendering.traced import (
     TEMPLATE,
     Html,
@@ -37,41 +44,39 @@ class TracingEnvironment(BoundedEnvironment):
 
     def __init__(self, today: date, instrumented: bool = True) -> None:
         self.instrumented = instrumented
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, loopcontrols])
-        self.now = datetime.combine(today, time())
+        filters = {n: _tracing(f) for n, f in jinja2.filters.FILTERS.items()}
+        filters |= {"tojson": as_json, "join": _join, "replace": _replace, "safe": _safe}
+        super().__init__(
+            filters, trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, loopcontrols]
+        )
 
         def strftime_now(form: str) -> str:
-            return self.now.strftime(form)
+            return datetime.combine(today, time()).strftime(form)
 
-        own = {"tojson": _tojson, "join": _join, "replace": _replace, "safe": _safe}
-        theirs: dict[str, Any] = {n: _tracing(f) for n, f in jinja2.filters.FILTERS.items()}
-        self.filters = {n: self._bounded(n, f) for n, f in (theirs | own).items()}
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": strftime_now,
-            "dict": _Dict(),
+            "dict": _dict,
             "namespace": _Namespace,
         }
 
     def run(
         self,
         template: jinja2.Template,
-        conversation: Sequence[dict[str, Any]],
+        conversation: Sequence[Mapping[str, object]],
         sources: Sequence[Source],
-        **values: Any,
+        **values: object,
     ) -> Traced:
+        """The whole text that a template writes; `conversation`: its messages as it is given."""
         self._message = {id(m): i for i, m in enumerate(conversation)}
         self._loop, self._outer = TEMPLATE, list[int]()
         self._sources, self._roles = sources, [str(m.get("role")) for m in conversation]
-        return self._written(template.root_render_func(template.new_context(values)))
-
-    def _written(self, texts: Iterable[str]) -> Traced:
-        """The whole text. Read as it is written, so that the loop is the one a piece came from."""
-        parts, pieces = list[str](), list[Piece]()
-        for text in self.metered(texts):
-            parts.append(text)
+        texts, pieces = list[str](), list[Piece]()
+        # Read as it is written, so that the loop is the one that a piece comes from.
+        for text in self.metered(template.root_render_func(template.new_context(values))):
+            texts.append(text)
             pieces += self._placed(pieces_of(text), self._loop)
-        return Traced("".join(parts), tuple(pieces))
+        return Traced("".join(texts), tuple(pieces))
 
     def _placed(self, pieces: Pieces, loop: int) -> Iterable[Piece]:
         return [p if p.loop != TEMPLATE else Piece(p[0], p[1], p[2], loop, p[4]) for p in pieces]
@@ -89,31 +94,28 @@ class TracingEnvironment(BoundedEnvironment):
 
     # --- what the compiled template calls ---
 
-    def enter_loop(self) -> str:
+    def enter_loop(self) -> None:
         self._outer.append(self._loop)
-        return ""
 
-    def next_item(self, item: Any) -> str:
+    def next_item(self, item: object) -> None:
         self._loop = self._message.get(id(item), self._outer[-1])
-        return ""
 
-    def leave_loop(self) -> str:
+    def leave_loop(self) -> None:
         self._loop = self._outer.pop()
-        return ""
 
-    def tilde(self, *values: Any) -> str:
+    def tilde(self, *values: object) -> str:
         texts = list(self.metered(map(str, values)))
         return joined(texts) if self.instrumented else "".join(texts)
 
-    def call(self, context: Any, obj: Any, /, *args: Any, **named: Any) -> Any:
+    def call(self, context: Context, obj: Function, /, *args: object, **named: object) -> object:
         """Methods of the template's own strings take ours for what they are."""
         owner = getattr(obj, "__self__", None)
         if owner is self:  # what `_Instrumented` put in; `named` are the loop's own variables
             return obj(*args)
         if isinstance(owner, str):
             if obj.__name__ in ("format", "format_map"):
-                made = super().call(context, obj, *args, **named)
-                return derived(str(made), [owner, args, named])
+                text = super().call(context, obj, *args, **named)
+                return derived(str(text), [owner, args, named])
             if type(owner) is str:
                 obj = getattr(Traced(owner), obj.__name__)
         return super().call(context, obj, *args, **named)
@@ -131,12 +133,12 @@ class _Instrumented(Counted):
         if not isinstance(node.target, nodes.Name):
             return [node]
         item = nodes.Name(node.target.name, "load")
-        node.body.insert(0, _told("next_item", item))
-        return [_told("enter_loop"), node, _told("leave_loop")]
+        node.body.insert(0, _statement("next_item", item))
+        return [_statement("enter_loop"), node, _statement("leave_loop")]
 
 
-def _told(name: str, *values: nodes.Expr) -> nodes.ExprStmt:
-    return nodes.ExprStmt(asked(name, *values))
+def _statement(name: str, *values: nodes.Expr) -> nodes.ExprStmt:
+    return nodes.ExprStmt(environment_call(name, *values))
 
 
 class _Marks(Extension):
@@ -144,7 +146,7 @@ class _Marks(Extension):
 
     tags: set[str] = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Any) -> nodes.Node:
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
@@ -154,32 +156,36 @@ class _Marks(Extension):
         return Traced(text, tuple(p._replace(marked=True) for p in pieces_of(text)))
 
 
-class _Dict:
-    """`dict` for templates, without its attributes."""
+def has_marks(template: nodes.Template) -> bool:
+    """Whether a parsed template says with {% generation %} what the assistant writes."""
+    methods = template.find_all(nodes.ExtensionAttribute)
+    return any(m.identifier == _Marks.identifier for m in methods)
 
-    def __call__(self, *args: Any, **named: Any) -> dict[Any, Any]:
-        return dict(*args, **named)
+
+def _dict(*args: Any, **named: object) -> dict[object, object]:
+    """`dict` for templates, without its attributes."""
+    return dict(*args, **named)
 
 
 class _Namespace(Namespace):
     """Without names that begin with an underscore."""
 
-    def __init__(*args: Any, **named: Any) -> None:
+    def __init__(*args: Any, **named: object) -> None:
         self, args = args[0], args[1:]
         attributes = dict(*args, **named)
         for name in attributes:
             _require_public(name)
         Namespace.__init__(self, attributes)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         _require_public(name)
         super().__setitem__(name, value)
 
     def __repr__(self) -> str:
-        return "<Namespace>"  # two that hold each other twice would be written for ever
+        return "<Namespace>"  # two that hold each other twice would be written forever
 
 
-def _require_public(name: Any) -> None:
+def _require_public(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(f"a namespace cannot have {name!r}")
 
@@ -188,47 +194,36 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    return as_json(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
 @jinja2.pass_environment
 def _join(
-    environment: jinja2.Environment, values: Iterable[Any], between: str = "", attribute: Any = None
+    environment: jinja2.Environment,
+    values: Iterable[object],
+    between: str = "",
+    attribute: str | int | None = None,
 ) -> Traced:
     if attribute is not None:
-        getter = jinja2.filters.make_attrgetter(environment, attribute)
-        values = map(getter, values)
+        values = map(jinja2.filters.make_attrgetter(environment, attribute), values)
     return Traced(str(between)).join(map(str, values))
 
 
-def _replace(text: Any, old: str, new: str, count: int | None = None) -> Traced:
+def _replace(text: object, old: str, new: str, count: int | None = None) -> Traced:
     return Traced(str(text)).replace(str(old), str(new), -1 if count is None else count)
 
 
-def _safe(text: Any) -> Html:
-    text = str(text)
-    return Html(text, pieces_of(text))
+def _safe(text: object) -> Html:
+    return Html(str(text))
 
 
-def _tracing(filter: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of Jinja's that knows nothing of history: what it makes of our strings is theirs."""
+def _tracing(filter: Function) -> Function:
+    """A filter of Jinja's, which knows no origins: its text comes from what it was given."""
     first = int(hasattr(filter, "jinja_pass_arg"))
 
     @wraps(filter)
-    def run(*args: Any, **named: Any) -> Any:
-        made = filter(*args, **named)
-        if isinstance(made, str) and not isinstance(made, Traced):
-            traced = derived(str.__str__(made), [args[first:], named])
-            return _safe(traced) if hasattr(made, "__html__") else traced
-        return made
+    def run(*args: object, **named: object) -> object:
+        result = filter(*args, **named)
+        if isinstance(result, str) and not isinstance(result, Traced):
+            traced = derived(str.__str__(result), [args[first:], named])
+            return _safe(traced) if hasattr(result, "__html__") else traced
+        return result
 
     return run
