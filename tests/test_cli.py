@@ -393,4 +393,4 @@ def test_an_option_with_two_values_is_refused(
     arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(arguments) == 2
-    assert f"{flag} is given twice" in capsys.readouterr().err
+    assert f"{flag} is given more than once" in capsys.readouterr().err
