@@ -109,7 +109,8 @@ def plot(
     plots.require_writable(out, data, settings.overwrite)
     chart = plots.draw(kind, folders, {k: getattr(settings, k) for k in given if k != "overwrite"})
     if chart.is_table:
-        show_frame(console(), chart.data.drop(columns=["scan"] if len(folders) == 1 else []))
+        same = ["scan"] if len(folders) == 1 else []
+        show_frame(console(), chart.data.drop(columns=same, errors="ignore"))
     chart.write(out, overwrite=settings.overwrite)
     print(out)
     if data:

@@ -159,11 +159,11 @@ def _texts_and_tokens(
         ), places AS (SELECT *,
             coalesce(min(nth) FILTER (conflict) OVER (PARTITION BY {key}), 1) AS first
             FROM numbered
-        ), chosen AS (SELECT {key}, list({token} ORDER BY position) AS tokens FROM places
+        ), chosen AS (SELECT {key}, list({token} ORDER BY position) AS shown FROM places
             WHERE nth - greatest(least(first - 100, n - {MOST_EXAMPLE_TOKENS} + 1), 1)
                   BETWEEN 0 AND {MOST_EXAMPLE_TOKENS - 1}
             GROUP BY {key})
-        SELECT {key}, text, tokens FROM chosen JOIN examples USING ({key})"""
+        SELECT {key}, text, shown FROM chosen JOIN examples USING ({key})"""
     return {tuple(place): (text, tokens) for *place, text, tokens in scan.rows(query)}
 
 

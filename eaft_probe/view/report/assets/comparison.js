@@ -1,8 +1,8 @@
-// The scan beside another one: the numbers as `compare --json` has them, written as tables.
+// The scan compared with another one: the numbers as `compare --json` has them, written as tables.
 
 const signed = (x) => (x > 0 ? "+" : "") + number(x);
 const share = (x) => (x === null ? "–" : percent(x, 1));
-// Where JSON has no number for a ratio over 0, or for an end that lies there, it is infinite.
+// JSON has no number for a ratio over 0, nor for an end that lies there: they are infinite.
 const orInfinite = (x, is, write) => (x === null && is ? "∞" : write(x));
 
 function ends(row, name, write) {
@@ -12,14 +12,14 @@ function ends(row, name, write) {
 
 const HOW = {
   tokens: (found) =>
-    "A is the scan of this page, B the other one. A token is learned where its log-probability " +
-    `under B is above that under A by more than ${number(found.delta)} nats, forgotten where it ` +
-    "is below by more, unchanged within. The groups of tokens, and the conflict rule, are A's.",
+    "A is the scan of this page, B the other one. A token is learned if its log-probability under " +
+    `B is higher than under A by more than ${number(found.delta)} nats, forgotten if it is lower ` +
+    "by more than that, else unchanged. The groups of tokens and the conflict rule are A's.",
   distributions: (found) =>
-    "A is the scan of this page, B the other one. Their tokens are not matched with one another: " +
-    "what is compared is how frequent each kind of token is. The conflict rule is A's for both. " +
-    (found.intervals ? "Intervals hold 95% of the values over resampled examples, since the " +
-      "tokens of one example are no independent draws." : ""),
+    "A is the scan of this page, B the other one. Their tokens are not matched with each other: " +
+    "the comparison is of how frequent each kind of token is. A's conflict rule is used for both. " +
+    (found.intervals ? "Intervals contain 95% of the values over resampled examples, since the " +
+      "tokens of one example are not independent draws." : ""),
 };
 
 function named(name, meanings) {
@@ -77,8 +77,8 @@ function mover(token) {
 function movedList(title, kind, { summary, movers }) {
   const found = movers[kind];
   const said = found.length
-    ? `The ${whole(found.length)} furthest of ${whole(summary[kind])} ${kind} tokens, chosen from ` +
-      "all that are in both scans; then what either model would have said."
+    ? `The ${whole(found.length)} largest changes of ${counted(summary[kind], `${kind} token`)}, ` +
+      "among all that are in both scans; next to them what each model would have said."
     : `No token is ${kind}.`;
   return element("div", {}, element("h3", {}, title), element("p", { class: "muted" }, said),
     found.length ? element("div", { class: "scroll", role: "region", "aria-label": title,

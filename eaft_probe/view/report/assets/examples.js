@@ -64,13 +64,13 @@ function showLegend() {
 
 // --- one example ---
 
-// Of a scan that kept a part of its tokens, of those that are here: `held` of the `trained`.
+// Of a scan that kept only some of its tokens: `held` of the `trained`.
 const tokensOf = ({ held, trained }) =>
-  held < trained ? `${whole(held)} kept of ${whole(trained)} tokens` : `${whole(trained)} tokens`;
+  held < trained ? `${whole(held)} kept of ${counted(trained, "token")}` : counted(trained, "token");
 
 function card(example) {
   const heading = titleOf(example).replace("e", "E");
-  const label = `${heading}: ${example.conflicts} conflicts in ${tokensOf(example)}`;
+  const label = `${heading}: ${counted(example.conflicts, "conflict")} in ${tokensOf(example)}`;
   const text = element("p", { class: "text", role: "group", "aria-label": `Text of ${label}` });
   const flags = new Set(example.flags);
   example.text.forEach((piece, i) =>
@@ -89,7 +89,7 @@ function facts(example) {
   const { held, conflicts, nll, text } = example;
   const kept = report.examples.kept.map((name, i) => `${name} ${example.kept[i]}`);
   return [
-    `${whole(conflicts)} conflicts in ${tokensOf(example)} (${percent(conflicts, held)})`,
+    `${counted(conflicts, "conflict")} in ${tokensOf(example)} (${percent(conflicts, held)})`,
     `mean nll ${number(nll)} nats`, ...kept,
     text.length < held ? `${whole(text.length)} of its tokens shown` : null,
   ].filter(Boolean).join(" · ");
@@ -153,7 +153,7 @@ function showExamples() {
   byId("cards").replaceChildren(...[...first, ...others].map(card));
   byId("more-examples").hidden = found.length <= picked.shown;
   byId("matching").textContent = found.length
-    ? `${whole(found.length)} of ${whole(examples.length)} ${NOUN} match, ` +
+    ? `Matching: ${whole(found.length)} of ${whole(examples.length)} ${NOUN}; ` +
       `${whole(shown.length)} shown.`
     : "No example matches.";
   say(byId("matching").textContent);
@@ -239,9 +239,9 @@ function startExamples() {
   options(byId("kept"), [["", "all"], ...keptChoices()]);
   byId("kept-label").hidden = !report.examples.kept.length;
   byId("examples-note").textContent = examples.length < report.examples.of
-    ? `${whole(examples.length)} of ${whole(report.examples.of)} ${NOUN} are on this page: those ` +
-      "with the largest share of conflicts."
-    : `All ${whole(examples.length)} ${NOUN} of the scan are on this page.`;
+    ? `On this page: ${whole(examples.length)} of ${whole(report.examples.of)} ${NOUN}, those with ` +
+      "the largest share of conflicts."
+    : `On this page: all ${NOUN} of the scan (${whole(examples.length)}).`;
   for (const id of ["sort", "kept", "example-search", "with-conflicts"]) {
     byId(id).addEventListener("input", () => {
       Object.assign(picked, { shown: AT_ONCE, pinned: null });
