@@ -55,8 +55,9 @@ def flags(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def _keyword(name: str, annotation: object, default: object = None) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
 def _option(setting: "Field[object]", hint: Any) -> inspect.Parameter:
@@ -75,11 +76,10 @@ def _option(setting: "Field[object]", hint: Any) -> inspect.Parameter:
 
 def _parsed(hint: object, value: Any, name: str) -> object:
     """Lists and mappings are written with commas, repeated, or both."""
-    origin = get_origin(hint)
-    if origin not in (dict, list):
+    if get_origin(hint) not in (dict, list):
         return value
     items = [item.strip() for text in value for item in text.split(",") if item.strip()]
-    if origin is list:
+    if get_origin(hint) is list:
         return items
     if not all(item.count("=") == 1 for item in items):
         raise BadInput(f"--{name} takes name=value,…, found {','.join(items)!r}")

@@ -29,25 +29,31 @@ def objectives() -> Table:
 def statistics() -> Table:
     from eaft_probe.columns.statistics import STATISTICS
 
-    rows = (
-        (s.name, s.unit, s.meaning + ("" if s.default else " (on request)"))
-        for s in STATISTICS.values()
+    return _table(
+        ("name", "unit", "meaning"),
+        (
+            (s.name, s.unit, s.meaning + ("" if s.default else " (on request)"))
+            for s in STATISTICS.values()
+        ),
     )
-    return _table(("name", "unit", "meaning"), rows)
 
 
 def formats() -> Table:
     from eaft_probe.data.formats import FORMATS
 
-    rows = ((name, ", ".join(f.columns), f.meaning) for name, f in FORMATS.items())
-    return _table(("name", "columns", "meaning"), rows)
+    return _table(
+        ("name", "columns", "meaning"),
+        ((name, ", ".join(f.columns), f.meaning) for name, f in FORMATS.items()),
+    )
 
 
 def plots() -> Table:
     from eaft_probe.view.plots import PLOTS
 
-    rows = ((name, (draw.__doc__ or "").split("\n")[0]) for name, draw in PLOTS.items())
-    return _table(("name", "what it shows"), rows)
+    return _table(
+        ("name", "what it shows"),
+        ((name, (draw.__doc__ or "").split("\n")[0]) for name, draw in PLOTS.items()),
+    )
 
 
 for _list in (objectives, statistics, formats, plots):

@@ -14,21 +14,18 @@ def counted_noun(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+TEMPLATE_NOTICES = {
+    "left_out": "The chat template does not show {}.",
+    "not_shown": "Turns that are not trained because the chat template does not show them: {:,}.",
+    "closed": "Last turns that the chat template leaves open and that were ended here as it ends "
+    "earlier ones: {:,}.",
+}
+
+
 def template_notices(summary: Mapping[str, Any]) -> list[str]:
     """Of a scan's summary; none if the template shows everything and ends every turn."""
-    notices = list[str]()
-    if summary.get("left_out"):
-        notices.append(f"The chat template does not show {left_out(summary['left_out'])}.")
-    if count := summary.get("not_shown"):
-        notices.append(
-            f"Turns that are not trained because the chat template does not show them: {count:,}."
-        )
-    if count := summary.get("closed"):
-        notices.append(
-            "Last turns that the chat template leaves open and that were ended here as it ends "
-            f"earlier ones: {count:,}."
-        )
-    return notices
+    shown = {**summary, "left_out": left_out(summary.get("left_out", {}))}
+    return [text.format(shown[key]) for key, text in TEMPLATE_NOTICES.items() if shown.get(key)]
 
 
 def left_out(characters: Mapping[str, int]) -> str:

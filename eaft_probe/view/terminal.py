@@ -1,6 +1,6 @@
 """Scans, tokens and comparisons on a terminal. Text of the data is shown, never obeyed."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas
@@ -38,8 +38,7 @@ def show_summary(console: Console, summary: Summary) -> None:
         f"({100 * summary['conflict_share']:.2f} %) in {summary['examples_with_conflicts']:,} of "
         f"{counted_noun(summary['examples'], 'example')} {verb}",
     )
-    rule = summary["rule"]["text"]
-    _line(console, f"{summary['data']} under {summary['model']}; {rule}", "dim")
+    _line(console, f"{summary['data']} under {summary['model']}; {summary['rule']['text']}", "dim")
     for notice in (*_lost(summary), *template_notices(summary)):
         _line(console, notice, "yellow")
     nll, entropy = summary["mean_nll"], summary["mean_entropy"]
@@ -72,7 +71,7 @@ def _lost(summary: Summary) -> Iterable[str]:
 
 
 def _quantiles(summary: Summary) -> Table:
-    table = Table("quantile", *summary["entropy_quantiles"], title=None, box=None, pad_edge=False)
+    table = Table("quantile", *summary["entropy_quantiles"], box=None, pad_edge=False)
     for name in ("entropy", "prob"):
         table.add_row(name, *(f"{v:.4f}" for v in summary[f"{name}_quantiles"].values()))
     return table
@@ -128,10 +127,8 @@ def _show_tokens(console: Console, summary: Summary) -> None:
         f"{counted_noun(summary['conflicts_a'], 'conflict')} under A: {', '.join(kinds)}; "
         f"{summary['conflicts_b']:,} under B ({summary['rule']['text']})",
     )
-    table = _numbers("group", "tokens", *MOVED)
-    for name, row in summary["groups"].items():
-        table.add_row(name, f"{row['tokens']:,}", *_moved(row))
-    console.print(table)
+    rows = ((name, f"{row['tokens']:,}", *_moved(row)) for name, row in summary["groups"].items())
+    console.print(_numbers(("group", "tokens", *MOVED), rows))
     if "kl_reference" in summary:
         means = (
             f"{name} {_number(row['kl_reference'])}" for name, row in summary["groups"].items()
@@ -143,9 +140,13 @@ def _show_tokens(console: Console, summary: Summary) -> None:
 MOVED = ("learned", "forgotten", "nll A", "B", "B − A", "entropy A", "B", "B − A")
 
 
-def _numbers(first: str, *heads: str) -> Table:
-    columns = (Column(head, justify="right") for head in heads)
-    return Table(first, *columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+def _numbers(names: Sequence[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose columns but the first are numbers."""
+    columns = (Column(name, justify="right" if i else "left") for i, name in enumerate(names))
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _moved(row: Summary) -> Iterable[str]:
@@ -178,19 +179,16 @@ def _show_distributions(console: Console, summary: Summary) -> None:
         f"{_percent(conflicts['b'])} of the tokens, {_number(conflicts['ratio'])} times as "
         f"frequent in A as in B (95 %: {_interval(conflicts, 'ratio')})",
     )
-    table = _numbers("", "A", "B", "A − B", "95 %", "A / B", "95 %")
-    for name, row in summary["quantities"].items():
-        write = _percent if name.endswith("_share") else _number
-        table.add_row(
-            name,
-            write(row["a"]),
-            write(row["b"]),
-            write(row["difference"], "+"),
-            _interval(row, "difference", "+", write),
-            _number(row["ratio"]),
-            _interval(row, "ratio"),
-        )
-    console.print(table)
+    names = ("", "A", "B", "A − B", "95 %", "A / B", "95 %")
+    rows = ((name, *_compared(name, row)) for name, row in summary["quantities"].items())
+    console.print(_numbers(names, rows))
+
+
+def _compared(name: str, row: Summary) -> Iterable[str]:
+    write = _percent if name.endswith("_share") else _number
+    yield from (write(row["a"]), write(row["b"]), write(row["difference"], "+"))
+    yield _interval(row, "difference", "+", write)
+    yield from (_number(row["ratio"]), _interval(row, "ratio"))
 
 
 def _interval(
@@ -216,8 +214,8 @@ def show_rendered(console: Console, row: int, rendered: "Rendered") -> None:
     console.print(f"row {row}{turn}: {trained} of {total} trained", style="bold")
     if rendered.left_out:
         _line(console, f"not shown: {left_out(rendered.left_out)}", "yellow")
-    spans = [(int(a), int(b), TRAINED) for a, b in rendered.chars[rendered.trained]]
-    console.print(coloured(rendered.text, spans))
+    spans = rendered.chars[rendered.trained].tolist()
+    console.print(coloured(rendered.text, ((a, b, TRAINED) for a, b in spans)))
 
 
 def show_example(console: Console, scan: Scan, example: int) -> bool:

@@ -237,10 +237,8 @@ def distinct(*candidates: Sequence[str]) -> list[str]:
 
 
 def legend(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels for the lines of `axes` as they are: no mathematics, and none hidden by a "_"."""
-    numbered = axes.legend(axes.lines, [str(i) for i in range(len(labels))])
-    for text, label in zip(numbered.get_texts(), labels, strict=True):
-        text.set_text(label)
+    """Labels for the lines of `axes` as they are, without mathematics."""
+    for text in axes.legend(axes.lines, labels).get_texts():
         text.set_parse_math(False)
 
 

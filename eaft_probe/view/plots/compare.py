@@ -72,13 +72,13 @@ def _cells_and_groups(a: Scan, b: Scan, delta: float) -> pandas.DataFrame:
         for columns, values in moved(a, b, delta)
     )
     rows = described(reduce(add, pieces))
-    groups = rows[CELLS:].rename_axis("group").reset_index()
     cells = rows[:CELLS][rows["tokens"][:CELLS] > 0]
     low, left = np.divmod(cells.index.to_numpy(int), SHAPE[1])
     for name, corner, size in (("prob", left, PROB_STEP), ("entropy", low, ENTROPY_STEP)):
         cells[f"{name}_from"] = corner * STEPS * size
         cells[f"{name}_to"] = (corner + 1) * STEPS * size
     cells.insert(0, "group", "cell")
+    groups = rows[CELLS:].rename_axis("group").reset_index()
     data = pandas.concat([cells, groups], ignore_index=True)
     return data.assign(net_share=data["learned_share"] - data["forgotten_share"])
 
@@ -125,9 +125,8 @@ def _density(chart: Chart, axes: Axes, cells: pandas.DataFrame, top: float) -> N
     area = STEPS * STEPS * PROB_STEP * ENTROPY_STEP
     density = cells["tokens"] / cells["tokens"].sum() / area
     norm = LogNorm(density.min() / 2, density.max() * 8)  # greys that arrows stand out from
-    bar = _map(chart, axes, cells, density, top, norm=norm, cmap="Greys")
+    bar = _map(chart, axes, cells, density, top, "density of A", norm=norm, cmap="Greys")
     bar.ax.xaxis.set_minor_formatter(NullFormatter())  # of less than a decade all would be written
-    bar.set_label("density of A")
     many = cells[cells["tokens"] >= FEW]
     start, end = (many[[f"mean_prob_{s}", f"mean_entropy_{s}"]].to_numpy() for s in "ab")
     axes.quiver(
@@ -148,8 +147,8 @@ def _density(chart: Chart, axes: Axes, cells: pandas.DataFrame, top: float) -> N
 def _net(chart: Chart, axes: Axes, cells: pandas.DataFrame, top: float) -> None:
     share = 100 * cells["net_share"].where(cells["tokens"] >= FEW)
     most = max([1.0, *share.abs().dropna()])  # a scan and itself: 0 everywhere
-    bar = _map(chart, axes, cells, share, top, vmin=-most, vmax=most, cmap="RdBu")
-    bar.set_label("learned − forgotten (% of tokens)")
+    label = "learned − forgotten (% of tokens)"
+    _map(chart, axes, cells, share, top, label, vmin=-most, vmax=most, cmap="RdBu")
     axes.set_title("learned or forgotten", loc="left")
 
 
@@ -159,15 +158,15 @@ def _map(
     cells: pandas.DataFrame,
     values: pandas.Series,
     top: float,
+    label: str,
     **style: Any,
 ) -> Colorbar:
     """One value for each cell on the plane, blank where there is none."""
     grid = np.full(SHAPE, np.nan)
-    up = (cells["entropy_from"] / (STEPS * ENTROPY_STEP)).astype(int)
-    across = (cells["prob_from"] / (STEPS * PROB_STEP)).astype(int)
-    grid[up, across] = values
+    sizes = {"entropy_from": STEPS * ENTROPY_STEP, "prob_from": STEPS * PROB_STEP}
+    grid[tuple((cells[name] / size).astype(int) for name, size in sizes.items())] = values
     image = draw_plane(axes, grid, STEPS, top, **style)
-    return chart.colorbar(image, ax=axes, location="bottom", aspect=30, pad=0.02)
+    return chart.colorbar(image, ax=axes, location="bottom", aspect=30, pad=0.02, label=label)
 
 
 def _bars(axes: Axes, groups: pandas.DataFrame) -> None:

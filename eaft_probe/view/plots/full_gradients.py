@@ -94,8 +94,15 @@ class Maps:
         overall = {
             n: float(np.average(x.astype(np.float64), weights=weight)) for n, x in norms.items()
         }
-        tokens = plane(sample.scan).coarse(by)
-        return cls(sample.scan, by, tokens, sampled.reshape(shape), mean, half, overall)
+        return cls(
+            sample.scan,
+            by,
+            plane(sample.scan).coarse(by),
+            sampled.reshape(shape),
+            mean,
+            half,
+            overall,
+        )
 
 
 def _data(maps: Maps, agreement: pandas.DataFrame) -> pandas.DataFrame:
@@ -148,16 +155,15 @@ def _norms(figure: SubFigure, maps: Maps, top: float) -> None:
         guides(axes, maps.scan, top)
         axes.set_title(f"{norm}: mean {maps.overall[norm]:.3g}", loc="left")
         axes.label_outer()
-    bar = figure.colorbar(image, ax=list(panels), aspect=25, pad=0.02)
-    bar.set_label("cell's mean / mean of all")
+    label = "cell's mean / mean of all"
+    figure.colorbar(image, ax=list(panels), aspect=25, pad=0.02, label=label)
 
 
 def _sampled(figure: SubFigure, axes: Axes, maps: Maps, top: float) -> None:
     counts = np.where(maps.sampled, maps.sampled, np.nan)
     norm = LogNorm(1, max(10, maps.sampled.max()))
-    bar = _map(figure, axes, maps, top, counts, norm=norm, cmap="viridis_r")
+    bar = _map(figure, axes, maps, top, counts, "tokens", norm=norm, cmap="viridis_r")
     bar.ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    bar.set_label("tokens")
     axes.set_title("sampled", loc="left")
 
 
@@ -165,29 +171,30 @@ def _widths(figure: SubFigure, axes: Axes, maps: Maps, top: float) -> None:
     with np.errstate(invalid="ignore", divide="ignore"):
         width = 100 * maps.half[EXACT] / maps.mean[EXACT]
     width = np.where(maps.sampled >= FOR_A_MEAN, width, np.nan)
-    bar = _map(figure, axes, maps, top, width, vmin=0, vmax=100, cmap="cividis_r")
-    bar.set_label("95 % interval, ± % of the mean")
+    label = "95 % interval, ± % of the mean"
+    _map(figure, axes, maps, top, width, label, vmin=0, vmax=100, cmap="cividis_r")
     grey(axes, maps.sampled, maps.by, top)
     axes.set_title(f"{EXACT}: how certain", loc="left")
     axes.set_ylabel("")
 
 
 def _map(
-    figure: SubFigure, axes: Axes, maps: Maps, top: float, values: Floats, **style: Any
+    figure: SubFigure, axes: Axes, maps: Maps, top: float, values: Floats, label: str, **style: Any
 ) -> Colorbar:
     image = draw_plane(axes, values, maps.by, top, **style)
     guides(axes, maps.scan, top)
     extend = "max" if (values > style.get("vmax", math.inf)).any() else "neither"
-    return figure.colorbar(image, ax=axes, location="bottom", aspect=18, pad=0.02, extend=extend)
+    return figure.colorbar(
+        image, ax=axes, location="bottom", aspect=18, pad=0.02, extend=extend, label=label
+    )
 
 
 def _correlations(axes: Axes, agreement: pandas.DataFrame) -> None:
     """Beside each closed form its rank correlation with the exact norm, all and conflicts."""
-    curves = (
+    for measure, name, colour, shift in (
         ("rank_correlation", "all", COLOURS[0], -0.12),
         ("conflict_rank_correlation", "conflicts", CONFLICT, 0.12),
-    )
-    for measure, name, colour, shift in curves:
+    ):
         rows = agreement[agreement["measure"] == measure]
         _dots(axes, rows, shift, colour, "{:.2f}", f"{name} ({rows['sampled'].iloc[0]:,})")
     least = np.nanmin([0.0, *agreement.loc[agreement["measure"] != "conflict_share", "low"]])

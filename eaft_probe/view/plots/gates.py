@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns.groups import GROUPS, READS, groups
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
 from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
     GROUP_COLOURS,
@@ -21,7 +20,7 @@ from eaft_probe.view.plots.chart import (
     open_scans,
     plot,
 )
-from eaft_probe.view.plots.gradients import chosen, objective_notes
+from eaft_probe.view.plots.gradients import chosen, gated, objective_notes
 
 Floats = NDArray[np.float64]
 BINS, LARGEST = 200, 4.0  # of the gates' histogram; a larger gate counts as the largest
@@ -77,12 +76,9 @@ def _limit(panels: NDArray[np.object_], data: pandas.DataFrame, histogram: Float
 
 def _sums(scan: Scan, objective: Objective, base_scan: str | Path | None) -> tuple[Floats, Floats]:
     """sums (groups, SUMS) and histogram (groups, BINS) of the gates, out of core."""
-    base = open_base(base_scan)
-    resolved_objective = resolved(objective, scan, base)
     sums, histogram = np.zeros((len(GROUPS), len(SUMS))), np.zeros((len(GROUPS), BINS))
-    reads = sorted({*objective.reads, *READS, "logprob", "grad_logits"})
-    for columns in token_columns(scan, reads, base):
-        gate = resolved_objective(columns).astype(np.float64)
+    reads = (*READS, "logprob", "grad_logits")
+    for gate, columns in gated(scan, objective, base_scan, reads):
         nll, gradient, weight = -columns["logprob"], columns["grad_logits"], columns["weight"]
         values = weight * np.stack([gate**0, nll, gate * nll, gradient, gate * gradient, gate])
         bins = np.minimum((gate * (BINS / LARGEST)).astype(int), BINS - 1)

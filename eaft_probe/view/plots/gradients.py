@@ -1,9 +1,9 @@
 """Gradient maps: mean gradient norm over the plane under any objective, without the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas
@@ -42,6 +42,7 @@ from eaft_probe.view.plots.landscape import (
     step,
 )
 
+Arrays = Mapping[str, NDArray[Any]]
 Norm = Literal["grad_logits", "grad_head", "grad_hidden", "full"]
 DRAWN = ("sft", "eaft")
 COARSER = 8  # a mean needs more tokens in a cell than a count does
@@ -128,6 +129,16 @@ def objective_notes(objectives: Sequence[Objective]) -> str:
 # --- the numbers ---
 
 
+def gated(
+    scan: Scan, objective: Objective, base_scan: str | Path | None, reads: Sequence[str]
+) -> Iterator[tuple[NDArray[Any], Arrays]]:
+    """The gates of the tokens, float64, and their columns `reads` and `weight`; out of core."""
+    base = open_base(base_scan)
+    gate = resolved(objective, scan, base)
+    for columns in token_columns(scan, sorted({*objective.reads, *reads}), base):
+        yield gate(columns).astype(np.float64), columns
+
+
 @dataclass(frozen=True)
 class Map:
     """Gradient mass of a scan under an objective, and how many tokens lie where."""
@@ -153,19 +164,15 @@ class Map:
 def _map(
     scan: Scan, name: str, objective: Objective, norm: str, base_scan: str | Path | None
 ) -> Map:
-    base = open_base(base_scan)
-    gate, rule = resolved(objective, scan, base), scan.rule
     counts, mass, conflict = np.zeros(CELLS, np.int64), np.zeros(CELLS), 0.0
-    reads = sorted({*objective.reads, norm, "prob", "entropy"})
-    for columns in token_columns(scan, reads, base):
-        norms = gate(columns) * columns[norm] * columns["weight"]
+    for gate, columns in gated(scan, objective, base_scan, (norm, "prob", "entropy")):
+        norms = gate * columns[norm] * columns["weight"]
         index = cell(columns)
         counts += np.bincount(index, columns["weight"], CELLS).astype(np.int64)
         mass += np.bincount(index, norms, CELLS)
-        conflict += float(norms[rule(columns)].sum())
+        conflict += float(norms[scan.rule(columns)].sum())
     square = (ENTROPY_BINS, PROB_BINS)
-    label = str(objective)
-    return Map(scan, name, label, counts.reshape(square), mass.reshape(square), conflict)
+    return Map(scan, name, str(objective), counts.reshape(square), mass.reshape(square), conflict)
 
 
 # --- the picture ---
@@ -187,15 +194,14 @@ def _draw(maps: Sequence[Map], rows: int, norm: str, note: str) -> Chart:
             guides(axes, shown.scan, top)
             title = f"{shown.name}\n{shown.label}" if rows > 1 else shown.label
             axes.set_title(title, loc="left", parse_math=False)
-        chart.colorbar(image, ax=panels, aspect=30, pad=0.02).set_label(f"mean {norm}")
+        chart.colorbar(image, ax=panels, aspect=30, pad=0.02, label=f"mean {norm}")
         _shares(chart.add_subplot(grid[rows, :]), maps, rows > 1)
     return chart
 
 
 def _cells(shown: Map, by: int, norm: str) -> pandas.DataFrame:
     counts = coarse(shown.counts, by)
-    values = {"tokens": counts, f"mean_{norm}": shown.mean(by)}
-    return cells(values, counts, by).assign(
+    return cells({"tokens": counts, f"mean_{norm}": shown.mean(by)}, counts, by).assign(
         scan=shown.name,
         objective=shown.label,
         conflict_share_of_gradient=shown.conflict_share,

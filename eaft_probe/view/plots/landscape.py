@@ -181,8 +181,7 @@ def _density(scans: Sequence[Scan]) -> Chart:
     ]
     top = ceiling(planes, by)
     norm = LogNorm(min(d[d > 0].min() for d in densities), max(d.max() for d in densities))
-    data = by_scan(frames, scans)
-    with new_chart(COLUMN * len(scans), 3.3, data, caption(scans)) as chart:
+    with new_chart(COLUMN * len(scans), 3.3, by_scan(frames, scans), caption(scans)) as chart:
         grid = chart.add_gridspec(
             2, 2 * len(scans), height_ratios=(1, 5), width_ratios=(5, 1) * len(scans)
         )
@@ -197,8 +196,14 @@ def _density(scans: Sequence[Scan]) -> Chart:
             _marginals(across, up, counts, by)
             across.set_title(name, loc="left", parse_math=False)
             mains.append(main)
-        bar = chart.colorbar(image, ax=mains, location="bottom", aspect=40, pad=0.02)
-        bar.set_label("density: share of tokens per unit of prob and nat")
+        chart.colorbar(
+            image,
+            ax=mains,
+            location="bottom",
+            aspect=40,
+            pad=0.02,
+            label="density: share of tokens per unit of prob and nat",
+        )
     return chart
 
 
@@ -248,8 +253,15 @@ def _difference(scans: Sequence[Scan]) -> Chart:
         conflicts = " against ".join(percent(conflict_share(s, rule)) for s in scans)
         guides(main, scans[0], top, f"conflicts: {conflicts}")
         bounds(main, scans[1], top)
-        bar = chart.colorbar(image, ax=main, location="bottom", aspect=40, pad=0.02, extend="both")
-        bar.set_label("log₂ of the ratio of densities")
+        chart.colorbar(
+            image,
+            ax=main,
+            location="bottom",
+            aspect=40,
+            pad=0.02,
+            extend="both",
+            label="log₂ of the ratio of densities",
+        )
         main.set_title(
             f"orange: more in {first}\npurple: more in {second}", loc="left", parse_math=False
         )

@@ -42,8 +42,10 @@ def tokens(*scans: Scan | str | Path) -> Chart:
             axes.bar_label(bars, padding=2, fontsize=6)
             axes.set_yticks(range(len(frame)), labels, fontsize=6, parse_math=False)
             axes.invert_yaxis()
-            axes.set_xlabel("conflicts (label → what the model would say)")
-            axes.set_xlim(0, frame["conflicts"].max() * 1.12)
+            axes.set(
+                xlabel="conflicts (label → what the model would say)",
+                xlim=(0, frame["conflicts"].max() * 1.12),
+            )
     return chart
 
 

@@ -43,8 +43,7 @@ def positions(*scans: Scan | str | Path) -> Chart:
         for axes, (name, label) in zip(panels, CURVES.items(), strict=True):
             for i, frame in enumerate(frames):
                 _curve(axes, frame, name, COLOURS[i % len(COLOURS)])
-            axes.set(xscale="log", ylabel=label)
-            axes.set_ylim(bottom=0)
+            axes.set(xscale="log", ylabel=label, ylim=(0, None))
         panels[2].set_xlabel("position in the answer + 1 (tokens)")
         if len(frames) > 1:
             legend(panels[0], names(opened))

@@ -45,8 +45,7 @@ def stability(*scans: Scan | str | Path) -> Chart:
     """
     opened = open_scans(scans)
     shares = [_flagged(s) for s in opened]
-    data = by_scan([_table(s) for s in shares], opened)
-    norm = _scale(shares)
+    norm, data = _scale(shares), by_scan([_table(s) for s in shares], opened)
     with new_chart(COLUMN * len(opened), 3.0, data, caption(opened)) as chart:
         panels = chart.subplots(1, len(opened), sharey=True, squeeze=False)[0]
         for axes, scan, share, name in zip(panels, opened, shares, names(opened), strict=True):
@@ -54,7 +53,7 @@ def stability(*scans: Scan | str | Path) -> Chart:
             _mark(axes, scan.rule)
             title = f"{name}\nrule: {percent(conflict_share(scan))}"
             axes.set_title(title, loc="left", parse_math=False)
-        chart.colorbar(image, ax=list(panels), pad=0.02).set_label("share of tokens flagged")
+        chart.colorbar(image, ax=list(panels), pad=0.02, label="share of tokens flagged")
     return chart
 
 

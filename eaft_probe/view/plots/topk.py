@@ -48,7 +48,7 @@ def topk(*scans: Scan | str | Path) -> Chart:
     with new_chart(6.8, 2.8, data, caption([scan], kept=True), is_table=True) as chart:
         left, right = chart.subplots(1, 2)
         image = _density(left, plane, k, data["pearson_r"][ks.index(k)])
-        chart.colorbar(image, ax=left, pad=0.02).set_label("tokens")
+        chart.colorbar(image, ax=left, pad=0.02, label="tokens")
         _correlations(right, data)
     return chart
 
@@ -84,24 +84,35 @@ def _table(scan: str, ks: Sequence[int], sums: Floats) -> pandas.DataFrame:
     """A row for each K; r is NaN where an entropy does not vary."""
     n, x, y, xx, yy, xy = sums.T
     spread = (n * xx - x * x) * (n * yy - y * y)
-    r = (n * xy - x * y) / np.sqrt(np.where(spread > 0, spread, np.nan))
-    shortfall = (x - y) / n  # mean of full minus top-K entropy, nats
-    tokens = n.astype(np.int64)
     return pandas.DataFrame(
-        {"scan": scan, "k": ks, "pearson_r": r, "mean_shortfall": shortfall, "tokens": tokens}
+        {
+            "scan": scan,
+            "k": ks,
+            "pearson_r": (n * xy - x * y) / np.sqrt(np.where(spread > 0, spread, np.nan)),
+            "mean_shortfall": (x - y) / n,  # mean of full minus top-K entropy, nats
+            "tokens": n.astype(np.int64),
+        }
     )
 
 
 def _density(axes: Axes, plane: Floats, k: int, r: float) -> AxesImage:
     """Tokens by both entropies, with the diagonal and the ceiling ln K."""
-    extent = (0, LARGEST, 0, LARGEST)
-    counts = np.where(plane, plane, np.nan)
-    image = heat_map(axes, counts, extent, norm=LogNorm(), cmap="viridis_r")
+    image = heat_map(
+        axes,
+        np.where(plane, plane, np.nan),
+        (0, LARGEST, 0, LARGEST),
+        norm=LogNorm(),
+        cmap="viridis_r",
+    )
     top = float(np.flatnonzero(plane.sum(0))[-1] + 2) * LARGEST / BINS
     axes.plot([0, top], [0, top], color="#333333", linewidth=0.7, linestyle=(0, (4, 2)))
     axes.axhline(np.log(k), color="#333333", linewidth=0.7, linestyle=":")
-    axes.set(xlim=(0, top), ylim=(0, min(top, np.log(k) * 1.1)))
-    axes.set(xlabel="entropy (nats)", ylabel=f"entropy_top{k} (nats)")
+    axes.set(
+        xlim=(0, top),
+        ylim=(0, min(top, np.log(k) * 1.1)),
+        xlabel="entropy (nats)",
+        ylabel=f"entropy_top{k} (nats)",
+    )
     axes.set_title(f"K = {k}: r = {r:.4f}", loc="left")
     return image
 

@@ -95,7 +95,7 @@ def collect(scan: Scan) -> Record:
         "model": last_part(summary["model"]),
         "rule": summary["rule"],
         "headline": [f._asdict() for f in headline(summary, agreeing)],
-        "notices": _notices(summary),
+        "notices": list(_notices(summary)),
         "landscape": _landscape(scan),
         "columns": columns(scan),
         "tokens": listed(scan, summary),
@@ -142,27 +142,23 @@ def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
     return figures
 
 
-def _notices(summary: Mapping[str, Any]) -> list[str]:
-    rows, notices = summary["rows"], list[str]()
+def _notices(summary: Mapping[str, Any]) -> Iterator[str]:
+    rows, kept = f"of {summary['rows']:,}", summary.get("kept_tokens")
     if rejected := summary["rejected"]:
-        notices.append(
-            f"Rows that could not be scored: {rejected:,} of {rows:,}. rejected.jsonl says why; no "
-            "number here includes them."
-        )
+        why = "rejected.jsonl says why; no number here includes them"
+        yield f"Rows that could not be scored: {rejected:,} {rows}. {why}."
     if cut := summary["cut_examples"]:
-        notices.append(f"Examples cut at the model's context: {cut:,} of {rows:,}.")
-    notices += template_notices(summary)
-    if kept := summary.get("kept_tokens"):
-        notices.append(
+        yield f"Examples cut at the model's context: {cut:,} {rows}."
+    yield from template_notices(summary)
+    if kept:
+        yield (
             f"Tokens kept one by one (--keep-tokens {kept['keep']}): {kept['tokens']:,} of "
             f"{summary['trained_tokens']:,}. Examples and tokens in context show those; all "
             "counts, groups and the landscape cover every token."
         )
-        if low := kept["pairs_too_low"]:
-            notices.append(
-                f"Pairs: only the commonest were kept; counts are up to {low:,} too low."
-            )
-    return notices
+    if kept and kept["pairs_too_low"]:
+        low = kept["pairs_too_low"]
+        yield f"Pairs: only the commonest were kept; counts are up to {low:,} too low."
 
 
 def _groups(summary: Mapping[str, Any]) -> list[Record]:

@@ -102,7 +102,8 @@ def examples(scan: Scan) -> Record:
 
 def _chosen(scan: Scan) -> dict[Key, Record]:
     """Example → what is known of it without its text, in the order of the page."""
-    kept = "".join(f', "{_quoted(name)}"' for name in counted(scan).kept_columns())
+    quoted = (name.replace('"', '""') for name in counted(scan).kept_columns())
+    kept = "".join(f', "{name}"' for name in quoted)
     held, tokens, key = "trained_tokens", "", ", ".join(scan.example_key)
     if not scan.keeps_all:
         held = "kept_tokens"
@@ -252,10 +253,6 @@ def _among(names: Sequence[str], keys: Sequence[Key]) -> str:
     """True of those examples; if each is a turn, also of some other turns of their rows."""
     columns = zip(names, zip(*keys, strict=True), strict=True)
     return " AND ".join(f"{name} IN ({', '.join(map(str, values))})" for name, values in columns)
-
-
-def _quoted(name: str) -> str:
-    return name.replace('"', '""')
 
 
 def rounded(record: Mapping[str, Any]) -> Record:
