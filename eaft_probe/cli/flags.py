@@ -63,8 +63,11 @@ def _keyword(name: str, annotation: object, default: object = None) -> inspect.P
 def _option(setting: "Field[object]", hint: Any) -> inspect.Parameter:
     """None, or an empty list, stands for "not given", so that --config can set it."""
     text = str(setting.metadata["help"])
-    if setting.default not in (None, False, MISSING):
-        text += f" [default: {setting.default}]"
+    default = setting.default
+    if default not in (None, False, MISSING):  # in brackets it would be markup
+        text += (
+            f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
+        )
     if get_origin(hint) in (dict, list):
         hint = list[str]
     elif int in get_args(hint) and type(None) not in get_args(hint):  # auto or a number

@@ -34,7 +34,7 @@ class CompareSettings(Settings):
     """How two finished scans are compared."""
 
     delta: float = option(
-        "nats by which a label's log-probability rises when learned, falls when forgotten; ln 2",
+        "nats by which a label's log-probability rises when learned, falls when forgotten",
         math.log(2),
     )
     by: Literal["tokens", "distributions"] | None = option(
@@ -84,9 +84,7 @@ class PlotSettings(Settings):
     )
     set: dict[str, Any] = option("gradients, gates: fields of the objectives, name=value,…", {})
     base_scan: str | None = option("gradients, gates: a scan of the same tokens to compare with")
-    delta: float = option(
-        "compare: nats of change that count as learned or forgotten; ln 2", math.log(2)
-    )
+    delta: float = option("compare: nats of change that count as learned or forgotten", math.log(2))
     by: Literal["tokens", "distributions"] | None = option(
         "compare: tokens, if the same data have different fingerprints"
     )

@@ -17,7 +17,9 @@ class RuleSettings(Settings):
 
     entropy_below: float | None = option("conflicts have entropy below this, in nats")
     prob_below: float | None = option("conflicts have a label probability below this")
-    quantile: float | None = option("conflicts are in this lowest share of the scan by both")
+    quantile: float | None = option(
+        "conflicts are in this lowest share of both, over the whole scan"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

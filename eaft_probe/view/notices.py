@@ -7,7 +7,8 @@ from eaft_probe.text import printable
 
 
 def counted_noun(count: int, noun: str) -> str:
-    """
+    """The count with its noun, in the plural unless it is 1.
+
     >>> counted_noun(1, "token"), counted_noun(2000, "token")
     ('1 token', '2,000 tokens')
     """

@@ -77,12 +77,12 @@ function card(example) {
     text.append(gap(example.gaps[i]), ...token(piece, i, flags.has(i))));
   text.append(gap(example.gaps.at(-1)));
   text.querySelector(flags.size ? ".conflict" : "[data-i]").tabIndex = 0;
-  const made = element("article", { "aria-label": label },
+  const article = element("article", { "aria-label": label },
     element("h3", {}, heading, example.key ? element("code", {}, example.key) : null),
     element("p", { class: "muted" }, facts(example)), text, conflictTable(example));
-  made.example = example;
-  paint(made);
-  return made;
+  article.example = example;
+  paint(article);
+  return article;
 }
 
 function facts(example) {
@@ -127,12 +127,12 @@ function conflictTable({ flags, text, columns }) {
 function matching() {
   const search = byId("example-search").value.toLowerCase();
   const kept = byId("kept").value;
-  const found = examples.filter((e) =>
+  const matches = examples.filter((e) =>
     (!byId("with-conflicts").checked || e.conflicts) &&
     (!kept || isKept(e, kept)) &&
     (!search || `${e.key} ${wording(e)}`.toLowerCase().includes(search)));
   const order = SORTS[byId("sort").value];
-  return found.sort((a, b) => order(a) - order(b) || a.example - b.example || a.turn - b.turn);
+  return matches.sort((a, b) => order(a) - order(b) || a.example - b.example || a.turn - b.turn);
 }
 
 function isKept(example, choice) {
@@ -146,14 +146,14 @@ const wording = (e) =>
 
 function showExamples() {
   hideTip();
-  const found = matching();
-  const shown = found.slice(0, picked.shown);
+  const matches = matching();
+  const shown = matches.slice(0, picked.shown);
   const first = picked.pinned ? [picked.pinned] : [];
   const others = shown.filter((e) => e !== picked.pinned);
   byId("cards").replaceChildren(...[...first, ...others].map(card));
-  byId("more-examples").hidden = found.length <= picked.shown;
-  byId("matching").textContent = found.length
-    ? `Matching: ${whole(found.length)} of ${whole(examples.length)} ${NOUN}; ` +
+  byId("more-examples").hidden = matches.length <= picked.shown;
+  byId("matching").textContent = matches.length
+    ? `Matching: ${whole(matches.length)} of ${whole(examples.length)} ${NOUN}; ` +
       `${whole(shown.length)} shown.`
     : "No example matches.";
   say(byId("matching").textContent);
@@ -188,7 +188,7 @@ function showNumbers(span) {
     ["rank", of("rank") === null ? "–" : whole(of("rank"))],
   ];
   const name = byId("colour").value;
-  if (!rows.some(([known]) => known === name)) rows.push([name, number(of(name))]);
+  if (!rows.some(([title]) => title === name)) rows.push([name, number(of(name))]);
   for (const old of document.querySelectorAll("[aria-describedby=tip]")) {
     old.removeAttribute("aria-describedby");
   }
@@ -251,7 +251,7 @@ function startExamples() {
   byId("choice").addEventListener("submit", (event) => event.preventDefault());
   byId("colour").addEventListener("input", () => {
     showLegend();
-    for (const made of byId("cards").children) paint(made);
+    for (const article of byId("cards").children) paint(article);
   });
   byId("more-examples").addEventListener("click", () => {
     picked.shown += AT_ONCE;

@@ -65,21 +65,21 @@ function choose(chosen, source) {
 }
 
 function showRegion() {
-  const found = inRegion(counts, state.region);
+  const count = inRegion(counts, state.region);
   const conflicts = inRegion(conflictCounts, state.region);
   const only = byId("only-conflicts").checked;
   const { prob, entropy } = bounds(state.region);
   const where = `prob ${number(prob[0])} to ${number(prob[1])}, ` +
     `entropy ${number(entropy[0])} to ${number(entropy[1])} nats`;
-  byId("count").textContent = `${whole(found)} of ${counted(report.tokens.of, "token")} ` +
-    `(${percent(found, report.tokens.of)}), ${whole(conflicts)} of them conflicts: ${where}`;
-  showList(only ? conflicts : found, only);
+  byId("count").textContent = `${whole(count)} of ${counted(report.tokens.of, "token")} ` +
+    `(${percent(count, report.tokens.of)}), ${whole(conflicts)} of them conflicts: ${where}`;
+  showList(only ? conflicts : count, only);
   say(byId("count").textContent);
 }
 
 // --- the tokens in it ---
 
-function showList(found, only) {
+function showList(total, only) {
   const search = byId("token-search").value.toLowerCase();
   const matching = tokens.filter((t) =>
     holds(state.region, t) && (!only || t.conflict) &&
@@ -90,9 +90,9 @@ function showList(found, only) {
   byId("more-tokens").hidden = shown.length === matching.length;
   const noun = only ? "conflict" : "token";
   const searched = search ? `contain “${search}” and ` : "";
-  byId("listed").textContent = found === 0
+  byId("listed").textContent = total === 0
     ? `No ${noun} here.`
-    : `${whole(matching.length)} of ${counted(found, noun)} ${searched}can be listed, the least ` +
+    : `${whole(matching.length)} of ${counted(total, noun)} ${searched}can be listed, the least ` +
       `likely first; ${whole(shown.length)} shown.`;
 }
 

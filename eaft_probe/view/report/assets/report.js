@@ -12,19 +12,19 @@ const percent = (part, all) => `${Number(((100 * part) / all).toPrecision(3))}%`
 
 // element("td", { class: "n" }, "12", child): attributes are our own, never the data's.
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== null) made.setAttribute(key, value);
+    if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value !== null) node.setAttribute(key, value);
   }
-  made.append(...children.filter((c) => c !== null));
-  return made;
+  node.append(...children.filter((c) => c !== null));
+  return node;
 }
 
 function button(label, action, attributes = {}) {
-  const made = element("button", { type: "button", ...attributes }, label);
-  made.addEventListener("click", action);
-  return made;
+  const node = element("button", { type: "button", ...attributes }, label);
+  node.addEventListener("click", action);
+  return node;
 }
 
 // White space that is a token, or begins or ends a quoted one, is drawn.
@@ -66,9 +66,9 @@ function startTheme() {
 function colour(name) {
   const probe = document.body.appendChild(element("span"));
   probe.style.color = `var(${name})`;
-  const found = getComputedStyle(probe).color;
+  const computed = getComputedStyle(probe).color;
   probe.remove();
-  return found;
+  return computed;
 }
 
 // --- the tooltip, for pointer and focus alike ---
