@@ -26,8 +26,8 @@ TABLE_LIBRARIES = ("duckdb", "_duckdb", "pyarrow")  # their errors mean an inval
 def main() -> None:
     """Runs the command line. The one place where errors become a line and an exit status."""
     _speak_utf8()
-    out = None if sys.stdout is None else StandardOutput(sys.stdout)  # it may be closed
-    sys.stdout = out  # type: ignore[assignment]
+    if sys.stdout is not None:  # closed by whoever started this
+        sys.stdout = StandardOutput(sys.stdout)  # type: ignore[assignment]
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -84,8 +84,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if type(error).__module__.split(".")[0] in TABLE_LIBRARIES:
         return f"a file of the scan is damaged: {error}", BadInput.exit_status
     if hasattr(error, "exit_code"):  # the parser's
-        told = error.format_message() if hasattr(error, "format_message") else error
-        return str(told), int(error.exit_code)
+        message = error.format_message() if hasattr(error, "format_message") else error
+        return str(message), int(error.exit_code)
     if os.environ.get("EAFT_PROBE_TRACEBACK"):
         raise error
     kind = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "

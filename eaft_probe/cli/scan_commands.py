@@ -126,9 +126,15 @@ def report(given: Given, folder: Dir) -> None:
     from eaft_probe.view.report.report import report as write
 
     settings = make_settings(ReportSettings, given)
-    out, against, overwrite = settings.out, settings.against, settings.overwrite
-    how = settings.comparing()
-    print(write(Scan.open(folder), out, against, overwrite=overwrite, **how))
+    print(
+        write(
+            Scan.open(folder),
+            settings.out,
+            settings.against,
+            overwrite=settings.overwrite,
+            **settings.comparing(),
+        )
+    )
 
 
 @app.command("list")

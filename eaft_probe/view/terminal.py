@@ -247,16 +247,20 @@ def _show_rendering(
         f"WHERE {' AND '.join(f'{name} = ?' for name in scan.example_key)} ORDER BY position",
         place,
     )
-    conflicts = counted_noun(sum(conflict for _, _, _, conflict, *_ in tokens), "conflict")
     total = counted_noun(trained, "token")
     where = f"in {total}" if scan.keeps_all else f"among the {len(tokens)} kept of {total}"
-    name = f"{named_place(scan.example_key, place)} ({key})"
-    _line(console, f"{name}: {conflicts} {where}, mean nll {nll:.3f} nats", "bold")
-    styles = [
+    _line(
+        console,
+        f"{named_place(scan.example_key, place)} ({key}): "
+        f"{counted_noun(sum(token[3] for token in tokens), 'conflict')} {where}, "
+        f"mean nll {nll:.3f} nats",
+        "bold",
+    )
+    spans = (
         (start, end, CONFLICT if conflict else _shade(prob))
         for start, end, prob, conflict, *_ in tokens
-    ]
-    console.print(coloured(text, styles))
+    )
+    console.print(coloured(text, spans))
     for _, _, prob, conflict, token, top1, top1_prob, entropy in tokens:
         if conflict:
             model = f"the model: {top1!r} p={top1_prob:.2g}, {entropy:.2f} nats"

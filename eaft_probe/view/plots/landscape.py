@@ -277,10 +277,10 @@ def _scatter(scans: Sequence[Scan]) -> Chart:
     frames = [sample(s, DOTS) for s in scans]
     data = by_scan(frames, scans)
     top = max(1.0, 1.04 * float(data["entropy"].max()))
-    drawn = ", ".join(
+    counts = ", ".join(
         f"{len(f):,} of {token_count(s):,}" for f, s in zip(frames, scans, strict=True)
     )
-    note = f"{caption(scans, kept=True)} Dots: {drawn} tokens, drawn at random."
+    note = f"{caption(scans, kept=True)} Dots: {counts} tokens, drawn at random."
     with new_chart(COLUMN * len(scans), 3.0, data, note) as chart:
         panels = chart.subplots(1, len(scans), sharey=True, squeeze=False)[0]
         for i, (axes, scan, frame) in enumerate(zip(panels, scans, frames, strict=True)):

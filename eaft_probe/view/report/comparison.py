@@ -71,9 +71,12 @@ def against(scan: Scan, other: Scan | str | Path, **settings: Any) -> Record:
 
 def _described(scan: Scan) -> Record:
     data, model = scan.manifest["data"]["source"], scan.manifest["model"]["name"]
-    counts = {name: scan.manifest["counts"][name] for name in ("examples", "trained_tokens")}
-    title = f"{last_part(data)} under {last_part(model)}"
-    return {"title": title, "rule": str(scan.rule), **counts}
+    return {
+        "title": f"{last_part(data)} under {last_part(model)}",
+        "rule": str(scan.rule),
+        "examples": scan.manifest["counts"]["examples"],
+        "trained_tokens": scan.manifest["counts"]["trained_tokens"],
+    }
 
 
 def picture(chart: Chart, alt: str, more: str) -> Record:
