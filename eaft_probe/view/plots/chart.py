@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
 from eaft_probe.errors import BadInput, ProbeError, one_line
@@ -63,7 +65,8 @@ GROUP_COLOURS = {
 YELLOW_PURPLE: Colormap = LinearSegmentedColormap.from_list(
     "yellow_purple", matplotlib.colormaps["magma_r"]([i / 255 * 0.82 for i in range(256)])
 )
-CAPTION_CHARACTERS = 22  # an inch, at 5.5 points
+CAPTION_SIZE, CAPTION_CHARACTERS = 5.5, 22  # points, and how many characters an inch has then
+LABEL = 2.6  # inches: beside the entropy axis of a panel one column wide
 # By ending: what the file says about its origin, and how that is written there.
 METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": "eaft-probe"},
@@ -163,11 +166,13 @@ def new_chart(
         chart = Chart(figsize=(width, height), layout="constrained")
         chart.data, chart.is_table = data, is_table
         yield chart
+        lines = _wrapped(shown(note), 0.95 * (width - 0.1))
+        chart.set_figheight(height + 0.1 * max(0, len(lines) - 6))  # inches: a line's
         chart.supxlabel(
-            textwrap.fill(shown(note), int(width * CAPTION_CHARACTERS)),
+            "\n".join(lines),
             x=0.01,
             ha="left",
-            fontsize=5.5,
+            fontsize=CAPTION_SIZE,
             color="#555555",
             parse_math=False,
             linespacing=1.3,
@@ -226,14 +231,36 @@ def names(scans: Sequence[Scan]) -> list[str]:
 def distinct(*candidates: Sequence[str]) -> list[str]:
     """The first candidates that are told apart when drawn, else the last with their numbers.
 
-    Each is at most 48 characters in one line, counted as they are drawn.
+    Each is one line that fits LABEL inches as a title.
     """
     for texts in candidates:
-        lines = [" ".join(shown(text).split()) for text in texts]
-        labels = [line if len(line) <= 48 else line[:47] + "…" for line in lines]
+        labels = [_cut(" ".join(shown(text).split())) for text in texts]
         if len(set(labels)) == len(labels):
             return labels
     return [f"{i}: {label}" for i, label in enumerate(labels, 1)]
+
+
+def _cut(line: str) -> str:
+    if _inches(line, 8) <= LABEL:
+        return line
+    longer = bisect_right(range(len(line)), LABEL, key=lambda n: _inches(f"{line[:n]}…", 8))
+    return f"{line[: longer - 1]}…"
+
+
+def _inches(line: str, size: float) -> float:
+    """The width of a line as it is drawn in so many points."""
+    font = font_manager.FontProperties(family=FONT, size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    return float(width) / 72
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """In lines that fit so many inches as a caption."""
+    for characters in range(int(width * CAPTION_CHARACTERS), 0, -1):
+        lines = textwrap.wrap(text, characters)
+        if max((_inches(line, CAPTION_SIZE) for line in lines), default=0) <= width:
+            break
+    return lines
 
 
 def legend(axes: Axes, labels: Sequence[str]) -> None:

@@ -188,12 +188,12 @@ def _draw(maps: Sequence[Map], rows: int, norm: str, note: str) -> Chart:
     with new_chart(max(COLUMN, 2.3 * across), height, data, note) as chart:
         grid = chart.add_gridspec(rows + 1, across, height_ratios=[*[1] * rows, 0.11 * len(maps)])
         panels = [chart.add_subplot(grid[i // across, i % across]) for i in range(len(maps))]
-        for axes, shown in zip(panels, maps, strict=True):
+        for i, (axes, shown) in enumerate(zip(panels, maps, strict=True)):
             image = draw_plane(axes, shown.mean(by), by, top, cmap=YELLOW_PURPLE, vmin=0, vmax=most)
             grey(axes, coarse(shown.counts, by), by, top)
             guides(axes, shown.scan, top)
-            title = f"{shown.name}\n{shown.label}" if rows > 1 else shown.label
-            axes.set_title(title, loc="left", parse_math=False)
+            head = f"{'' if i % across else shown.name}\n" if rows > 1 else ""  # over its row
+            axes.set_title(f"{head}{shown.label}", loc="left", parse_math=False)
         chart.colorbar(image, ax=panels, aspect=30, pad=0.02, label=f"mean {norm}")
         _shares(chart.add_subplot(grid[rows, :]), maps, rows > 1)
     return chart
