@@ -168,7 +168,7 @@ def test_the_command_prints_words_or_json(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--price-per-hour", "2"], "--price-per-hour says what to estimate by: give --dry-run"),
+        (["--price-per-hour", "2"], "--price-per-hour is a setting of the estimate: add --dry-run"),
         (["--dry-run", "--tokens-per-second", "0"], "--tokens-per-second"),
         (["--dry-run", "--tp"], "give --tokens-per-second"),
         (["--dry-run", "--estimate-rows", "3"], "--estimate-rows must be at least 30, found 3"),
