@@ -239,7 +239,7 @@ class _Other:
         ({"objective": "rho"}, "give it as --mask DIR"),
         ({"objective": "rho", "base_scan": "SCAN"}, "compares with another model"),
         ({"adapter": "a", "lora_r": 2}, "remove one of them"),
-        ({"lora_target": ["q_proj"]}, "give --lora-r"),
+        ({"lora_target": ["q_proj"]}, "add --lora-r"),
         ({"objective": "masked-sft", "set": {"conflicts": "scan"}}, "give it as --mask DIR"),
         ({"objective": "eaft", "mask": "SCAN"}, "reads nothing from a scan"),
         ({"objective": "masked-sft", "mask": "SCAN", "set": {"prob_below": 0.1}}, "its own rule"),
