@@ -1,14 +1,14 @@
-"""What several processes of one launch would say, said once."""
+"""Messages that several processes of one launch would print, printed once."""
 
 import hashlib
 import os
 from datetime import timedelta
 
-PATIENCE = timedelta(seconds=5)  # for a store that the launcher keeps, which is there at once
+PATIENCE = timedelta(seconds=5)  # the launcher's store exists before its processes do
 
 
 def first_to_say(message: str) -> bool:
-    """Whether no other process of this launch has said it yet; where nobody can tell, yes."""
+    """Whether no other process of this launch has printed it yet; if unknown, yes."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return True
     from torch.distributed import TCPStore  # type: ignore[attr-defined]

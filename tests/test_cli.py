@@ -4,11 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from eaft_probe.cli import _run
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.data.formats import FORMATS
+from eaft_probe.objectives.gates import OBJECTIVES
+from eaft_probe.view.plots import PLOTS
 
 ROWS = [
     {"question": f"what is {n}", "answer": f"it is {n} and no more", "tag": "ab"[n % 2]}
@@ -253,14 +258,14 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "eaft-scan" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("what", ["statistics", "formats"])
-def test_list_prints_every_entry(what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from eaft_probe.columns.statistics import STATISTICS
-    from eaft_probe.data.formats import FORMATS
-
-    assert _run(["list", what]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in {"statistics": STATISTICS, "formats": FORMATS}[what])
+def test_help_tells_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In brackets they were taken for markup."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for command, default in (("show", 3), ("compare", "0.693147"), ("scan", "smollm2")):
+        assert _run([command, "--help"]) == 0
+        assert f"(default: {default})" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,17 +369,25 @@ def test_plot_of_no_scan_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["objectives", "plots"])
-def test_list_prints_every_objective_and_plot(
-    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("what", "entries"),
+    [
+        ("objectives", OBJECTIVES),
+        ("statistics", STATISTICS),
+        ("formats", FORMATS),
+        ("plots", PLOTS),
+    ],
+    ids=["objectives", "statistics", "formats", "plots"],
+)
+def test_list_prints_every_entry(
+    what: str,
+    entries: Mapping[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from eaft_probe.objectives.gates import OBJECTIVES
-    from eaft_probe.view.plots import PLOTS
-
     monkeypatch.setenv("COLUMNS", "200")
     assert _run(["list", what]) == 0
     printed = capsys.readouterr().out
-    entries = {"objectives": OBJECTIVES, "plots": PLOTS}[what]
     assert [line.split()[0] for line in printed.splitlines()[1:] if line[:1].strip()] == list(
         entries
     )
@@ -393,4 +406,4 @@ def test_an_option_with_two_values_is_refused(
     arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(arguments) == 2
-    assert f"{flag} is given twice" in capsys.readouterr().err
+    assert f"{flag} is given more than once" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import typer
 
 from eaft_probe import cli
 from eaft_probe.cli import _run
-from eaft_probe.cli.printing import StandardOutput, tell_summary
+from eaft_probe.cli.printing import StandardOutput, print_summary
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import ProbeError, ScanError
 from eaft_probe.scans.verification import reading
@@ -281,7 +281,7 @@ def test_a_gate_is_tripped_where_telling_ends_early() -> None:
         raise typer.Exit
 
     with pytest.raises(typer.Exit) as ended:
-        tell_summary({"rows": 1}, False, lambda _: True, tell)
+        print_summary({"rows": 1}, False, lambda _: True, tell)
     assert ended.value.exit_code == 3
 
 

@@ -20,7 +20,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    show: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    show: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
 ) -> None:
     if show:
         print(version("eaft-probe"))

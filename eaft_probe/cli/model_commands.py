@@ -1,15 +1,21 @@
 """The commands that load a model, or at least its tokenizer."""
 
-import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import fields
+from typing import Annotated
 
 import typer
 
 from eaft_probe.cli.app import app
-from eaft_probe.cli.fail_if import parsed_gate
-from eaft_probe.cli.flags import Data, Dir, FailIf, Json, flags
-from eaft_probe.cli.printing import console, reported, show_scan, speaks, tell_summary
+from eaft_probe.cli.fail_if import Check, parse_check
+from eaft_probe.cli.flags import Data, Dir, FailIf, Given, Json, flags
+from eaft_probe.cli.printing import (
+    console,
+    is_first_process,
+    print_json,
+    print_summary,
+    reported,
+    show_scan,
+)
 from eaft_probe.errors import BadInput
 from eaft_probe.settings import (
     EstimateSettings,
@@ -18,108 +24,110 @@ from eaft_probe.settings import (
     ScanSettings,
     TrainSettings,
 )
+from eaft_probe.settings.option import flag
 
 
 @app.command()
 @flags(EstimateSettings)
 def scan(
-    given: dict[str, Any],
+    given: Given,
     data: Data = None,
-    out: Annotated[str, typer.Option(help="the scan's folder")] = "eaft-scan",
+    out: Annotated[str, typer.Option(help="folder of the scan")] = "eaft-scan",
     as_json: Json = False,
     fail_if: FailIf = None,
 ) -> None:
     """Score every trained token of DATA under a model."""
-    gate = parsed_gate(fail_if)
+    check = parse_check(fail_if)
     if data is None:
         given.setdefault("keep", ["topic", "planted", "planted_text"])
     if given.get("dry_run"):
-        _dry_run(data, given, as_json, gate)
+        _dry_run(data, given, as_json, check)
         return
-    for name in EstimateSettings.only():
-        if given.pop(name, False) and name != "dry_run":
-            raise BadInput(f"--{name.replace('_', '-')} says what to estimate by: give --dry-run")
+    of_scan = {f.name for f in fields(ScanSettings)}
+    for name in [f.name for f in fields(EstimateSettings) if f.name not in of_scan]:
+        if given.pop(name, False):
+            raise BadInput(f"{flag(name)} is a setting of the estimate: add --dry-run")
     from eaft_probe.verbs.scan.scan import scan as verb
 
-    with reported(f"the same command goes on from what {out} has") as progress:
+    with reported(f"the same command continues from {out}") as progress:
         finished = verb(data, out, progress=progress, **given)
-    if speaks():
-        show_scan(finished, as_json, gate, worst=1)
+    if is_first_process():
+        show_scan(finished, as_json, check, worst=1)
 
 
-def _dry_run(data: str | None, settings: Mapping[str, Any], as_json: bool, gate: Any) -> None:
-    if not speaks():
+def _dry_run(data: str | None, settings: Given, as_json: bool, check: Check | None) -> None:
+    if not is_first_process():
         return
     from eaft_probe.verbs.estimate.estimate import estimate
 
     with reported("nothing was written") as progress:
-        found = estimate(data, progress=progress, **settings)
-    tell_summary(
-        found.summary(), as_json, gate, lambda _: console().print(str(found), markup=False)
+        cost = estimate(data, progress=progress, **settings)
+    print_summary(
+        cost.summary(), as_json, check, lambda _: console().print(str(cost), markup=False)
     )
 
 
 @app.command()
 @flags(RolloutSettings)
 def rollout(
-    given: dict[str, Any],
+    given: Given,
     data: Data = None,
-    out: Annotated[str, typer.Option(help="the answers, F.jsonl")] = "rollout.jsonl",
+    out: Annotated[str, typer.Option(help="file for the answers, F.jsonl")] = "rollout.jsonl",
     as_json: Json = False,
 ) -> None:
     """Sample a model's own answers to the prompts of DATA, ready to scan."""
     from eaft_probe.analysis.summary import summarize
     from eaft_probe.verbs.rollout.rollout import rollout as verb
 
-    with reported(f"the same command goes on from what {out}.parts has") as progress:
-        done = verb(data, out, progress=progress, **given)
+    with reported(f"the same command continues from {out}.parts") as progress:
+        answers = verb(data, out, progress=progress, **given)
     if as_json:
-        scanned = {"scan": summarize(done.scan)} if done.scan else {}
-        print(json.dumps(done.summary() | scanned, ensure_ascii=False))
+        scanned = {"scan": summarize(answers.scan)} if answers.scan else {}
+        print_json(answers.summary() | scanned)
         return
-    print(done)
-    if done.scan:
-        show_scan(done.scan, False, None, worst=1)
+    print(answers)
+    if answers.scan:
+        show_scan(answers.scan, False, None, worst=1)
 
 
 @app.command()
 @flags(TrainSettings)
 def train(
-    given: dict[str, Any],
+    given: Given,
     data: Data = None,
-    out: Annotated[str, typer.Option(help="the run's folder")] = "eaft-run",
+    out: Annotated[str, typer.Option(help="folder of the run")] = "eaft-run",
 ) -> None:
     """Fine-tune a model on DATA with a gated objective."""
     from eaft_probe.verbs.train.train import train as verb
 
-    with reported(f"--resume goes on from the last checkpoint in {out}") as progress:
+    with reported(f"--resume continues from the last checkpoint in {out}") as progress:
         run = verb(data, out, progress=progress, **given)
-    if speaks():
-        print(f"{run}; the model and its log lie in {out}")
+    if is_first_process():
+        print(f"{run}; the model and its log are in {out}")
 
 
 @app.command()
 @flags(GradientSettings)
-def gradients(given: dict[str, Any], folder: Dir, as_json: Json = False) -> None:
-    """Exact whole-model gradient norms of sampled tokens, beside the closed forms."""
+def gradients(given: Given, folder: Dir, as_json: Json = False) -> None:
+    """Exact whole-model gradient norms of sampled tokens, next to the closed forms."""
     from eaft_probe.verbs.gradients.gradients import gradients as verb
     from eaft_probe.view.terminal import show_frame
 
-    with reported(f"the same command goes on from what {folder} has") as progress:
-        found = verb(folder, progress=progress, **given)
+    with reported(f"the same command continues from {folder}") as progress:
+        norms = verb(folder, progress=progress, **given)
     if as_json:
-        print(json.dumps(found.summary(), ensure_ascii=False))
+        print_json(norms.summary())
         return
-    console().print(str(found), markup=False)
-    show_frame(console(), found.agreement())
+    console().print(str(norms), markup=False)
+    show_frame(console(), norms.agreement())
 
 
 @app.command()
 @flags(ScanSettings)
-def render(given: dict[str, Any], data: Data = None, as_json: Json = False) -> None:
-    """The first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass.
+def render(given: Given, data: Data = None, as_json: Json = False) -> None:
+    """Show the first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass.
 
-    With --json a line a rendering, of all rows unless --limit says how many.
+    With --json: one line per rendering, of all rows unless --limit says how many.
     """
     from eaft_probe.data.reading import Rejected
     from eaft_probe.verbs import render as verb
@@ -128,13 +136,10 @@ def render(given: dict[str, Any], data: Data = None, as_json: Json = False) -> N
     out = console()
     if "sample" not in given and not as_json:
         given.setdefault("limit", 5)
-    for found in verb.render(data, **given):
+    for row in verb.render(data, **given):
         if as_json:
-            told = (
-                verb.rejected_json(found) if isinstance(found, Rejected) else verb.as_json(*found)
-            )
-            print(json.dumps(told, ensure_ascii=False))
-        elif isinstance(found, Rejected):
-            out.print(f"row {found.row}: rejected: {found.reason}", style="yellow", markup=False)
+            print_json(verb.rejected_json(row) if isinstance(row, Rejected) else verb.as_json(*row))
+        elif isinstance(row, Rejected):
+            out.print(f"row {row.row}: rejected: {row.reason}", style="yellow", markup=False)
         else:
-            show_rendered(out, *found)
+            show_rendered(out, *row)

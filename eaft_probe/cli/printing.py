@@ -5,17 +5,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
 
-INTERRUPTED, GATE_TRIPPED = 130, 3
+from eaft_probe.cli.fail_if import Check
+from eaft_probe.progress import Progress
+
+if TYPE_CHECKING:
+    from eaft_probe.scans.scan import Scan
+
+INTERRUPTED, CHECK_FAILED = 130, 3
 
 
 class StandardOutput:
-    """Standard output whose reader may leave early, as `head` does: that ends the command, and is
-    no failure. The parser and Rich, both of which make status 1 of it, never see it."""
+    """Standard output whose reader may leave early, as `head` does: that ends the command and is
+    not a failure. The parser and Rich, which would exit with status 1, never see it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -40,8 +46,8 @@ class StandardOutput:
             raise typer.Exit from None
 
 
-def speaks() -> bool:
-    """Whether this process prints what comes out: one does, however many were launched."""
+def is_first_process() -> bool:
+    """Whether this process prints the result: one does, however many were launched."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -49,9 +55,13 @@ def console() -> Console:
     return Console(highlight=False)
 
 
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
 @contextmanager
-def reported(how_to_go_on: str) -> Iterator[Any]:
-    """Shows long work on standard error; an interruption says how to go on."""
+def reported(how_to_resume: str) -> Iterator[Progress]:
+    """Shows long work on standard error; an interruption says how to resume."""
     from eaft_probe.view.progress_bar import TerminalProgress
 
     progress = TerminalProgress(Console(stderr=True))
@@ -59,37 +69,37 @@ def reported(how_to_go_on: str) -> Iterator[Any]:
         yield progress
     except KeyboardInterrupt:
         progress.stop()
-        print(f"interrupted; {how_to_go_on}", file=sys.stderr)
+        print(f"interrupted; {how_to_resume}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         progress.stop()
 
 
-def show_scan(opened: Any, as_json: bool, gate: Any, worst: int) -> None:
-    """Prints a scan's summary; exit 3 where the gate is tripped."""
+def show_scan(scan: "Scan", as_json: bool, check: Check | None, worst: int) -> None:
+    """Prints a scan's summary; exits with status 3 if the check fails."""
     from eaft_probe.analysis.summary import summarize, worst_examples
     from eaft_probe.view.terminal import legend, show_example, show_summary
 
-    def tell(summary: Mapping[str, Any]) -> None:
+    def show(summary: Mapping[str, Any]) -> None:
         show_summary(console(), summary)
-        for example in worst_examples(opened, worst):
-            show_example(console(), opened, example)
+        for example in worst_examples(scan, worst):
+            show_example(console(), scan, example)
         if worst:
-            console().print(legend(opened))
+            console().print(legend(scan))
 
-    tell_summary(summarize(opened), as_json, gate, tell)
+    print_summary(summarize(scan), as_json, check, show)
 
 
-def tell_summary(
-    summary: Mapping[str, Any], as_json: bool, gate: Any, tell: Callable[[Mapping[str, Any]], None]
+def print_summary(
+    summary: Mapping[str, Any],
+    as_json: bool,
+    check: Check | None,
+    show: Callable[[Mapping[str, Any]], None],
 ) -> None:
-    """A summary as JSON or as `tell` prints it; exit 3 where the gate is tripped."""
-    tripped = gate is not None and gate(summary)
+    """A summary as JSON or as `show` prints it; exits with status 3 if the check fails."""
+    failed = check is not None and check(summary)
     try:
-        if as_json:
-            print(json.dumps(summary, ensure_ascii=False))
-        else:
-            tell(summary)
-    finally:  # also where nobody read it to the end
-        if tripped:
-            raise typer.Exit(GATE_TRIPPED)
+        (print_json if as_json else show)(summary)
+    finally:  # even if nobody read it to the end
+        if failed:
+            raise typer.Exit(CHECK_FAILED)

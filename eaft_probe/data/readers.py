@@ -66,7 +66,8 @@ def read_file(path: Path) -> Read:
     try:
         with path.open("rb") as raw, _unpacked(raw, path.suffix) as file:
             yield from read_stream(file, data_suffix(path))
-    except (OSError, csv.Error, pa.ArrowException, UnicodeError) as error:
+    except (OSError, csv.Error, pa.ArrowException, UnicodeError, MemoryError) as error:
+        # A damaged Arrow file may ask for more memory than there is.
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
 
 

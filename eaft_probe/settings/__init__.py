@@ -13,6 +13,7 @@ from eaft_probe.settings.finished import (
     ShowSettings,
     require_delta,
 )
+from eaft_probe.settings.option import Settings
 from eaft_probe.settings.reading import make_settings, read_config, typed
 from eaft_probe.settings.rollout import RolloutSettings
 from eaft_probe.settings.scan import EstimateSettings, RuleSettings, ScanSettings, kept_share
@@ -30,6 +31,7 @@ __all__ = [
     "RolloutSettings",
     "RuleSettings",
     "ScanSettings",
+    "Settings",
     "ShowSettings",
     "TrainSettings",
     "kept_share",

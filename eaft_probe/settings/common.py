@@ -1,65 +1,77 @@
 """The settings that several verbs share: of the data and of the model."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import date
 from typing import Any, Literal
 
 from eaft_probe.errors import BadInput
-from eaft_probe.settings.option import option
+from eaft_probe.settings.option import Settings, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class DataSettings(Settings):
     """Which rows, and how they become tokens."""
 
     config_name: str | None = option("configuration of a hub data set")
     split: str = option("split of a hub or saved data set", "train")
-    data_revision: str | None = option("revision of a hub data set; --revision where not given")
-    format: str | None = option("row format, where the columns do not tell it")
+    data_revision: str | None = option("revision of a hub data set; default: --revision")
+    format: str | None = option("row format, if the columns leave it open; see `list formats`")
     columns: dict[str, str] = option(
-        "names of the data's columns, ours=theirs,…: question=prompt", {}
+        "names of the data's columns, ours=theirs,…, e.g. question=prompt", {}
     )
-    train_on: Literal["assistant", "last", "all"] = option("messages to train", "assistant")
+    train_on: Literal["assistant", "last", "all"] = option("messages to train on", "assistant")
     tool_calls: Literal["template", "inline"] = option(
-        "tool calls by the chat template, or inline as JSON text", "template"
+        "write tool calls with the chat template, or inline as JSON text", "template"
     )
     turns: Literal["together", "each"] = option(
-        "a conversation in one rendering, or each trained turn in one of its own, as at inference",
+        "render a conversation once, or each trained turn separately, as at inference",
         "together",
     )
-    chat_template: str | None = option("file with the chat template, instead of the tokenizer's")
+    chat_template: str | None = option(
+        "file with a chat template to use instead of the tokenizer's"
+    )
     template_arg: dict[str, Any] = option(
-        "what the chat template is given besides, name=value,…: enable_thinking=false", {}
+        "more values for the chat template, name=value,…, e.g. enable_thinking=false", {}
     )
     today: str | None = option(
-        "date that the chat template is told, YYYY-MM-DD; default: this day, kept by what goes on"
+        "date that the chat template sees, YYYY-MM-DD; default: today, kept when a run resumes"
     )
-    max_length: int | None = option("tokens of a conversation; default: the model's context")
-    stride: int = option("plain text longer than that: tokens that windows have in common", 1)
-    limit: int | None = option("only the first rows")
-    sample: int | None = option("only this many rows, drawn at random with --seed")
+    max_length: int | None = option(
+        "longest conversation, in tokens; default: the model's context", at_least=2
+    )
+    stride: int = option(
+        "tokens shared by consecutive windows of plain text longer than --max-length",
+        1,
+        at_least=1,
+    )
+    limit: int | None = option("read only the first rows", at_least=1)
+    sample: int | None = option("read only this many rows, drawn at random with --seed", at_least=1)
     seed: int = option("seed of --sample", 0)
     strict: bool = option("stop at the first row that cannot be used", False)
 
-    def require_readable(self) -> None:
-        """Raises `BadInput` for a date or a stride that is none."""
-        if self.stride < 1:
-            raise BadInput(f"--stride is a whole number from 1, found {self.stride}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             date.fromisoformat(self.today or "2026-01-01")
         except ValueError as error:
-            raise BadInput(f"--today is a date as 2026-01-31, found {self.today!r}") from error
+            raise BadInput(
+                f"--today must be a date such as 2026-01-31, found {self.today!r}"
+            ) from error
 
-    def as_ever(self) -> set[str]:
-        """Settings that older plans do not know, where they say what was always done; and those
-        that a plan has by other names, the template and its date."""
+    def identity_without(self, *names: str) -> dict[str, object]:
+        """All settings but those, for a plan.
+
+        Without those either that older plans do not have, where their value is what was always
+        done, and the template and its date, which a plan has under other names.
+        """
         later = {"turns": "together", "template_arg": {}, "stride": 1}
-        known = {n for n, old in later.items() if getattr(self, n) == old}
-        return known | {"chat_template", "today"}
+        unchanged = {name for name, default in later.items() if getattr(self, name) == default}
+        left_out = {*names, *unchanged, "chat_template", "today"}
+        return {k: v for k, v in asdict(self).items() if k not in left_out}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Settings):
     """Which model, and how it is loaded."""
 
     model: str = option("hub id, folder, .gguf file, or smollm2 (bundled)", "smollm2")
@@ -67,7 +79,7 @@ class ModelSettings:
     revision: str | None = option("revision of a hub model or data set")
     dtype: str = option("auto, float32, bfloat16 or float16", "auto")
     device: str = option("auto, cpu, cuda, cuda:1, …", "auto")
-    device_map: str | None = option("spread the model: auto, balanced, …")
+    device_map: str | None = option("spread the model over devices: auto, balanced, …")
     attn_implementation: str | None = option("sdpa, eager, flash_attention_2, …")
     trust_remote_code: bool = option("run code that comes with the model", False)
     allow_pickle: bool = option("load pickled weights, which can run code", False)

@@ -4,27 +4,30 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from eaft_probe.errors import BadInput, one_line
-from eaft_probe.settings.option import flag
+from eaft_probe.settings.option import Settings, flag
+
+Kind = TypeVar("Kind", bound=Settings)
 
 
-def make_settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
+def make_settings(kind: type[Kind], values: Mapping[str, object]) -> Kind:
     """`kind(**values)`, hyphens accepted. Raises `BadInput` for an unknown name or a wrong type."""
     values = {k.replace("-", "_"): v for k, v in values.items()}
-    known = [f.name for f in fields(kind)]
+    names = [f.name for f in fields(kind)]
     for name in values:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise BadInput(f"unknown setting {name!r}{hint}")
-    return typed(kind, None, values)
+    made: Kind = typed(kind, None, values)
+    return made
 
 
-def typed(kind: Any, name: str | None, value: Any) -> Any:
+def typed(kind: Any, name: str | None, value: object) -> Any:
     """`value` as a `kind`: that of the setting `name`, or settings by their names. Raises
     `BadInput`."""
     from pydantic import TypeAdapter, ValidationError
@@ -40,18 +43,19 @@ def typed(kind: Any, name: str | None, value: Any) -> Any:
 class _Plain(yaml.SafeLoader):
     """YAML without `*aliases`, of which thirty lines can stand for billions of values."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("a setting is written out; *aliases are not read")
+            raise yaml.YAMLError("*aliases are not allowed; write each setting out")
         return super().compose_node(parent, index)
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, object]:
     """The settings of a YAML file. Raises `BadInput`."""
     try:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Plain)
     except Exception as error:  # `!!bool x` is a KeyError, deep nesting a RecursionError, …
         raise BadInput(f"cannot read --config {path}: {one_line(error)}") from error
     if not isinstance(loaded, dict):
-        raise BadInput(f"--config {path} should hold a mapping of settings")
+        kind = type(loaded).__name__
+        raise BadInput(f"--config {path} must hold a mapping of settings, found a {kind}")
     return {str(k).replace("-", "_"): v for k, v in loaded.items()}

@@ -1,4 +1,4 @@
-"""What a chat template did with the data, in sentences."""
+"""Counts, and what a chat template did with the data, in sentences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,23 +6,31 @@ from typing import Any
 from eaft_probe.text import printable
 
 
+def counted_noun(count: int, noun: str) -> str:
+    """The count with its noun, in the plural unless it is 1.
+
+    >>> counted_noun(1, "token"), counted_noun(2000, "token")
+    ('1 token', '2,000 tokens')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+TEMPLATE_NOTICES = {
+    "left_out": "The chat template does not show {}.",
+    "not_shown": "Turns that are not trained because the chat template does not show them: {:,}.",
+    "closed": "Last turns that the chat template leaves open and that were ended here as it ends "
+    "earlier ones: {:,}.",
+}
+
+
 def template_notices(summary: Mapping[str, Any]) -> list[str]:
-    """Of a scan's summary; nothing where the template shows everything and ends every turn."""
-    told = list[str]()
-    if summary.get("left_out"):
-        told.append(f"The chat template does not show {left_out(summary['left_out'])}.")
-    if count := summary.get("not_shown"):
-        told.append(
-            f"Turns that are not trained because the chat template does not show them: {count:,}."
-        )
-    if count := summary.get("closed"):
-        told.append(
-            f"Last turns that the chat template leaves open, ended here as it ends earlier "
-            f"ones: {count:,}."
-        )
-    return told
+    """Of a scan's summary; none if the template shows everything and ends every turn."""
+    shown = {**summary, "left_out": left_out(summary.get("left_out", {}))}
+    return [text.format(shown[key]) for key, text in TEMPLATE_NOTICES.items() if shown.get(key)]
 
 
 def left_out(characters: Mapping[str, int]) -> str:
     """Role and field with the characters of text that are not shown."""
-    return ", ".join(f"{n:,} characters of {printable(what)}" for what, n in characters.items())
+    return ", ".join(
+        f"{counted_noun(n, 'character')} of {printable(field)}" for field, n in characters.items()
+    )

@@ -3,14 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eaft_probe.text import printable
 
@@ -22,34 +15,37 @@ class TerminalProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar: Progress | None = None
-        self.task: TaskID | None = None
-        self.what, self.rows, self.done, self.tokens = "", 0, 0, 0
-        self.began = self.said = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.tokens, self.last_line = 0, time.monotonic()
 
     def start(self, what: str, rows: int) -> None:
-        self.what, self.rows, self.done, self.tokens = what, rows, 0, 0
-        self.began = self.said = time.monotonic()
-        if self.console.is_terminal:
-            rate = TextColumn("{task.fields[rate]:,.0f} tokens/s")
-            columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate)
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
-            self.task = self.bar.add_task(what, total=rows, rate=0)
-            self.bar.start()
+        self.bar.stop()
+        for task in self.bar.task_ids:
+            self.bar.remove_task(task)
+        self.bar.add_task(what, total=rows, rate=0)
+        self.bar.start()
+        self.tokens, self.last_line = 0, time.monotonic()
 
     def advance(self, rows: int, tokens: int) -> None:
-        self.done, self.tokens = self.done + rows, self.tokens + tokens
-        now = time.monotonic()
-        rate = self.tokens / max(now - self.began, 1e-9)
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=self.done, rate=rate)
-        elif now - self.said >= PLAIN_SECONDS:
-            self.said = now
-            self.note(f"{self.what}: {self.done}/{self.rows}, {rate:,.0f} tokens/s")
+        (task,) = self.bar.tasks
+        self.tokens += tokens
+        rate = self.tokens / max(task.elapsed or 0, 1e-9)
+        self.bar.update(task.id, advance=rows, rate=rate)
+        if not self.console.is_terminal and time.monotonic() - self.last_line >= PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            done = f"{task.completed:.0f}/{task.total:.0f}"
+            self.note(f"{task.description}: {done}, {rate:,.0f} tokens/s")
 
     def note(self, text: str) -> None:
         self.console.print(printable(text), style="dim", markup=False, highlight=False)
 
     def stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.bar.stop()

@@ -173,7 +173,7 @@ def test_an_interruption_is_one_line(
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "interrupted; the same command goes on" in errors
+    assert "interrupted; the same command continues" in errors
     assert not any(w.is_running() and w.status() != "zombie" for w in workers)
 
 
@@ -190,8 +190,8 @@ def test_engine_settings_are_checked(
     data: Path, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for settings, message in [
-        ({"workers": 0}, "--workers is a whole number from 1, found 0"),
-        ({"workers": -3}, "--workers is a whole number from 1"),
+        ({"workers": 0}, "--workers must be at least 1 and at most 1,024, found 0"),
+        ({"workers": -3}, "--workers must be at least 1"),
         ({"threads": 0}, "--threads"),
         ({"engine": "rya"}, "did you mean 'ray'"),
         ({"address": "auto"}, "--engine ray"),

@@ -238,8 +238,8 @@ class _Other:
         ({"objective": "stm"}, "give it as --mask DIR"),
         ({"objective": "rho"}, "give it as --mask DIR"),
         ({"objective": "rho", "base_scan": "SCAN"}, "compares with another model"),
-        ({"adapter": "a", "lora_r": 2}, "leave one of them out"),
-        ({"lora_target": ["q_proj"]}, "give --lora-r"),
+        ({"adapter": "a", "lora_r": 2}, "remove one of them"),
+        ({"lora_target": ["q_proj"]}, "add --lora-r"),
         ({"objective": "masked-sft", "set": {"conflicts": "scan"}}, "give it as --mask DIR"),
         ({"objective": "eaft", "mask": "SCAN"}, "reads nothing from a scan"),
         (

@@ -328,7 +328,7 @@ def test_tokens_out_of_order_are_refused(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"delta": 0}, "--delta is a finite number from 0.0001"),
+        ({"delta": 0}, "--delta must be finite and at least 0.0001"),
         ({"delta": -1}, "--delta"),
         ({"delta": "inf"}, "--delta"),
         ({"delta": "nan"}, "--delta"),
@@ -568,7 +568,7 @@ def test_json_and_gates(
         ("groups.agreeing>1", 2),
     ):
         assert _run(["compare", *folders, "--delta", "0.3", "--fail-if", gate]) == status, gate
-    assert "groups.conflict.tokens and the like" in capsys.readouterr().err
+    assert "groups.conflict.tokens and similar" in capsys.readouterr().err
     folders = [str(s.path) for s in others]
     assert (
         _run(["compare", *folders, "--json", "--fail-if", "quantities.conflict_share.ratio>0"]) == 3

@@ -167,10 +167,10 @@ def test_the_command_prints_words_or_json(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--price-per-hour", "2"], "--price-per-hour says what to estimate by: give --dry-run"),
+        (["--price-per-hour", "2"], "--price-per-hour is a setting of the estimate: add --dry-run"),
         (["--dry-run", "--tokens-per-second", "0"], "--tokens-per-second"),
         (["--dry-run", "--tp"], "give --tokens-per-second"),
-        (["--dry-run", "--estimate-rows", "3"], "--estimate-rows is a whole number from 30"),
+        (["--dry-run", "--estimate-rows", "3"], "--estimate-rows must be at least 30, found 3"),
         (["--dry-run", "--devices", "0"], "--devices"),
         (["--dry-run", "--max-length", "5000"], "--max-length 5000"),
         (["--dry-run", "--model", "./nowhere"], "./nowhere"),

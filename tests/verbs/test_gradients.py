@@ -445,5 +445,5 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(TerminalProgress, "advance", Stop(4).advance)
     assert _run(["gradients", str(fresh.path)]) == 130
-    assert "the same command goes on from what" in capsys.readouterr().err
+    assert "the same command continues from" in capsys.readouterr().err
     assert pq.read_metadata(fresh.path / "gradients.parquet").num_rows == 4

@@ -234,7 +234,7 @@ def test_captions_say_what_is_drawn(sampled: Scan) -> None:
     said = str(plots.landscape(sampled).get_supxlabel())
     assert "drawn from the sums of all" in " ".join(said.split())
     said = str(plots.landscape(sampled, style="scatter").get_supxlabel())
-    assert f"drawn from the {sampled.kept:,} of them" in " ".join(said.split())
+    assert f"drawn from the {sampled.kept:,} kept" in " ".join(said.split())
 
 
 # --- what it refuses ---
@@ -242,7 +242,7 @@ def test_captions_say_what_is_drawn(sampled: Scan) -> None:
 
 @pytest.mark.parametrize("value", ["some", "sample", "sample:0", "sample:1", "sample:nan", "all:1"])
 def test_a_bad_value_is_refused(value: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--keep-tokens is all, flagged or sample:F"):
+    with pytest.raises(BadInput, match="--keep-tokens must be all, flagged or sample:F"):
         scan(str(folder / "data"), tmp_path / "s", keep_tokens=value)
 
 

@@ -147,7 +147,7 @@ def test_two_days_give_one_scan(
     assert again.manifest == first.manifest
     other = scan([row(0, 1)], tmp_path / "t", **how)
     assert other.examples()["text"][0].startswith("03 Feb 2026\n")
-    with pytest.raises(BadInput, match="--today is a date"):
+    with pytest.raises(BadInput, match="--today must be a date"):
         scan([row(0, 1)], tmp_path / "u", today="yesterday", **how)
     next_row = scan([row(1, 1)], tmp_path / "v", today="2026-01-31", **how)
     with pytest.raises(BadInput, match=r"--today \(2026-01-31 and 2026-02-03\)"):

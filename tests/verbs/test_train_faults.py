@@ -307,7 +307,7 @@ def test_interrupted_by_hand(data, model_folder, long: Run, again, tmp_path: Pat
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.strip().split("\n")[-1] == (
-        f"interrupted; --resume goes on from the last checkpoint in {out}"
+        f"interrupted; --resume continues from the last checkpoint in {out}"
     )
     assert_same(again(out, **LONG), long)
 

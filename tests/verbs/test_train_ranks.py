@@ -242,7 +242,7 @@ def test_accelerate_launches_it_and_one_process_speaks(ranks: Path) -> None:
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("the model and its log lie in") == 1
+    assert done.stdout.count("the model and its log are in") == 1
     for once in ("loading ", "1 row left out", "  step "):
         assert done.stderr.count(once) == 1
     assert log(ranks / "accelerate")["step"].unique().tolist() == [1, 2, 3]

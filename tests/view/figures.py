@@ -15,6 +15,7 @@ from eaft_probe.view.plots import PLOTS, Chart
 RULE = ConflictRule(0.8, 0.25)
 HOSTILE = "$x_1^{ 数据 🙂 \u202e\u200b \0 \n \\frac{ " + "y" * 300
 WORDS = ["$x_1^{", "数据", "🙂", "\u202ea", "\0", "\n", "_b", " ", "'\"", "%s", "$", "ünï"]
+FILE_DPI = 300  # of files; `coarse_pixels` lowers it for their bytes alone
 LOG = {
     "run": "r",
     "tokens_seen": 0,
@@ -76,7 +77,8 @@ def drawn(chart: Chart) -> Chart:
 
 
 def fitting(chart: Chart) -> Chart:
-    """The same, and nothing is cut off."""
+    """The same, and nothing is cut off in a file: at less dots an inch, glyphs are rounded up."""
+    chart.set_dpi(FILE_DPI)
     box, size = drawn(chart).get_tightbbox(), chart.get_size_inches()
     assert (box.min > -0.05).all()
     assert (box.max < size + 0.05).all()  # inches

@@ -185,6 +185,8 @@ def test_rules_that_flag_none_or_all(
     chart = plots.gradients(made, norm="full")
     chart.write(tmp_path / "f.pdf")
     assert set(chart.data["norm"]) == {*NORMS, "grad_hidden"}
+    (shares,) = (a for a in chart.axes if "gradient mass" in a.get_xlabel())
+    np.testing.assert_allclose(shares.lines[0].get_xdata(), 100 * (rule.entropy_below > 0))
 
 
 def test_hostile_names_are_drawn_not_obeyed(tokens: pandas.DataFrame, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.verbs.compare import compare
 from eaft_probe.view.plots import Chart
-from eaft_probe.view.plots.chart import percent
+from eaft_probe.view.plots.chart import names, percent
 
 pytestmark = pytest.mark.usefixtures("coarse_pixels")
 Frame = pandas.DataFrame
@@ -219,7 +219,9 @@ def test_texts_of_the_data_are_drawn_not_obeyed(few: Frame, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["x" * 100, "中" * 40, "_a", "🙂" * 48])
 def test_long_and_odd_names_fit(few: Frame, tmp_path: Path, name: str) -> None:
     pair = [scans_made.write(tmp_path / n, few, parts=1, source=name, model=n * 60) for n in "ab"]
-    assert drawn(plots.compare(*pair)).data["tokens"].max() == len(few)
+    chart = fitting(plots.compare(*pair))
+    assert chart.data["tokens"].max() == len(few)
+    assert chart.get_suptitle() == "A: {}  →  B: {}".format(*names(pair))
 
 
 def test_the_command_draws_it(

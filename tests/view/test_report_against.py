@@ -82,7 +82,7 @@ def test_headline_of_a_comparison(a: Scan, tuned: Scan) -> None:
     cards = moved_cards(found)
     assert cards[0].figure == f"{100 * found['learned_share']:.3g}%"
     assert f"{found['learned']:,} of 1,500" in cards[0].detail
-    assert f"{found['unchanged']:,} of 1,500 are unchanged" in cards[1].detail
+    assert f"Unchanged: {found['unchanged']:,} of 1,500." in cards[1].detail
     assert cards[2].figure == f"{found['conflicts_resolved']:,} of {found['conflicts_a']:,}"
     assert f"{found['conflicts_new']:,} new" in cards[2].detail
     assert cards[3].figure == f"{found['nll_change']:+.3f} nats"
@@ -109,7 +109,7 @@ def test_too_few_examples_for_an_interval_is_said(a: Scan, labels: Frame, tmp_pa
         "no intervals: they need at least 10 examples" in n for n in found["summary"]["notes"]
     )
     assert found["cards"][0]["detail"].endswith("No interval.")
-    assert "Too few for intervals" in found["cards"][2]["detail"]
+    assert "No intervals: both scans need at least 10 examples" in found["cards"][2]["detail"]
 
 
 def test_the_figure_is_the_plots(a: Scan, tuned: Scan, moved_page: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_scan_without_a_column_is_refused(a: Scan, tuned: Scan, tmp_path: Path
 
 
 def test_how_to_compare_needs_a_scan_to_compare_with(a: Scan, tmp_path: Path, capsys: Any) -> None:
-    assert "give --against B too" in refused([str(a.path), "--delta", "1"], tmp_path, capsys)
+    assert "add --against B" in refused([str(a.path), "--delta", "1"], tmp_path, capsys)
     with pytest.raises(BadInput, match="--delta"):
         make_settings(ReportSettings, {"against": "b", "delta": 0})
 

@@ -103,9 +103,7 @@ def test_bounds_and_presets_by_keyboard(page: Any, done: Scan) -> None:
     text = settled(page, typed)
     conflicts = len(done.conflicts())
     assert f", {conflicts} of them conflicts" in text
-    assert (
-        f"{conflicts} of these {conflicts} conflicts are on this page" in by_id(page, "listed").text
-    )
+    assert f"{conflicts} of {conflicts} conflicts can be listed" in by_id(page, "listed").text
     WebDriverWait(page, 5).until(lambda _: by_id(page, "live").get_attribute("textContent") == text)
 
 
@@ -167,7 +165,7 @@ def test_policy_stops_what_is_injected_all_the_same(page: Any) -> None:
 def test_filter_search_and_colour(page: Any) -> None:
     field = by_id(page, "example-search")
     field.send_keys("window.hacked = 3")
-    assert by_id(page, "matching").text.startswith("1 of 10 examples")
+    assert by_id(page, "matching").text.startswith("Matching: 1 of 10 examples")
     shades = "return [...document.querySelectorAll('#cards [data-i]')].map((e) => e.dataset.shade)"
     by_prob = page.execute_script(shades)
     by_id(page, "colour").send_keys("grad_head")
@@ -231,7 +229,7 @@ def test_a_scan_that_kept_a_sample(browser: Any, model_folder: str, tmp_path: Pa
     )
     page = load(browser, report(kept, tmp_path / "report.html"))
     assert "--keep-tokens sample:0.02" in by_id(page, "notices").text
-    assert "none of them was kept" in by_id(page, "pairs").text
+    assert "none of these tokens was kept" in by_id(page, "pairs").text
     total = kept.manifest["counts"]["trained_tokens"]
     assert f"{total:,} of {total:,} tokens" in by_id(page, "count").text
     assert by_id(page, "sources").find_elements(By.TAG_NAME, "dt")

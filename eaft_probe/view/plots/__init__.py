@@ -1,56 +1,73 @@
 """Figures of finished scans: the PLOTS that `eaft-probe plot` draws. No model, no torch.
 
-Each function takes scans (or their folders) and returns a `Chart`, which is a matplotlib figure
-with the frame that it is drawn from as `data`. Its keyword arguments are the command's flags.
+A plot is a function with `@plot` in a file here. It takes scans (or their folders) and returns a
+`Chart`, which is a matplotlib figure with the frame that it is drawn from as `data`. Its keyword
+arguments are the command's flags, which `PlotSettings` describes.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
 from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import OBJECTIVES
-from eaft_probe.registry import Registry
-from eaft_probe.view.plots import chart
-from eaft_probe.view.plots.chart import Chart, ending
-from eaft_probe.view.plots.compare import compare
-from eaft_probe.view.plots.dynamics import dynamics
-from eaft_probe.view.plots.gates import gates
-from eaft_probe.view.plots.gradients import gradients
-from eaft_probe.view.plots.landscape import landscape
-from eaft_probe.view.plots.pairs import tokens
-from eaft_probe.view.plots.positions import positions
-from eaft_probe.view.plots.stability import stability
-from eaft_probe.view.plots.topk import topk
+from eaft_probe.settings.option import flag
+from eaft_probe.view.plots.chart import PLOTS, TABLES, Chart, ending, plot, require_figure
 
-PLOTS = Registry[Callable[..., Chart]]("plot")
-for _plot in (landscape, gradients, gates, stability, positions, tokens, dynamics, topk, compare):
-    PLOTS.add(_plot.__name__, _plot)
+if TYPE_CHECKING:  # below, any file here
+    from eaft_probe.view.plots.compare import compare
+    from eaft_probe.view.plots.dynamics import dynamics
+    from eaft_probe.view.plots.gates import gates
+    from eaft_probe.view.plots.gradients import gradients
+    from eaft_probe.view.plots.landscape import landscape
+    from eaft_probe.view.plots.pairs import tokens
+    from eaft_probe.view.plots.positions import positions
+    from eaft_probe.view.plots.stability import stability
+    from eaft_probe.view.plots.topk import topk
 
-TABLES = ("gates", "tokens", "topk")  # whose data is a table that fits a terminal
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")
+globals().update(PLOTS)  # in place of the modules of the same names
 
 
 def require_writable(out: str, data: str | None, overwrite: bool) -> None:
     """Raises `BadInput` for files that could not be written, before the work is done."""
-    chart.require_figure(Path(out), overwrite)
+    require_figure(Path(out), overwrite)
     if data is not None:
-        ending(data, chart.TABLES, "--data")
+        ending(data, TABLES, "--data")
 
 
-def draw(kind: str, folders: Sequence[str], given: Mapping[str, Any]) -> Chart:
+def draw(kind: str, folders: Sequence[str], settings: Mapping[str, object]) -> Chart:
     """The figure of that name. Raises `BadInput` for a flag that it does not take."""
-    plot = PLOTS[kind]
+    draw_figure = PLOTS[kind]
     for name in folders:
         if name in OBJECTIVES and not Path(name).exists():  # --objective sft eaft
             raise BadInput(f"{name!r} is an objective, not a scan; write --objective sft,{name}")
-    parameters = inspect.signature(plot).parameters.values()
-    taken = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
-    for name in given:
-        if name not in taken:
-            flags = ", ".join("--" + t.replace("_", "-") for t in taken) or "no such flag"
-            raise BadInput(f"plot {kind} has no --{name.replace('_', '-')}; it takes {flags}")
-    return plot(*folders, **given)
+    parameters = inspect.signature(draw_figure).parameters.values()
+    known = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+    for name in settings:
+        if name not in known:
+            flags = ", ".join(map(flag, known)) or "no such flag"
+            raise BadInput(f"plot {kind} has no {flag(name)}; it takes {flags}")
+    return draw_figure(*folders, **settings)
 
 
-__all__ = ["PLOTS", "TABLES", "Chart", "draw", "require_endings", *PLOTS]
+__all__ = [
+    "PLOTS",
+    "Chart",
+    "compare",
+    "draw",
+    "dynamics",
+    "gates",
+    "gradients",
+    "landscape",
+    "plot",
+    "positions",
+    "require_writable",
+    "stability",
+    "tokens",
+    "topk",
+]

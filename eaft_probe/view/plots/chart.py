@@ -2,13 +2,15 @@
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
+import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +18,17 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.textpath import text_to_path
+from numpy.typing import NDArray
 
 from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.registry import Registry
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import marked, require_replaceable, written_aside
 from eaft_probe.storage.remote import name_of
 from eaft_probe.text import printable
+from eaft_probe.view.notices import counted_noun
 
 COLUMN = 3.4  # inches: one column of a two-column paper
 FONT = "DejaVu Sans"  # ships with matplotlib: the same figure everywhere
@@ -58,8 +65,9 @@ GROUP_COLOURS = {
 YELLOW_PURPLE: Colormap = LinearSegmentedColormap.from_list(
     "yellow_purple", matplotlib.colormaps["magma_r"]([i / 255 * 0.82 for i in range(256)])
 )
-CAPTION_CHARACTERS = 22  # an inch, at 5.5 points
-# By ending: what is said of the figure in the file, and how that stands there.
+CAPTION_SIZE, CAPTION_CHARACTERS = 5.5, 22  # points, and how many characters an inch has then
+LABEL = 2.6  # inches: beside the entropy axis of a panel one column wide
+# By ending: what the file says about its origin, and how that is written there.
 METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": "eaft-probe"},
     "svg": {"Creator": "eaft-probe", "Date": None},
@@ -71,12 +79,21 @@ MARKS = {
     "pdf": b"/Creator (eaft-probe)",
 }
 FIGURES, TABLES = tuple(METADATA), ("parquet", "csv")  # endings
+PLOTS = Registry[Callable[..., "Chart"]]("plot")
+Plot = TypeVar("Plot", bound=Callable[..., "Chart"])
+
+
+def plot(function: Plot) -> Plot:
+    """Enters PLOTS under its own name: its arguments are scans, its keyword arguments flags."""
+    PLOTS.add(function.__name__, function)
+    return function
 
 
 class Chart(Figure):
     """A matplotlib figure; `data` is the frame that it is drawn from."""
 
     data: pandas.DataFrame
+    is_table: bool  # whether `data` is a table that fits a terminal
 
     def _repr_png_(self) -> bytes:
         """How a notebook shows it, without pyplot."""
@@ -86,37 +103,35 @@ class Chart(Figure):
         return buffer.getvalue()
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Saves as the ending says: png, svg or pdf. Raises `ProbeError`, and `BadInput` for
-        another file than an earlier figure, unless `overwrite`."""
+        """Saves as the ending says: png, svg or pdf. Raises `ProbeError`, and `BadInput` for a
+        file that is not an earlier figure, unless `overwrite`."""
         path, kind = Path(path), require_figure(Path(path), overwrite)
-        with matplotlib.rc_context(STYLE), _saved(path) as aside:
-            self.savefig(aside, format=kind, metadata=METADATA[kind])
+        with matplotlib.rc_context(STYLE), _saved(path) as temporary:
+            self.savefig(temporary, format=kind, metadata=METADATA[kind])
 
     def write_data(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Saves `data` as the ending says: parquet or csv. Raises `ProbeError`, and `BadInput`
-        for another file than a table of the same columns, unless `overwrite`."""
+        for a file that is not a table of the same columns, unless `overwrite`."""
         path, kind = Path(path), ending(path, TABLES, "--data")
         if not overwrite:
             columns = list(map(str, self.data.columns))
             require_replaceable(path, "table of this figure", lambda p: _columns(p) == columns)
-        with _saved(path) as aside:
-            if kind == "csv":
-                self.data.to_csv(aside, index=False)
-            else:
-                self.data.to_parquet(aside, index=False)
+        with _saved(path) as temporary:
+            write = self.data.to_csv if kind == "csv" else self.data.to_parquet
+            write(temporary, index=False)
 
 
-def ending(path: str | Path, known: Sequence[str], flag: str) -> str:
-    """The path's ending, one of the known. Raises `BadInput`."""
-    found = Path(path).suffix[1:].lower()
-    if found not in known:
-        said = ", .".join(known[:-1]) + f" or .{known[-1]}"
-        raise BadInput(f"{flag} takes a .{said} file, found {str(path)!r}")
-    return found
+def ending(path: str | Path, allowed: Sequence[str], flag: str) -> str:
+    """The path's ending, one of those allowed. Raises `BadInput`."""
+    suffix = Path(path).suffix[1:].lower()
+    if suffix not in allowed:
+        kinds = ", .".join(allowed[:-1]) + f" or .{allowed[-1]}"
+        raise BadInput(f"{flag} takes a .{kinds} file, found {str(path)!r}")
+    return suffix
 
 
 def require_figure(path: Path, overwrite: bool) -> str:
-    """The path's ending. Raises `BadInput` where it is another file than an earlier figure."""
+    """The path's ending. Raises `BadInput` for a file that is not an earlier figure."""
     kind = ending(path, FIGURES, "--out")
     if not overwrite:
         require_replaceable(path, "figure", partial(marked, mark=MARKS[kind]))
@@ -124,7 +139,7 @@ def require_figure(path: Path, overwrite: bool) -> str:
 
 
 def _columns(path: Path) -> list[str]:
-    """Of a table that there is already; none of a file that is no table."""
+    """Of an existing table; none if the file is not one."""
     try:
         if path.suffix.lower() == ".csv":
             return list(pandas.read_csv(path, nrows=0).columns)
@@ -136,25 +151,28 @@ def _columns(path: Path) -> list[str]:
 @contextmanager
 def _saved(path: Path) -> Iterator[Path]:
     try:
-        with written_aside(path) as aside:
-            yield aside
+        with written_aside(path) as temporary:
+            yield temporary
     except OSError as error:
         raise ProbeError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
 @contextmanager
-def new_chart(width: float, height: float, data: pandas.DataFrame, note: str) -> Iterator[Chart]:
+def new_chart(
+    width: float, height: float, data: pandas.DataFrame, note: str, is_table: bool = False
+) -> Iterator[Chart]:
     """An empty chart, in inches, in the common style, with `note` as its caption below."""
     with matplotlib.rc_context(STYLE):
         chart = Chart(figsize=(width, height), layout="constrained")
-        chart.data = data
+        chart.data, chart.is_table = data, is_table
         yield chart
-        lines = textwrap.fill(shown(note), int(width * CAPTION_CHARACTERS))
+        lines = _wrapped(shown(note), 0.95 * (width - 0.1))
+        chart.set_figheight(height + 0.1 * max(0, len(lines) - 6))  # inches: a line's
         chart.supxlabel(
-            lines,
+            "\n".join(lines),
             x=0.01,
             ha="left",
-            fontsize=5.5,
+            fontsize=CAPTION_SIZE,
             color="#555555",
             parse_math=False,
             linespacing=1.3,
@@ -165,86 +183,119 @@ def new_chart(width: float, height: float, data: pandas.DataFrame, note: str) ->
         chart.set_layout_engine("none")
 
 
-# --- words ---
+# --- what figures of scans have in common ---
 
 
-def opened(scans: Sequence["Scan | str | Path"]) -> list[Scan]:
-    """The scans, those given as folders opened. Raises `BadInput` where one has no token."""
+def open_scans(scans: Sequence["Scan | str | Path"]) -> list[Scan]:
+    """The scans, opened if given as folders. Raises `BadInput` for one without tokens."""
     if not scans:
         raise BadInput("a figure needs at least one scan")
-    found = [s if isinstance(s, Scan) else Scan.open(s) for s in scans]
-    for scan in found:
-        if not tokens(scan):
+    opened = [s if isinstance(s, Scan) else Scan.open(s) for s in scans]
+    for scan in opened:
+        if not token_count(scan):
             raise BadInput(f"{scan.path} has no scored token to draw")
-    return found
+    return opened
 
 
-def tokens(scan: Scan) -> int:
+def token_count(scan: Scan) -> int:
     return int(scan.manifest["counts"]["trained_tokens"])
 
 
-def names(scans: Sequence[Scan]) -> list[str]:
-    """What tells the scans apart: data and model, or else the folders."""
-    pairs = [(Path(s.manifest["data"]["source"]).name, s.manifest["model"]["name"]) for s in scans]
-    made = [f"{data}, {Path(model).name}" for data, model in pairs]
-    made = [_cut(shown(m)) for m in made]
-    if len(set(made)) < len(made):
-        made = [_cut(shown(name_of(s.place))) for s in scans]
-    if len(set(made)) < len(made):
-        made = [f"{i}: {m}" for i, m in enumerate(made, 1)]
-    return made
-
-
-def _cut(text: str) -> str:
-    """At most 48 characters in one line, counted as they are drawn."""
-    text = " ".join(text.split())
-    return text if len(text) <= 48 else text[:47] + "…"
-
-
-def legend(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels for the lines of `axes` as they stand: no mathematics, "_" at the front or not."""
-    made = axes.legend(axes.lines, [str(i) for i in range(len(labels))])
-    for text, label in zip(made.get_texts(), labels, strict=True):
-        text.set_text(label)
-        text.set_parse_math(False)
-
-
-def caption(scans: Sequence[Scan], kept: bool = False) -> str:
-    """Model, data, tokens and rule of each scan. `kept`: of a figure of the tokens that a scan has
-    kept, rather than of what all of them add up to."""
-    said = [
-        f"{s.manifest['data']['source']} under {s.manifest['model']['name']}, "
-        f"{tokens(s):,} trained tokens{_kept(s, kept)}; conflict: {s.rule}"
-        for s in scans
-    ]
-    return ". ".join(dict.fromkeys(said)) + "."
-
-
-def _kept(scan: Scan, alone: bool) -> str:
-    if scan.keeps_all:
-        return ""
-    what = f"drawn from the {scan.kept:,} of them" if alone else "drawn from the sums of all"
-    return f" (kept: {scan.keep_tokens}; {what})"
-
-
 def require_sample(scan: Scan, what: str) -> None:
-    """Raises where the tokens that a scan has do not stand for all: its conflicts alone, or none.
-    Of a sample `what` shows the part that was kept."""
+    """Raises if the kept tokens do not represent all: conflicts alone, or none.
+    Of a sample, `what` shows the part that was kept."""
     if scan.keep_tokens == "flagged":
         scan.require_all(what)
     if not scan.kept:
         raise BadInput(f"{scan.place} kept no token (--keep-tokens {scan.keep_tokens}) for {what}")
 
 
+def by_scan(frames: Sequence[pandas.DataFrame], scans: Sequence[Scan]) -> pandas.DataFrame:
+    """The frames one below the other, each with its scan's name in the column `scan`."""
+    named = [f.assign(scan=name) for f, name in zip(frames, names(scans), strict=True)]
+    return pandas.concat(named, ignore_index=True)
+
+
+# --- words ---
+
+
+def names(scans: Sequence[Scan]) -> list[str]:
+    """What tells the scans apart: data and model, else the folders, else their numbers."""
+    sources = [
+        (Path(s.manifest["data"]["source"]).name, Path(s.manifest["model"]["name"]).name)
+        for s in scans
+    ]
+    return distinct([", ".join(names) for names in sources], [name_of(s.place) for s in scans])
+
+
+def distinct(*candidates: Sequence[str]) -> list[str]:
+    """The first candidates that are told apart when drawn, else the last with their numbers.
+
+    Each is one line that fits LABEL inches as a title.
+    """
+    for texts in candidates:
+        labels = [_cut(" ".join(shown(text).split())) for text in texts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{i}: {label}" for i, label in enumerate(labels, 1)]
+
+
+def _cut(line: str) -> str:
+    if _inches(line, 8) <= LABEL:
+        return line
+    longer = bisect_right(range(len(line)), LABEL, key=lambda n: _inches(f"{line[:n]}…", 8))
+    return f"{line[: longer - 1]}…"
+
+
+def _inches(line: str, size: float) -> float:
+    """The width of a line as it is drawn in so many points."""
+    font = font_manager.FontProperties(family=FONT, size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    return float(width) / 72
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """In lines that fit so many inches as a caption."""
+    for characters in range(int(width * CAPTION_CHARACTERS), 0, -1):
+        lines = textwrap.wrap(text, characters)
+        if max((_inches(line, CAPTION_SIZE) for line in lines), default=0) <= width:
+            break
+    return lines
+
+
+def legend(axes: Axes, labels: Sequence[str]) -> None:
+    """Labels for the lines of `axes` as they are, without mathematics."""
+    for text in axes.legend(axes.lines, labels).get_texts():
+        text.set_parse_math(False)
+
+
+def caption(scans: Sequence[Scan], kept: bool = False) -> str:
+    """Model, data, tokens and rule of each scan. `kept`: the figure shows the tokens that a scan
+    has kept, rather than the sums of all."""
+    sentences = [
+        f"{s.manifest['data']['source']} under {s.manifest['model']['name']}, "
+        f"{counted_noun(token_count(s), 'trained token')}{_kept(s, kept)}; conflict: {s.rule}"
+        for s in scans
+    ]
+    return ". ".join(dict.fromkeys(sentences)) + "."
+
+
+def _kept(scan: Scan, alone: bool) -> str:
+    if scan.keeps_all:
+        return ""
+    source = f"drawn from the {scan.kept:,} kept" if alone else "drawn from the sums of all"
+    return f" (--keep-tokens {scan.keep_tokens}; {source})"
+
+
 def shown(text: str) -> str:
-    """Text that the figures' font can draw: what it cannot is escaped as \\uXXXX.
+    """Text that the figures' font can draw: other characters are escaped as \\uXXXX.
 
     >>> shown("a\\u4e2d")
     'a\\\\u4e2d'
     """
-    known = _characters()
+    in_font = _characters()
     return "".join(
-        c if ord(c) in known or c == "\n" else c.encode("unicode_escape").decode()
+        c if ord(c) in in_font or c == "\n" else c.encode("unicode_escape").decode()
         for c in printable(text)
     )
 
@@ -259,9 +310,21 @@ def percent(share: float) -> str:
     return f"{float(f'{100 * share:.2g}'):g} %"
 
 
-def plane_axes(axes: Axes, top: float) -> None:
-    """The plane's axes: probability 0 to 1 across, entropy up."""
-    axes.set(xlim=(0, 1), ylim=(0, top), xlabel="prob (of the label)", ylabel="entropy (nats)")
+# --- axes ---
+
+
+def heat_map(
+    axes: Axes, values: NDArray[Any], extent: tuple[float, float, float, float], **style: Any
+) -> AxesImage:
+    """Values of cells, the lowest row first; those that are NaN or masked stay blank."""
+    return axes.imshow(
+        np.ma.masked_invalid(values),
+        origin="lower",
+        extent=extent,
+        aspect="auto",
+        interpolation="none",
+        **style,
+    )
 
 
 def no_axes(axes: Axes, text: str) -> None:

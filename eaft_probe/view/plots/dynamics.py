@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from eaft_probe.errors import ScanError
 from eaft_probe.scans.training_log import read_log
-from eaft_probe.view.plots.chart import COLOURS, Chart, legend, new_chart, no_axes, shown
+from eaft_probe.view.plots.chart import COLOURS, Chart, distinct, legend, new_chart, no_axes, plot
 
 MARKERS = "o^sDvP*"
 READS = ("run", "step", "objective", "group", "group_nll", "group_count")
@@ -19,6 +19,7 @@ PANELS = {
 }
 
 
+@plot
 def dynamics(*runs: str | Path) -> Chart:
     """Mean nll (nats) of three groups of tokens over training steps, one line per run.
 
@@ -26,56 +27,50 @@ def dynamics(*runs: str | Path) -> Chart:
     with its `log.parquet`, or that file. Raises `ScanError`, `MissingColumn`.
     Source: arXiv 2601.02151, Fig. 4.
     """
-    frames = [_steps(r) for r in runs]
-    if not frames:
+    logs = [_log(r) for r in runs]
+    if not logs:
         raise ScanError("a figure of dynamics needs at least one run")
-    with new_chart(6.8, 2.4, pandas.concat(frames, ignore_index=True), _note(frames)) as chart:
+    objectives = [str(log["objective"].iloc[0]) for log in logs]
+    by_run = [f"{log['run'].iloc[0]}: {o}" for log, o in zip(logs, objectives, strict=True)]
+    names = distinct(objectives, by_run)
+    spans = [
+        f"{name} (steps {log['step'].min()} to {log['step'].max()})"
+        for name, log in zip(names, logs, strict=True)
+    ]
+    note = (
+        f"nll of the label, ungated, by its group under the base model. Runs: {', '.join(spans)}."
+    )
+    with new_chart(6.8, 2.4, pandas.concat(logs, ignore_index=True), note) as chart:
         panels = chart.subplots(1, 3)
         for axes, (group, title) in zip(panels, PANELS.items(), strict=True):
             axes.set_title(title, loc="left")
             axes.set(xlabel="step", ylabel="nll (nats)")
-            if not _lines(axes, frames, group):
+            _lines(axes, logs, names, group)
+            if not axes.lines:
                 no_axes(axes, "no such token")
         most = max(panels, key=lambda axes: len(axes.lines))  # a run may lack a group
         legend(most, [line.get_label() for line in most.lines])
     return chart
 
 
-def _note(frames: Sequence[pandas.DataFrame]) -> str:
-    spans = [f"steps {f['step'].min()} to {f['step'].max()}" for f in frames]
-    said = [f"{label} ({span})" for label, span in zip(labels(frames), spans, strict=True)]
-    return f"nll of the label, ungated, by its group under the base model. Runs: {', '.join(said)}."
+def _log(run: str | Path) -> pandas.DataFrame:
+    """The columns of a run's log that are drawn, one row for each step and group."""
+    log = read_log(Path(run), READS).to_pandas()
+    if log.empty:
+        raise ScanError(f"the log of {run} has no step yet")
+    return log
 
 
-def _lines(axes: Axes, frames: Sequence[pandas.DataFrame], group: str) -> bool:
-    """Whether any run has tokens of the group."""
-    drawn = False
-    for i, (frame, label) in enumerate(zip(frames, labels(frames), strict=True)):
-        part = frame[(frame["group"] == group) & (frame["group_count"] > 0)].sort_values("step")
-        if len(part):
+def _lines(axes: Axes, logs: Sequence[pandas.DataFrame], names: Sequence[str], group: str) -> None:
+    """A line for each run that has tokens of the group."""
+    for i, (log, name) in enumerate(zip(logs, names, strict=True)):
+        rows = log[(log["group"] == group) & (log["group_count"] > 0)].sort_values("step")
+        if len(rows):
             axes.plot(
-                part["step"],
-                part["group_nll"],
+                rows["step"],
+                rows["group_nll"],
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=2.5,
-                label=label,
+                label=name,
             )
-            drawn = True
-    return drawn
-
-
-def labels(frames: Sequence[pandas.DataFrame]) -> list[str]:
-    """The runs' objectives, or run names where two have the same."""
-    made = [str(f["objective"].iloc[0]) for f in frames]
-    if len(set(made)) < len(made):
-        made = [f"{f['run'].iloc[0]}: {o}" for f, o in zip(frames, made, strict=True)]
-    return [shown(m) for m in made]
-
-
-def _steps(run: str | Path) -> pandas.DataFrame:
-    """The columns of a run's log that are drawn, one row a step and group."""
-    frame = read_log(Path(run), READS).to_pandas()
-    if frame.empty:
-        raise ScanError(f"the log of {run} has no step yet")
-    return frame

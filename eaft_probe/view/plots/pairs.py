@@ -10,26 +10,29 @@ from eaft_probe.view.plots.chart import (
     COLUMN,
     CONFLICT,
     Chart,
+    by_scan,
     caption,
     names,
     new_chart,
     no_axes,
-    opened,
+    open_scans,
+    plot,
     shown,
 )
 
 MOST = 20
+COLUMNS = ["token", "top1", "conflicts", "mean_prob", "mean_top1_prob"]
 
 
+@plot
 def tokens(*scans: Scan | str | Path) -> Chart:
-    """How often a label stood where the model was sure of another token: the 20 commonest pairs."""
-    found = opened(scans)
-    frames = [_pairs(s) for s in found]
-    data = pandas.concat([f.assign(scan=n) for f, n in zip(frames, names(found), strict=True)])
-    height = 1.0 + 0.16 * max(3, *(len(f) for f in frames), 0)
-    with new_chart(COLUMN * len(found), height, data, caption(found)) as chart:
-        panels = chart.subplots(1, len(found), squeeze=False)[0]
-        for axes, frame, name in zip(panels, frames, names(found), strict=True):
+    """How often the model was sure of another token than the label: the 20 commonest pairs."""
+    opened = open_scans(scans)
+    frames = [pandas.DataFrame(counted(s).pairs(MOST), columns=COLUMNS) for s in opened]
+    data, height = by_scan(frames, opened), 1.0 + 0.16 * max(3, *map(len, frames), 0)
+    with new_chart(COLUMN * len(opened), height, data, caption(opened), is_table=True) as chart:
+        panels = chart.subplots(1, len(opened), squeeze=False)[0]
+        for axes, frame, name in zip(panels, frames, names(opened), strict=True):
             axes.set_title(name, loc="left", parse_math=False)
             if frame.empty:
                 no_axes(axes, "no token is flagged under this rule")
@@ -39,16 +42,13 @@ def tokens(*scans: Scan | str | Path) -> Chart:
             axes.bar_label(bars, padding=2, fontsize=6)
             axes.set_yticks(range(len(frame)), labels, fontsize=6, parse_math=False)
             axes.invert_yaxis()
-            axes.set_xlabel("conflicts (label → what the model would say)")
-            axes.set_xlim(0, frame["conflicts"].max() * 1.12)
+            axes.set(
+                xlabel="conflicts (label → what the model would say)",
+                xlim=(0, frame["conflicts"].max() * 1.12),
+            )
     return chart
 
 
-def _pairs(scan: Scan) -> pandas.DataFrame:
-    columns = ["token", "top1", "conflicts", "mean_prob", "mean_top1_prob"]
-    return pandas.DataFrame(counted(scan).pairs(MOST), columns=columns)
-
-
 def _label(token: str, top1: str) -> str:
-    said = [shown(repr(t)) for t in (token, top1)]
-    return " → ".join(t if len(t) <= 22 else t[:21] + "…" for t in said)
+    texts = [shown(repr(t)) for t in (token, top1)]
+    return " → ".join(t if len(t) <= 22 else t[:21] + "…" for t in texts)

@@ -1,4 +1,4 @@
-"""What a report says of its scan beside another one: the numbers of `compare`, in words and drawn.
+"""How a report compares its scan with another one: the numbers of `compare`, in words and drawn.
 
 Every number is one of `Comparison.summary()`, which the page holds as `compare --json` prints it.
 """
@@ -14,13 +14,13 @@ import matplotlib
 from eaft_probe.analysis.bootstrap import FEWEST, RESAMPLES
 from eaft_probe.columns.groups import GROUPS
 from eaft_probe.scans.scan import Scan
-from eaft_probe.verbs.compare import Comparison, compare
+from eaft_probe.verbs.compare import compare
 from eaft_probe.view.plots.chart import STYLE, Chart
 from eaft_probe.view.plots.compare import compare as plot_compare
 from eaft_probe.view.plots.landscape import landscape
 from eaft_probe.view.report.largest_changes import movers
 from eaft_probe.view.report.page import Figure
-from eaft_probe.view.report.selection import last_part
+from eaft_probe.view.report.selection import Record, last_part
 
 DPI = 200  # of a figure 6.8 inches wide: 1,360 pixels, as wide as the page gets on dense screens
 MEANINGS = {
@@ -36,50 +36,51 @@ MOVED_ALT = (
 )
 APART_ALT = (
     "The density of tokens by probability of the label and entropy: A at the left, B at the right, "
-    "on one scale of colour, each with its conflict region outlined."
+    "on one colour scale, each with its conflict region outlined."
 )
 
 
-def against(scan: Scan, other: Scan | str | Path, **settings: Any) -> dict[str, Any]:
+def against(scan: Scan, other: Scan | str | Path, **settings: Any) -> Record:
     """The page's section on `scan` (A) and `other` (B), as JSON values.
 
     `settings` are those of `compare`, whose errors it raises.
     """
-    found = compare(scan, other, **settings)
-    summary = found.summary()
-    drawn = _moved(found) if found.by == "tokens" else _apart(found)
-    cards = moved_cards(summary) if found.by == "tokens" else apart_cards(summary)
-    return {
+    comparison = compare(scan, other, **settings)
+    summary = comparison.summary()
+    a, b = comparison.a, comparison.b
+    section = {
         "summary": summary,
-        "scans": [_described(found.a), _described(found.b)],
+        "scans": [_described(a), _described(b)],
         "meanings": MEANINGS,
         "reference": last_part(summary.get("reference") or "the reference"),
-        "cards": [card._asdict() for card in cards],
-        **drawn,
+    }
+    if comparison.by == "tokens":
+        chart = plot_compare(a, b, delta=summary["delta"], by="tokens")
+        more = "Arrows also show regression to the mean: of two unrelated models all point inwards."
+        return section | {
+            "cards": [card._asdict() for card in moved_cards(summary)],
+            "figure": picture(chart, MOVED_ALT, more),
+            "movers": movers(comparison),
+        }
+    more = "Dashed: the least and the most entropy there can be at a probability."
+    return section | {
+        "cards": [card._asdict() for card in apart_cards(summary)],
+        "figure": picture(landscape(a, b), APART_ALT, more),
     }
 
 
-def _described(scan: Scan) -> dict[str, Any]:
+def _described(scan: Scan) -> Record:
     data, model = scan.manifest["data"]["source"], scan.manifest["model"]["name"]
-    counts = {name: scan.manifest["counts"][name] for name in ("examples", "trained_tokens")}
-    title = f"{last_part(data)} under {last_part(model)}"
-    return {"title": title, "rule": str(scan.rule), **counts}
+    return {
+        "title": f"{last_part(data)} under {last_part(model)}",
+        "rule": str(scan.rule),
+        "examples": scan.manifest["counts"]["examples"],
+        "trained_tokens": scan.manifest["counts"]["trained_tokens"],
+    }
 
 
-def _moved(found: Comparison) -> dict[str, Any]:
-    chart = plot_compare(found.a, found.b, delta=found.totals["delta"], by="tokens")
-    more = "Arrows show regression to the mean too: of two unrelated models all point inwards."
-    return {"figure": picture(chart, MOVED_ALT, more), "movers": movers(found)}
-
-
-def _apart(found: Comparison) -> dict[str, Any]:
-    chart = landscape(found.a, found.b)
-    more = "Dashed: the least and the most entropy there can be at a probability."
-    return {"figure": picture(chart, APART_ALT, more)}
-
-
-def picture(chart: Chart, alt: str, more: str) -> dict[str, Any]:
-    """The figure as a PNG without a background, its caption as text beside it."""
+def picture(chart: Chart, alt: str, more: str) -> Record:
+    """The figure as a PNG without a background, its caption as text next to it."""
     caption = " ".join(chart.get_supxlabel().split())
     chart.supxlabel("")
     buffer = io.BytesIO()
@@ -98,83 +99,73 @@ def picture(chart: Chart, alt: str, more: str) -> dict[str, Any]:
 # --- in words ---
 
 
-def moved_cards(found: Mapping[str, Any]) -> list[Figure]:
+def moved_cards(summary: Mapping[str, Any]) -> list[Figure]:
     """The headline of a comparison token by token."""
-    total, delta = found["tokens"], f"{found['delta']:.3g} nats"
-    counts = {n: f"{found[n]:,} of {total:,}" for n in ("learned", "unchanged", "forgotten")}
+    total, delta = summary["tokens"], f"{summary['delta']:.3g} nats"
+    counts = {n: f"{summary[n]:,} of {total:,}" for n in ("learned", "unchanged", "forgotten")}
+    names = ("a", "b", "resolved", "remaining", "new")
+    a, b, resolved, remaining, new = (summary[f"conflicts_{n}"] for n in names)
     return [
         Figure(
-            _percent(found["learned_share"]),
+            _percent(summary["learned_share"]),
             "of the tokens are learned under B",
             f"{counts['learned']}: log-probability up by more than {delta}.",
         ),
         Figure(
-            _percent(found["forgotten_share"]),
+            _percent(summary["forgotten_share"]),
             "of the tokens are forgotten under B",
             f"{counts['forgotten']}: log-probability down by more than {delta}. "
-            f"{counts['unchanged']} are unchanged.",
+            f"Unchanged: {counts['unchanged']}.",
         ),
-        _resolved(found),
-        _change(
-            found["nll_change"],
-            "is the mean nll of B less that of A",
-            f"{found['mean_nll_a']:.3f} under A, {found['mean_nll_b']:.3f} under B.",
+        Figure(
+            f"{resolved:,} of {a:,}" if a else "None",
+            "conflicts under A are resolved under B"
+            if a
+            else "of the tokens is a conflict under A",
+            f"{resolved:,} resolved, {remaining:,} remaining, {new:,} new: {b:,} under B.",
+        ),
+        Figure(
+            f"{summary['nll_change']:+.3f} nats",
+            "is the mean nll of B minus that of A",
+            f"{summary['mean_nll_a']:.3f} under A, {summary['mean_nll_b']:.3f} under B.",
         ),
     ]
 
 
-def _resolved(found: Mapping[str, Any]) -> Figure:
-    names = ("a", "b", "resolved", "remaining", "new")
-    a, b, resolved, remaining, new = (found[f"conflicts_{n}"] for n in names)
-    return Figure(
-        f"{resolved:,} of {a:,}" if a else "None",
-        "conflicts under A are resolved under B" if a else "of the tokens is a conflict under A",
-        f"{resolved:,} resolved, {remaining:,} remaining, {new:,} new: {b:,} under B.",
-    )
-
-
-def apart_cards(found: Mapping[str, Any]) -> list[Figure]:
+def apart_cards(summary: Mapping[str, Any]) -> list[Figure]:
     """The headline of a comparison of distributions."""
-    conflicts, nll = (found["quantities"][n] for n in ("conflict_share", "mean_nll"))
+    conflicts, nll = (summary["quantities"][n] for n in ("conflict_share", "mean_nll"))
+    times = "∞ times" if conflicts["a"] else "None"  # JSON has no infinity: no ratio over 0
+    if conflicts["ratio"] is not None:
+        times = f"{conflicts['ratio']:.3g} times"
     shares = f"{_percent(conflicts['a'])} of A's tokens, {_percent(conflicts['b'])} of B's."
-    few = f"Too few for intervals: both scans need {FEWEST} examples."
-    many = f"Intervals: 95% of {RESAMPLES:,} resamples of the examples."
-    sides = f"{found['tokens_a']:,} and {found['tokens_b']:,} tokens."
+    intervals = f"No intervals: both scans need at least {FEWEST} examples."
+    if summary["intervals"]:
+        intervals = f"Intervals: 95% of {RESAMPLES:,} resamples of the examples."
     return [
         Figure(
-            _times(conflicts),
+            times,
             "as frequent in A as in B are confident conflicts",
-            _between(conflicts, "ratio", shares),
-        ),
-        _change(
-            nll["difference"],
-            "is the mean nll of A less that of B",
-            _between(nll, "difference", f"{nll['a']:.3f} in A, {nll['b']:.3f} in B."),
+            shares + _interval(conflicts, "ratio"),
         ),
         Figure(
-            f"{found['examples_a']:,} and {found['examples_b']:,}",
+            f"{nll['difference']:+.3f} nats",
+            "is the mean nll of A minus that of B",
+            f"{nll['a']:.3f} in A, {nll['b']:.3f} in B." + _interval(nll, "difference"),
+        ),
+        Figure(
+            f"{summary['examples_a']:,} and {summary['examples_b']:,}",
             "examples in A and in B",
-            f"{sides} {many if found['intervals'] else few}",
+            f"{summary['tokens_a']:,} and {summary['tokens_b']:,} tokens. {intervals}",
         ),
     ]
 
 
-def _times(row: Mapping[str, Any]) -> str:
-    """JSON has no infinity: over a share of 0 there is no ratio."""
-    if row["ratio"] is None:
-        return "∞ times" if row["a"] else "None"
-    return f"{row['ratio']:.3g} times"
-
-
-def _change(value: float, label: str, detail: str) -> Figure:
-    return Figure(f"{value:+.3f} nats", label, detail)
-
-
-def _between(row: Mapping[str, Any], name: str, said: str) -> str:
+def _interval(row: Mapping[str, Any], name: str) -> str:
     low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
     if low is None:
-        return f"{said} No interval."
-    return f"{said} 95%: {low:.3g} to " + ("∞." if high is None else f"{high:.3g}.")
+        return " No interval."
+    return f" 95%: {low:.3g} to {'∞' if high is None else f'{high:.3g}'}."
 
 
 def _percent(share: float) -> str:

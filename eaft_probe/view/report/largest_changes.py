@@ -3,38 +3,37 @@
 One pass over both scans; of each piece only the furthest are held, so memory grows with neither.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import pandas
 
 from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import Comparison, moved
-from eaft_probe.view.report.selection import IN_CONTEXT, or_null, rounded, rows
+from eaft_probe.view.report.selection import IN_CONTEXT, Record, available, rounded, struct
 
 MOST = 20  # of each kind
 KINDS = {"forgotten": 1, "learned": -1}  # change times this rises from the furthest on
-NUMBERS = ("prob_a", "prob_b", "entropy_a", "entropy_b")
+NUMBERS = ["change", "prob_a", "prob_b", "entropy_a", "entropy_b"]
+FLAGS = ["conflict_a", "conflict_b"]
+Place = tuple[int, ...]  # a token's, by its key
 
 
-def movers(found: Comparison) -> dict[str, list[dict[str, Any]]]:
+def movers(comparison: Comparison) -> dict[str, list[Record]]:
     """The worst forgotten and the best learned tokens, at most 20 of each, the furthest first.
 
     `change` is the log-probability under B less that under A, nats; ties go by place.
     """
-    held, key = {kind: pandas.DataFrame() for kind in KINDS}, found.a.token_key
-    for mine, values in moved(found.a, found.b, found.totals["delta"]):
+    furthest, key = {kind: pandas.DataFrame() for kind in KINDS}, list(comparison.a.token_key)
+    for columns, values in moved(comparison.a, comparison.b, comparison.totals["delta"]):
         piece = values.assign(
-            **{name: mine[name] for name in key},
-            conflict_a=found.rule(mine),
+            **{name: columns[name] for name in key},
+            conflict_a=comparison.rule(columns),
             change=values["nll_a"] - values["nll_b"],
         )
-        for kind, frame in held.items():
-            among = pandas.concat([frame, piece[piece[kind] > 0]])
-            held[kind] = _furthest(among, KINDS[kind], key)
-    texts = _texts(found, [place for frame in held.values() for place in _places(frame, key)])
-    return {kind: _described(frame, texts, key) for kind, frame in held.items()}
+        for kind, frame in furthest.items():
+            candidates = pandas.concat([frame, piece[piece[kind] > 0]])
+            furthest[kind] = _furthest(candidates, KINDS[kind], key)
+    return {kind: _in_context(frame, comparison) for kind, frame in furthest.items()}
 
 
 def _furthest(frame: pandas.DataFrame, sign: int, key: Sequence[str]) -> pandas.DataFrame:
@@ -42,43 +41,28 @@ def _furthest(frame: pandas.DataFrame, sign: int, key: Sequence[str]) -> pandas.
     return near.sort_values(["order", *key])[:MOST].drop(columns="order")
 
 
-Place = tuple[int, ...]  # a token's, by its key
-
-
-def _places(frame: pandas.DataFrame, key: Sequence[str]) -> Iterable[Place]:
-    return map(tuple, frame[list(key)].to_numpy(np.int64).tolist())
-
-
-def _described(
-    frame: pandas.DataFrame, texts: dict[Place, dict[str, Any]], key: Sequence[str]
-) -> list[dict[str, Any]]:
-    made = []
-    for place, row in zip(_places(frame, key), frame.to_dict("records"), strict=True):
-        numbers = {name: rounded(row[name]) for name in ("change", *NUMBERS)}
-        flags = {name: bool(row[name]) for name in ("conflict_a", "conflict_b")}
-        made.append({**dict(zip(key, place, strict=True)), **numbers, **flags, **texts[place]})
-    return made
-
-
-def _texts(found: Comparison, places: list[Place]) -> dict[Place, dict[str, Any]]:
-    """Each token in A's text, and what either model would have said."""
-    if not places:
-        return {}
-    names = ["before", "token", "after", "top1_a", "top1_prob_a"]
-    join = f"JOIN examples USING ({', '.join(found.a.example_key)})"
-    texts = _looked_up(found.a, places, f"{IN_CONTEXT}, ", join, names)
-    choices = _looked_up(found.b, places, "", "", ["top1_b", "top1_prob_b"])
-    return {place: {**texts[place], **choices[place]} for place in places}
+def _in_context(frame: pandas.DataFrame, comparison: Comparison) -> list[Record]:
+    """Each token in A's text, its numbers, and what either model would have said."""
+    key = list(comparison.a.token_key)
+    rows = frame.astype(dict.fromkeys(key, int) | dict.fromkeys(FLAGS, bool))
+    tokens = [rounded(row) for row in rows[[*key, *NUMBERS, *FLAGS]].to_dict("records")]
+    places = [tuple(token[name] for name in key) for token in tokens]
+    join = f"JOIN examples USING ({', '.join(comparison.a.example_key)})"
+    in_a = _looked_up(comparison.a, places, "a", IN_CONTEXT, join)
+    in_b = _looked_up(comparison.b, places, "b", {}, "")
+    return [t | in_a[place] | in_b[place] for t, place in zip(tokens, places, strict=True)]
 
 
 def _looked_up(
-    scan: Scan, places: list[Place], select: str, join: str, names: list[str]
-) -> dict[Place, dict[str, Any]]:
-    key, values = ", ".join(scan.token_key), ", ".join(map(str, places))
+    scan: Scan, places: Sequence[Place], side: str, columns: dict[str, str], join: str
+) -> dict[Place, Record]:
+    """Columns and the model's choice at each place."""
+    if not places:
+        return {}
+    key = ", ".join(scan.token_key)
+    choice = available(scan, "top1", "top1_prob")
+    token = struct(**columns, **{f"{name}_{side}": value for name, value in choice.items()})
     query = f"""
-        WITH places({key}) AS (VALUES {values})
-        SELECT ({key}), {select}{or_null(scan, "top1")}, {or_null(scan, "top1_prob")}
-        FROM places JOIN tokens USING ({key}) {join}"""
-    return {
-        place: dict(zip(names, map(rounded, row), strict=True)) for place, *row in rows(scan, query)
-    }
+        WITH places({key}) AS (VALUES {", ".join(map(str, places))})
+        SELECT {key}, {token} FROM places JOIN tokens USING ({key}) {join}"""
+    return {tuple(place): rounded(token) for *place, token in scan.rows(query)}

@@ -14,8 +14,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jinja2
 import vl_convert
 
 from eaft_probe.text import printable
@@ -36,26 +37,28 @@ class Figure(NamedTuple):
     detail: str
 
 
-def page(payload: Mapping[str, Any]) -> str:
+def page(payload: Mapping[str, object]) -> str:
     """The report as one HTML document that loads nothing and runs only its own two scripts."""
     style, script = _read("report.css"), WRAPPED.format("\n".join(map(_read, SCRIPTS)))
     library = vl_convert.javascript_bundle(LIBRARY)
     assert "</script" not in library.lower()
-    parts = {
-        "policy": _policy([library, script], style, pictures="against" in payload),
-        "title": "eaft-probe report",
-        "style": style,
-        "payload": encode(payload),
-        "library": library,
-        "script": script,
-    }
-    html = _read("report.html")
-    before, *rest = html.split("{{")
-    return before + "".join(parts[p.split("}}", 1)[0]] + p.split("}}", 1)[1] for p in rest)
+    template = jinja2.Template(
+        _read("report.html"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    html: str = template.render(
+        script_hashes=f"{_hash(library)} {_hash(script)}",
+        style_hash=_hash(style),
+        has_pictures="against" in payload,
+        style=style,
+        payload=encode(payload),
+        library=library,
+        script=script,
+    )
+    return html
 
 
 def library_versions() -> str:
-    """What the pictures are drawn with, and its licence, which asks to be named."""
+    """What draws the pictures, and its licence, which asks to be named."""
     return (
         f"Vega {vl_convert.get_vega_version()}, Vega-Lite {vl_convert.get_vegalite_versions()[-1]} "
         f"and Vega-Embed {vl_convert.get_vega_embed_version()}, © University of Washington "
@@ -63,7 +66,7 @@ def library_versions() -> str:
     )
 
 
-def encode(value: Any) -> str:
+def encode(value: object) -> str:
     """JSON that stays text inside a script element, its strings without control characters.
 
     >>> encode({"a": "</script>\\x00"})
@@ -73,7 +76,7 @@ def encode(value: Any) -> str:
     return text.translate(ESCAPES)
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     """Every string as `printable` shows it: the one gate between the data and the page."""
     if isinstance(value, str):
         plain = value.isascii() and value.replace("\n", "").isprintable()
@@ -81,16 +84,6 @@ def _shown(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_shown(str(k)): _shown(v) for k, v in value.items()}
     return [_shown(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _policy(scripts: list[str], style: str, pictures: bool) -> str:
-    """`pictures`: images from data: addresses, which load nothing."""
-    hashes = " ".join(map(_hash, scripts))
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src {_hash(style)}; "
-        + ("img-src data:; " if pictures else "")
-        + "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _hash(text: str) -> str:

@@ -26,7 +26,15 @@ from eaft_probe.storage.remote import name_of
 from eaft_probe.view.notices import template_notices
 from eaft_probe.view.report.comparison import against as compared
 from eaft_probe.view.report.page import GENERATOR, Figure, library_versions, page
-from eaft_probe.view.report.selection import columns, examples, last_part, listed, pairs, short
+from eaft_probe.view.report.selection import (
+    Record,
+    columns,
+    examples,
+    last_part,
+    listed,
+    pairs,
+    short,
+)
 
 READS = ("example", "position", "token", "char_start", "char_end", "logprob", "prob", "entropy")
 
@@ -44,9 +52,9 @@ def report(
     `against`: another scan, which the page compares with this one as `compare` does, in at most
     1 MB more; `settings` are those of `compare`, whose errors are raised before anything is
     written.
-    Raises `BadInput` where the scan holds no tokens, `out` cannot be written or is another file
-    than an earlier report (`overwrite` replaces it), `MissingColumn`
-    where the scan lacks a column that the report is about.
+    Raises `BadInput` if the scan has no tokens, or `out` cannot be written or is a file other
+    than an earlier report (`overwrite` replaces it), `MissingColumn` if the scan lacks a column
+    that the report is about.
     """
     path = Path(out)
     if path.is_dir():
@@ -54,12 +62,12 @@ def report(
     if not overwrite:
         require_replaceable(path, "report", partial(marked, mark=GENERATOR))
     with _writing(path), TemporaryFile(dir=path.parent):
-        pass  # said now rather than after minutes of reading
+        pass  # an error now rather than after minutes of reading
     # First, as it is the part that may refuse.
-    more = {} if against is None else {"against": compared(scan, against, **settings)}
-    text = page({**collect(scan), **more})
-    with _writing(path), written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8", newline="\n")
+    comparison = {} if against is None else {"against": compared(scan, against, **settings)}
+    text = page({**collect(scan), **comparison})
+    with _writing(path), written_aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
@@ -72,21 +80,22 @@ def _writing(path: Path) -> Iterator[None]:
         raise BadInput(f"cannot write {path}: {why}; choose another file with --out") from error
 
 
-def collect(scan: Scan) -> dict[str, Any]:
+def collect(scan: Scan) -> Record:
     """Everything the page shows, as JSON values."""
     missing = next((c for c in READS if c not in scan.columns), None)
     if missing is not None:
         raise MissingColumn(f"{scan.path} has no column {missing!r}, which a report reads")
     if not scan.rows("SELECT 1 FROM tokens LIMIT 1"):
-        what = "holds no scored tokens" if scan.keeps_all else "kept no token to show"
+        what = "has no scored tokens" if scan.keeps_all else "kept no token to show"
         raise BadInput(f"{scan.place} {what}: nothing to report")
     summary = summarize(scan)
+    agreeing = counted(scan).agreeing() if "rank" in scan.columns else None
     return {
         "data": last_part(summary["data"]),
         "model": last_part(summary["model"]),
         "rule": summary["rule"],
-        "headline": [f._asdict() for f in headline(summary, _agreeing(scan))],
-        "notices": _notices(summary),
+        "headline": [f._asdict() for f in headline(summary, agreeing)],
+        "notices": list(_notices(summary)),
         "landscape": _landscape(scan),
         "columns": columns(scan),
         "tokens": listed(scan, summary),
@@ -101,16 +110,24 @@ def collect(scan: Scan) -> dict[str, Any]:
 
 
 def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
-    """The numbers a decision hangs on; `agreeing` counts the tokens of rank 0, if that is known."""
-    total, nll = summary["trained_tokens"], summary["mean_nll"]
-    flagged, of = summary["examples_with_conflicts"], summary["examples"]
+    """The numbers a decision depends on; `agreeing` counts the tokens of rank 0, if known."""
+    total, nll, conflicts = (summary[n] for n in ("trained_tokens", "mean_nll", "conflicts"))
+    flagged, examples = summary["examples_with_conflicts"], summary["examples"]
     choices = max(math.exp(min(nll, 700)), 1)  # e⁷⁰⁰ is still a float
+    share = f"{conflicts / total:.0%}"
+    if 5 * conflicts < total:  # above a fifth, "1 in 3" would say too little
+        share = f"1 in {total / conflicts:,.0f}" if conflicts else "None"
     figures = [
-        _conflict_figure(summary["conflicts"], total),
         Figure(
-            f"{flagged:,} of {of:,}",
-            "examples hold at least one conflict",
-            f"{flagged / of:.0%} of what was scored; the worst stand below.",
+            share,
+            "of the tokens to be learned is a confident conflict",
+            f"{conflicts:,} of {total:,} ({conflicts / total:.2%}): the model was sure of "
+            "something else.",
+        ),
+        Figure(
+            f"{flagged:,} of {examples:,}",
+            "examples have at least one conflict",
+            f"{flagged / examples:.0%} of what was scored; the worst are shown below.",
         ),
         Figure(
             f"{nll:.2f} nats",
@@ -125,56 +142,39 @@ def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
     return figures
 
 
-def _conflict_figure(conflicts: int, total: int) -> Figure:
-    rare = 5 * conflicts < total  # above a fifth, "1 in 3" would say too little
-    share = f"1 in {total / max(conflicts, 1):,.0f}" if rare else f"{conflicts / total:.0%}"
-    return Figure(
-        share if conflicts else "None",
-        "of the tokens to be learned is a confident conflict",
-        f"{conflicts:,} of {total:,} ({conflicts / total:.2%}): the model was sure of "
-        "something else.",
-    )
-
-
-def _agreeing(scan: Scan) -> int | None:
-    try:
-        return counted(scan).agreeing()
-    except MissingColumn:
-        return None
-
-
-def _notices(summary: Mapping[str, Any]) -> list[str]:
-    lost = {
-        "rejected": "rows could not be scored: rejected.jsonl says why, no number here counts them",
-        "cut_examples": "examples were cut at the model's context",
-    }
-    said = [f"{summary[k]:,} of {summary['rows']:,} {v}." for k, v in lost.items() if summary[k]]
-    said += template_notices(summary)
-    if kept := summary.get("kept_tokens"):
-        said.append(
-            f"{kept['tokens']:,} of {summary['trained_tokens']:,} tokens were kept one by one "
-            f"(--keep-tokens {kept['keep']}): examples and tokens in context are of those, all "
-            f"counts, groups and the landscape of every token."
+def _notices(summary: Mapping[str, Any]) -> Iterator[str]:
+    rows, kept = f"of {summary['rows']:,}", summary.get("kept_tokens")
+    if rejected := summary["rejected"]:
+        why = "rejected.jsonl says why; no number here includes them"
+        yield f"Rows that could not be scored: {rejected:,} {rows}. {why}."
+    if cut := summary["cut_examples"]:
+        yield f"Examples cut at the model's context: {cut:,} {rows}."
+    yield from template_notices(summary)
+    if kept:
+        yield (
+            f"Tokens kept one by one (--keep-tokens {kept['keep']}): {kept['tokens']:,} of "
+            f"{summary['trained_tokens']:,}. Examples and tokens in context show those; all "
+            "counts, groups and the landscape cover every token."
         )
-        if low := kept["pairs_too_low"]:
-            said.append(f"Pairs: the commonest of more; counts are up to {low:,} too low.")
-    return said
+    if kept and kept["pairs_too_low"]:
+        low = kept["pairs_too_low"]
+        yield f"Pairs: only the commonest were kept; counts are up to {low:,} too low."
 
 
-def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _groups(summary: Mapping[str, Any]) -> list[Record]:
     """The tables of `show`: by role, by class of token, and by each kept column."""
-    tables = [
-        ("By role of the message", summary["roles"]),
-        ("By kind of token", summary["classes"]),
-    ]
-    tables += [(f"Examples by {name}", rows) for name, rows in summary["kept"].items()]
+    tables = {
+        "By role of the message": summary["roles"],
+        "By kind of token": summary["classes"],
+        **{f"Examples by {name}": rows for name, rows in summary["kept"].items()},
+    }
     return [
         {
             "title": title,
             "names": [n.replace("_", " ") for n in rows[0]],
             "rows": [[short(v) for v in r.values()] for r in rows],
         }
-        for title, rows in tables
+        for title, rows in tables.items()
         if rows
     ]
 
@@ -199,7 +199,7 @@ def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
 # --- the landscape ---
 
 
-def _landscape(scan: Scan) -> dict[str, Any]:
+def _landscape(scan: Scan) -> Record:
     """The counts of all tokens and of the conflicts by cell, sparse."""
     whole = counted(scan)
     return {

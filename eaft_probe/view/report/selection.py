@@ -1,12 +1,10 @@
 """What of a scan a page shows in full: tokens in context, pairs and examples, within a byte budget.
 
-The choice is the same on every run: ties and draws are settled by a hash of a token's place.
+The choice is the same on every run: ties and draws are decided by a hash of a token's place.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ from eaft_probe.scans.keys import named_place
 from eaft_probe.scans.scan import Scan
 from eaft_probe.view.report.page import encode
 
+Record = dict[str, Any]  # JSON values by name
+
 # 8 MB in all: the page takes 0.95, a landscape with millions of tokens and of conflicts in every
 # cell 2.9, all the rest under 0.4.
 TOKENS_BYTES, EXAMPLES_BYTES = 1_200_000, 2_500_000
@@ -25,203 +25,178 @@ MOST_CONFLICTS, MOST_OTHERS = 1_500, 2_500  # tokens that can be listed from the
 MOST_EXAMPLES, MOST_EXAMPLE_TOKENS, MOST_PAIRS = 300, 2_000, 40
 PAIR = ("token", "top1", "conflicts", "prob", "top1_prob")
 CONTEXT, GAP, LONGEST = 60, 1_000, 300  # characters: around a token, between tokens, of a name
-# A token of the views `tokens` and `examples` in its text: before, itself, after.
-IN_CONTEXT = (
-    f"substr(text, greatest(char_start - {CONTEXT}, 0) + 1, least(char_start, {CONTEXT})), "
-    f"token, substr(text, char_end + 1, {CONTEXT})"
-)
+# A token of the views `tokens` and `examples` in its text.
+IN_CONTEXT = {
+    "before": f"substr(text, greatest(char_start - {CONTEXT}, 0) + 1, "
+    f"least(char_start, {CONTEXT}))",
+    "token": "token",
+    "after": f"substr(text, char_end + 1, {CONTEXT})",
+}
 
 
-def listed(scan: Scan, summary: Mapping[str, Any]) -> dict[str, Any]:
+def listed(scan: Scan, summary: Mapping[str, Any]) -> Record:
     """Tokens in context, conflicts first: evenly over the landscape and the same on every run."""
-    sample = [
-        row
-        for conflict, most in ((True, MOST_CONFLICTS), (False, MOST_OTHERS))
-        for row in _sample(scan, conflict, most)
-    ]
-    kept = list(within(sample, TOKENS_BYTES))
-    if not kept:
-        raise ScanError(f"{scan.path} is damaged: its tokens are of no example")
-    conflicts = sum(row["conflict"] for row in kept)
+    sample = _sample(scan, True, MOST_CONFLICTS) + _sample(scan, False, MOST_OTHERS)
+    tokens = list(within(sample, TOKENS_BYTES))
+    if not tokens:
+        raise ScanError(f"{scan.path} is damaged: its tokens belong to no example")
     return {
-        "names": list(kept[0]),
-        "rows": [list(row.values()) for row in kept],
-        "conflicts": conflicts,
+        "names": list(tokens[0]),
+        "rows": [list(token.values()) for token in tokens],
+        "conflicts": sum(token["conflict"] for token in tokens),
         "of_conflicts": summary["conflicts"],
         "of": summary["trained_tokens"],
     }
 
 
-def _sample(scan: Scan, conflict: bool, most: int) -> list[dict[str, Any]]:
+def _sample(scan: Scan, conflict: bool, most: int) -> list[Record]:
     """Round after round one token from each cell of 1/32 by 1/2 nat, by a hash of its place."""
     key, place = (", ".join(k) for k in (scan.example_key, scan.token_key))
-    names = [
-        "before",
-        "token",
-        "after",
-        "prob",
-        "entropy",
-        "rank",
-        "top1",
-        "top1_prob",
-        "conflict",
-        *scan.token_key,
-        "cell",
-    ]
+    numbers = available(scan, "prob", "entropy", "rank", "top1", "top1_prob", *scan.token_key)
+    token = struct(**IN_CONTEXT, **numbers, conflict="conflict", cell=CELL)
     query = f"""
         WITH cells AS (
-            SELECT min_by({_struct(scan.token_key)}, hash({place}), 500) AS chosen
+            SELECT min_by({struct(*scan.token_key)}, hash({place}), 500) AS chosen
             FROM tokens WHERE conflict = {conflict} GROUP BY floor(prob * 32), floor(entropy * 2)
         ), rounds AS (SELECT unnest(chosen, recursive := true), unnest(range(len(chosen))) AS round
             FROM cells
         ), sample AS (SELECT *, hash({place}) AS mixed FROM rounds
             ORDER BY round, mixed LIMIT {most})
-        SELECT {IN_CONTEXT}, prob, entropy, {or_null(scan, "rank")}, {or_null(scan, "top1")},
-               {or_null(scan, "top1_prob")}, conflict, {place}, {CELL}
-        FROM sample JOIN tokens USING ({place})
+        SELECT {token} FROM sample JOIN tokens USING ({place})
              JOIN (SELECT {key}, text FROM examples) USING ({key})
         ORDER BY round, mixed"""
-    return named(names, rows(scan, query))
+    return [rounded(token) for (token,) in scan.rows(query)]
 
 
 # --- pairs and examples ---
 
 
-def pairs(scan: Scan) -> dict[str, Any]:
+def pairs(scan: Scan) -> Record:
     """The commonest (label, model's choice) among the conflicts, each with three places."""
     whole = counted(scan)
-    listed = [dict(zip(PAIR, map(rounded, row), strict=True)) for row in whole.pairs(MOST_PAIRS)]
-    place = _struct(("before", "after", *scan.token_key))
+    rows = [rounded(dict(zip(PAIR, row, strict=True))) for row in whole.pairs(MOST_PAIRS)]
+    place = struct("before", "after", *scan.token_key)
     query = f"""
         WITH wanted AS (SELECT unnest(?) AS token, unnest(?) AS top1)
         SELECT token, top1, min_by({place}, hash({", ".join(scan.token_key)}), 3)
         FROM conflicts JOIN wanted USING (token, top1) GROUP BY token, top1"""
-    among = [[row[name] for row in listed] for name in ("token", "top1")]
-    places = {(a, b): found for a, b, found in scan.rows(query, among)}
-    for row in listed:
+    wanted = [[row[name] for row in rows] for name in ("token", "top1")]
+    places = {(token, top1): three for token, top1, three in scan.rows(query, wanted)}
+    for row in rows:
         row["places"] = places.get((row["token"], row["top1"]), [])
-    return {"rows": listed, "of": whole.pair_kinds()}
-
-
-def _struct(names: Iterable[str]) -> str:
-    """The columns as one value of DuckDB."""
-    return "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
+    return {"rows": rows, "of": whole.pair_kinds()}
 
 
 Key = tuple[int, ...]  # what tells an example from others
 
 
-def examples(scan: Scan) -> dict[str, Any]:
-    """Whole examples, the largest share of conflicts first, while the bytes last."""
-    shown = list(within(_filled(scan, _chosen(scan)), EXAMPLES_BYTES))
-    noun = "turns" if scan.by_turn else "examples"
-    kept = counted(scan).kept_columns()
-    return {"rows": shown, "of": scan.renderings, "noun": noun, "kept": kept}
-
-
-def _chosen(scan: Scan) -> dict[Key, dict[str, Any]]:
-    """Example → what is known of it without its text, in the order of the page."""
-    kept = "".join(f', "{_quoted(name)}"' for name in counted(scan).kept_columns())
-    held, tokens, place = "trained_tokens", "", ", ".join(scan.example_key)
-    if not scan.keeps_all:  # how many of them are there
-        held = "there"
-        tokens = (
-            f"JOIN (SELECT {place}, count(*) AS there FROM tokens GROUP BY {place}) USING ({place})"
-        )
-    query = f"""
-        SELECT {place}, key[:{LONGEST}], trained_tokens, {held} AS held, mean_nll,
-               coalesce(n, 0) AS conflicts{kept}
-        FROM examples LEFT JOIN (SELECT {place}, count(*) AS n FROM conflicts GROUP BY {place})
-             USING ({place}) {tokens}
-        WHERE trained_tokens > 0
-        ORDER BY conflicts / {held} DESC, {place} LIMIT {MOST_EXAMPLES}"""
-    names = (*scan.example_key, "key", "trained", "held", "nll", "conflicts")
+def examples(scan: Scan) -> Record:
+    """Whole examples, the largest share of conflicts first, within their bytes."""
     return {
-        row[: len(scan.example_key)]: {
-            **dict(zip(names, map(rounded, row), strict=False)),
-            "kept": [short(v) for v in row[len(names) :]],
-        }
-        for row in rows(scan, query)
+        "rows": list(within(_filled(scan, _chosen(scan)), EXAMPLES_BYTES)),
+        "of": scan.renderings,
+        "noun": "turns" if scan.by_turn else "examples",
+        "kept": counted(scan).kept_columns(),
     }
 
 
-def _filled(scan: Scan, chosen: Mapping[Key, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _chosen(scan: Scan) -> dict[Key, Record]:
+    """Example → what is known of it without its text, in the order of the page."""
+    quoted = (name.replace('"', '""') for name in counted(scan).kept_columns())
+    kept = "".join(f', "{name}"' for name in quoted)
+    held, tokens, key = "trained_tokens", "", ", ".join(scan.example_key)
+    if not scan.keeps_all:
+        held = "kept_tokens"
+        tokens = f"""JOIN (SELECT {key}, count(*) AS kept_tokens FROM tokens GROUP BY {key})
+             USING ({key})"""
+    columns = {
+        "key": f"key[:{LONGEST}]",
+        "trained": "trained_tokens",
+        "held": held,
+        "nll": "mean_nll",
+        "conflicts": "coalesce(n, 0)",
+    }
+    query = f"""
+        SELECT {struct(*scan.example_key, **columns)}{kept}
+        FROM examples LEFT JOIN (SELECT {key}, count(*) AS n FROM conflicts GROUP BY {key})
+             USING ({key}) {tokens}
+        WHERE trained_tokens > 0
+        ORDER BY coalesce(n, 0) / {held} DESC, {key} LIMIT {MOST_EXAMPLES}"""
+    return {
+        _key(scan, example): {**rounded(example), "kept": [short(v) for v in values]}
+        for example, *values in scan.rows(query)
+    }
+
+
+def _key(scan: Scan, record: Record) -> Key:
+    return tuple(record[name] for name in scan.example_key)
+
+
+def _filled(scan: Scan, chosen: Mapping[Key, Record]) -> Iterator[Record]:
     """The chosen examples with text and tokens, a few at a time: texts can be long."""
-    ids, key = list(chosen), scan.example_key
-    columns = ", ".join((*key, "text"))
-    for batch in (ids[i : i + 10] for i in range(0, len(ids), 10)):
-        tokens = _tokens(scan, batch)
-        query = f"SELECT {columns} FROM examples WHERE {_among(key, batch)}"
-        texts = {tuple(place): text for *place, text in rows(scan, query)}
-        for example in batch:
-            if not tokens.get(example) or texts.get(example) is None:
-                raise ScanError(
-                    f"{scan.path} is damaged: {named_place(key, example)} has no token or text"
-                )
-            yield _fitting(chosen[example], texts[example], tokens[example])
+    keys = list(chosen)
+    for batch in (keys[i : i + 10] for i in range(0, len(keys), 10)):
+        texts = _texts_and_tokens(scan, batch)
+        for key in batch:
+            text, tokens = texts.get(key, (None, []))
+            if text is None:
+                name = named_place(scan.example_key, key)
+                raise ScanError(f"{scan.path} is damaged: {name} has no token or text")
+            yield _fitting(chosen[key], text, [rounded(token) for token in tokens])
 
 
-def _tokens(scan: Scan, ids: Sequence[Key]) -> dict[Key, list[dict[str, Any]]]:
-    """The tokens of some examples in order; of a long one, those around its first conflict."""
+def _texts_and_tokens(
+    scan: Scan, keys: Sequence[Key]
+) -> dict[Key, tuple[str | None, list[Record]]]:
+    """The text and the tokens of some examples; of a long one, those around its first conflict."""
     key = ", ".join(scan.example_key)
-    names = [
-        *scan.token_key,
-        "nth",
-        "char_start",
-        "char_end",
-        "token",
-        "conflict",
-        "top1",
-        *(c["name"] for c in columns(scan)),
-    ]
+    shown = ("char_start", "char_end", "token", "top1", *(c["name"] for c in columns(scan)))
+    token = struct("nth", "conflict", **available(scan, *scan.token_key, *shown))
     query = f"""
         WITH numbered AS (
             SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY position) AS nth,
                    count(*) OVER (PARTITION BY {key}) AS n
-            FROM tokens WHERE {_among(scan.example_key, ids)}
+            FROM tokens WHERE {_among(scan.example_key, keys)}
         ), places AS (SELECT *,
             coalesce(min(nth) FILTER (conflict) OVER (PARTITION BY {key}), 1) AS first
-            FROM numbered)
-        SELECT {", ".join(n if n == "nth" else or_null(scan, n) for n in names)} FROM places
-        WHERE nth - greatest(least(first - 100, n - {MOST_EXAMPLE_TOKENS} + 1), 1)
-              BETWEEN 0 AND {MOST_EXAMPLE_TOKENS - 1}
-        ORDER BY {key}, position"""
-    found = groupby(named(names, rows(scan, query)), itemgetter(*scan.example_key, "example"))
-    return {place[:-1]: list(group) for place, group in found}
+            FROM numbered
+        ), chosen AS (SELECT {key}, list({token} ORDER BY position) AS shown FROM places
+            WHERE nth - greatest(least(first - 100, n - {MOST_EXAMPLE_TOKENS} + 1), 1)
+                  BETWEEN 0 AND {MOST_EXAMPLE_TOKENS - 1}
+            GROUP BY {key})
+        SELECT {key}, text, shown FROM chosen JOIN examples USING ({key})"""
+    return {tuple(place): (text, tokens) for *place, text, tokens in scan.rows(query)}
 
 
-def _fitting(
-    known: Mapping[str, Any], text: str, tokens: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The example in full; where that takes too many bytes, half of its tokens, and so on."""
-    while True:
-        found = {**known, **pieces(text, tokens, known["held"])}
-        if len(tokens) == 1 or _size(found) <= EXAMPLE_BYTES:
-            return found
-        tokens = tokens[: len(tokens) // 2]
+def _fitting(known: Record, text: str, tokens: Sequence[Record]) -> Record:
+    """The example in full; if that takes too many bytes, half of its tokens, and so on."""
+    example = {**known, **pieces(text, tokens, known["held"])}
+    if len(tokens) == 1 or _size(example) <= EXAMPLE_BYTES:
+        return example
+    return _fitting(known, text, tokens[: len(tokens) // 2])
 
 
-def pieces(text: str, tokens: Sequence[Mapping[str, Any]], held: int) -> dict[str, Any]:
+def pieces(text: str, tokens: Sequence[Record], held: int) -> Record:
     """The text cut at its tokens: a gap before each and one at the end, and their columns.
 
-    `held` counts the example's tokens: where some are not shown, nor is the text they are in.
+    `held` counts the example's tokens: if some are not shown, nor is the text they are in.
     """
     gaps: list[Gap] = []
-    shown, at = [], 0
+    texts, at = [], 0
     for token in tokens:
         start, end = token["char_start"], token["char_end"]
         hidden = not gaps and token["nth"] > 1
         gaps.append(_gap(text[at:start], 0 if hidden else GAP))
-        # A byte of a character stands where another byte has stood: it is shown by itself.
-        shown.append(text[max(at, start) : end][:LONGEST] or token["token"])
+        # A byte of a character at the place of another byte: it is shown by itself.
+        texts.append(text[max(at, start) : end][:LONGEST] or token["token"])
         at = max(at, end)
     gaps.append(_gap(text[at:], 0 if tokens[-1]["nth"] < held else GAP))
-    own = ("example", "turn", "nth", "char_start", "char_end", "token", "conflict")
+    hidden_columns = ("example", "turn", "nth", "char_start", "char_end", "token", "conflict")
     return {
         "gaps": gaps,
-        "text": shown,
+        "text": texts,
         "flags": [i for i, t in enumerate(tokens) if t["conflict"]],
-        "columns": {n: [t[n] for t in tokens] for n in tokens[0] if n not in own},
+        "columns": {n: [t[n] for t in tokens] for n in tokens[0] if n not in hidden_columns},
     }
 
 
@@ -239,17 +214,18 @@ def _gap(text: str, most: int) -> Gap:
 # --- from the scan, and how much of it ---
 
 
-def within(items: Iterable[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
+def within(items: Iterable[Record], most: int) -> Iterator[Record]:
     """The first items that take at most so many bytes of the page, and at least one."""
-    taken = 0
+    total = 0
     for item in items:
-        taken, before = taken + _size(item) + 1, taken
-        if taken > most and before:
+        size = _size(item) + 1
+        if total and total + size > most:
             return
+        total += size
         yield item
 
 
-def _size(item: Any) -> int:
+def _size(item: Record) -> int:
     return len(encode(item).encode())
 
 
@@ -262,36 +238,33 @@ def columns(scan: Scan) -> list[dict[str, str]]:
     ]
 
 
-def rows(scan: Scan, query: str) -> list[tuple[Any, ...]]:
-    return scan.rows(query)
+def struct(*names: str, **expressions: str) -> str:
+    """Columns, and expressions by name, as one value of DuckDB, which is a dict here."""
+    pairs = {**{name: name for name in names}, **expressions}
+    return "{" + ", ".join(f"'{name}': {value}" for name, value in pairs.items()) + "}"
 
 
-def or_null(scan: Scan, name: str) -> str:
-    return name if name == "conflict" or name in scan.columns else f"NULL AS {name}"
+def available(scan: Scan, *names: str) -> dict[str, str]:
+    """The columns of tokens; NULL for those that the scan does not have."""
+    return {name: name if name in scan.columns else "NULL" for name in names}
 
 
-def _among(key: Sequence[str], places: Sequence[Key]) -> str:
-    """True of those examples; where each is a turn, of some other turns of their rows as well."""
-    columns = zip(key, zip(*places, strict=True), strict=True)
+def _among(names: Sequence[str], keys: Sequence[Key]) -> str:
+    """True of those examples; if each is a turn, also of some other turns of their rows."""
+    columns = zip(names, zip(*keys, strict=True), strict=True)
     return " AND ".join(f"{name} IN ({', '.join(map(str, values))})" for name, values in columns)
 
 
-def _quoted(name: str) -> str:
-    return name.replace('"', '""')
-
-
-def named(names: Sequence[str], found: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [dict(zip(names, map(rounded, row), strict=True)) for row in found]
-
-
-def rounded(value: Any) -> Any:
+def rounded(record: Mapping[str, Any]) -> Record:
     """Four digits are what a reader can use, and half the bytes; no NaN in JSON."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-    return value
+    return {name: _rounded(v) if isinstance(v, float) else v for name, v in record.items()}
 
 
-def short(value: Any) -> str:
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def short(value: object) -> str:
     """A value as a cell of a table, at most so long."""
     if isinstance(value, list):
         text = ", ".join(map(str, value))

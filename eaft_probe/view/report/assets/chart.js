@@ -15,7 +15,7 @@ function limits() {
 }
 
 function rectangles(top, drawn) {
-  const made = [];
+  const cells = [];
   for (let y = 0; y < top * land.entropy_cells; y += drawn.entropy) {
     for (let x = 0; x < land.columns; x += drawn.prob) {
       const box = { x0: x, x1: x + drawn.prob, y0: y, y1: Math.min(y + drawn.entropy, land.rows) };
@@ -23,12 +23,12 @@ function rectangles(top, drawn) {
       const { prob, entropy } = bounds(box);
       // Half a pixel over the edge, or seams show between neighbours.
       if (tokens) {
-        made.push({ prob: prob[0], prob2: prob[1] + 0.0008, entropy: entropy[0],
+        cells.push({ prob: prob[0], prob2: prob[1] + 0.0008, entropy: entropy[0],
           entropy2: entropy[1] + 0.001 * top, tokens, conflicts: inRegion(conflictCounts, box) });
       }
     }
   }
-  return made;
+  return cells;
 }
 
 // The highest entropy there is, in whole nats, and never less than the rule's where cells reach.

@@ -1,8 +1,8 @@
-// The scan beside another one: the numbers as `compare --json` has them, written as tables.
+// The scan compared with another one: the numbers as `compare --json` has them, written as tables.
 
 const signed = (x) => (x > 0 ? "+" : "") + number(x);
 const share = (x) => (x === null ? "–" : percent(x, 1));
-// Where JSON has no number for a ratio over 0, or for an end that lies there, it is infinite.
+// JSON has no number for a ratio over 0, nor for an end that lies there: they are infinite.
 const orInfinite = (x, is, write) => (x === null && is ? "∞" : write(x));
 
 function ends(row, name, write) {
@@ -11,15 +11,15 @@ function ends(row, name, write) {
 }
 
 const HOW = {
-  tokens: (found) =>
-    "A is the scan of this page, B the other one. A token is learned where its log-probability " +
-    `under B is above that under A by more than ${number(found.delta)} nats, forgotten where it ` +
-    "is below by more, unchanged within. The groups of tokens, and the conflict rule, are A's.",
-  distributions: (found) =>
-    "A is the scan of this page, B the other one. Their tokens are not matched with one another: " +
-    "what is compared is how frequent each kind of token is. The conflict rule is A's for both. " +
-    (found.intervals ? "Intervals hold 95% of the values over resampled examples, since the " +
-      "tokens of one example are no independent draws." : ""),
+  tokens: (summary) =>
+    "A is the scan of this page, B the other one. A token is learned if its log-probability under " +
+    `B is higher than under A by more than ${number(summary.delta)} nats, forgotten if it is lower ` +
+    "by more than that, else unchanged. The groups of tokens and the conflict rule are A's.",
+  distributions: (summary) =>
+    "A is the scan of this page, B the other one. Their tokens are not matched with each other: " +
+    "the comparison is of how frequent each kind of token is. A's conflict rule is used for both. " +
+    (summary.intervals ? "Intervals contain 95% of the values over resampled examples, since the " +
+      "tokens of one example are not independent draws." : ""),
 };
 
 function named(name, meanings) {
@@ -64,25 +64,25 @@ function mover(token) {
   const choice = (side) => element("span", { class: "choice" }, `${side.toUpperCase()}: `,
     quoted(token[`top1_${side}`]), ` ${number(token[`top1_prob_${side}`])}`);
   const flags = ["A", "B"].filter((side) => token[`conflict_${side.toLowerCase()}`]);
-  const said = flags.length ? `conflict under ${flags.join(" and ")}` : null;
+  const conflict = flags.length ? `conflict under ${flags.join(" and ")}` : null;
   return element("li", {},
     context(token.before, token.token, token.after, token.conflict_a),
     element("span", { class: "numbers" },
       element("b", {}, `${signed(token.change)} nats`),
       element("span", {}, `prob ${pair("prob")}`), element("span", {}, `entropy ${pair("entropy")}`),
-      said ? element("b", { class: "badge" }, said) : null,
+      conflict ? element("b", { class: "badge" }, conflict) : null,
       choice("a"), choice("b"), exampleButton(token)));
 }
 
 function movedList(title, kind, { summary, movers }) {
-  const found = movers[kind];
-  const said = found.length
-    ? `The ${whole(found.length)} furthest of ${whole(summary[kind])} ${kind} tokens, chosen from ` +
-      "all that are in both scans; then what either model would have said."
+  const tokens = movers[kind];
+  const text = tokens.length
+    ? `The ${whole(tokens.length)} largest changes of ${counted(summary[kind], `${kind} token`)}, ` +
+      "among all that are in both scans; next to them what each model would have said."
     : `No token is ${kind}.`;
-  return element("div", {}, element("h3", {}, title), element("p", { class: "muted" }, said),
-    found.length ? element("div", { class: "scroll", role: "region", "aria-label": title,
-      tabindex: "0" }, element("ol", {}, ...found.map(mover))) : null);
+  return element("div", {}, element("h3", {}, title), element("p", { class: "muted" }, text),
+    tokens.length ? element("div", { class: "scroll", role: "region", "aria-label": title,
+      tabindex: "0" }, element("ol", {}, ...tokens.map(mover))) : null);
 }
 
 // --- as distributions ---
@@ -113,9 +113,9 @@ function showAgainst(against) {
     ...summary.notes.map((note) => element("p", { class: "notice" }, sentence(note))));
   byId("against-cards").append(...against.cards.map(headlined));
   byId("against-scans").append(scansTable(against));
-  byId("against-tables").append(...(moved ? movedTables : apartTables)(against).map((made) =>
+  byId("against-tables").append(...(moved ? movedTables : apartTables)(against).map((table) =>
     element("div", { class: "wide", role: "region", tabindex: "0",
-      "aria-label": made.caption.textContent }, made)));
+      "aria-label": table.caption.textContent }, table)));
   const { alt, width, height } = figure;
   byId("against-figure").append(element("img", { id: "against-picture", alt, width, height,
     src: `data:image/png;base64,${figure.png}` }));

@@ -64,32 +64,32 @@ function showLegend() {
 
 // --- one example ---
 
-// Of a scan that kept a part of its tokens, of those that are here: `held` of the `trained`.
+// Of a scan that kept only some of its tokens: `held` of the `trained`.
 const tokensOf = ({ held, trained }) =>
-  held < trained ? `${whole(held)} kept of ${whole(trained)} tokens` : `${whole(trained)} tokens`;
+  held < trained ? `${whole(held)} kept of ${counted(trained, "token")}` : counted(trained, "token");
 
 function card(example) {
   const heading = titleOf(example).replace("e", "E");
-  const label = `${heading}: ${example.conflicts} conflicts in ${tokensOf(example)}`;
+  const label = `${heading}: ${counted(example.conflicts, "conflict")} in ${tokensOf(example)}`;
   const text = element("p", { class: "text", role: "group", "aria-label": `Text of ${label}` });
   const flags = new Set(example.flags);
   example.text.forEach((piece, i) =>
     text.append(gap(example.gaps[i]), ...token(piece, i, flags.has(i))));
   text.append(gap(example.gaps.at(-1)));
   text.querySelector(flags.size ? ".conflict" : "[data-i]").tabIndex = 0;
-  const made = element("article", { "aria-label": label },
+  const article = element("article", { "aria-label": label },
     element("h3", {}, heading, example.key ? element("code", {}, example.key) : null),
     element("p", { class: "muted" }, facts(example)), text, conflictTable(example));
-  made.example = example;
-  paint(made);
-  return made;
+  article.example = example;
+  paint(article);
+  return article;
 }
 
 function facts(example) {
   const { held, conflicts, nll, text } = example;
   const kept = report.examples.kept.map((name, i) => `${name} ${example.kept[i]}`);
   return [
-    `${whole(conflicts)} conflicts in ${tokensOf(example)} (${percent(conflicts, held)})`,
+    `${counted(conflicts, "conflict")} in ${tokensOf(example)} (${percent(conflicts, held)})`,
     `mean nll ${number(nll)} nats`, ...kept,
     text.length < held ? `${whole(text.length)} of its tokens shown` : null,
   ].filter(Boolean).join(" · ");
@@ -127,12 +127,12 @@ function conflictTable({ flags, text, columns }) {
 function matching() {
   const search = byId("example-search").value.toLowerCase();
   const kept = byId("kept").value;
-  const found = examples.filter((e) =>
+  const matches = examples.filter((e) =>
     (!byId("with-conflicts").checked || e.conflicts) &&
     (!kept || isKept(e, kept)) &&
     (!search || `${e.key} ${wording(e)}`.toLowerCase().includes(search)));
   const order = SORTS[byId("sort").value];
-  return found.sort((a, b) => order(a) - order(b) || a.example - b.example || a.turn - b.turn);
+  return matches.sort((a, b) => order(a) - order(b) || a.example - b.example || a.turn - b.turn);
 }
 
 function isKept(example, choice) {
@@ -146,14 +146,14 @@ const wording = (e) =>
 
 function showExamples() {
   hideTip();
-  const found = matching();
-  const shown = found.slice(0, picked.shown);
+  const matches = matching();
+  const shown = matches.slice(0, picked.shown);
   const first = picked.pinned ? [picked.pinned] : [];
   const others = shown.filter((e) => e !== picked.pinned);
   byId("cards").replaceChildren(...[...first, ...others].map(card));
-  byId("more-examples").hidden = found.length <= picked.shown;
-  byId("matching").textContent = found.length
-    ? `${whole(found.length)} of ${whole(examples.length)} ${NOUN} match, ` +
+  byId("more-examples").hidden = matches.length <= picked.shown;
+  byId("matching").textContent = matches.length
+    ? `Matching: ${whole(matches.length)} of ${whole(examples.length)} ${NOUN}; ` +
       `${whole(shown.length)} shown.`
     : "No example matches.";
   say(byId("matching").textContent);
@@ -188,7 +188,7 @@ function showNumbers(span) {
     ["rank", of("rank") === null ? "–" : whole(of("rank"))],
   ];
   const name = byId("colour").value;
-  if (!rows.some(([known]) => known === name)) rows.push([name, number(of(name))]);
+  if (!rows.some(([title]) => title === name)) rows.push([name, number(of(name))]);
   for (const old of document.querySelectorAll("[aria-describedby=tip]")) {
     old.removeAttribute("aria-describedby");
   }
@@ -239,9 +239,9 @@ function startExamples() {
   options(byId("kept"), [["", "all"], ...keptChoices()]);
   byId("kept-label").hidden = !report.examples.kept.length;
   byId("examples-note").textContent = examples.length < report.examples.of
-    ? `${whole(examples.length)} of ${whole(report.examples.of)} ${NOUN} are on this page: those ` +
-      "with the largest share of conflicts."
-    : `All ${whole(examples.length)} ${NOUN} of the scan are on this page.`;
+    ? `On this page: ${whole(examples.length)} of ${whole(report.examples.of)} ${NOUN}, those with ` +
+      "the largest share of conflicts."
+    : `On this page: all ${NOUN} of the scan (${whole(examples.length)}).`;
   for (const id of ["sort", "kept", "example-search", "with-conflicts"]) {
     byId(id).addEventListener("input", () => {
       Object.assign(picked, { shown: AT_ONCE, pinned: null });
@@ -251,7 +251,7 @@ function startExamples() {
   byId("choice").addEventListener("submit", (event) => event.preventDefault());
   byId("colour").addEventListener("input", () => {
     showLegend();
-    for (const made of byId("cards").children) paint(made);
+    for (const article of byId("cards").children) paint(article);
   });
   byId("more-examples").addEventListener("click", () => {
     picked.shown += AT_ONCE;

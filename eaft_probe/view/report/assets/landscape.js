@@ -65,21 +65,21 @@ function choose(chosen, source) {
 }
 
 function showRegion() {
-  const found = inRegion(counts, state.region);
+  const count = inRegion(counts, state.region);
   const conflicts = inRegion(conflictCounts, state.region);
   const only = byId("only-conflicts").checked;
   const { prob, entropy } = bounds(state.region);
   const where = `prob ${number(prob[0])} to ${number(prob[1])}, ` +
     `entropy ${number(entropy[0])} to ${number(entropy[1])} nats`;
-  byId("count").textContent = `${whole(found)} of ${whole(report.tokens.of)} tokens ` +
-    `(${percent(found, report.tokens.of)}), ${whole(conflicts)} of them conflicts: ${where}`;
-  showList(only ? conflicts : found, only);
+  byId("count").textContent = `${whole(count)} of ${counted(report.tokens.of, "token")} ` +
+    `(${percent(count, report.tokens.of)}), ${whole(conflicts)} of them conflicts: ${where}`;
+  showList(only ? conflicts : count, only);
   say(byId("count").textContent);
 }
 
 // --- the tokens in it ---
 
-function showList(found, only) {
+function showList(total, only) {
   const search = byId("token-search").value.toLowerCase();
   const matching = tokens.filter((t) =>
     holds(state.region, t) && (!only || t.conflict) &&
@@ -88,12 +88,12 @@ function showList(found, only) {
   const shown = matching.slice(0, state.listed);
   byId("tokens").replaceChildren(...shown.map(listItem));
   byId("more-tokens").hidden = shown.length === matching.length;
-  const what = only ? "conflicts" : "tokens";
-  const searched = search ? ` hold “${search}”` : "";
-  byId("listed").textContent = found === 0
-    ? `No ${what} here.`
-    : `${whole(matching.length)} of these ${whole(found)} ${what} are on this page${searched}, ` +
-      `the least likely first; ${whole(shown.length)} shown.`;
+  const noun = only ? "conflict" : "token";
+  const searched = search ? `contain “${search}” and ` : "";
+  byId("listed").textContent = total === 0
+    ? `No ${noun} here.`
+    : `${whole(matching.length)} of ${counted(total, noun)} ${searched}can be listed, the least ` +
+      `likely first; ${whole(shown.length)} shown.`;
 }
 
 function listItem(token) {
@@ -162,9 +162,9 @@ function startLandscape() {
 function caption() {
   const { of, of_conflicts: all, conflicts } = report.tokens;
   const most = land.vocab_size ? " and the most (dashed)" : "";
-  return `All ${whole(of)} tokens are counted; the colour is their number, on a log scale. Box: the ` +
-    `conflict rule. Lines: the least (solid)${most} entropy there can be at a probability. ` +
-    `${whole(tokens.length)} tokens can be listed: ${whole(conflicts)} of ${whole(all)} conflicts ` +
-    `and ${whole(tokens.length - conflicts)} of the ${whole(of - all)} others, spread evenly over ` +
-    "the landscape. Bounds snap to cells of 1/256 in prob and 1/32 nat in entropy.";
+  return "Every token is counted; the colour shows how many there are, on a log scale. Box: the " +
+    `conflict rule. Lines: the least (solid)${most} entropy possible at each probability. ` +
+    `${counted(tokens.length, "token")} can be listed, spread evenly over the landscape: ` +
+    `${whole(conflicts)} of ${counted(all, "conflict")} and ${whole(tokens.length - conflicts)} of ` +
+    `${counted(of - all, "other")}. Bounds snap to cells of 1/256 in prob and 1/32 nat in entropy.`;
 }

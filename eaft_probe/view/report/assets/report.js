@@ -3,6 +3,7 @@
 const report = JSON.parse(document.getElementById("payload").textContent);
 const byId = (id) => document.getElementById(id);
 const whole = (n) => n.toLocaleString("en");
+const counted = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 const number = (x) =>
   x === null || x === undefined ? "–"
     : x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(1)
@@ -11,26 +12,26 @@ const percent = (part, all) => `${Number(((100 * part) / all).toPrecision(3))}%`
 
 // element("td", { class: "n" }, "12", child): attributes are our own, never the data's.
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== null) made.setAttribute(key, value);
+    if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value !== null) node.setAttribute(key, value);
   }
-  made.append(...children.filter((c) => c !== null));
-  return made;
+  node.append(...children.filter((c) => c !== null));
+  return node;
 }
 
 function button(label, action, attributes = {}) {
-  const made = element("button", { type: "button", ...attributes }, label);
-  made.addEventListener("click", action);
-  return made;
+  const node = element("button", { type: "button", ...attributes }, label);
+  node.addEventListener("click", action);
+  return node;
 }
 
 // White space that is a token, or begins or ends a quoted one, is drawn.
 const drawn = (spaces) => spaces.replace(/ /g, "␣").replace(/\t/g, "⇥").replace(/\n/g, "↵");
 const marked = (text) => text.replace(/^\s+|\s+$/g, drawn);
 
-// --- what a screen reader hears: the last thing said, once things have settled ---
+// --- what a screen reader hears: the last message, once nothing changes any more ---
 
 let speaking;
 function say(text) {
@@ -38,7 +39,7 @@ function say(text) {
   speaking = setTimeout(() => (byId("live").textContent = text), 400);
 }
 
-// --- theme: the system's, until the button says otherwise ---
+// --- theme: the system's, until the reader presses the button ---
 
 const themed = []; // what draws in colours of its own
 const systemDark = matchMedia("(prefers-color-scheme: dark)");
@@ -65,9 +66,9 @@ function startTheme() {
 function colour(name) {
   const probe = document.body.appendChild(element("span"));
   probe.style.color = `var(${name})`;
-  const found = getComputedStyle(probe).color;
+  const computed = getComputedStyle(probe).color;
   probe.remove();
-  return found;
+  return computed;
 }
 
 // --- the tooltip, for pointer and focus alike ---
@@ -129,8 +130,8 @@ const headlined = ({ figure, label, detail }) =>
 function showPairs() {
   const { rows, of } = report.pairs;
   byId("pairs-note").textContent = rows.length
-    ? `What stands in the data, and what the model was sure of instead: the ${whole(rows.length)} ` +
-      `commonest of ${whole(of)} different pairs, each with up to three places.`
+    ? `The token in the data, and what the model was sure of instead: the ${whole(rows.length)} ` +
+      `commonest of ${counted(of, "different pair")}, each with up to three places.`
     : "No token of this scan is a confident conflict under its rule.";
   if (!rows.length) return void byId("pairs").remove();
   byId("pairs").append(table(
@@ -140,7 +141,7 @@ function showPairs() {
 }
 
 function places(pair) {
-  if (!pair.places.length) return "none of them was kept";
+  if (!pair.places.length) return "none of these tokens was kept";
   const items = pair.places.map((place) =>
     element("li", {},
       context(place.before.slice(-60), pair.token, place.after.slice(0, 60), true), " ",
@@ -186,7 +187,7 @@ document.addEventListener("DOMContentLoaded", start);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") hideTip();
 });
-// What a focused token says stays with it while the page scrolls to it.
+// The numbers of a focused token stay with it while the page scrolls to it.
 document.addEventListener("scroll", () => {
   const focused = document.activeElement.closest("[data-i]");
   if (focused && !byId("tip").hidden) showNumbers(focused);
