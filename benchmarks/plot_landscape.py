@@ -88,10 +88,10 @@ def report(args: argparse.Namespace, runs: dict[str, list[Usage]]) -> None:
     from contestants import print_table
 
     from eaft_probe import Scan
-    from eaft_probe.analysis.histogram2d import plane
+    from eaft_probe.analysis.histogram2d import histogram
 
     scan = Scan.open(args.folder)
-    drawn = int(plane(scan).counts.sum())
+    drawn = int(histogram(scan).counts.sum())
     assert drawn == args.tokens, f"{drawn:,} tokens drawn"
     size = sum(f.stat().st_size for f in scan.part_files("tokens"))
     print(

@@ -97,7 +97,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def foreign(what: str) -> Iterator[None]:
+def as_model_error(what: str) -> Iterator[None]:
     """Runs somebody else's code on somebody else's files: all that it raises is a `ModelError`.
 
     No list of exceptions: a cut file is a `struct.error`, a model without heads a

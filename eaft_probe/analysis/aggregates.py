@@ -31,7 +31,7 @@ from eaft_probe.analysis.partial_aggregates import (
     spread,
     sums_of,
 )
-from eaft_probe.analysis.positions import BINS, READS, SHAPES, along
+from eaft_probe.analysis.positions import BINS, READS, SHAPES, sums_by_position
 from eaft_probe.columns.quantiles import UPPER, quantiles_within
 from eaft_probe.errors import MissingColumn, ScanError, one_line
 from eaft_probe.scans.part_writer import TOTALS
@@ -72,8 +72,8 @@ class Counted(Protocol):
     def quantiles(self, column: str, at: Sequence[float]) -> list[float]: ...
     def plane(self) -> Plane: ...
     def conflict_plane(self) -> Plane: ...
-    def along(self) -> Arrays:
-        """What `positions.along` gives."""
+    def by_position(self) -> Arrays:
+        """What `positions.sums_by_position` gives."""
 
 
 def counted(scan: Scan) -> Counted:
@@ -110,7 +110,7 @@ class OfTokens(Counts):
         return self.scan.quantiles(column, at)
 
     def plane(self) -> Plane:
-        return histogram2d.plane(self.scan)
+        return histogram2d.histogram(self.scan)
 
     def conflict_plane(self) -> Plane:
         counts = np.zeros(CELLS, np.int64)
@@ -118,8 +118,8 @@ class OfTokens(Counts):
             counts[cell] = count
         return Plane(counts.reshape(ENTROPY_BINS, PROB_BINS))
 
-    def along(self) -> Arrays:
-        return along(self.scan.token_arrays(READS), self.scan.rule)
+    def by_position(self) -> Arrays:
+        return sums_by_position(self.scan.token_arrays(READS), self.scan.rule)
 
 
 class OfTotals:
@@ -198,7 +198,7 @@ class OfTotals:
     def conflict_plane(self) -> Plane:
         return self._plane(self._conflict)
 
-    def along(self) -> Arrays:
+    def by_position(self) -> Arrays:
         bins = np.split(spread(*self.sums["position"], BINS), [1, 4], axis=1)
         return {n: b.reshape(shape) for (n, shape), b in zip(SHAPES.items(), bins, strict=True)}
 

@@ -23,7 +23,7 @@ from eaft_probe.scans.part_writer import GRADIENTS, write_parquet
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import PLACES, column_field, wrong_columns
 from eaft_probe.scans.verification import footer, reading
-from eaft_probe.storage.atomic import own_file
+from eaft_probe.storage.atomic import file_inside
 
 MADE_KEY = b"eaft_probe.gradients"  # how the file was made, as JSON
 OWN = (
@@ -40,7 +40,7 @@ OWN = (
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """How a file of gradients was made. All but `sample` and `finished` a rerun must repeat."""
 
     scan: str  # the scan's parts, as a hash
@@ -53,13 +53,13 @@ class Made:
     left_out: int = 0  # examples whose tokens did not come back from their text
     config: Mapping[str, object] = field(default_factory=dict, compare=False)
 
-    def differences(self, other: "Made") -> list[str]:
+    def differences(self, other: "Provenance") -> list[str]:
         """The names of what is not the same in both."""
         named = ("scan", "model", "adapter", "dtype", "seed")
         return [n for n in named if getattr(self, n) != getattr(other, n)]
 
 
-_MADE = TypeAdapter(Made)
+_MADE = TypeAdapter(Provenance)
 NEEDED = ("prob", "entropy", *(o[0] for o in OWN))  # and the token's key
 _TYPES = dict.fromkeys(("prob", "entropy", *CLOSED), pa.float32()) | {
     n: kind for n, kind, *_ in (*PLACES, *OWN)
@@ -77,7 +77,7 @@ class FullGradients:
 
     scan: Scan
     table: pandas.DataFrame
-    made: Made
+    made: Provenance
 
     @classmethod
     def open(cls, scan: Scan) -> "FullGradients":
@@ -88,7 +88,7 @@ class FullGradients:
         try:
             needed = [*scan.token_key, *NEEDED]
             fits = partial(wrong_columns, needed=needed, known=_TYPES)
-            footer(own_file(scan.path, GRADIENTS), fits)
+            footer(file_inside(scan.path, GRADIENTS), fits)
             with reading(path):
                 table = pq.read_table(path.absolute(), partitioning=None)
             made = _MADE.validate_json((table.schema.metadata or {})[MADE_KEY], strict=True)
@@ -142,7 +142,7 @@ class FullGradients:
         )
 
 
-def write(scan: Scan, sample: Arrays, norms: NDArray[np.floating], made: Made) -> None:
+def write(scan: Scan, sample: Arrays, norms: NDArray[np.floating], made: Provenance) -> None:
     """Writes the sampled tokens whose norm is there (not NaN). Raises `OSError`.
 
     A token stands for its stratum's tokens over those of them that are written.
@@ -177,7 +177,7 @@ def join(scan: Scan, samples: Sequence[FullGradients], first: Sequence[int]) -> 
     _write(scan, columns, replace(made, scan=scan_identity(scan), **sums))
 
 
-def _write(scan: Scan, columns: Arrays, made: Made) -> None:
+def _write(scan: Scan, columns: Arrays, made: Provenance) -> None:
     schema = _schema([*columns]).with_metadata({MADE_KEY: json.dumps(asdict(made))})
     arrays = [pa.array(columns[f.name].astype(f.type.to_pandas_dtype())) for f in schema]
     write_parquet(scan.path / GRADIENTS, pa.Table.from_arrays(arrays, schema=schema))

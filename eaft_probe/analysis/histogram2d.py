@@ -46,7 +46,7 @@ def cell(columns: Arrays) -> NDArray[np.int64]:
     return np.asarray(up * PROB_BINS + across, np.int64)
 
 
-def plane(scan: Scan) -> Plane:
+def histogram(scan: Scan) -> Plane:
     """The whole scan's plane."""
     counts = np.zeros(CELLS, np.int64)
     for part in scan.token_arrays(["prob", "entropy"]):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.analysis.count_queries import MOST_VALUES, Counts
 from eaft_probe.analysis.histogram2d import CELLS, cell
-from eaft_probe.analysis.positions import BINS, READS, along
+from eaft_probe.analysis.positions import BINS, READS, sums_by_position
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.quantiles import UPPER, upper_bits
 from eaft_probe.scans.keys import key_of
@@ -53,7 +53,7 @@ def unit_totals(
     columns = {n: tokens[n].to_numpy() for n in {*READS, *floats, "rank"}}
     sums: Sums = {"cell": _cells(columns, [*floats, "rank"], rule)}
     sums |= {f"bits:{n}": _occupied(upper_bits(columns[n])[:, None]) for n in floats}
-    sums["position"] = _occupied(np.column_stack(list(along([columns], rule).values())))
+    sums["position"] = _occupied(np.column_stack(list(sums_by_position([columns], rule).values())))
     sums |= _grouped(tokens, examples, keep, rule, special)
     return table_of(sums, [*floats, "rank"])
 

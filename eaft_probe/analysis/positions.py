@@ -17,7 +17,9 @@ READS = ("example", "turn", "position", "entropy", "logprob", "prob")
 SHAPES = {"counts": (BINS,), "sums": (BINS, 3), "squares": (BINS, 3)}
 
 
-def along(pieces: Iterable[Arrays], rule: ConflictRule) -> dict[str, NDArray[np.float64]]:
+def sums_by_position(
+    pieces: Iterable[Arrays], rule: ConflictRule
+) -> dict[str, NDArray[np.float64]]:
     """The arrays SHAPES from pieces with the columns READS: tokens by bin, and of entropy, nll and
     conflict (0 or 1) the sums and the sums of squares."""
     counts, sums, squares = (np.zeros(shape) for shape in SHAPES.values())

@@ -56,7 +56,7 @@ class Strata:
 
     def turns(self, strata: NDArray[np.int64], nth: NDArray[np.int64]) -> NDArray[np.float64]:
         """When the nth (from 0) token of a stratum is drawn: evenly spaced, from a random start."""
-        start = mixed(self.seed, np.arange(STRATA)) / 2.0**64
+        start = hash_bits(self.seed, np.arange(STRATA)) / 2.0**64
         return np.asarray((nth + start[strata]) / self.shares[strata], np.float64)
 
     def quotas(self, size: int) -> NDArray[np.int64]:
@@ -69,7 +69,7 @@ class Strata:
             until *= 2
 
 
-def drawn(scan: Scan, size: int, seed: int, columns: Sequence[str]) -> dict[str, Array]:
+def draw_sample(scan: Scan, size: int, seed: int, columns: Sequence[str]) -> dict[str, Array]:
     """The sample of `size` tokens, or of all that there are, in the order of their turns.
 
     Gives the `columns`, and `part` (the index of the scan's part), `stratum` and `stratum_tokens`
@@ -90,7 +90,7 @@ def _pieces(scan: Scan, names: Sequence[str], seed: int) -> Iterator[Arrays]:
     for part in range(len(scan.manifest["parts"])):
         for piece in scan.token_arrays(list(dict.fromkeys(names)), part):
             parts = np.full(len(piece["prob"]), part)
-            key = mixed(seed, *(piece[n] for n in scan.token_key))
+            key = hash_bits(seed, *(piece[n] for n in scan.token_key))
             yield {**piece, "part": parts, "stratum": stratum(piece), "key": key}
 
 
@@ -107,7 +107,7 @@ def _first(
     return {**sample, "nth": nth[first]}
 
 
-def mixed(*numbers: int | NDArray[np.integer]) -> NDArray[np.uint64]:
+def hash_bits(*numbers: int | NDArray[np.integer]) -> NDArray[np.uint64]:
     """(N,) 64 random-looking bits that depend on the numbers alone (SplitMix64's finalizer)."""
     state = np.zeros(1, np.uint64)
     for number in numbers:

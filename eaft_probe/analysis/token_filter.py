@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eaft_probe.analysis.stratified_sample import mixed
+from eaft_probe.analysis.stratified_sample import hash_bits
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.scans.keys import Arrays, key_of, sortable
 
@@ -27,5 +27,5 @@ def kept_tokens(
 
 def _drawn(columns: Arrays, token_key: Sequence[str], share: float) -> NDArray[np.bool_]:
     """By a hash of a token's key alone: whatever else is scored with it."""
-    hashes = mixed(SEED, *(columns[n] for n in token_key))
+    hashes = hash_bits(SEED, *(columns[n] for n in token_key))
     return hashes < np.uint64(share * 2.0**64)

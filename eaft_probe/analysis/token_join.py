@@ -12,7 +12,7 @@ from eaft_probe.scans.scan import Scan
 Keyed = tuple[NDArray[np.complex128], Arrays]  # keys (N,), rising, and the columns of their tokens
 
 
-def aligned(
+def joined_tokens(
     a: Scan, b: Scan, of_a: Sequence[str], of_b: Sequence[str]
 ) -> Iterator[tuple[Arrays, Arrays]]:
     """The columns `of_a` and `of_b` of the tokens that are in both, piece by piece.

@@ -29,7 +29,7 @@ def flag(given: Given, folder: Dir, as_json: Json = False) -> None:
     from eaft_probe.scans.scan import Scan
 
     settings = make_settings(RuleSettings, given)
-    rule = ConflictRule.given(settings.entropy_below, settings.prob_below, settings.quantile)
+    rule = ConflictRule.of(settings.entropy_below, settings.prob_below, settings.quantile)
     show_scan(Scan.open(folder).flag(rule), as_json, None, worst=0)
 
 

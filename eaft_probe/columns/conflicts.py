@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_probe.errors import BadInput, ScanError, one_line
-from eaft_probe.storage.atomic import own_file, read_json, write_json
+from eaft_probe.storage.atomic import file_inside, read_json, write_json
 
 # 0.17 of the largest entropy over 20 tokens, the centre of the sigmoid gate in arXiv 2601.02151.
 ENTROPY_BELOW = 0.17 * math.log(20)  # 0.509 nats
@@ -40,7 +40,7 @@ class ConflictRule:
             raise BadInput(f"--quantile is a number between 0 and 1, found {self.quantile}")
 
     @classmethod
-    def given(
+    def of(
         cls, entropy_below: float | None, prob_below: float | None, quantile: float | None
     ) -> "ConflictRule":
         """The rule with its defaults where nothing is given."""
@@ -67,7 +67,7 @@ class ConflictRule:
         return f"entropy < {self.entropy_below:.3g} nats and prob < {self.prob_below:.3g}{origin}"
 
     @property
-    def said(self) -> str:
+    def thresholds(self) -> str:
         """Its thresholds, to the last digit."""
         return json.dumps([self.entropy_below, self.prob_below])
 
@@ -81,7 +81,7 @@ class ConflictRule:
         if not path.exists():
             return cls()
         try:
-            return cls(**read_json(own_file(folder, RULE_FILE), MOST_BYTES))
+            return cls(**read_json(file_inside(folder, RULE_FILE), MOST_BYTES))
         except (ValueError, TypeError, OverflowError, BadInput) as error:
             why = "" if isinstance(error, ScanError) else f"{path} is damaged: "
             raise ScanError(

@@ -170,7 +170,7 @@ def batches(
 
 
 def _of_one_regime(items: Sequence[Window], budget: int, cost: Cost | None) -> Iterator[TokenBatch]:
-    groups = shared_prefixes(nested(items), cost) if cost else [(0, list(items))]
+    groups = shared_prefixes(without_nested(items), cost) if cost else [(0, list(items))]
     for prefix, members in groups:
         # A row behind a prefix carries a copy of its keys: count a quarter, so that many short
         # rows behind a long prefix do not outgrow a batch of whole rows.
@@ -201,7 +201,7 @@ def _padded(rows: Sequence[NDArray[Any]], dtype: type) -> torch.Tensor:
     return torch.from_numpy(padded)
 
 
-def nested(items: Sequence[Window]) -> list[Window]:
+def without_nested(items: Sequence[Window]) -> list[Window]:
     """The windows without those that another begins with: its pass gives their numbers, too.
 
     So are the turns of a conversation, each a rendering of its own, where the template shows a

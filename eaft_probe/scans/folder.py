@@ -22,7 +22,7 @@ from eaft_probe.scans.part_writer import (
     UNITS,
 )
 from eaft_probe.scans.scan import Scan
-from eaft_probe.storage.atomic import json_bytes, own_file, parsed_json, read_json
+from eaft_probe.storage.atomic import file_inside, json_bytes, parsed_json, read_json
 from eaft_probe.storage.folder import Destination, Folder
 
 RESULTS = (
@@ -45,7 +45,7 @@ Plan = Mapping[str, Any]  # what a rerun must repeat, as plan.json has it
 
 def read_plan(file: Path) -> dict[str, Any]:
     """The plan of an earlier run. Raises `ScanError`."""
-    return read_json(own_file(file.parent, file.name), PLAN_BYTES)
+    return read_json(file_inside(file.parent, file.name), PLAN_BYTES)
 
 
 def earlier_plan(place: Destination) -> Plan:

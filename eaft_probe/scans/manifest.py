@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 
 from eaft_probe.errors import ScanError
-from eaft_probe.storage.atomic import json_bytes, own_file, parsed_json, read_json
+from eaft_probe.storage.atomic import file_inside, json_bytes, parsed_json, read_json
 from eaft_probe.storage.folder import Destination
 
 SCHEMA_VERSION = 1
@@ -103,7 +103,7 @@ class Manifest(_Strict):
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a scan, as it stands. Raises `ScanError` for what breaks the schema."""
-    path = own_file(folder, MANIFEST)
+    path = file_inside(folder, MANIFEST)
     manifest = read_json(path, MOST_BYTES)
     version = manifest.get("schema_version")
     if isinstance(version, int) and version != SCHEMA_VERSION:

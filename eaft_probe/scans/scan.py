@@ -32,7 +32,7 @@ from eaft_probe.scans.part_writer import (
 from eaft_probe.scans.remote_cache import mirrored, not_finished
 from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
 from eaft_probe.scans.verification import check_parts, footer, reading
-from eaft_probe.storage.atomic import own_file, written_aside
+from eaft_probe.storage.atomic import file_inside, written_aside
 from eaft_probe.storage.remote import Store, local
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Scan:
 
         Raises `ScanError` where it is not what the manifest says.
         """
-        file = own_file(self.path, TOTALS).absolute()
+        file = file_inside(self.path, TOTALS).absolute()
         footer(file, lambda schema: None if schema.equals(TOTALS_SCHEMA) else "other columns")
         with reading(file):
             if sha256(file) != self.manifest.get("totals"):
@@ -221,10 +221,10 @@ class Scan:
         """
         rule, file = self.rule, self.path.absolute() / CONFLICTS
         with suppress(ScanError):
-            stored = footer(own_file(file.parent, CONFLICTS), conflicts_shape)
-            by = (stored.schema.metadata or {}).get(RULE_KEY, rule.said.encode())
+            stored = footer(file_inside(file.parent, CONFLICTS), conflicts_shape)
+            by = (stored.schema.metadata or {}).get(RULE_KEY, rule.thresholds.encode())
             most = self.manifest["counts"]["trained_tokens"]
-            if by == rule.said.encode() and stored.rows <= most:
+            if by == rule.thresholds.encode() and stored.rows <= most:
                 return file
         with self._flagging(rule):
             return file
@@ -290,7 +290,7 @@ class Scan:
         was counted by another rule, and `ProbeError` where it cannot write.
         """
         config = self.manifest["config"]
-        counted_by = ConflictRule.given(config.get("entropy_below"), config.get("prob_below"), None)
+        counted_by = ConflictRule.of(config.get("entropy_below"), config.get("prob_below"), None)
         if not self.keeps_all and rule != counted_by:
             raise ScanError(
                 f"{self.place} was made with --keep-tokens {self.keep_tokens}, so its conflicts "
@@ -311,7 +311,7 @@ class Scan:
     @contextmanager
     def _flagging(self, rule: ConflictRule) -> Iterator[None]:
         """conflicts.parquet is written aside, and takes its place at the end."""
-        schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.said})
+        schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.thresholds})
         try:
             with written_aside(self.path / CONFLICTS) as aside:
                 with pq.ParquetWriter(aside.absolute(), schema, compression="zstd") as writer:

@@ -10,7 +10,7 @@ from eaft_probe.errors import MissingColumn, ScanError
 from eaft_probe.scans.part_writer import write_parquet
 from eaft_probe.scans.schemas import column_field
 from eaft_probe.scans.verification import footer, reading
-from eaft_probe.storage.atomic import own_file
+from eaft_probe.storage.atomic import file_inside
 
 LOG = "log.parquet"
 # all, then the groups of the base model; `other` is a token of none of them.
@@ -46,7 +46,7 @@ def read_log(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Tab
     if not path.exists():
         raise ScanError(f"{path.parent} holds no {LOG}; `eaft-probe train` writes one")
     try:
-        names = footer(own_file(path.parent, path.name), _shape).schema.names
+        names = footer(file_inside(path.parent, path.name), _shape).schema.names
         missing = [c for c in columns if c not in names]
         if not missing:
             with reading(path):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from eaft_probe.errors import ProbeError, ScanError, one_line
 from eaft_probe.scans.schemas import Fits
-from eaft_probe.storage.atomic import own_file
+from eaft_probe.storage.atomic import file_inside
 
 HASHED = 64_000_000  # bytes of a scan that are hashed whenever it is opened: 2 million tokens
 # What a part may claim: row groups are decoded whole. This program writes 500,000 rows a group;
@@ -132,7 +132,7 @@ def _files(folder: Path, kind: str, names: Sequence[str]) -> list[Path]:
     inside = folder / kind
     if inside.is_symlink() or not inside.is_dir():
         raise ScanError(f"{inside} is missing, or a link: it should be a folder")
-    return [own_file(inside, name).absolute() for name in names]
+    return [file_inside(inside, name).absolute() for name in names]
 
 
 def _require_rows(folder: Path, manifest: Manifest, footers: Mapping[str, list[Footer]]) -> None:

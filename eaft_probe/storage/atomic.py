@@ -151,7 +151,7 @@ def require_replaceable(path: Path, what: str, is_ours: Callable[[Path], bool]) 
         )
 
 
-def marked(path: Path, mark: bytes) -> bool:
+def has_mark(path: Path, mark: bytes) -> bool:
     """Whether a file has the mark of the program that wrote it, near its beginning or its end."""
     with path.open("rb") as file:
         first = file.read(MARKED)
@@ -159,7 +159,7 @@ def marked(path: Path, mark: bytes) -> bool:
         return mark in first or mark in file.read()
 
 
-def own_file(folder: Path, name: str) -> Path:
+def file_inside(folder: Path, name: str) -> Path:
     """A file of a folder that somebody else may have made, to be read.
 
     Raises `ScanError` where it is not there, is no plain file (opening a pipe would wait for ever)
@@ -187,7 +187,7 @@ def require_utf8(name: str | Path) -> None:
         raise BadInput(f"the name {str(name)[:200]!r} is not UTF-8; rename the file") from error
 
 
-def pipe_in(folder: Path) -> Path | None:
+def special_file_in(folder: Path) -> Path | None:
     """A pipe or a device in a folder: opening one may wait for ever, reading one may never end."""
     return next(
         (p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None

@@ -16,9 +16,9 @@ import pandas
 from numpy.typing import NDArray
 
 from eaft_probe.analysis.bootstrap import FEWEST, interval, resampled, sums_by_example
-from eaft_probe.analysis.token_join import aligned
+from eaft_probe.analysis.token_join import joined_tokens
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.groups import GROUPS, READS, groups
+from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
 from eaft_probe.data.formats import WITHOUT_TEMPLATE
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.scans.keys import Arrays
@@ -102,13 +102,13 @@ def compare(a: Scan | str | Path, b: Scan | str | Path, **settings: Any) -> Comp
     """
     wanted: CompareSettings = make_settings(CompareSettings, settings)
     a, b = (s if isinstance(s, Scan) else Scan.open(s) for s in (a, b))
-    by, said = how(a, b, wanted.by)
+    by, said = comparison_kind(a, b, wanted.by)
     if by == "tokens":
         return _by_tokens(a, b, said, wanted.delta)
     return _by_distributions(a, b, said, wanted.seed)
 
 
-def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
+def comparison_kind(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
     """Which comparison applies, and why. Raises `BadInput` where a scan has no token."""
     for scan in (a, b):
         if not scan.kept:
@@ -129,9 +129,9 @@ def how(a: Scan, b: Scan, by: By | None) -> tuple[By, str]:
 
 
 def _by_tokens(a: Scan, b: Scan, said: str, delta: float) -> Comparison:
-    pieces = (by_group(in_a, values, a.rule) for in_a, values in moved(a, b, delta))
+    pieces = (by_group(in_a, values, a.rule) for in_a, values in token_changes(a, b, delta))
     sums = reduce(pandas.DataFrame.add, pieces)
-    table = described(sums).rename_axis("group").reset_index()
+    table = means_and_shares(sums).rename_axis("group").reset_index()
     totals = {"delta": delta, **_totals(a, b, table, sums["conflict_b"])}
     notes = tuple(_token_notes(a, b, int(sums.loc["all", "tokens"])))
     return Comparison(a, b, "tokens", said, a.rule, totals, table, notes)
@@ -143,7 +143,7 @@ def by_group(in_a: Arrays, values: pandas.DataFrame, rule: ConflictRule) -> pand
     return pandas.DataFrame(masks @ values.to_numpy(), list(GROUPS), values.columns)
 
 
-def moved(a: Scan, b: Scan, delta: float) -> Iterator[tuple[Arrays, pandas.DataFrame]]:
+def token_changes(a: Scan, b: Scan, delta: float) -> Iterator[tuple[Arrays, pandas.DataFrame]]:
     """The tokens of both scans piece by piece: A's columns, and what is added up of each.
 
     Raises `ScanError` where the scans are of other tokens.
@@ -151,7 +151,7 @@ def moved(a: Scan, b: Scan, delta: float) -> Iterator[tuple[Arrays, pandas.DataF
     _require_same_template(a, b)
     kl = ["kl_reference"] if "kl_reference" in b.columns else []
     reads, rule, in_common = ("logprob", "entropy", "prob"), a.rule, False
-    for in_a, in_b in aligned(a, b, sorted({*reads, *READS}), [*reads, *kl]):
+    for in_a, in_b in joined_tokens(a, b, sorted({*reads, *GROUP_COLUMNS}), [*reads, *kl]):
         in_common = True
         change = in_b["logprob"].astype(np.float64) - in_a["logprob"]
         values = {
@@ -184,7 +184,7 @@ def _require_same_template(a: Scan, b: Scan) -> None:
         )
 
 
-def described(sums: pandas.DataFrame) -> pandas.DataFrame:
+def means_and_shares(sums: pandas.DataFrame) -> pandas.DataFrame:
     """Sums of `moved` → counts, shares and means; NaN where there is no token."""
     count = sums["tokens"].where(sums["tokens"] > 0)
     unchanged = sums["tokens"] - sums["learned"] - sums["forgotten"]
@@ -256,7 +256,7 @@ def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
 
 
 def _by_distributions(a: Scan, b: Scan, said: str, seed: int) -> Comparison:
-    rule, reads = a.rule, (*READS, "logprob")
+    rule, reads = a.rule, (*GROUP_COLUMNS, "logprob")
 
     def values(columns: Arrays) -> NDArray[np.float64]:
         inside = groups(columns, rule)

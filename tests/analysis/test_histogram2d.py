@@ -19,8 +19,8 @@ from eaft_probe.analysis.histogram2d import (
     Plane,
     coarse,
     greatest_entropy,
+    histogram,
     least_entropy,
-    plane,
 )
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import GROUPS, HIGH_ENTROPY, LOW_ENTROPY, groups
@@ -61,14 +61,14 @@ def counted(tokens: pandas.DataFrame) -> NDArray[np.int64]:
 
 
 def test_counts_equal_a_loop_over_the_tokens(scan: Scan, tokens: pandas.DataFrame) -> None:
-    np.testing.assert_array_equal(plane(scan).counts, counted(tokens))
+    np.testing.assert_array_equal(histogram(scan).counts, counted(tokens))
 
 
 def test_a_sure_label_and_16_nats_lie_in_the_last_cells(tmp_path: Path) -> None:
     tokens = scans_made.measured(scans_made.places(3)).assign(
         prob=np.float32([1, 1, 0]), entropy=np.float32([0, 16, 99])
     )
-    counts = plane(scans_made.write(tmp_path / "s", tokens, parts=1)).counts
+    counts = histogram(scans_made.write(tmp_path / "s", tokens, parts=1)).counts
     assert [counts[0, 255], counts[511, 255], counts[511, 0]] == [1, 1, 1]
 
 
@@ -78,7 +78,7 @@ def test_counts_do_not_depend_on_parts_and_row_groups(
 ) -> None:
     scan = scans_made.write(tmp_path / "s", tokens, parts=parts, group=group)
     assert len(scan.part_files("tokens")) == parts
-    np.testing.assert_array_equal(plane(scan).counts, counted(tokens))
+    np.testing.assert_array_equal(histogram(scan).counts, counted(tokens))
 
 
 def test_planes_of_disjoint_scans_add_up(tmp_path: Path, tokens: pandas.DataFrame) -> None:
@@ -86,12 +86,12 @@ def test_planes_of_disjoint_scans_add_up(tmp_path: Path, tokens: pandas.DataFram
     first, second = (
         scans_made.write(tmp_path / str(i), tokens[m]) for i, m in ((0, half), (1, ~half))
     )
-    np.testing.assert_array_equal((plane(first) + plane(second)).counts, counted(tokens))
+    np.testing.assert_array_equal((histogram(first) + histogram(second)).counts, counted(tokens))
 
 
 @pytest.mark.parametrize("by", [1, 2, 4, 8, 256])
 def test_coarse_cells_are_sums_of_fine_ones(scan: Scan, by: int) -> None:
-    fine, found = plane(scan).counts, plane(scan).coarse(by)
+    fine, found = histogram(scan).counts, histogram(scan).coarse(by)
     assert found.shape == (ENTROPY_BINS // by, PROB_BINS // by)
     assert found.sum() == 300
     for up in range(min(len(found), 9)):
@@ -142,13 +142,13 @@ def test_a_forged_cache_is_not_read_and_none_is_written(
     forged = counted(tokens)[::-1]  # as many tokens, elsewhere
     np.savez_compressed(scan.path / "cache" / name, counts=forged)
     before = sorted(scan.path.rglob("*"))
-    np.testing.assert_array_equal(plane(Scan.open(scan.path)).counts, counted(tokens))
+    np.testing.assert_array_equal(histogram(Scan.open(scan.path)).counts, counted(tokens))
     assert sorted(scan.path.rglob("*")) == before
 
 
 def test_the_plane_does_not_depend_on_the_rule(scan: Scan) -> None:
-    before = plane(scan).counts
-    after = plane(scan.flag(ConflictRule(2, 0.5))).counts
+    before = histogram(scan).counts
+    after = histogram(scan.flag(ConflictRule(2, 0.5))).counts
     np.testing.assert_array_equal(before, after)
 
 

@@ -8,7 +8,13 @@ import pytest
 import scans_made
 
 from eaft_probe import Scan
-from eaft_probe.analysis.stratified_sample import ACROSS, Strata, coarse_cell, drawn, mixed
+from eaft_probe.analysis.stratified_sample import (
+    ACROSS,
+    Strata,
+    coarse_cell,
+    draw_sample,
+    hash_bits,
+)
 from eaft_probe.columns.conflicts import ConflictRule
 
 Places = list[tuple[int, int]]
@@ -25,12 +31,12 @@ def scan(tmp_path_factory: pytest.TempPathFactory, tokens: pandas.DataFrame) -> 
 
 
 def places(scan: Scan, size: int, seed: int = 0) -> Places:
-    found = drawn(scan, size, seed, [])
+    found = draw_sample(scan, size, seed, [])
     return list(zip(found["example"].tolist(), found["position"].tolist(), strict=True))
 
 
 def frame(scan: Scan, size: int, seed: int = 0) -> pandas.DataFrame:
-    return pandas.DataFrame(drawn(scan, size, seed, ["grad_head"]))
+    return pandas.DataFrame(draw_sample(scan, size, seed, ["grad_head"]))
 
 
 def cell_of(tokens: pandas.DataFrame) -> pandas.Series:
@@ -119,8 +125,8 @@ def test_memory_does_not_grow_with_the_scan() -> None:
 
 
 def test_keys_are_spread_and_depend_on_each_number() -> None:
-    keys = mixed(0, np.repeat(np.arange(100), 100), np.tile(np.arange(100), 100))
+    keys = hash_bits(0, np.repeat(np.arange(100), 100), np.tile(np.arange(100), 100))
     assert len(np.unique(keys)) == 10_000
     assert abs((keys / 2.0**64).mean() - 0.5) < 0.02
-    assert mixed(0, 1, 2) != mixed(0, 2, 1)
-    assert mixed(-1, 5)[0] != mixed(1, 5)[0]
+    assert hash_bits(0, 1, 2) != hash_bits(0, 2, 1)
+    assert hash_bits(-1, 5)[0] != hash_bits(1, 5)[0]

@@ -14,11 +14,11 @@ from eaft_probe.data.batches import (
     TokenBatch,
     Window,
     batches,
-    nested,
     require_stride,
     shared_prefixes,
     window_start,
     windows,
+    without_nested,
 )
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import BadInput
@@ -212,13 +212,13 @@ def test_a_turn_is_read_in_the_pass_of_one_that_begins_with_it() -> None:
     second = turn([5, 6, 7, 8, 9, 10, 11], range(5, 7), 1)
     other = turn([5, 6, 1, 8, 9, 10, 11], range(5, 7), 2)  # an earlier token differs
     same = turn([5, 6, 7, 8, 9], range(2, 4), 3)  # the same tokens are trained
-    kept = nested([second, other, first])
+    kept = without_nested([second, other, first])
     assert {w.example for w in kept} == {1, 2}
     (whole,) = [w for w in kept if w.example == 1]
     assert np.flatnonzero(whole.trained).tolist() == [2, 3, 5, 6]
     examples, positions = whole.places()
     assert list(zip(examples, positions, strict=True)) == [(0, 2), (0, 3), (1, 5), (1, 6)]
-    assert len(nested([first, same])) == 2
+    assert len(without_nested([first, same])) == 2
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -233,10 +233,14 @@ def test_every_trained_token_of_each_turn_is_read_once(seed: int) -> None:
             items.append(turn(ids[:past].tolist(), range(start, past), 10 * conversation + number))
     wanted = Counter((w.example, int(p)) for w in items for p in np.flatnonzero(w.trained))
     assert (
-        Counter((int(e), int(p)) for w in nested(items) for e, p in zip(*w.places(), strict=True))
+        Counter(
+            (int(e), int(p))
+            for w in without_nested(items)
+            for e, p in zip(*w.places(), strict=True)
+        )
         == wanted
     )
-    for window in nested(items):
+    for window in without_nested(items):
         assert window.trained.sum() == len(window.places()[0])
 
 

@@ -8,7 +8,7 @@ import templates_made as templates
 from renderings_made import CHAT, TOOL, TOOL_CHAT, called, rendered, runs_of_text, system, tool
 
 from eaft_probe.data.formats import Example, Message
-from eaft_probe.data.inline import inlined
+from eaft_probe.data.inline import inline_tool_calls
 
 JSON = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
 ROLES = {"system", "user", "assistant", "tool"}
@@ -17,7 +17,7 @@ ROLES = {"system", "user", "assistant", "tool"}
 def shown(
     *messages: Message, tools: Any = None, roles: Collection[str] = ROLES
 ) -> list[tuple[str, str]]:
-    made = inlined(Example("", messages, tools=tools), roles)
+    made = inline_tool_calls(Example("", messages, tools=tools), roles)
     assert made.tools is None
     assert not any(m.tool_calls for m in made.messages)
     return [(m.role, m.content) for m in made.messages]

@@ -8,7 +8,7 @@ import templates_made as made
 import tokenizers_made
 
 from eaft_probe.data.formats import RowFormat
-from eaft_probe.data.prompts import Prompts, line
+from eaft_probe.data.prompts import Prompts, json_line
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import RowError
@@ -47,7 +47,7 @@ def ids_of(found: Prompts, text: str) -> list[int]:
 
 
 def read(found: Prompts, row: Any, name: str = "messages") -> Rendered:
-    return found.renderer(RowFormat(name)(json.loads(line(row))))
+    return found.renderer(RowFormat(name)(json.loads(json_line(row))))
 
 
 def row(messages: list[Any], **more: Any) -> dict[str, Any]:

@@ -741,7 +741,7 @@ def totals_file(given: bytes) -> None:
         assert summarize(opened)["trained_tokens"] == 60
         whole = OfTotals(opened)
         assert whole.plane().counts.sum() == 60
-        assert whole.along()["counts"].sum() == 60
+        assert whole.by_position()["counts"].sum() == 60
         assert len(whole.pairs(5)) <= 5
     finally:
         path.write_bytes(totals())

@@ -17,8 +17,8 @@ import scans_made
 from rich.console import Console
 
 from eaft_probe.analysis.exact_gradients import FullGradients
-from eaft_probe.analysis.histogram2d import plane
-from eaft_probe.analysis.stratified_sample import drawn
+from eaft_probe.analysis.histogram2d import histogram
+from eaft_probe.analysis.stratified_sample import draw_sample
 from eaft_probe.analysis.summary import summarize
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
@@ -115,11 +115,11 @@ READERS: dict[str, Callable[[Scan, Path], object]] = {
     "show --example": lambda s, _: show_example(Console(file=io.StringIO()), s, 0),
     "show --export": lambda s, out: export(s, out / "rows.jsonl"),
     "report": lambda s, _: encode(collect(s)),
-    "plot landscape": lambda s, _: plane(s),
+    "plot landscape": lambda s, _: histogram(s),
     "plot gates": lambda s, _: gates(s),
     "gradients": lambda s, _: FullGradients.open(s).summary(),
     "compare": lambda s, _: compare(s, s, by="tokens"),
-    "the sample of gradients": lambda s, _: drawn(s, 50, 0, []),
+    "the sample of gradients": lambda s, _: draw_sample(s, 50, 0, []),
     "flag": lambda s, _: s.flag(ConflictRule(0.7, 0.4)),
     "flag --quantile": lambda s, _: s.flag(ConflictRule(quantile=0.3)),
 }

@@ -12,9 +12,9 @@ import scans_made
 from pandas.testing import assert_frame_equal
 
 from eaft_probe.analysis.aggregates import counted
-from eaft_probe.analysis.stratified_sample import drawn
+from eaft_probe.analysis.stratified_sample import draw_sample
 from eaft_probe.analysis.summary import summarize, worst_examples
-from eaft_probe.analysis.token_join import aligned
+from eaft_probe.analysis.token_join import joined_tokens
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import ScanError
 from eaft_probe.scans.keys import EACH, TOGETHER, key_of, named_place, sortable
@@ -112,7 +112,7 @@ def test_two_scans_join_by_turn(tokens: Frame, tmp_path: Path, layout: tuple[int
     b = scans_made.write(tmp_path / "b", other, layout[2], group=layout[3], turns="each")
     found = [
         Frame({**left, "other": right["logprob"]})
-        for left, right in aligned(a, b, ["logprob"], ["logprob"])
+        for left, right in joined_tokens(a, b, ["logprob"], ["logprob"])
     ]
     wanted = mine.merge(other, on=list(a.token_key), suffixes=("", "_b"))
     got = pandas.concat(found, ignore_index=True)
@@ -128,7 +128,7 @@ def test_rows_beyond_the_reach_of_one_number_join(tokens: Frame, tmp_path: Path)
     """Row and position in 64 bits hold 2^32 rows."""
     far = tokens[:300].assign(example=tokens["example"] + 2**52)
     pair = [scans_made.write(tmp_path / name, far, turns="each") for name in "ab"]
-    assert sum(len(left["token_id"]) for left, _ in aligned(*pair, [], [])) == len(far)
+    assert sum(len(left["token_id"]) for left, _ in joined_tokens(*pair, [], [])) == len(far)
 
 
 def test_another_token_is_named_by_its_turn(tokens: Frame, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_another_token_is_named_by_its_turn(tokens: Frame, tmp_path: Path) -> No
     with pytest.raises(
         ScanError, match=f"at example {e}, turn {t}, position {p} the first has token"
     ):
-        list(aligned(a, b, [], []))
+        list(joined_tokens(a, b, [], []))
 
 
 def test_tokens_out_of_order_are_refused(tokens: Frame, tmp_path: Path) -> None:
@@ -150,20 +150,20 @@ def test_tokens_out_of_order_are_refused(tokens: Frame, tmp_path: Path) -> None:
         scans_made.write(tmp_path / n, t, turns="each") for n, t in (("a", tokens), ("b", mixed))
     ]
     with pytest.raises(ScanError, match="not sorted by example and turn and position"):
-        list(aligned(*pair, [], []))
+        list(joined_tokens(*pair, [], []))
 
 
 def test_a_mix_is_refused(pair: tuple[Scan, Scan]) -> None:
     for a, b in (pair, pair[::-1]):
         with pytest.raises(ScanError, match=r"with --turns .* and .* --turns .*: their tokens"):
-            list(aligned(a, b, [], []))
+            list(joined_tokens(a, b, [], []))
 
 
 SAME: list[Callable[[Scan], object]] = [
     lambda scan: np.round(counted(scan).overall(), 6).tolist(),
     lambda scan: counted(scan).roles(),
     lambda scan: [pair[:3] for pair in counted(scan).pairs(20)],
-    lambda scan: {n: a.round(6).tolist() for n, a in counted(scan).along().items()},
+    lambda scan: {n: a.round(6).tolist() for n, a in counted(scan).by_position().items()},
     lambda scan: counted(scan).plane().counts.tolist(),
 ]
 
@@ -198,7 +198,7 @@ def test_kept_tokens_are_of_their_turns(pair: tuple[Scan, Scan], tmp_path: Path)
 
 
 def test_a_sample_has_places_of_each_turn(pair: tuple[Scan, Scan], tokens: Frame) -> None:
-    found = drawn(pair[0], len(tokens), 0, ["logprob"])
+    found = draw_sample(pair[0], len(tokens), 0, ["logprob"])
     frame = Frame({n: found[n] for n in (*pair[0].token_key, "logprob")})
     wanted = tokens[[*pair[0].token_key, "logprob"]]
     assert_frame_equal(

@@ -171,8 +171,8 @@ def test_planes_and_places_are_exact(whole: Scan, kept: Scan) -> None:
     assert (mine.conflict_plane().counts == theirs.conflict_plane().counts).all()
     assert mine.agreeing() == theirs.agreeing()
     assert mine.pair_kinds() == theirs.pair_kinds()
-    for name, values in theirs.along().items():
-        np.testing.assert_allclose(mine.along()[name], values, rtol=1e-9)
+    for name, values in theirs.by_position().items():
+        np.testing.assert_allclose(mine.by_position()[name], values, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["landscape", "stability", "positions", "tokens"])

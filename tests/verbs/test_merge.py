@@ -23,7 +23,7 @@ from pandas.testing import assert_frame_equal
 
 from eaft_probe import Scan, compare, scan
 from eaft_probe.analysis.exact_gradients import FullGradients
-from eaft_probe.analysis.histogram2d import plane
+from eaft_probe.analysis.histogram2d import histogram
 from eaft_probe.analysis.summary import summarize, worst_examples
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
@@ -200,7 +200,7 @@ def test_any_split_gives_the_numbers_of_the_whole(tmp_path: Path, seed: int) -> 
     one = scans_made.write(tmp_path / "one", pandas.concat(expected), 2, RULE)
     assert_frame_equal(merged.tokens(), one.tokens(), check_categorical=False)
     assert_frame_equal(merged.conflicts(), one.conflicts())
-    assert (plane(merged).counts == plane(one).counts).all()
+    assert (histogram(merged).counts == histogram(one).counts).all()
     ours, theirs = summarize(merged), summarize(one)
     for name in {*theirs} - {*OTHERWISE}:
         same = theirs[name] if isinstance(theirs[name], list | str) else pytest.approx(theirs[name])

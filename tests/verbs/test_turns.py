@@ -10,9 +10,9 @@ import scans_made
 from pandas.testing import assert_frame_equal
 
 from eaft_probe.analysis import exact_gradients
-from eaft_probe.analysis.exact_gradients import FullGradients, Made, scan_identity
+from eaft_probe.analysis.exact_gradients import FullGradients, Provenance, scan_identity
 from eaft_probe.analysis.rank_correlation import EXACT
-from eaft_probe.analysis.stratified_sample import drawn
+from eaft_probe.analysis.stratified_sample import draw_sample
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.data.batches import Window
 from eaft_probe.errors import BadInput, ScanError
@@ -164,9 +164,9 @@ def test_base_columns_are_those_of_the_turns(tokens: Frame, tuned: Frame, tmp_pa
 
 
 def gradients_of(scan: Scan, size: int = 60) -> FullGradients:
-    sample = drawn(scan, size, 0, ["turn", "grad_logits"])
+    sample = draw_sample(scan, size, 0, ["turn", "grad_logits"])
     norms = np.arange(1, size + 1, dtype=float)
-    made = Made(scan_identity(scan), "model", None, "float32", 0, size, finished=True)
+    made = Provenance(scan_identity(scan), "model", None, "float32", 0, size, finished=True)
     exact_gradients.write(scan, sample, norms, made)
     return FullGradients.open(scan)
 
@@ -180,7 +180,7 @@ def test_gradients_have_the_place_of_their_turn(tokens: Frame, tmp_path: Path) -
         [*table[[*scan.token_key]].itertuples(index=False, name=None)]
     ]
     assert [*own["grad_logits"]] == [*table["grad_logits"]]
-    sample = drawn(scan, 90, 0, ["turn"])
+    sample = draw_sample(scan, 90, 0, ["turn"])
     known = _known(sample, FullGradients.open(scan), scan.token_key)
     assert [*known[:60]] == [*table[EXACT]]
     assert np.isnan(known[60:]).all()

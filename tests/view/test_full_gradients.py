@@ -11,9 +11,9 @@ from matplotlib.text import Text
 
 from eaft_probe import Scan, plots
 from eaft_probe.analysis import exact_gradients
-from eaft_probe.analysis.exact_gradients import FullGradients, Made, scan_identity
+from eaft_probe.analysis.exact_gradients import FullGradients, Provenance, scan_identity
 from eaft_probe.analysis.rank_correlation import student
-from eaft_probe.analysis.stratified_sample import drawn
+from eaft_probe.analysis.stratified_sample import draw_sample
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.view.plots import draw
@@ -26,10 +26,10 @@ RULE = ConflictRule(0.8, 0.25)
 def sampled(scan: Scan, size: int = 600, hidden: bool = False, norm: float | None = None) -> Scan:
     """The scan with a file of gradients: grad_logits times noise, or `norm` throughout."""
     closed = ["grad_logits", "grad_head", *(["grad_hidden"] if hidden else [])]
-    sample = drawn(scan, size, 0, closed)
+    sample = draw_sample(scan, size, 0, closed)
     noise = np.exp(np.random.default_rng(0).normal(size=len(sample["prob"])))
     norms = sample["grad_logits"] * noise if norm is None else np.full(len(noise), norm)
-    made = Made(scan_identity(scan), "m", None, "float32", 0, size, True)
+    made = Provenance(scan_identity(scan), "m", None, "float32", 0, size, True)
     exact_gradients.write(scan, sample, norms, made)
     return scan
 

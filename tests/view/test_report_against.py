@@ -28,7 +28,7 @@ from eaft_probe.settings import ReportSettings, make_settings
 from eaft_probe.verbs.compare import compare
 from eaft_probe.view.report import largest_changes as movers_module
 from eaft_probe.view.report.comparison import against, apart_cards, moved_cards
-from eaft_probe.view.report.largest_changes import MOST, movers
+from eaft_probe.view.report.largest_changes import MOST, largest_changes
 from eaft_probe.view.report.page import encode
 from eaft_probe.view.report.report import report
 
@@ -151,7 +151,7 @@ def test_the_furthest_tokens_are_those_of_a_frame(
     b_tokens = nudged(labels)
     a = scans_made.write(tmp_path / "a", labels, layout[0], RULE, layout[1])
     b = scans_made.write(tmp_path / "b", b_tokens, layout[2], RULE, layout[3])
-    made, frame = movers(compare(a, b)), changes(labels, b_tokens)
+    made, frame = largest_changes(compare(a, b)), changes(labels, b_tokens)
     for kind, rising in (("forgotten", True), ("learned", False)):
         order = ["change", "example", "position"]
         wanted = frame.sort_values(order, ascending=[rising, True, True])[:MOST]
@@ -170,7 +170,7 @@ def test_tokens_stand_in_their_text(labels: Frame, tmp_path: Path) -> None:
     pair = [scans_made.write(tmp_path / n, t) for n, t in (("a", labels), ("b", nudged(labels)))]
     texts = pair[0].examples().set_index("example")["text"]
     there = pair[0].tokens().set_index(["example", "position"])
-    for row in movers(compare(*pair))["forgotten"]:
+    for row in largest_changes(compare(*pair))["forgotten"]:
         place = there.loc[(row["example"], row["position"])]
         text, start, end = texts[row["example"]], place.char_start, place.char_end
         assert row["token"] == text[start:end] == place.token
@@ -194,7 +194,7 @@ def test_what_is_held_does_not_grow(
         return furthest(frame, *more)
 
     monkeypatch.setattr(movers_module, "_furthest", spy)
-    movers(compare(*pair))
+    largest_changes(compare(*pair))
     assert len(seen) >= 2 * 1500 / 50
     assert max(seen) <= MOST + 50
 
@@ -203,10 +203,10 @@ def test_only_what_is_learned_or_forgotten_is_listed(labels: Frame, tmp_path: Pa
     few = labels[:4].assign(logprob=np.float32([-2, -2, -2, -2]))
     moved = few.assign(logprob=np.float32([-1.9, -9, -1, -2]))
     a, b = (scans_made.write(tmp_path / n, t, 1) for n, t in (("a", few), ("b", moved)))
-    made = movers(compare(a, b))
+    made = largest_changes(compare(a, b))
     assert [r["change"] for r in made["forgotten"]] == [-7]
     assert [r["change"] for r in made["learned"]] == [1]
-    assert movers(compare(a, a)) == {"forgotten": [], "learned": []}
+    assert largest_changes(compare(a, a)) == {"forgotten": [], "learned": []}
 
 
 def test_ties_go_by_place(labels: Frame, tmp_path: Path) -> None:
@@ -215,14 +215,14 @@ def test_ties_go_by_place(labels: Frame, tmp_path: Path) -> None:
         scans_made.write(tmp_path / n, t, 3, group=17)
         for n, t in (("a", alike), ("b", alike.assign(logprob=np.float32(-4))))
     ]
-    found = [(r["example"], r["position"]) for r in movers(compare(*pair))["forgotten"]]
+    found = [(r["example"], r["position"]) for r in largest_changes(compare(*pair))["forgotten"]]
     assert found == list(labels[["example", "position"]].itertuples(index=False, name=None))[:MOST]
 
 
 def test_scans_without_the_models_choice(a: Scan, tuned: Scan, tmp_path: Path) -> None:
     lacking = [without(s, tmp_path / s.path.name, ("top1", "top1_prob")) for s in (a, tuned)]
     for pair in (lacking, (a, lacking[1])):
-        rows = movers(compare(*pair))["learned"]
+        rows = largest_changes(compare(*pair))["learned"]
         assert {r["top1_b"] for r in rows} == {None}
         assert len({r["top1_prob_a"] for r in rows}) == (1 if pair is lacking else MOST)
 

@@ -15,7 +15,7 @@ from eaft_probe.scans.keys import EACH
 from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import compare
 from eaft_probe.view.plots.landscape import sample
-from eaft_probe.view.report.largest_changes import movers
+from eaft_probe.view.report.largest_changes import largest_changes
 from eaft_probe.view.report.report import collect, report
 from eaft_probe.view.terminal import show_example
 
@@ -122,7 +122,9 @@ def test_an_example_kept_in_part_counts_its_own_tokens(scan: Scan, tmp_path: Pat
 def test_movers_stand_in_their_turn(scan: Scan, tokens: Frame, tmp_path: Path) -> None:
     change = np.random.default_rng(3).normal(size=len(tokens)).astype(np.float32)
     other = tokens.assign(logprob=np.minimum(tokens["logprob"] + change, 0).astype(np.float32))
-    found = movers(compare(scan, scans_made.write(tmp_path / "b", other, rule=RULE, turns="each")))
+    found = largest_changes(
+        compare(scan, scans_made.write(tmp_path / "b", other, rule=RULE, turns="each"))
+    )
     far = tokens.assign(change=other["logprob"] - tokens["logprob"]).set_index(KEY)
     for kind, order in (("forgotten", True), ("learned", False)):
         wanted = far.sort_values("change", ascending=order)[:20]

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.data.formats import Example
-from eaft_probe.data.inline import inlined
+from eaft_probe.data.inline import inline_tool_calls
 from eaft_probe.data.messages import REASONING, Message
 from eaft_probe.data.rendering.chat_template import ChatTemplate, read_template
 from eaft_probe.data.rendering.layout import Span
 from eaft_probe.data.rendering.rendered import Rendered, ends_text, marked_tokens, untrimmed
 from eaft_probe.data.rendering.spans import Located, Locator
 from eaft_probe.data.rendering.traced import leaves
-from eaft_probe.errors import ModelError, RowError, foreign
+from eaft_probe.errors import ModelError, RowError, as_model_error
 from eaft_probe.settings import DataSettings
 
 
@@ -59,7 +59,7 @@ class Renderer:
                 f"the trained tokens; use a model with a tokenizer.json"
             )
         self.tokenizer, self.options = tokenizer, options or RenderOptions()
-        with foreign("the tokenizer cannot be used"):
+        with as_model_error("the tokenizer cannot be used"):
             by_length = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
             self.added = dict.fromkeys(by_length)  # in this order; looked up for each token
             self.specials = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
@@ -97,7 +97,7 @@ class Renderer:
 
     def _shaped(self, example: Example) -> Example:
         if self.options.tool_calls == "inline":
-            return inlined(example, self._shown_roles)
+            return inline_tool_calls(example, self._shown_roles)
         return example
 
     def is_plain(self, example: Example) -> bool:
@@ -203,7 +203,7 @@ class Renderer:
 
     def encode(self, text: str, plain: bool) -> tuple[list[int], NDArray[np.int32]]:
         """The ids of a rendered conversation, or of `plain` text, and their (T, 2) characters."""
-        with foreign("the tokenizer cannot encode a row"):
+        with as_model_error("the tokenizer cannot encode a row"):
             encoded = self._encoder.encode(text, add_special_tokens=plain)
         ids, chars = encoded.ids, untrimmed(text, encoded.offsets)
         if len(ids) > 1 and ids[-1] == ids[-2] == self._eos_id and not ends_text(chars[-1], text):
@@ -216,7 +216,7 @@ class Renderer:
     def _encoder(self) -> Any:
         """What `tokenizer(text)` ends up in; going there costs as much as it takes for 40 tokens.
         A copy, which nobody else sets to cut or to pad."""
-        with foreign("the tokenizer cannot be copied"):  # a component written in Python
+        with as_model_error("the tokenizer cannot be copied"):  # a component written in Python
             encoder = copy.deepcopy(self.tokenizer.backend_tokenizer)
         encoder.no_truncation()
         encoder.no_padding()

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_probe.analysis import exact_gradients
-from eaft_probe.analysis.exact_gradients import FullGradients, Made
+from eaft_probe.analysis.exact_gradients import FullGradients, Provenance
 from eaft_probe.analysis.rank_correlation import CLOSED, EXACT
-from eaft_probe.analysis.stratified_sample import drawn
+from eaft_probe.analysis.stratified_sample import draw_sample
 from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.errors import BadInput, NonFinite, ProbeError, ScanError, one_line
 from eaft_probe.model.loading import load_model
@@ -79,7 +79,7 @@ def _of_scan(scan: Scan, settings: GradientSettings) -> GradientSettings:
     return replace(settings, adapter=settings.adapter or paths.get("adapter") or scanned["adapter"])
 
 
-def _made(scan: Scan, settings: GradientSettings) -> Made:
+def _made(scan: Scan, settings: GradientSettings) -> Provenance:
     """Raises `BadInput` where the model is not the scan's."""
     scanned, name = scan.manifest["model"], str(settings.model)
     model = find_model(name, settings.revision).identity()
@@ -91,7 +91,7 @@ def _made(scan: Scan, settings: GradientSettings) -> Made:
             f"{scan.path} was made under other weights than those of {name}; its model was "
             f"{scanned['name']}, so give that one"
         )
-    return Made(
+    return Provenance(
         exact_gradients.scan_identity(scan),
         model,
         adapter,
@@ -102,7 +102,7 @@ def _made(scan: Scan, settings: GradientSettings) -> Made:
     )
 
 
-def _earlier(scan: Scan, made: Made) -> FullGradients | None:
+def _earlier(scan: Scan, made: Provenance) -> FullGradients | None:
     """What an earlier run left. Raises `ScanError` where it had other settings."""
     if not (scan.path / GRADIENTS).exists():
         return None
@@ -135,14 +135,14 @@ def _keys(columns: Mapping[str, Any], key: Sequence[str]) -> Iterator[tuple[int,
 def _continue(
     scan: Scan,
     settings: GradientSettings,
-    made: Made,
+    made: Provenance,
     earlier: FullGradients | None,
     progress: Progress,
 ) -> None:
     """Takes the missing norms. What another run had beyond this sample is kept."""
     columns = ["turn", "logprob", *(name for name in CLOSED if name in scan.columns)]
     size = max(settings.sample, earlier.made.sample if earlier else 0)
-    sample = drawn(scan, size, settings.seed, columns)
+    sample = draw_sample(scan, size, settings.seed, columns)
     norms = _known(sample, earlier, scan.token_key)
     todo = np.flatnonzero(np.isnan(norms[: settings.sample]))
     progress.note(f"loading {settings.model}")
@@ -172,7 +172,7 @@ class _Work:
     scan: Scan
     sample: Arrays
     norms: NDArray[np.float64]  # (N,), NaN where not taken yet
-    made: Made
+    made: Provenance
     progress: Progress
 
     def run(self, whole: WholeModel, todo: Mapping[int, Context], asked: int) -> None:

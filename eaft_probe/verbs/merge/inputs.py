@@ -16,7 +16,7 @@ from eaft_probe.errors import BadInput, ScanError, one_line
 from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.part_writer import REJECTED
 from eaft_probe.scans.scan import Scan
-from eaft_probe.storage.atomic import own_file
+from eaft_probe.storage.atomic import file_inside
 from eaft_probe.storage.remote import Store, local
 
 SOURCE = "source"  # the column that is added to the examples
@@ -107,7 +107,7 @@ def rejected(scan: Scan) -> Iterator[Row]:
     path, wanted, seen = scan.path / REJECTED, int(scan.manifest["counts"]["rejected"]), 0
     if wanted or path.exists():
         try:
-            with own_file(scan.path, REJECTED).open(encoding="utf-8") as file:
+            with file_inside(scan.path, REJECTED).open(encoding="utf-8") as file:
                 for line in file:
                     seen += 1
                     row = json.loads(line)
@@ -181,7 +181,7 @@ def _shared(scan: Scan) -> dict[str, object]:
         "--reference": plan.get("reference_identity"),
         "columns": list(manifest["columns"]),
         "--keep-tokens": scan.keep_tokens,
-        "the conflict rule": "" if scan.keeps_all else scan.rule.said,
+        "the conflict rule": "" if scan.keeps_all else scan.rule.thresholds,
         # Plain text beside conversations could not be told apart again.
         "format": row_format if row_format in WITHOUT_TEMPLATE else "conversations",
     }

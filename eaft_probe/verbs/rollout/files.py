@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.data.prompts import line
+from eaft_probe.data.prompts import json_line
 from eaft_probe.errors import BadInput, DataError, ScanError, one_line
 from eaft_probe.scans.folder import read_plan, require_no_links, require_same
 from eaft_probe.storage.atomic import locked, write_json, written_aside
@@ -119,7 +119,7 @@ class RolloutFiles:
         counts = Counter[str]()
         for report in reports:
             counts.update(report["counts"])
-        rejected = [line(row) for report in reports for row in report["rejected"]]
+        rejected = [json_line(row) for report in reports for row in report["rejected"]]
         if rejected:
             with written_aside(self.file(REJECTED)) as aside, aside.open("w") as file:
                 file.writelines(rejected)

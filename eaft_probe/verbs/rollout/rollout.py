@@ -13,7 +13,7 @@ from typing import Any
 
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.opening import data_format, open_data, selection
-from eaft_probe.data.prompts import Prompt, Prompts, line
+from eaft_probe.data.prompts import Prompt, Prompts, json_line
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
@@ -27,7 +27,7 @@ from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import RolloutSettings, ScanSettings, make_settings
 from eaft_probe.storage.atomic import require_writable
 from eaft_probe.verbs.rollout.files import PLAN, REJECTED, RolloutFiles
-from eaft_probe.verbs.scan.plan import make_plan, told_date
+from eaft_probe.verbs.scan.plan import date_of_plan_file, make_plan
 from eaft_probe.verbs.scan.scan import scan
 
 # Answers at once where --batch-size is auto. SmolLM2-135M on one busy CPU core sampled 9 tokens/s
@@ -104,7 +104,7 @@ def rollout(
     units = UnitPlan.of(source, selection(reading), chosen.rows_per_unit)
     plan = _plan(source, row_format, units, reading, chosen)
     if "today" in plan:
-        plan["today"] = told_date(files.file(PLAN), chosen.today, chosen.overwrite)
+        plan["today"] = date_of_plan_file(files.file(PLAN), chosen.today, chosen.overwrite)
         chosen = replace(chosen, today=plan["today"])
     counts = files.finished(plan, chosen.overwrite)
     if counts is None:
@@ -267,7 +267,7 @@ class Answerer:
             "finish": answer.finish,
             "retokenized": reads_back == "other",
         }
-        return line(about | row), reads_back
+        return json_line(about | row), reads_back
 
 
 def _scanned(done: Rollout, folder: str, settings: RolloutSettings, progress: Progress) -> Rollout:

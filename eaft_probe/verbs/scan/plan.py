@@ -18,7 +18,7 @@ from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.errors import ScanError
 from eaft_probe.model.loading import load_tokenizer, own_tokenizer, resolve_device
-from eaft_probe.model.resolve import Place, find_model
+from eaft_probe.model.resolve import ModelFiles, find_model
 from eaft_probe.scans.folder import Plan, read_plan
 from eaft_probe.settings import ScanSettings
 
@@ -57,7 +57,7 @@ def make_plan(
         "model_identity": find_model(settings.model, settings.revision).identity(),
         "model_files": find_model(settings.model, settings.revision).small_files(),
         "adapter_identity": folder_identity(settings.adapter),
-        **({"adapter_files": Place(own, Path(own)).small_files()} if own else {}),
+        **({"adapter_files": ModelFiles(own, Path(own)).small_files()} if own else {}),
         "reference_identity": settings.reference
         and find_model(settings.reference, settings.revision).identity(),
         "chat_template": template_hash(templates),
@@ -83,7 +83,7 @@ def auto_tokens(device: str) -> int:
 
 
 def folder_identity(adapter: str | None) -> str | None:
-    return None if adapter is None else Place(adapter, Path(adapter)).identity()
+    return None if adapter is None else ModelFiles(adapter, Path(adapter)).identity()
 
 
 def template_hash(templates: Mapping[str, str]) -> str | None:
@@ -93,7 +93,7 @@ def template_hash(templates: Mapping[str, str]) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest() if templates else None
 
 
-def told_date(plan_file: Path, given: str | None = None, overwrite: bool = False) -> str:
+def date_of_plan_file(plan_file: Path, given: str | None = None, overwrite: bool = False) -> str:
     """The date that chat templates are told: the one `given`, that of the plan which is gone on
     with, so that two days give one scan, or this day."""
     earlier: Plan = {}

@@ -99,7 +99,7 @@ def _planned(out: str | Path, plan: Plan, settings: ScanSettings) -> tuple[Plan,
 def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
     """Flagged by the rule that the settings ask for, where it is another than there is."""
     thresholds = (settings.entropy_below, settings.prob_below, settings.quantile)
-    rule = ConflictRule.given(*thresholds)
+    rule = ConflictRule.of(*thresholds)
     if not finished.is_flagged or (
         any(t is not None for t in thresholds) and not _same(finished.rule, rule)
     ):

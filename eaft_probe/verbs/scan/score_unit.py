@@ -104,7 +104,7 @@ class Scorer:
         totals = None
         last_row = unit.records[-1].row if unit.records else None
         if settings.keep_tokens != "all":
-            rule = ConflictRule.given(settings.entropy_below, settings.prob_below, None)
+            rule = ConflictRule.of(settings.entropy_below, settings.prob_below, None)
             totals = unit_totals(tokens, examples, settings.keep, rule, self.special_tokens)
             share = kept_share(settings.keep_tokens)
             tokens, examples = kept_tokens(tokens, examples, rule, share)
@@ -130,7 +130,7 @@ class Scorer:
     def _unshared(self) -> str | None:
         """Why rows with a common beginning are read whole, in a sentence."""
         reasons = (
-            f"{m.place.name} reads common beginnings of rows again for every row: {m.unshared}"
+            f"{m.files.name} reads common beginnings of rows again for every row: {m.unshared}"
             for m in (self.model, self.reference)
             if m is not None and m.unshared is not None
         )

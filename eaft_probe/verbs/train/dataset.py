@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.groups import READS, groups
+from eaft_probe.columns.groups import GROUP_COLUMNS, groups
 from eaft_probe.columns.measure import measure
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.batches import Window, batches, require_stride, windows
@@ -228,7 +228,7 @@ def group_tokens(rows: Rows, model: CausalLM, visited: Sequence[int], most: int,
         Window(i, int(r["start"]), r["input_ids"], np.asarray(r["trained"], bool))
         for i, r in enumerate(sampled)
     ]
-    statistics = [STATISTICS[name] for name in READS]
+    statistics = [STATISTICS[name] for name in GROUP_COLUMNS]
     budget, regime = auto_tokens(model.device.type), regimes(model.borders)
     with evaluation_mode(model.whole):  # a new adapter adds nothing yet
         for batch in batches(sampled_windows, budget, None, regime):

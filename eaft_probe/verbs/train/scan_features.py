@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from eaft_probe.columns.groups import READS, groups
+from eaft_probe.columns.groups import GROUP_COLUMNS, groups
 from eaft_probe.data.batches import Window
 from eaft_probe.data.rendering.render import chat_templates
 from eaft_probe.data.sources import Source
@@ -109,7 +109,7 @@ def for_objective(scan: Scan, names: Sequence[str]) -> ScanFeatures:
 def for_groups(scan: Scan) -> ScanFeatures:
     """`group`, the bits of GROUP_BITS under the scan's rule."""
     return ScanFeatures(
-        scan, READS, lambda c: {"group": group_bits(groups(c, scan.rule)).astype(np.uint8)}
+        scan, GROUP_COLUMNS, lambda c: {"group": group_bits(groups(c, scan.rule)).astype(np.uint8)}
     )
 
 

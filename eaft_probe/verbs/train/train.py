@@ -30,7 +30,7 @@ from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.training_log import read_log
 from eaft_probe.settings import TrainSettings, make_settings
-from eaft_probe.verbs.scan.plan import told_date
+from eaft_probe.verbs.scan.plan import date_of_plan_file
 from eaft_probe.verbs.train import launch, run_folder, scan_features
 from eaft_probe.verbs.train.dataset import (
     EMPTY,
@@ -64,7 +64,7 @@ def train(
     objective, folder = _objective(chosen), Path(out)
     scans = scan_features.Scans.opened(chosen, objective)
     today = chosen.today or scans.today
-    today = told_date(folder / run_folder.CONFIG, today, overwrite=not chosen.resume)
+    today = date_of_plan_file(folder / run_folder.CONFIG, today, overwrite=not chosen.resume)
     chosen = replace(chosen, today=today)
     arguments = launch.training_arguments(data, chosen, folder)
     progress = (progress or Silent()) if arguments.process_index == 0 else Silent()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.registry import Registry
 from eaft_probe.scans.scan import Scan
-from eaft_probe.storage.atomic import marked, require_replaceable, written_aside
+from eaft_probe.storage.atomic import has_mark, require_replaceable, written_aside
 from eaft_probe.storage.remote import name_of
 from eaft_probe.text import printable
 from eaft_probe.view.notices import counted_noun
@@ -134,7 +134,7 @@ def require_figure(path: Path, overwrite: bool) -> str:
     """The path's ending. Raises `BadInput` for a file that is not an earlier figure."""
     kind = ending(path, FIGURES, "--out")
     if not overwrite:
-        require_replaceable(path, "figure", partial(marked, mark=MARKS[kind]))
+        require_replaceable(path, "figure", partial(has_mark, mark=MARKS[kind]))
     return kind
 
 

@@ -18,7 +18,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import require_delta
-from eaft_probe.verbs.compare import By, by_group, described, how, moved
+from eaft_probe.verbs.compare import By, by_group, comparison_kind, means_and_shares, token_changes
 from eaft_probe.view.notices import counted_noun
 from eaft_probe.view.plots.chart import (
     Chart,
@@ -57,7 +57,7 @@ def compare(*pair: Scan | str | Path, delta: float = math.log(2), by: By | None 
         raise BadInput(f"plot compare takes two scans, found {len(opened)}")
     a, b = opened
     require_delta(delta)
-    if how(a, b, by)[0] != "tokens":
+    if comparison_kind(a, b, by)[0] != "tokens":
         raise BadInput(
             "plot compare shows scans of the same data; `plot landscape A B "
             "--difference` shows where one data set has more"
@@ -69,9 +69,9 @@ def _cells_and_groups(a: Scan, b: Scan, delta: float) -> pandas.DataFrame:
     """A row for each occupied cell of A's plane (group "cell") and for each group."""
     pieces = (
         pandas.concat([_by_cell(columns, values), by_group(columns, values, a.rule)])
-        for columns, values in moved(a, b, delta)
+        for columns, values in token_changes(a, b, delta)
     )
-    rows = described(reduce(add, pieces))
+    rows = means_and_shares(reduce(add, pieces))
     cells = rows[:CELLS][rows["tokens"][:CELLS] > 0]
     low, left = np.divmod(cells.index.to_numpy(int), SHAPE[1])
     for name, corner, size in (("prob", left, PROB_STEP), ("entropy", low, ENTROPY_STEP)):

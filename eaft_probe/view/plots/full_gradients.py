@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.analysis.bootstrap import FEWEST
 from eaft_probe.analysis.exact_gradients import FullGradients
-from eaft_probe.analysis.histogram2d import ENTROPY_BINS, PROB_BINS, cell, plane
+from eaft_probe.analysis.histogram2d import ENTROPY_BINS, PROB_BINS, cell, histogram
 from eaft_probe.analysis.rank_correlation import CLOSED, EXACT, MEASURES, WEIGHT, means
 from eaft_probe.analysis.stratified_sample import BY
 from eaft_probe.scans.scan import Scan
@@ -97,7 +97,7 @@ class Maps:
         return cls(
             sample.scan,
             by,
-            plane(sample.scan).coarse(by),
+            histogram(sample.scan).coarse(by),
             sampled.reshape(shape),
             mean,
             half,

@@ -8,7 +8,7 @@ import pandas
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from eaft_probe.columns.groups import GROUPS, READS, groups
+from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.scans.scan import Scan
 from eaft_probe.view.plots.chart import (
@@ -77,7 +77,7 @@ def _limit(panels: NDArray[np.object_], data: pandas.DataFrame, histogram: Float
 def _sums(scan: Scan, objective: Objective, base_scan: str | Path | None) -> tuple[Floats, Floats]:
     """sums (groups, SUMS) and histogram (groups, BINS) of the gates, out of core."""
     sums, histogram = np.zeros((len(GROUPS), len(SUMS))), np.zeros((len(GROUPS), BINS))
-    reads = (*READS, "logprob", "grad_logits")
+    reads = (*GROUP_COLUMNS, "logprob", "grad_logits")
     for gate, columns in gated(scan, objective, base_scan, reads):
         nll, gradient, weight = -columns["logprob"], columns["grad_logits"], columns["weight"]
         values = weight * np.stack([gate**0, nll, gate * nll, gradient, gate * gradient, gate])

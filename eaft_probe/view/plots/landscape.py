@@ -161,7 +161,7 @@ def bounds(axes: Axes, scan: Scan, top: float) -> None:
 def conflict_share(scan: Scan, rule: ConflictRule | None = None) -> float:
     """Exactly; the plane's cells do not end at the thresholds. Under the scan's own rule or
     another one, which takes a scan that keeps all of its tokens."""
-    if rule is None or rule.said == scan.rule.said:
+    if rule is None or rule.thresholds == scan.rule.thresholds:
         return counted(scan).conflicts() / token_count(scan)
     scan.require_all("counting conflicts by another rule than the scan's own")
     ((count,),) = scan.rows(f"SELECT count(*) FROM tokens WHERE {rule.sql}")
@@ -244,7 +244,7 @@ def _difference(scans: Sequence[Scan]) -> Chart:
     top = ceiling([one + other], by)
     rule = scans[0].rule
     note = f"{caption(scans)} Cells with fewer than {FEW} tokens of both are left blank."
-    if scans[1].rule.said != rule.said:
+    if scans[1].rule.thresholds != rule.thresholds:
         note += f" Conflicts of both scans are counted by the first scan's rule: {rule}."
     with new_chart(COLUMN, 3.3, data, note) as chart:
         main = chart.add_subplot()

@@ -34,7 +34,7 @@ def positions(*scans: Scan | str | Path) -> Chart:
     tokens taken as independent.
     """
     opened = open_scans(scans)
-    frames = [_table(**counted(s).along()) for s in opened]
+    frames = [_table(**counted(s).by_position()) for s in opened]
     note = (
         f"{caption(opened)} Position 0: a turn's first trained token. Bands: ± 2 standard errors."
     )

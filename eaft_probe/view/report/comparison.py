@@ -18,7 +18,7 @@ from eaft_probe.verbs.compare import compare
 from eaft_probe.view.plots.chart import STYLE, Chart
 from eaft_probe.view.plots.compare import compare as plot_compare
 from eaft_probe.view.plots.landscape import landscape
-from eaft_probe.view.report.largest_changes import movers
+from eaft_probe.view.report.largest_changes import largest_changes
 from eaft_probe.view.report.page import Figure
 from eaft_probe.view.report.selection import Record, last_part
 
@@ -60,7 +60,7 @@ def against(scan: Scan, other: Scan | str | Path, **settings: Any) -> Record:
         return section | {
             "cards": [card._asdict() for card in moved_cards(summary)],
             "figure": picture(chart, MOVED_ALT, more),
-            "movers": movers(comparison),
+            "movers": largest_changes(comparison),
         }
     more = "Dashed: the least and the most entropy there can be at a probability."
     return section | {

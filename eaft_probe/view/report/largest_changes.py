@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas
 
 from eaft_probe.scans.scan import Scan
-from eaft_probe.verbs.compare import Comparison, moved
+from eaft_probe.verbs.compare import Comparison, token_changes
 from eaft_probe.view.report.selection import IN_CONTEXT, Record, available, rounded, struct
 
 MOST = 20  # of each kind
@@ -18,13 +18,13 @@ FLAGS = ["conflict_a", "conflict_b"]
 Place = tuple[int, ...]  # a token's, by its key
 
 
-def movers(comparison: Comparison) -> dict[str, list[Record]]:
+def largest_changes(comparison: Comparison) -> dict[str, list[Record]]:
     """The worst forgotten and the best learned tokens, at most 20 of each, the furthest first.
 
     `change` is the log-probability under B less that under A, nats; ties go by place.
     """
     furthest, key = {kind: pandas.DataFrame() for kind in KINDS}, list(comparison.a.token_key)
-    for columns, values in moved(comparison.a, comparison.b, comparison.totals["delta"]):
+    for columns, values in token_changes(comparison.a, comparison.b, comparison.totals["delta"]):
         piece = values.assign(
             **{name: columns[name] for name in key},
             conflict_a=comparison.rule(columns),

@@ -21,7 +21,7 @@ from eaft_probe.analysis.histogram2d import ENTROPY_BINS, ENTROPY_STEP, PROB_BIN
 from eaft_probe.analysis.summary import summarize
 from eaft_probe.errors import BadInput, MissingColumn, one_line
 from eaft_probe.scans.scan import Scan
-from eaft_probe.storage.atomic import marked, require_replaceable, written_aside
+from eaft_probe.storage.atomic import has_mark, require_replaceable, written_aside
 from eaft_probe.storage.remote import name_of
 from eaft_probe.view.notices import template_notices
 from eaft_probe.view.report.comparison import against as compared
@@ -60,7 +60,7 @@ def report(
     if path.is_dir():
         raise BadInput(f"cannot write {path}: it is a folder; name a file with --out")
     if not overwrite:
-        require_replaceable(path, "report", partial(marked, mark=GENERATOR))
+        require_replaceable(path, "report", partial(has_mark, mark=GENERATOR))
     with _writing(path), TemporaryFile(dir=path.parent):
         pass  # an error now rather than after minutes of reading
     # First, as it is the part that may refuse.
