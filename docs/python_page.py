@@ -93,7 +93,7 @@ def _function(function: Callable[..., Any], settings: type[Any]) -> str:
 
 
 def _class(kind: type[Any], members: Sequence[str] = ()) -> str:
-    parts = [f"## {kind.__name__}", _prose(kind)]
+    parts = [f"## The class {kind.__name__}", _prose(kind)]
     for name in members:
         member = inspect.getattr_static(kind, name)
         value = next(
