@@ -19,26 +19,29 @@ HEAD = """\
 
 <!-- Made by `python docs/command_line_page.py --write` from the settings in the code. -->
 
-`eaft-probe COMMAND --help` prints the same options. Every option may be written with hyphens or underscores.
+`eaft-probe COMMAND --help` prints the same options. Every option may be written with hyphens or
+underscores.
 
-* **`--config F.yaml`** reads options from a YAML file: `limit: 100`. The command line wins; an unknown key is an error.
-* **Lists and mappings** are written with commas, or the option is repeated: `--objective sft,eaft`,
-  `--columns role=from,content=value`.
+* **`--config F.yaml`** reads options from a YAML file: `limit: 100`. The command line wins; an
+  unknown key is an error.
+* **Lists and mappings** are written with commas, or the option is repeated: `--objective
+  sft,eaft`, `--columns role=from,content=value`.
 * **Switches** such as `--strict` have an opposite, `--no-strict`, which overrides a config file.
 * **`--json`** prints one JSON object on standard output. Progress and notes go to standard error.
-* **`--fail-if 'key>number'`** compares a number of that object, for example `conflict_share>0.03`. Inner keys are joined by
-  dots: `groups.agreeing.forgotten_share>0.02`. The operators are `<`, `<=`, `>`, `>=` and `==`.
+* **`--fail-if 'key>number'`** compares a number of that object, for example
+  `conflict_share>0.03`. Inner keys are joined by dots: `groups.agreeing.forgotten_share>0.02`.
+  The operators are `<`, `<=`, `>`, `>=` and `==`.
 
 | exit status | meaning |
 |---|---|
 | 0 | finished |
 | 1 | something failed while working, for example a full disk or too little memory |
-| 2 | the command, the data, the model or the scan cannot be used; standard error says why, in one line |
+| 2 | the command, data, model or scan cannot be used; standard error says why in one line |
 | 3 | the condition of `--fail-if` holds |
 | 130 | interrupted; the same command continues, `train` with `--resume` |
 
-`EAFT_PROBE_TRACEBACK=1` in the environment shows where an unexpected error was raised. `HF_HUB_OFFLINE=1` keeps every command
-off the network.
+`EAFT_PROBE_TRACEBACK=1` in the environment shows where an unexpected error was raised.
+`HF_HUB_OFFLINE=1` keeps every command off the network.
 """
 
 

@@ -56,11 +56,13 @@ done.sql.sql(
 )  # DuckDB
 ```
 
-Keyword arguments are the options of the command of the same name, with underscores; [Command line](command-line.md) says what
-each of them means. Every error is a subclass of `eaft_probe.errors.ProbeError`; `BadInput` means that the data, an option, the
-model or a folder cannot be used.
+Keyword arguments are the options of the command of the same name, with underscores; [Command
+line](command-line.md) says what each of them means. Every error is a subclass of
+`eaft_probe.errors.ProbeError`; `BadInput` means that the data, an option, the model or a folder
+cannot be used.
 
-The package loads what it needs on first use: opening, comparing and drawing finished scans loads no torch.
+The package loads what it needs on first use: opening, comparing and drawing finished scans loads
+no torch.
 """
 
 
@@ -107,12 +109,16 @@ def _class(kind: type[Any], members: Sequence[str] = ()) -> str:
 def _plots() -> str:
     parts = [
         "## plots",
-        "Figures of finished scans; the [gallery](plots.md) shows each of them. A figure is a matplotlib "
-        "`Figure` with the frame that it was drawn from as `data`; `write(path)` and `write_data(path)` save them.",
-        '```python\nfrom eaft_probe import plots\n\nplots.landscape("scan", style="scatter").data\n```',
+        "Figures of finished scans; the [gallery](plots.md) shows each of them. A figure is a "
+        "matplotlib `Figure` with the frame that it was drawn from as `data`; `write(path)` and "
+        "`write_data(path)` save them.",
+        "```python\nfrom eaft_probe import plots\n\n"
+        'plots.landscape("scan", style="scatter").data\n```',
     ]
     for name, function in plots.PLOTS.items():
-        parts.append(f"### plots.{name}\n\n`plots.{name}({_arguments(function)})`\n\n{_prose(function)}")
+        parts.append(
+            f"### plots.{name}\n\n`plots.{name}({_arguments(function)})`\n\n{_prose(function)}"
+        )
     return "\n\n".join(parts)
 
 

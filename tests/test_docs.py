@@ -113,7 +113,9 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     settings = (ROOT / "zensical.toml").read_text(encoding="utf-8")
     assert tomllib.loads(settings)["project"]["theme"]["font"] is False
-    assert sorted(re.findall(r'"([\w-]+\.md)"', settings)) == [p.name for p in sorted(DOCS.glob("*.md"))]
+    assert sorted(re.findall(r'"([\w-]+\.md)"', settings)) == [
+        p.name for p in sorted(DOCS.glob("*.md"))
+    ]
 
 
 def test_the_readme_leads_to_every_page() -> None:

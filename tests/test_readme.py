@@ -19,7 +19,9 @@ GUIDES = [(ROOT / name).read_text(encoding="utf-8") for name in ("AGENTS.md", "C
 EVERYTHING = "\n".join([README, *PAGES.values(), *GUIDES])
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHELL = "\n".join(code for kind, code in FENCED.findall(EVERYTHING) if kind == "sh")
-INLINE = "\n".join(" ".join(c.split()) for c in re.findall(r"`([^`]+)`", FENCED.sub("", EVERYTHING)))
+INLINE = "\n".join(
+    " ".join(c.split()) for c in re.findall(r"`([^`]+)`", FENCED.sub("", EVERYTHING))
+)
 COMMANDS = re.findall(
     r"(?:-m eaft_probe|\beaft-probe) ([a-z]+)\b([^#\n]*)",
     re.sub(r"\\\n\s*", "", SHELL) + INLINE,
