@@ -1,15 +1,16 @@
 """Makes the built site independent of the network: python docs/offline_site.py site
 
-The theme loads one script from the net on pages that are opened from a disk, a worker within a
-frame, without which the search works as well. Exit status 1 if a page still loads something.
+For pages that are opened from a disk the theme loads a script from the net, which lets the search
+work without a worker; `offline_worker.js` takes its place. Exit status 1 if a page still loads
+something.
 """
 
 import re
 import sys
 from pathlib import Path
 
-LOADED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(https?://[^"]+)"[^>]*>')
-OF_THE_THEME = re.compile(r'\s*<script src="https://unpkg\.com/iframe-worker/shim"[^>]*></script>')
+LOADED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(https?://[^"]+)"')
+OF_THE_THEME = "https://unpkg.com/iframe-worker/shim"
 
 
 def main(site: Path) -> int:
@@ -17,7 +18,7 @@ def main(site: Path) -> int:
         script.unlink()
     status = 0
     for page in sorted(site.rglob("*.html")):
-        text = OF_THE_THEME.sub("", page.read_text(encoding="utf-8"))
+        text = page.read_text(encoding="utf-8").replace(OF_THE_THEME, "offline_worker.js")
         page.write_text(text, encoding="utf-8")
         for address in LOADED.findall(text):
             print(f"{page}: loads {address}", file=sys.stderr)
