@@ -77,9 +77,10 @@ def _prose(text: str) -> str:
 
 def _row(option: Any) -> str:
     text = option.help or ""
-    stated = re.search(r"\s*\[default: (.*)\]$", text)
+    stated = re.search(r"(?:\s*[\[(]|[;.] )default: ([^()]*?)[\])]?$", text)
     value = stated[1] if stated else option.default
-    default = f"`{value}`" if value not in (None, False, [], ()) and value != "" else ""
+    default = "" if value in (None, False, [], (), "") else str(value)
+    default = f"`{default}`" if default and " " not in default else default
     meaning = text[: stated.start()] if stated else text
     names = ", ".join(f"`{name}`" for name in option.opts)
     return f"| {names} | {_takes(option)} | {_cell(default)} | {_cell(meaning)} |"
