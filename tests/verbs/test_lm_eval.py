@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eaft_probe import scan
 from eaft_probe.cli import _run
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/train.md").read_text(encoding="utf-8")
 ASKED = [
     ("Lily had a red ball.", ["She liked to play with it.", "It lid cup was tin."], 0),
     ("Tom was a sad boy.", ["Ran blue the go table.", "He wanted to go home."], 1),
@@ -45,9 +45,9 @@ PERPLEXITY = {
 
 @pytest.fixture
 def choices(tmp_path: Path) -> dict[str, Any]:
-    """The README's task, as a file beside its rows and as what it holds."""
+    """The page's task, as a file beside its rows and as what it holds."""
     pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'eaft-probe[eval]'")
-    text = next(b for b in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "choices" in b)
+    text = next(b for b in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "choices" in b)
     (tmp_path / "choices.yaml").write_text(text)
     rows = [{"question": q, "choices": c, "label": label} for q, c, label in ASKED]
     write(tmp_path / "choices.jsonl", rows)
@@ -76,9 +76,9 @@ def conversation(question: str, answer: str) -> dict[str, Any]:
     }
 
 
-def command_of_readme(folder: Path) -> dict[str, Any]:
-    """What the README's command writes, run in `folder` without a network; samples by task."""
-    joined = README.replace("\\\n", "")
+def command_of_page(folder: Path) -> dict[str, Any]:
+    """What the page's command writes, run in `folder` without a network; samples by task."""
+    joined = PAGE.replace("\\\n", "")
     (line,) = re.findall(r"^lm_eval (.*choices\.yaml.*)$", joined, re.MULTILINE)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     ran = subprocess.run(
@@ -174,7 +174,7 @@ def run(stories: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_run_is_scored_as_it_is(run: str, stories: str, choices: object, tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(run)
-    harness = command_of_readme(tmp_path)
+    harness = command_of_page(tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     found, expected = of_answers(harness), all_by_hand(model, tokenizer)
     agree(found, expected)
