@@ -64,7 +64,8 @@ def _option(setting: "Field[object]", hint: Any) -> inspect.Parameter:
     """None, or an empty list, stands for "not given", so that --config can set it."""
     text = str(setting.metadata["help"])
     default = setting.default
-    if default not in (None, False, MISSING):  # in brackets it would be markup
+    if default not in (None, MISSING) and default is not False:
+        # no brackets, which would be markup
         text += (
             f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
         )

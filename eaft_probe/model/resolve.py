@@ -163,7 +163,7 @@ def find_model(name: str, revision: str | None = None, weights: bool = True) -> 
 def require_plain(folder: Path) -> None:
     """Raises `ModelError` where a folder holds a pipe or a device."""
     if (pipe := special_file_in(folder)) is not None:
-        raise ModelError(f"{pipe} is no plain file")
+        raise ModelError(f"{pipe} is not a regular file")
 
 
 def _bundled() -> ModelFiles:

@@ -144,7 +144,7 @@ def require_replaceable(path: Path, what: str, is_ours: Callable[[Path], bool]) 
     except (OSError, ValueError):
         return  # not there, or whoever writes says why it cannot be
     if not stat.S_ISREG(kind.st_mode):
-        raise BadInput(f"{path} is not a plain file; choose another name")
+        raise BadInput(f"{path} is not a regular file; choose another name")
     if kind.st_size and not is_ours(path):
         raise BadInput(
             f"{path} exists and is not an earlier {what}; choose another name or give --overwrite"
@@ -162,7 +162,7 @@ def has_mark(path: Path, mark: bytes) -> bool:
 def file_inside(folder: Path, name: str) -> Path:
     """A file of a folder that somebody else may have made, to be read.
 
-    Raises `ScanError` where it is not there, is no plain file (opening a pipe would wait for ever)
+    Raises `ScanError` where it is not there, is not a regular file (opening a pipe would wait for ever)
     or is a link that leads out of the folder.
     """
     path = folder / name
@@ -175,7 +175,7 @@ def file_inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         raise ScanError(f"{path} cannot be read: {one_line(error)}") from error
     if not stat.S_ISREG(kind):
-        raise ScanError(f"{path} is not a plain file")
+        raise ScanError(f"{path} is not a regular file")
     return path
 
 

@@ -74,7 +74,7 @@ class Folder:
         path = self.path / name
         try:
             if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-                raise ScanError(f"{path} is not a plain file")
+                raise ScanError(f"{path} is not a regular file")
             require_size(path, path.stat().st_size, most)
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):

@@ -423,10 +423,10 @@ def test_a_pipe_or_a_device_in_a_folder_is_not_opened(copy: Path, file: str) -> 
     """Reading one would wait for ever, the other never ends."""
     (copy / file).unlink()
     os.mkfifo(copy / file)
-    assert f"{file} is no plain file" in refused(copy)
+    assert f"{file} is not a regular file" in refused(copy)
     (copy / file).unlink()
     (copy / file).symlink_to("/dev/zero")
-    assert f"{file} is no plain file" in refused(copy)
+    assert f"{file} is not a regular file" in refused(copy)
 
 
 @pytest.mark.parametrize(

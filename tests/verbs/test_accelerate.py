@@ -119,7 +119,7 @@ def test_killed_and_resumed_equals_undisturbed(config: str, folder: Path) -> Non
     status, said, errors = train(folder, config)
     assert status == 0, errors[-3000:]
     assert said.count("the model and its log are in") == 1
-    for once in ("loading ", "1 row left out", "going on from checkpoint-3", "  step "):
+    for once in ("loading ", "1 row left out", "continuing from checkpoint-3", "  step "):
         assert errors.count(once) == 1
     assert (out / "checkpoint-8/pytorch_model_fsdp.bin").exists() == ("fsdp" in config)
     require_equal(out, folder / "one")

@@ -216,7 +216,7 @@ def test_a_full_disk_costs_no_checkpoint(
     room_again(monkeypatch)
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert status == 1
-    assert "--resume goes on from the last checkpoint" in last
+    assert "--resume continues from the last checkpoint" in last
     assert "GB free" in last
     assert (out / "checkpoint-4/trainer_state.json").exists()
     assert_same(again(out, **limit), whole)

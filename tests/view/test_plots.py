@@ -780,7 +780,7 @@ def test_a_target_that_cannot_be_written_is_one_error(
             write(tmp_path / f"{target}.{ending}")
         assert caught.value.exit_status == 1
         assert "\n" not in str(caught.value)
-    with pytest.raises(BadInput, match="is not a plain file"):
+    with pytest.raises(BadInput, match="is not a regular file"):
         write(tmp_path / f"folder.{ending}")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", f"folder.{ending}"]
 

@@ -175,7 +175,7 @@ def _answer(
     except OSError as error:
         raise ProbeError(
             f"cannot write {files.path}: {error.strerror or one_line(error)}; finished units are "
-            f"kept, and the same command goes on from there"
+            f"kept, and the same command continues from there"
         ) from error
 
 

@@ -179,7 +179,7 @@ def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, log: RunL
     checkpoint = run_folder.last_checkpoint(folder) if settings.resume else None
     if settings.resume:
         log.progress.note(
-            f"going on from {checkpoint.name}"
+            f"continuing from {checkpoint.name}"
             if checkpoint
             else "no checkpoint to resume from; starting at step 0"
         )
@@ -192,7 +192,7 @@ def _run(trainer: GatedTrainer, folder: Path, settings: TrainSettings, log: RunL
         trainer.accelerator.wait_for_everyone()  # the first process writes the log
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ProbeError(
-            f"training stopped: {one_line(error)}; --resume goes on from the last checkpoint in "
+            f"training stopped: {one_line(error)}; --resume continues from the last checkpoint in "
             f"{folder}{run_folder.free_space(folder)}"
         ) from error
 
