@@ -162,8 +162,8 @@ def has_mark(path: Path, mark: bytes) -> bool:
 def file_inside(folder: Path, name: str) -> Path:
     """A file of a folder that somebody else may have made, to be read.
 
-    Raises `ScanError` where it is not there, is not a regular file (opening a pipe would wait for ever)
-    or is a link that leads out of the folder.
+    Raises `ScanError` where it is not there, is not a regular file (opening a pipe would wait for
+    ever) or is a link that leads out of the folder.
     """
     path = folder / name
     try:
