@@ -71,7 +71,7 @@ def test_a_format(
 
 
 def test_a_statistic(data: str, model_folder: str, tmp_path: Path, capsys: Any) -> None:
-    squared = Statistic("squared", "float32", "", "p²", lambda d: (2 * d.logprob).exp(), False)
+    squared = Statistic("squared", "", "p²", lambda d: (2 * d.logprob).exp(), default=False)
     STATISTICS.add("squared", squared)
     named = ["--columns", "question=riddle,answer=solution", "--statistics", "squared"]
     out = tmp_path / "s"

@@ -362,7 +362,7 @@ def test_settings_are_checked(tmp_path: Path, counting: str) -> None:
         ({"temperature": float("inf")}, "--temperature"),
         ({"top_p": 0.0}, "--top-p"),
         ({"top_p": 1.1}, "--top-p"),
-        ({"n": 0}, "--n is"),
+        ({"n": 0}, "--n must be at least 1"),
         ({"n": 2, "temperature": 0}, "same answer 2 times"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
         ({"max_new_tokens": 512}, "no room"),
@@ -457,7 +457,7 @@ def test_the_command(
 
     monkeypatch.setattr("eaft_probe.verbs.rollout.rollout.load_model", interrupt)
     assert _run([*asked[:-1], "5", "--overwrite"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_rollouts_are_data_like_any_other(tmp_path: Path, counting: str) -> None:

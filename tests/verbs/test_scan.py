@@ -520,7 +520,7 @@ def test_settings_are_checked(tmp_path: Path, model_folder: str) -> None:
         ({"format": "mesages"}, "messages"),
         ({"tokens_per_batch": "many"}, "--tokens-per-batch"),
         ({"keep": ["text"]}, "--keep text"),
-        ({"keep": ["nothing"]}, "there are id, messages"),
+        ({"keep": ["nothing"]}, "available: id, messages"),
     ]:
         with pytest.raises(BadInput, match=message):
             scan(ROWS, tmp_path / "s", **{"model": model_folder, **settings})
