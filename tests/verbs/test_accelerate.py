@@ -82,6 +82,7 @@ class Killed(RunLog):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == KILLED_IN and args.process_index == 1:
+            os.write(2, b"killed now")
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -114,7 +115,7 @@ def test_killed_and_resumed_equals_undisturbed(config: str, folder: Path) -> Non
     out = folder / config
     status, _, errors = train(folder, config, KILLED="yes")
     assert status != 0
-    assert "exitcode  : -9" in errors
+    assert "killed now" in errors  # whether the launcher sees that rank fail first, or the other
     assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-3"]
     status, said, errors = train(folder, config)
     assert status == 0, errors[-3000:]
