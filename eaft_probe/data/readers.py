@@ -66,8 +66,7 @@ def read_file(path: Path) -> Read:
     try:
         with path.open("rb") as raw, _unpacked(raw, path.suffix) as file:
             yield from read_stream(file, data_suffix(path))
-    except (OSError, csv.Error, pa.ArrowException, UnicodeError, MemoryError) as error:
-        # A damaged Arrow file may ask for more memory than there is.
+    except (OSError, csv.Error, pa.ArrowException, UnicodeError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
 
 
@@ -214,9 +213,12 @@ def _arrow(file: IO[bytes]) -> Read:
         file.seek(0)
         opened = pa.ipc.open_file(file)
         reader = (opened.get_batch(i) for i in range(opened.num_record_batches))
-    for batch in reader:
-        batch.validate(full=True)  # Arrow trusts what it maps, and would read beyond its end
-        yield from _rows(batch)
+    try:
+        for batch in reader:
+            batch.validate(full=True)  # Arrow trusts what it maps, and would read beyond its end
+            yield from _rows(batch)
+    except MemoryError as error:
+        raise pa.ArrowInvalid("a batch needs more memory than there is; is it damaged?") from error
 
 
 def _txt(file: IO[bytes]) -> Read:

@@ -227,7 +227,7 @@ def test_a_full_disk_at_the_final_model(
 ) -> None:
     small_files(9, 10_000)
     given = {"model": model_folder, "objective": "eaft"} | EPOCHS
-    with pytest.raises(ProbeError, match="--resume goes on"):
+    with pytest.raises(ProbeError, match="--resume continues"):
         train(data, tmp_path / "r", **given)
     room_again(monkeypatch)
     assert_same(again(tmp_path / "r"), whole)
