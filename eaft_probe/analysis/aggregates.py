@@ -103,8 +103,8 @@ class OfTokens(Counts):
         return int(self.rows("SELECT count(*) FILTER (rank = 0) FROM tokens")[0][0])
 
     def kept_columns(self) -> list[str]:
-        names = self.scan.manifest["config"]["keep"]
-        return [n for n in names if 0 < self.values(n) <= MOST_VALUES]
+        kept = self.scan.manifest["config"]["keep"]
+        return [name for name in kept if 0 < self.values(name) <= MOST_VALUES]
 
     def quantiles(self, column: str, at: Sequence[float]) -> list[float]:
         return self.scan.quantiles(column, at)
@@ -173,11 +173,9 @@ class OfTotals:
         return self._named("pairs_too_low")
 
     def kept_columns(self) -> list[str]:
-        def values(name: str) -> int:
-            return sum(value is not None for value, *_ in self.kept(name))
-
         names = self.scan.manifest["config"]["keep"]
-        return [n for n in names if 0 < values(n) <= MOST_VALUES]
+        values = {n: sum(value is not None for value, *_ in self.kept(n)) for n in names}
+        return [n for n in names if 0 < values[n] <= MOST_VALUES]
 
     def kept(self, name: str) -> list[tuple[str | None, int, int]]:
         counts = self._counts(f"kept:{name}")

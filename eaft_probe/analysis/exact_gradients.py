@@ -55,8 +55,11 @@ class Provenance:
 
     def differences(self, other: "Provenance") -> list[str]:
         """The names of what is not the same in both."""
-        named = ("scan", "model", "adapter", "dtype", "seed")
-        return [n for n in named if getattr(self, n) != getattr(other, n)]
+        return [
+            name
+            for name in ("scan", "model", "adapter", "dtype", "seed")
+            if getattr(self, name) != getattr(other, name)
+        ]
 
 
 _MADE = TypeAdapter(Provenance)

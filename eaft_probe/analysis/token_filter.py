@@ -27,5 +27,4 @@ def kept_tokens(
 
 def _drawn(columns: Arrays, token_key: Sequence[str], share: float) -> NDArray[np.bool_]:
     """By a hash of a token's key alone: whatever else is scored with it."""
-    hashes = hash_bits(SEED, *(columns[n] for n in token_key))
-    return hashes < np.uint64(share * 2.0**64)
+    return hash_bits(SEED, *(columns[n] for n in token_key)) < np.uint64(share * 2.0**64)

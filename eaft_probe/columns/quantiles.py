@@ -45,8 +45,10 @@ def quantiles_within(upper: NDArray[np.int64], at: Sequence[float]) -> list[floa
     ends = np.cumsum(upper)
 
     def values(ranks: Sequence[int]) -> list[float]:
-        bins = np.searchsorted(ends, ranks, side="right").tolist()
-        return [_value(b, 0 if b >> 15 else 0xFFFF) for b in bins]  # the nearest to 0 in each bin
+        return [
+            _value(b, 0 if b >> 15 else 0xFFFF)  # the nearest to 0 in each bin
+            for b in np.searchsorted(ends, ranks, side="right").tolist()
+        ]
 
     return _quantiles(int(ends[-1]), at, values)
 

@@ -114,8 +114,7 @@ def _pair(row: Row, prompt: str, answer: str, *more: str) -> tuple[Message, ...]
 
 @_format("messages", "messages", "a list of {role, content}, with tools and tool calls")
 def _read_messages(row: Row, names: Names) -> Example:
-    messages = read_messages(row["messages"], names)
-    return Example("", messages, tools=read_tools(row.get("tools")))
+    return Example("", read_messages(row["messages"], names), tools=read_tools(row.get("tools")))
 
 
 @_format("sharegpt", "conversations", "a list of {from, value}; human, gpt, system, tool roles")
@@ -136,8 +135,8 @@ def _read_prompt_completion(row: Row, names: Names) -> Example:
         replace(m, trained=False) if m.role == "assistant" and m.trained is None else m
         for m in read_messages(prompt, names)
     )
-    messages = (*context, *read_messages(completion, names))
-    return Example("", messages, tools=read_tools(row.get("tools")))
+    answers = read_messages(completion, names)
+    return Example("", (*context, *answers), tools=read_tools(row.get("tools")))
 
 
 @_format("alpaca", "instruction output", "instruction, optional input, output")

@@ -126,8 +126,8 @@ class WorkerPool:
             raise ProbeError(
                 "every worker ended while it loaded the model. Fewer --workers need less memory"
             )
-        busy = any(w.units for w in self.workers)
-        return self.queue is not None and not busy and self.queue.over()
+        idle = not any(worker.units for worker in self.workers)
+        return self.queue is not None and idle and self.queue.over()
 
     def _assign(self) -> None:
         """Gives units to idle workers; where there are enough for all, one more to read ahead."""

@@ -23,8 +23,7 @@ POSITION_BITS = 31  # positions are int32
 
 def key_of(examples: pa.Table) -> tuple[str, ...]:
     """The key of a part's examples: only where each is one turn of a row have they a `turn`."""
-    names = examples.column_names
-    by_turn = "turn" in names and examples["turn"].null_count < len(examples)
+    by_turn = "turn" in examples.column_names and examples["turn"].null_count < len(examples)
     return EACH if by_turn else TOGETHER
 
 

@@ -257,7 +257,11 @@ def _show_rendering(
         "bold",
     )
     spans = (
-        (start, end, CONFLICT if conflict else _shade(prob))
+        (
+            start,
+            end,
+            CONFLICT if conflict else next(style for limit, style in SHADES if prob < limit),
+        )
         for start, end, prob, conflict, *_ in tokens
     )
     console.print(coloured(text, spans))
@@ -265,10 +269,6 @@ def _show_rendering(
         if conflict:
             model = f"the model: {top1!r} p={top1_prob:.2g}, {entropy:.2f} nats"
             _line(console, f"  {token!r} p={prob:.2g}, {model}")
-
-
-def _shade(prob: float) -> str:
-    return next((style for limit, style in SHADES if prob < limit), SHADES[-1][1])
 
 
 def coloured(text: str, spans: Iterable[tuple[int, int, str]]) -> Text:

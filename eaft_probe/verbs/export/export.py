@@ -86,8 +86,13 @@ def _row(row: Row, scan: Scan, conflicts: int) -> Row:
         raise ScanError(
             f"{scan.path} is damaged: the messages of example {row['example']} cannot be read"
         ) from error
-    key = {"example": row.pop("example"), "key": row.pop("key")}
-    return {**key, **body, **row, "conflicts": conflicts}
+    return {
+        "example": row.pop("example"),
+        "key": row.pop("key"),
+        **body,
+        **row,
+        "conflicts": conflicts,
+    }
 
 
 def _body(messages: list[Row], text: str, row_format: str) -> Row:

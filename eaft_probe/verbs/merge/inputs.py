@@ -207,8 +207,9 @@ def data_of(shards: Sequence[Shard]) -> dict[str, object]:
     ]
     manifests = [shard.scan.manifest for shard in shards]
     formats = {f for m in manifests for f in str(m["data"].get("format")).split(" + ")}
+    names = [Path(s[SOURCE]).name for s in listed]
     return {
-        "source": _title([Path(s[SOURCE]).name for s in listed]),
+        "source": " + ".join(names if len(names) <= 3 else [names[0], f"{len(names) - 1} more"]),
         "split": common(m["data"].get("split") for m in manifests),
         "fingerprint": _fingerprint(listed),
         "rows": sum(m["counts"]["rows"] for m in manifests),
@@ -216,10 +217,6 @@ def data_of(shards: Sequence[Shard]) -> dict[str, object]:
         "format": " + ".join(sorted(formats)),
         "sources": listed,
     }
-
-
-def _title(names: Sequence[str]) -> str:
-    return " + ".join(names) if len(names) <= 3 else f"{names[0]} + {len(names) - 1} more"
 
 
 def common(values: Iterable[T]) -> T | None:

@@ -251,8 +251,10 @@ def join_totals(folder: Path, shards: Sequence[Shard], keep: Sequence[str]) -> R
     if shards[0].scan.keeps_all:
         return {}
     write_parquet(folder / TOTALS, added_up(_totals(shard, keep) for shard in shards))
-    last = shards[-1].first + span(shards[-1].scan) - 1
-    return {"totals": sha256(folder / TOTALS), "last_row": last}
+    return {
+        "totals": sha256(folder / TOTALS),
+        "last_row": shards[-1].first + span(shards[-1].scan) - 1,
+    }
 
 
 def _totals(shard: Shard, keep: Sequence[str]) -> pa.Table:

@@ -184,8 +184,8 @@ class _Run:
         parts = self.work.units
         if self.ranks.writes and parts != self.work.folder.path and unit.index % FOLD == 0:
             fold(parts, unit.index)
-        report = unit_report(parts, unit.index, plan_digest(self.work.plan))
-        return self.ranks.agreed(report is None)
+        digest = plan_digest(self.work.plan)
+        return self.ranks.agreed(unit_report(parts, unit.index, digest) is None)
 
 
 # `help(scan)` shows every setting with its default, from the one place that defines them.

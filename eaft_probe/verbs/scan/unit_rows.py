@@ -164,8 +164,8 @@ class UnitRows:
 
         def mean(name: str, sign: int) -> NDArray[np.float32]:
             values = np.concatenate([np.zeros(0), *(m[2][name].numpy() for m in self.measured)])
-            total = np.bincount(example, values, count)
-            return (sign * total / np.maximum(trained, 1)).astype(np.float32)
+            totals = sign * np.bincount(example, values, count)
+            return (totals / np.maximum(trained, 1)).astype(np.float32)
 
         columns = [
             [r.row for r in self.records],

@@ -123,13 +123,12 @@ def _chosen(scan: Scan) -> dict[Key, Record]:
         WHERE trained_tokens > 0
         ORDER BY coalesce(n, 0) / {held} DESC, {key} LIMIT {MOST_EXAMPLES}"""
     return {
-        _key(scan, example): {**rounded(example), "kept": [short(v) for v in values]}
+        tuple(example[name] for name in scan.example_key): {
+            **rounded(example),
+            "kept": [short(v) for v in values],
+        }
         for example, *values in scan.rows(query)
     }
-
-
-def _key(scan: Scan, record: Record) -> Key:
-    return tuple(record[name] for name in scan.example_key)
 
 
 def _filled(scan: Scan, chosen: Mapping[Key, Record]) -> Iterator[Record]:
