@@ -110,11 +110,15 @@ def test_bounds_and_presets_by_keyboard(page: Any, done: Scan) -> None:
 def test_numbers_on_hover_and_focus(page: Any, done: Scan) -> None:
     span = page.find_element(By.CSS_SELECTOR, "#cards .conflict")
     show(page, span)
-    ActionChains(page).move_to_element(span).perform()
-    tip = by_id(page, "tip")
-    WebDriverWait(page, 10).until(lambda _: tip.is_displayed())
+    tip, heading = by_id(page, "tip"), page.find_element(By.CSS_SELECTOR, "#cards h3")
+
+    def shows_tip(_: Any) -> bool:  # a busy browser may miss that the mouse has moved
+        ActionChains(page).move_to_element(heading).move_to_element(span).perform()
+        return bool(tip.is_displayed())
+
+    WebDriverWait(page, 10).until(shows_tip)
     hovered = dict(zip(*(facts(tip, tag) for tag in ("dt", "dd")), strict=True))
-    example = int(page.find_element(By.CSS_SELECTOR, "#cards h3").text.split()[1])
+    example = int(heading.text.split()[1])
     table = done.tokens()
     first = table[(table.example == example) & table.conflict].iloc[0]
     assert float(hovered["prob"]) == pytest.approx(first.prob, rel=0.05)
