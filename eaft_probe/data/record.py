@@ -1,6 +1,7 @@
 """A source of rows, and one of its rows, not parsed yet."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -36,7 +37,7 @@ class Record:
         return sum(len(str(v)) for v in self.value.values()) if isinstance(self.value, dict) else 0
 
 
-class Source:
+class Source(ABC):
     """A data set that can be read again and again in the same order.
 
     `on_disk`: the files that must not change while it is read.
@@ -46,13 +47,13 @@ class Source:
         self.name = name
         self._stamps = {path: _stamp(path) for path in on_disk}  # before anything is read
 
+    @abstractmethod
     def records(self) -> Iterator[Record]:
         """The rows in their order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """sha256 of the content."""
-        raise NotImplementedError
 
     def files(self) -> Mapping[str, str]:
         """File → its fingerprint alone, where there are files."""
