@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Summary = Mapping[str, Any]  # what `--json` prints
 CONFLICT, TRAINED, UNTRAINED = "bold white on red", "black on bright_cyan", "dim"
 # Label probability → colour of a trained token that is not a conflict.
-SHADES = ((0.05, "black on yellow"), (0.5, "black on bright_white"), (1.1, "default"))
+SHADES = ((0.05, "black on yellow"), (0.5, "black on bright_white"))  # below this probability
+LIKELY = "default"
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:
@@ -260,7 +261,7 @@ def _show_rendering(
         (
             start,
             end,
-            CONFLICT if conflict else next(style for limit, style in SHADES if prob < limit),
+            CONFLICT if conflict else next((s for limit, s in SHADES if prob < limit), LIKELY),
         )
         for start, end, prob, conflict, *_ in tokens
     )
@@ -285,7 +286,7 @@ LEGEND = {
     "conflict": CONFLICT,
     "p < 0.05": SHADES[0][1],
     "p < 0.5": SHADES[1][1],
-    "likely": SHADES[2][1],
+    "likely": LIKELY,
     "not trained": UNTRAINED,
 }
 
