@@ -96,11 +96,24 @@ def logprob(position: Position) -> float:
     return float(log_softmax(position.logits())[position.label])
 
 
+def varentropy(position: Position) -> float:
+    logprobs = log_softmax(position.logits())
+    h = entropy(logprobs)
+    return math.fsum(math.exp(x) * (-x - h) ** 2 for x in logprobs if x > -math.inf)
+
+
+def surprise(position: Position) -> float:
+    h = entropy(log_softmax(position.logits()))
+    return (-logprob(position) - h) / math.sqrt(max(varentropy(position), 1e-6))
+
+
 REFERENCE: dict[str, Callable[[Position], float]] = {
     "logprob": logprob,
     "prob": lambda x: math.exp(logprob(x)),
     "entropy": lambda x: entropy(log_softmax(x.logits())),
     "concentration": lambda x: math.fsum(math.exp(a) ** 2 for a in log_softmax(x.logits())),
+    "varentropy": varentropy,
+    "surprise": surprise,
     "rank": rank,
     "top1_id": top1,
     "top1_prob": lambda x: math.exp(max(log_softmax(x.logits()))),

@@ -32,7 +32,7 @@ from eaft_probe.storage.folder import Folder
 
 VOCAB, WIDTH = 64, 8
 TOP_K = (5, 10, 20, 50)
-COUNTED = ("rank", "top1_id")
+COUNTED, SIGNED = ("rank", "top1_id"), ("logprob", "surprise")
 
 
 def places(count: int, seed: int = 0, trained: int = 40) -> pandas.DataFrame:
@@ -87,10 +87,14 @@ def statistics(
     error = p.copy()
     error[rows, labels] -= 1
     grad_logits = np.sqrt((error**2).sum(1))
+    entropy = -(p * logprobs).sum(1)
+    varentropy = (p * (logprobs + entropy[:, None]) ** 2).sum(1)
     columns: dict[str, NDArray[Any]] = {
         "logprob": logprob,
         "prob": np.exp(logprob),
-        "entropy": -(p * logprobs).sum(1),
+        "entropy": entropy,
+        "varentropy": varentropy,
+        "surprise": -(logprob + entropy) / np.sqrt(np.maximum(varentropy, 1e-6)),
         "concentration": (p**2).sum(1),
         "rank": rank,
         "top1_id": np.where(rank == 0, labels, logprobs.argmax(1)),
@@ -104,7 +108,7 @@ def statistics(
         top = falling[:, :k] - np.logaddexp.reduce(falling[:, :k], 1, keepdims=True)
         columns[f"entropy_top{k}"] = -(np.exp(top) * top).sum(1)
     return {
-        name: np.maximum(c, 0).astype(np.float32) if name != "logprob" else c.astype(np.float32)
+        name: (c if name in SIGNED else np.maximum(c, 0)).astype(np.float32)
         for name, c in columns.items()
         if name not in COUNTED
     } | {name: columns[name].astype(np.int32) for name in COUNTED}

@@ -163,8 +163,8 @@ class LogitSlice:
         probs = torch.softmax(self.shifted, 1, out=buffer)
         self.top1_logprob: torch.Tensor = probs.gather(1, likeliest[:, None])[:, 0].log()  # −ln Z
         self.logprob: torch.Tensor = (label_logit - self.maximum)[:, 0] + self.top1_logprob  # ln p
-        entropy = -self.top1_logprob - torch.linalg.vecdot(probs, self.shifted)
-        self.entropy: torch.Tensor = entropy.clamp(min=0)
+        self._mean_shifted: torch.Tensor = torch.linalg.vecdot(probs, self.shifted)
+        self.entropy: torch.Tensor = (-self.top1_logprob - self._mean_shifted).clamp(min=0)
         self.others = probs.scatter_(1, at, 0.0)  # (n, V)
         self.others_squared: torch.Tensor = torch.linalg.vector_norm(self.others, dim=1) ** 2
 
@@ -178,6 +178,14 @@ class LogitSlice:
         """‖h‖."""
         assert self.hidden is not None, "this needs the hidden states"
         return torch.linalg.vector_norm(self.hidden.float(), dim=1)
+
+    @cached_property
+    def varentropy(self) -> torch.Tensor:
+        """Σ P ln² P − H², as Σ P (s − Σ P s)² of the shifted logits s: where all tokens are
+        nearly alike, the plain difference of squares would lose four digits."""
+        squares = (self.shifted - self._mean_shifted[:, None]).square_()
+        own = (self.logprob + self.entropy) ** 2  # the label's, which `others` lacks
+        return torch.linalg.vecdot(self.others, squares) + self.logprob.exp() * own
 
     def entropy_top(self, k: int) -> torch.Tensor:
         """Entropy of the renormalised k largest probabilities."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eaft_probe.columns.measure import LogitSlice
 
 TOP_K = (5, 10, 50, 100, 200, 500, 1000, 2000)  # the K of arXiv 2601.02151, Fig. 6, besides 20
+LEAST_VARENTROPY = 1e-6  # nats²: below it float32 keeps few digits of the two sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,12 @@ def concentration(d: "LogitSlice") -> "Tensor":
     return d.others_squared + (2 * d.logprob).exp()
 
 
+def surprise(d: "LogitSlice") -> "Tensor":
+    """(−ln p − H) / √varentropy: by how many standard deviations the label is less likely than the
+    model expects of its own choice. arXiv 2602.12222 has −ln p − H."""
+    return -(d.logprob + d.entropy) / d.varentropy.clamp(min=LEAST_VARENTROPY) ** 0.5
+
+
 STATISTICS = Registry[Statistic]("statistic")
 for _statistic in (
     Statistic("logprob", "nats", "ln p of the label", lambda d: d.logprob),
@@ -54,6 +61,8 @@ for _statistic in (
         "entropy of the renormalised 20 largest probabilities",
         lambda d: d.entropy_top(20),
     ),
+    Statistic("varentropy", "nats²", "Σ P ln² P − entropy²", lambda d: d.varentropy),
+    Statistic("surprise", "", "(−ln p − entropy) / √max(varentropy, 1e-6)", surprise),
     Statistic("concentration", "", "Σ P²", concentration),
     Statistic(
         "rank", "tokens", "how many tokens are likelier than the label", lambda d: d.rank, "int32"

@@ -22,6 +22,7 @@ RANGES = {
     "prob": (-1e-3, 1.001),
     "top1": (-1e-3, 1.001),
     "entropy": (-1e-3, 100.0),
+    "varentropy": (0.0, np.inf),
     "logprob": (-np.inf, 1e-3),
     "grad": (0.0, np.inf),
 }

@@ -33,6 +33,8 @@ COLUMNS = {
     "prob": "float",
     "entropy": "float",
     "entropy_top20": "float",
+    "varentropy": "float",
+    "surprise": "float",
     "concentration": "float",
     "rank": "int32",
     "top1_id": "int32",
