@@ -9,6 +9,7 @@ from typing import Any
 
 from eaft_probe.columns.conflicts import RULE_FILE
 from eaft_probe.errors import ScanError
+from eaft_probe.scans.hub_card import CARD, is_own_card
 from eaft_probe.scans.manifest import MANIFEST
 from eaft_probe.scans.part_writer import (
     CACHE,
@@ -126,6 +127,7 @@ def clear(place: Destination, names: Iterable[str]) -> None:
     """Only the files of a scan; the manifest first, so that no half of one looks complete, and the
     plan last."""
     rest = [n for n in names if n.split("/")[0] in (*RESULTS, *EARLIER) and n != MANIFEST]
+    rest += [CARD] if is_own_card(place) else []
     for some in ([MANIFEST], rest, [PLAN]):
         place.remove(some)
 

@@ -110,6 +110,7 @@ def _encoding(schema: pa.Schema) -> dict[str, object]:
             **dict.fromkeys(counting, "DELTA_BINARY_PACKED"),
         },
         "row_group_size": 500_000,  # some 20 MB: dataset viewers open groups up to 100 MB
+        "write_page_index": True,  # by which they read some rows of a group
     }
 
 

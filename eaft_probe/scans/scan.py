@@ -17,6 +17,7 @@ from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
+from eaft_probe.scans.hub_card import CARD, is_own_card, write_card
 from eaft_probe.scans.keys import EACH, TOGETHER
 from eaft_probe.scans.manifest import MANIFEST, read_manifest
 from eaft_probe.scans.part_reader import flagged_tokens, flags, row_groups, sql_list, text_around
@@ -33,12 +34,14 @@ from eaft_probe.scans.remote_cache import mirrored, not_finished
 from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
 from eaft_probe.scans.verification import check_parts, footer, reading
 from eaft_probe.storage.atomic import file_inside, written_aside
+from eaft_probe.storage.folder import Folder
 from eaft_probe.storage.remote import Store, local
 
 if TYPE_CHECKING:
     import pandas
 
-WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED, TOTALS), (RULE_FILE, CONFLICTS, GRADIENTS)
+WRITTEN_ONCE = (PLAN, REJECTED, TOTALS)
+REWRITTEN = (RULE_FILE, CONFLICTS, GRADIENTS, CARD)
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,7 @@ class Scan:
         rule = self._resolved(rule)
         with self._flagging(rule):
             rule.save(self.path)
-        self.give_back(CONFLICTS, RULE_FILE)
+        self.give_back(CONFLICTS, RULE_FILE, *([CARD] if is_own_card(Folder(self.path)) else []))
         return Scan(self.path, self.manifest, self.store)
 
     def give_back(self, *names: str) -> None:
@@ -310,14 +313,16 @@ class Scan:
 
     @contextmanager
     def _flagging(self, rule: ConflictRule) -> Iterator[None]:
-        """conflicts.parquet is written aside, and takes its place at the end."""
+        """conflicts.parquet is written aside, and takes its place at the end, after README.md."""
         schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.thresholds})
         try:
             with written_aside(self.path / CONFLICTS) as aside:
-                with pq.ParquetWriter(aside.absolute(), schema, compression="zstd") as writer:
+                options = {"compression": "zstd", "write_page_index": True}  # for viewers
+                with pq.ParquetWriter(aside.absolute(), schema, **options) as writer:
                     for part in self._conflicts_by_part(rule):
                         writer.write_table(part)
                 yield
+                write_card(self, rule, pq.read_metadata(aside.absolute()).num_rows)
         except OSError as error:
             why = error.strerror or one_line(error)
             raise ProbeError(

@@ -137,6 +137,7 @@ def test_contract_of_the_files(tmp_path: Path, model_folder: str) -> None:
         "manifest.json",
         "rule.json",
         "conflicts.parquet",
+        "README.md",
     }
 
 

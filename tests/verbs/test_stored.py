@@ -493,7 +493,7 @@ def test_conflicts_are_put_before_their_rule(made: Scan, monkeypatch: pytest.Mon
     before = Store.put
     monkeypatch.setattr(Store, "put", lambda s, n, d: (put.append(n), before(s, n, d))[1])
     Scan.open(URL).flag(ConflictRule(1.0, 0.4))
-    assert put == [CONFLICTS, RULE_FILE]
+    assert put == [CONFLICTS, RULE_FILE, "README.md"]
 
 
 def test_a_rule_that_did_not_come_through_is_put_again(
