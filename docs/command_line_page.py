@@ -6,21 +6,22 @@ python docs/command_line_page.py --write; a test compares the page with what thi
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
+from rich.markup import render
 
 from eaft_probe.cli import app
 
 PAGE = Path(__file__).with_name("command-line.md")
-NAMES = {int: "integer", float: "number", str: "text"}
 HEAD = """\
 # Command line
 
 <!-- Made by `python docs/command_line_page.py --write` from the settings in the code. -->
 
 `eaft-probe COMMAND --help` prints the same options. Every option may be written with hyphens or
-underscores.
+underscores. `eaft-probe --install-completion` makes your shell complete commands, options and their
+choices.
 
 * **`--config F.yaml`** reads options from a YAML file: `limit: 100`. The command line wins; an
   unknown key is an error.
@@ -60,9 +61,10 @@ def _first(text: str) -> str:
 def _section(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
-    usage = " ".join(a.metavar if a.required else f"[{a.metavar}]" for a in arguments)
+    usage = " ".join(_usage(a) for a in arguments)
     lines = [f"\n## {name}\n", f"`eaft-probe {name} {usage} [OPTIONS]`\n", _prose(command.help)]
-    lines += [f"* `{a.metavar}`: {_cell(a.help)}" for a in arguments if a.help]
+    lines += ["```sh", *command.epilog.split("\n\n")[1:], "```\n"]
+    lines += [f"* `{a.metavar}`: {_cell(_help(a))}" for a in arguments if a.help]
     for panel in dict.fromkeys(getattr(o, "rich_help_panel", None) for o in options):
         shown = [o for o in options if getattr(o, "rich_help_panel", None) == panel]
         lines += [f"\n### {name}: {panel[0].lower()}{panel[1:]}" if panel else ""]
@@ -71,30 +73,32 @@ def _section(name: str, command: Any) -> str:
     return "\n".join(line for line in lines if line).replace("\n\n\n", "\n\n")
 
 
+def _usage(argument: Any) -> str:
+    name = argument.metavar + ("..." if argument.nargs != 1 else "")
+    return name if argument.required else f"[{name}]"
+
+
 def _prose(text: str) -> str:
     return "\n\n".join(" ".join(p.split()) for p in (text or "").split("\n\n")) + "\n"
 
 
 def _row(option: Any) -> str:
-    text = option.help or ""
-    stated = re.search(r"(?:\s*[\[(]|[;.] )default: ([^()]*?)[\])]?$", text)
-    value = stated[1] if stated else option.default
+    text, _, stated = _help(option).partition(" [default: ")
+    value = stated.removesuffix("]") if stated else option.default
     default = "" if value in (None, False, [], (), "") else str(value)
     default = f"`{default}`" if default and " " not in default else default
-    meaning = text[: stated.start()] if stated else text
     names = ", ".join(f"`{name}`" for name in option.opts)
-    return f"| {names} | {_takes(option)} | {_cell(default)} | {_cell(meaning)} |"
+    return f"| {names} | {_takes(option)} | {_cell(default)} | {_cell(text)} |"
+
+
+def _help(parameter: Any) -> str:
+    return render(parameter.help or "").plain
 
 
 def _takes(option: Any) -> str:
-    if option.is_flag:
-        return ""
-    kind = option.type_descriptor.annotation
-    several = get_origin(kind) is list
-    kind = get_args(kind)[0] if several else kind
-    if get_origin(kind) is Literal:
-        return ", ".join(f"`{a}`" for a in get_args(kind))
-    return NAMES.get(kind, getattr(kind, "__name__", str(kind))) + (", repeated" if several else "")
+    """What is written behind it."""
+    words = [w for w in (option.metavar or "").split("|") if w]
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def _cell(text: Any) -> str:

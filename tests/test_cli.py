@@ -258,16 +258,6 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "eaft-scan" / "manifest.json").exists()
 
 
-def test_help_tells_the_defaults(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In brackets they were taken for markup."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for command, default in (("show", 3), ("compare", "0.693147"), ("scan", "smollm2")):
-        assert _run([command, "--help"]) == 0
-        assert f"(default: {default})" in capsys.readouterr().out
-
-
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["--version"]) == 0
     assert capsys.readouterr().out.strip()[0].isdigit()

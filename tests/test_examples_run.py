@@ -27,7 +27,7 @@ COLUMNS: dict[str, Callable[[str, str], object]] = {
 }
 SMALLER = {
     "scan": {"--estimate-rows": "30"},
-    "train": {"--max-steps": "1", "--eval-tokens": "40", "--group-rows": "2", "--limit": "4"},
+    "train": {"--max-steps": "1", "--group-rows": "2", "--limit": "4"},
     "rollout": {"--max-new-tokens": "4", "--n": "1", "--limit": "4"},
     "gradients": {"--sample": "12"},
 }

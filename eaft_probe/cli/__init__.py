@@ -57,7 +57,7 @@ def _run(arguments: list[str]) -> int:
         for argument in arguments:
             require_utf8(argument)
         _require_once(arguments)
-        status = int(app(arguments, standalone_mode=False) or 0)
+        status = int(app(arguments, prog_name="eaft-probe", standalone_mode=False) or 0)
         if sys.stdout is not None:  # closed by whoever started this
             with suppress(typer.Exit):  # the reader has left
                 sys.stdout.flush()  # a full disk shows here

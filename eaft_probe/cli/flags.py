@@ -3,23 +3,58 @@
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import Field, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from rich.markup import escape
 
 from eaft_probe.errors import BadInput
 from eaft_probe.settings import Settings, read_config, typed
+from eaft_probe.settings.option import Panel, default_text, panel
+
+
+def with_default(text: str) -> str:
+    """As typer shows a default, which brackets alone would make markup."""
+    return escape(f" [default: {text}]") if text else ""
+
+
+def output(*names: str, help: str, takes: str = "PATH", unset: str = "") -> Any:
+    """An option of a command's own that says where the result goes, or how it is printed."""
+    help += with_default(unset)
+    return typer.Option(*names, help=help, metavar=takes, rich_help_panel=Panel.OUTPUT)
+
 
 Given = dict[str, object]  # the settings that the user gave, by name
 Dir = Annotated[str, typer.Argument(metavar="DIR", help="a finished scan")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Json = Annotated[bool, output("--json", help="print one JSON object", takes="")]
 FailIf = Annotated[
     str | None,
-    typer.Option("--fail-if", help="exit with status 3 if this holds: 'conflict_share>0.03'"),
+    output(
+        "--fail-if",
+        help="exit with status 3 if this holds, e.g. 'conflict_share>0.03'",
+        takes="'KEY>NUMBER'",
+    ),
 ]
-Data = Annotated[str | None, typer.Argument(metavar="DATA", help="default: the bundled demo data")]
-Config = Annotated[str | None, typer.Option("--config", help="YAML file with any of the flags")]
+Data = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DATA",
+        help="file, folder, quoted glob, hub data set, or - for standard input"
+        + with_default("the bundled demo data"),
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="YAML file with any of the options; the command line wins (--no-X: without the switch "
+        "--X)",
+        metavar="PATH",
+    ),
+]
+TAKES = {bool: "", int: "N", float: "X", list: "A,B,…", dict: "NAME=VALUE,…"}
+AUTO = "auto|N"
 
 
 def flags(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -41,11 +76,12 @@ def flags(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[...,
             command(**own, given=settings | given)
 
         every = [
-            *arguments,
+            *(p.replace(kind=p.KEYWORD_ONLY) for p in arguments),
             _keyword("context", typer.Context, inspect.Parameter.empty),
             _keyword("config", Config),
-            *(_option(f, hints[f.name]) for f in fields(kind)),
+            *(_option(kind, f, hints[f.name]) for f in fields(kind)),
         ]
+        every.sort(key=_place)
         run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in every}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -60,22 +96,39 @@ def _keyword(name: str, annotation: object, default: object = None) -> inspect.P
     )
 
 
-def _option(setting: "Field[object]", hint: Any) -> inspect.Parameter:
+def _option(kind: type[Settings], setting: "Field[object]", hint: Any) -> inspect.Parameter:
     """None, or an empty list, stands for "not given", so that --config can set it."""
-    text = str(setting.metadata["help"])
-    default = setting.default
-    if default not in (None, MISSING) and default is not False:
-        # no brackets, which would be markup
-        text += (
-            f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
-        )
+    text, takes = str(setting.metadata["help"]), _takes(hint)
     if get_origin(hint) in (dict, list):
         hint = list[str]
-    elif int in get_args(hint) and type(None) not in get_args(hint):  # auto or a number
+    elif takes == AUTO:
         hint = str
-    return _keyword(
-        setting.name, Annotated[hint | None, typer.Option(help=text, show_default=False)]
+    shown = typer.Option(
+        help=text + with_default(default_text(setting)),
+        metavar=takes,
+        show_default=False,
+        rich_help_panel=panel(kind, setting.name),
     )
+    return _keyword(setting.name, Annotated[hint | None, shown])
+
+
+def _takes(hint: Any) -> str:
+    """What is written behind the flag."""
+    parts = [a for a in get_args(hint) if a is not type(None)]
+    if get_origin(hint) in (dict, list):
+        return TAKES[get_origin(hint)]
+    if get_origin(hint) is Literal:
+        return "|".join(parts)
+    if len(parts) > 1:
+        return AUTO
+    return _takes(parts[0]) if parts else TAKES.get(hint, "TEXT")
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Of its panel; first what is in none: the arguments and --config."""
+    described = getattr(parameter.annotation, "__metadata__", (None,))[0]
+    shown_in = getattr(described, "rich_help_panel", None)
+    return -1 if shown_in is None else list(Panel).index(shown_in)
 
 
 def _parsed(hint: object, value: Any, name: str) -> object:

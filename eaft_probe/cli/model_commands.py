@@ -3,11 +3,9 @@
 from dataclasses import fields
 from typing import Annotated
 
-import typer
-
-from eaft_probe.cli.app import app
+from eaft_probe.cli.app import command
 from eaft_probe.cli.fail_if import Check, parse_check
-from eaft_probe.cli.flags import Data, Dir, FailIf, Given, Json, flags
+from eaft_probe.cli.flags import Data, Dir, FailIf, Given, Json, flags, output
 from eaft_probe.cli.printing import (
     console,
     is_first_process,
@@ -20,6 +18,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.settings import (
     EstimateSettings,
     GradientSettings,
+    RenderSettings,
     RolloutSettings,
     ScanSettings,
     TrainSettings,
@@ -27,12 +26,15 @@ from eaft_probe.settings import (
 from eaft_probe.settings.option import flag
 
 
-@app.command()
+@command(
+    "scan data.jsonl --model org/name --out scan",
+    "scan data.jsonl --model org/name --dry-run",
+)
 @flags(EstimateSettings)
 def scan(
     given: Given,
     data: Data = None,
-    out: Annotated[str, typer.Option(help="folder of the scan")] = "eaft-scan",
+    out: Annotated[str, output(help="folder of the scan")] = "eaft-scan",
     as_json: Json = False,
     fail_if: FailIf = None,
 ) -> None:
@@ -67,12 +69,15 @@ def _dry_run(data: str | None, settings: Given, as_json: bool, check: Check | No
     )
 
 
-@app.command()
+@command(
+    "rollout data.jsonl --model org/name --n 4 --out own.jsonl",
+    "rollout data.jsonl --model org/name --out own.jsonl --then-scan own-scan",
+)
 @flags(RolloutSettings)
 def rollout(
     given: Given,
     data: Data = None,
-    out: Annotated[str, typer.Option(help="file for the answers, F.jsonl")] = "rollout.jsonl",
+    out: Annotated[str, output(help="file for the answers, F.jsonl")] = "rollout.jsonl",
     as_json: Json = False,
 ) -> None:
     """Sample a model's own answers to the prompts of DATA, ready to scan."""
@@ -90,12 +95,16 @@ def rollout(
         show_scan(answers.scan, False, None, worst=1)
 
 
-@app.command()
+@command(
+    "train data.jsonl --model org/name --objective eaft --out run --eval-data held.jsonl "
+    "--retain-data chats.jsonl",
+    "train data.jsonl --model org/name --lora-r 16 --out run",
+)
 @flags(TrainSettings)
 def train(
     given: Given,
     data: Data = None,
-    out: Annotated[str, typer.Option(help="folder of the run")] = "eaft-run",
+    out: Annotated[str, output(help="folder of the run")] = "eaft-run",
 ) -> None:
     """Fine-tune a model on DATA with a gated objective."""
     from eaft_probe.verbs.train.train import train as verb
@@ -106,7 +115,10 @@ def train(
         print(f"{run}; the model and its log are in {out}")
 
 
-@app.command()
+@command(
+    "gradients scan --sample 512",
+    "gradients scan --sample 200 --seed 1 --json",
+)
 @flags(GradientSettings)
 def gradients(given: Given, folder: Dir, as_json: Json = False) -> None:
     """Exact whole-model gradient norms of sampled tokens, next to the closed forms."""
@@ -122,8 +134,11 @@ def gradients(given: Given, folder: Dir, as_json: Json = False) -> None:
     show_frame(console(), norms.agreement())
 
 
-@app.command()
-@flags(ScanSettings)
+@command(
+    "render data.jsonl --model org/name",
+    "render data.jsonl --model org/name --limit 5 --json",
+)
+@flags(RenderSettings)
 def render(given: Given, data: Data = None, as_json: Json = False) -> None:
     """Show the first 5 rows of DATA (--limit) with the trained tokens coloured; no forward pass.
 

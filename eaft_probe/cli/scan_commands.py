@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from eaft_probe.cli.app import app
+from eaft_probe.cli.app import command
 from eaft_probe.cli.fail_if import parse_check
-from eaft_probe.cli.flags import Dir, FailIf, Given, Json, flags
+from eaft_probe.cli.flags import Dir, FailIf, Given, Json, flags, output
 from eaft_probe.cli.printing import console, print_summary, reported, show_scan
 from eaft_probe.errors import BadInput
 from eaft_probe.settings import (
@@ -21,7 +21,10 @@ from eaft_probe.settings import (
 )
 
 
-@app.command()
+@command(
+    "flag scan --entropy-below 0.3 --prob-below 0.1",
+    "flag scan --quantile 0.15",
+)
 @flags(RuleSettings)
 def flag(given: Given, folder: Dir, as_json: Json = False) -> None:
     """Flag a finished scan by another rule, without the model."""
@@ -33,7 +36,10 @@ def flag(given: Given, folder: Dir, as_json: Json = False) -> None:
     show_scan(Scan.open(folder).flag(rule), as_json, None, worst=0)
 
 
-@app.command()
+@command(
+    "show scan --worst 10",
+    "show scan --json --fail-if 'conflict_share>0.03'",
+)
 @flags(ShowSettings)
 def show(given: Given, folder: Dir, as_json: Json = False, fail_if: FailIf = None) -> None:
     """Summary of a scan, its conflicts by group, and the worst examples."""
@@ -58,7 +64,10 @@ def show(given: Given, folder: Dir, as_json: Json = False, fail_if: FailIf = Non
         show_scan(scan, as_json, check, settings.worst)
 
 
-@app.command()
+@command(
+    "compare base tuned",
+    "compare base tuned --fail-if 'groups.agreeing.forgotten_share>0.02'",
+)
 @flags(CompareSettings)
 def compare(
     given: Given,
@@ -76,12 +85,15 @@ def compare(
     print_summary(comparison, as_json, check, lambda summary: show_comparison(console(), summary))
 
 
-@app.command()
+@command(
+    "merge scan-a scan-b scan-c --out whole",
+    "merge scan-a scan-b --out both --json",
+)
 @flags(MergeSettings)
 def merge(
     given: Given,
-    folders: Annotated[list[str], typer.Argument(metavar="A B...", help="finished scans")],
-    out: Annotated[str, typer.Option(help="folder of the merged scan")] = "eaft-merged",
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="finished scans")],
+    out: Annotated[str, output(help="folder of the merged scan")] = "eaft-merged",
     as_json: Json = False,
 ) -> None:
     """Join finished scans of disjoint data into one, without the model."""
@@ -92,14 +104,17 @@ def merge(
     show_scan(merged, as_json, None, worst=0)
 
 
-@app.command()
+@command(
+    "plot landscape scan --out fig.pdf --data fig.csv",
+    "plot gradients scan --objective sft,eaft,dft",
+)
 @flags(PlotSettings)
 def plot(
     given: Given,
     kind: Annotated[str, typer.Argument(metavar="KIND", help="see `eaft-probe list plots`")],
-    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="finished scans, or runs")],
-    out: Annotated[str | None, typer.Option(help="F.png, F.svg or F.pdf; KIND.png")] = None,
-    data: Annotated[str | None, typer.Option(help="also its data, as F.parquet or F.csv")] = None,
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="finished scans, or runs")],
+    out: Annotated[str | None, output(help="F.png, F.svg or F.pdf", unset="KIND.png")] = None,
+    data: Annotated[str | None, output(help="also its data, as F.parquet or F.csv")] = None,
 ) -> None:
     """Draw a figure of finished scans, without the model."""
     from eaft_probe.view import plots
@@ -118,7 +133,10 @@ def plot(
         print(data)
 
 
-@app.command()
+@command(
+    "report scan --out report.html",
+    "report base --against tuned --out both.html",
+)
 @flags(ReportSettings)
 def report(given: Given, folder: Dir) -> None:
     """Write a finished scan as one offline HTML page: its landscape to brush, its examples."""
@@ -137,7 +155,11 @@ def report(given: Given, folder: Dir) -> None:
     )
 
 
-@app.command("list")
+@command(
+    "list objectives",
+    "list statistics",
+    name="list",
+)
 def list_entries(
     what: Annotated[str, typer.Argument(metavar="objectives|statistics|formats|plots")],
 ) -> None:

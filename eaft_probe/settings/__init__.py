@@ -3,7 +3,7 @@
 The fields' help texts are the documentation of all three. No torch here: `--help` must be quick.
 """
 
-from eaft_probe.settings.common import DataSettings, ModelSettings
+from eaft_probe.settings.common import DataSettings, ModelSettings, TrainedSettings
 from eaft_probe.settings.finished import (
     CompareSettings,
     GradientSettings,
@@ -16,7 +16,14 @@ from eaft_probe.settings.finished import (
 from eaft_probe.settings.option import Settings
 from eaft_probe.settings.reading import make_settings, read_config, typed
 from eaft_probe.settings.rollout import RolloutSettings
-from eaft_probe.settings.scan import EstimateSettings, RuleSettings, ScanSettings, kept_share
+from eaft_probe.settings.scan import (
+    EstimateSettings,
+    RenderSettings,
+    RuleSettings,
+    ScanSettings,
+    as_scan,
+    kept_share,
+)
 from eaft_probe.settings.train import TrainSettings
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "MergeSettings",
     "ModelSettings",
     "PlotSettings",
+    "RenderSettings",
     "ReportSettings",
     "RolloutSettings",
     "RuleSettings",
@@ -34,6 +42,8 @@ __all__ = [
     "Settings",
     "ShowSettings",
     "TrainSettings",
+    "TrainedSettings",
+    "as_scan",
     "kept_share",
     "make_settings",
     "read_config",

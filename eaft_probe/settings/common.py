@@ -2,52 +2,58 @@
 
 from dataclasses import asdict, dataclass, fields
 from datetime import date
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from eaft_probe.errors import BadInput
-from eaft_probe.settings.option import Settings, option
+from eaft_probe.settings.option import Panel, Settings, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
-    """Which rows, and how they become tokens."""
+    """Which rows are read."""
+
+    PANEL: ClassVar[Panel] = Panel.DATA
 
     config_name: str | None = option("configuration of a hub data set")
     split: str = option("split of a hub or saved data set", "train")
-    data_revision: str | None = option("revision of a hub data set; default: --revision")
+    data_revision: str | None = option("revision of a hub data set", unset="--revision")
     format: str | None = option("row format, if the columns leave it open; see `list formats`")
     columns: dict[str, str] = option(
         "names of the data's columns, ours=theirs,…, e.g. question=prompt", {}
-    )
-    train_on: Literal["assistant", "last", "all"] = option("messages to train on", "assistant")
-    tool_calls: Literal["template", "inline"] = option(
-        "write tool calls with the chat template, or inline as JSON text", "template"
-    )
-    turns: Literal["together", "each"] = option(
-        "render a conversation once, or each trained turn separately, as at inference",
-        "together",
-    )
-    chat_template: str | None = option(
-        "file with a chat template to use instead of the tokenizer's"
-    )
-    template_arg: dict[str, Any] = option(
-        "more values for the chat template, name=value,…, e.g. enable_thinking=false", {}
-    )
-    today: str | None = option(
-        "date that the chat template sees, YYYY-MM-DD; default: today, kept when a run resumes"
-    )
-    max_length: int | None = option(
-        "longest conversation, in tokens; default: the model's context", at_least=2
-    )
-    stride: int = option(
-        "tokens shared by consecutive windows of plain text longer than --max-length",
-        1,
-        at_least=1,
     )
     limit: int | None = option("read only the first rows", at_least=1)
     sample: int | None = option("read only this many rows, drawn at random with --seed", at_least=1)
     seed: int = option("seed of --sample", 0)
     strict: bool = option("stop at the first row that cannot be used", False)
+
+    def identity_without(self, *names: str) -> dict[str, object]:
+        """All settings but those, for a plan.
+
+        Without those either that older plans do not have, where their value is what was always
+        done, and the template and its date, which a plan has under other names.
+        """
+        later: dict[str, object] = {"turns": "together", "template_arg": {}, "stride": 1}
+        left_out = {*names, "chat_template", "today"}
+        settings = ((k, v) for k, v in asdict(self).items() if k not in left_out)
+        return {k: v for k, v in settings if k not in later or v != later[k]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSettings(Settings):
+    """How a conversation becomes text."""
+
+    PANEL: ClassVar[Panel] = Panel.TEMPLATE
+
+    tool_calls: Literal["template", "inline"] = option(
+        "write tool calls with the chat template, or inline as JSON text", "template"
+    )
+    chat_template: str | None = option("file with a chat template", unset="the tokenizer's")
+    template_arg: dict[str, Any] = option(
+        "more values for the chat template, name=value,…, e.g. enable_thinking=false", {}
+    )
+    today: str | None = option(
+        "date that the chat template sees, YYYY-MM-DD", unset="today, kept when a run resumes"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,30 +64,58 @@ class DataSettings(Settings):
                 f"--today must be a date such as 2026-01-31, found {self.today!r}"
             ) from error
 
-    def identity_without(self, *names: str) -> dict[str, object]:
-        """All settings but those, for a plan.
 
-        Without those either that older plans do not have, where their value is what was always
-        done, and the template and its date, which a plan has under other names.
-        """
-        later = {"turns": "together", "template_arg": {}, "stride": 1}
-        unchanged = {name for name, default in later.items() if getattr(self, name) == default}
-        left_out = {*names, *unchanged, "chat_template", "today"}
-        return {k: v for k, v in asdict(self).items() if k not in left_out}
+@dataclass(frozen=True, kw_only=True)
+class TrainedSettings(TemplateSettings):
+    """Which tokens of a text are trained."""
+
+    PANEL: ClassVar[Panel] = Panel.TRAINED
+
+    train_on: Literal["assistant", "last", "all"] = option("messages to train on", "assistant")
+    turns: Literal["together", "each"] = option(
+        "render a conversation once, or each trained turn separately, as at inference",
+        "together",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings(Settings):
-    """Which model, and how it is loaded."""
+class WindowSettings(TrainedSettings):
+    """How much of a text a model reads at once."""
+
+    PANEL: ClassVar[Panel] = Panel.TRAINED
+
+    max_length: int | None = option(
+        "longest conversation, in tokens", unset="the model's context", at_least=2
+    )
+    stride: int = option(
+        "tokens shared by consecutive windows of plain text longer than --max-length",
+        1,
+        at_least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings(Settings):
+    """Whose tokens."""
+
+    PANEL: ClassVar[Panel] = Panel.MODEL
 
     model: str = option("hub id, folder, .gguf file, or smollm2 (bundled)", "smollm2")
     adapter: str | None = option("folder of a PEFT adapter")
     revision: str | None = option("revision of a hub model or data set")
+    trust_remote_code: bool = option("run code that comes with the model", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(TokenizerSettings):
+    """Which model, and how it is loaded."""
+
+    PANEL: ClassVar[Panel] = Panel.MODEL
+
     dtype: str = option("auto, float32, bfloat16 or float16", "auto")
     device: str = option("auto, cpu, cuda, cuda:1, …", "auto")
     device_map: str | None = option("spread the model over devices: auto, balanced, …")
     attn_implementation: str | None = option("sdpa, eager, flash_attention_2, …")
-    trust_remote_code: bool = option("run code that comes with the model", False)
     allow_pickle: bool = option("load pickled weights, which can run code", False)
 
     def loading(self) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The settings of what is done with finished scans."""
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from eaft_probe.errors import BadInput
 from eaft_probe.settings.common import ModelSettings
-from eaft_probe.settings.option import Settings, option
+from eaft_probe.settings.option import Panel, Settings, option
 
 LEAST_DELTA = 1e-4  # nats: one model's float32 log-probabilities differ by less between two runs
 
@@ -15,11 +15,18 @@ LEAST_DELTA = 1e-4  # nats: one model's float32 log-probabilities differ by less
 class ShowSettings(Settings):
     """What `show` prints about a finished scan."""
 
-    example: int | None = option("show one example, coloured")
-    worst: int = option("how many of the worst examples", 3, at_least=0)
+    example: int | None = option("show only this example, coloured")
+    worst: int = option("how many of the worst examples to show", 3, at_least=0)
     export: str | None = option("write the rows with their loss to F.jsonl")
     verify: bool = option("read every part and check its sha256", False)
     overwrite: bool = option("--export: replace a file even if it is not an earlier export", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overwrite and self.export is None:
+            raise BadInput("--overwrite replaces the file of --export: add --export F.jsonl")
+        if self.example is not None and self.changed("worst"):
+            raise BadInput("--example shows one example and --worst others: give only one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +40,15 @@ class MergeSettings(Settings):
 class CompareSettings(Settings):
     """How two finished scans are compared."""
 
+    PANEL: ClassVar[Panel] = Panel.COMPARISON
+
     delta: float = option(
         "nats by which a label's log-probability rises when learned, falls when forgotten",
         math.log(2),
+        unset="ln 2, or 0.693",
     )
     by: Literal["tokens", "distributions"] | None = option(
-        "what to compare; default: tokens if the fingerprints of the data agree"
+        "what to compare", unset="tokens if the fingerprints of the data agree"
     )
     seed: int = option("seed of the bootstrap", 0, at_least=0)
 
@@ -60,9 +70,11 @@ def require_delta(delta: float) -> None:
 class GradientSettings(ModelSettings):
     """For how many tokens of a scan exact gradients are computed, and under which model."""
 
+    PANEL: ClassVar[Panel] = Panel.SAMPLING
+
     # None: the one that the manifest names.
     model: str | None = option(  # type: ignore[assignment]
-        "the scan's model, if it has moved"
+        "the scan's model, if it has moved", unset="where the scan found it"
     )
     dtype: str = option("float32, or a smaller type where memory is short", "float32")
     sample: int = option("tokens, drawn evenly over cells, tokens and conflicts", 512, at_least=1)
@@ -71,8 +83,10 @@ class GradientSettings(ModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlotSettings(Settings):
+class FigureSettings(Settings):
     """What a figure shows. Each kind takes some of these; see `eaft_probe.plots`."""
+
+    PANEL: ClassVar[Panel] = Panel.FIGURE
 
     style: Literal["density", "scatter"] = option("landscape: density or scatter", "density")
     difference: bool = option("landscape: the ratio of the densities of two scans", False)
@@ -80,14 +94,24 @@ class PlotSettings(Settings):
         "gradients: which norm; full: exact norms next to the closed forms", "grad_logits"
     )
     objective: list[str] = option(
-        "gradients, gates: objectives, repeated or with commas; default: sft,eaft", []
+        "gradients, gates: objectives, repeated or with commas", [], unset="sft,eaft"
     )
     set: dict[str, Any] = option("gradients, gates: fields of the objectives, name=value,…", {})
     base_scan: str | None = option("gradients, gates: a scan of the same tokens to compare with")
-    delta: float = option("compare: nats of change that count as learned or forgotten", math.log(2))
+    delta: float = option(
+        "compare: nats of change that count as learned or forgotten",
+        math.log(2),
+        unset="ln 2, or 0.693",
+    )
     by: Literal["tokens", "distributions"] | None = option(
         "compare: tokens, if the same data have different fingerprints"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotSettings(FigureSettings):
+    """A figure and its file."""
+
     overwrite: bool = option(
         "replace files even if they are not an earlier figure or its data", False
     )
@@ -103,8 +127,8 @@ class ReportSettings(CompareSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.against is None and self.comparing() != asdict(CompareSettings()):
-            raise BadInput("--delta, --by and --seed say how to compare: add --against B")
+        if self.against is None and (given := self.changed(*self.comparing())):
+            raise BadInput(f"{given[0]} says how to compare: add --against B")
 
     def comparing(self) -> dict[str, object]:
         """The settings of the comparison alone."""

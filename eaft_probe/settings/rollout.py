@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from eaft_probe.errors import BadInput
-from eaft_probe.settings.common import DataSettings, ModelSettings
-from eaft_probe.settings.option import option
+from eaft_probe.settings.common import DataSettings, ModelSettings, TemplateSettings
+from eaft_probe.settings.option import Panel, Settings, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings(DataSettings, ModelSettings):
-    """How a model answers the prompts of a data set."""
+class SamplingSettings(Settings):
+    """How a model answers."""
+
+    PANEL: ClassVar[Panel] = Panel.SAMPLING
 
     n: int = option("answers to each prompt", 1, at_least=1)
     temperature: float = option(
@@ -27,21 +29,38 @@ class RolloutSettings(DataSettings, ModelSettings):
         at_most=1,
     )
     max_new_tokens: int = option("tokens after which an answer is cut", 256, at_least=1)
-    seed: int = option("seed of --sample and of the answers", 0)
-    batch_size: Literal["auto"] | int = option(
-        "answers sampled at once: auto (32; 128 on a GPU) or a number", "auto", at_least=1
+    max_length: int | None = option(
+        "longest conversation with its answer, in tokens", unset="the model's context", at_least=2
     )
-    rows_per_unit: int = option("rows that are answered and resumed together", 64, at_least=1)
-    then_scan: str | None = option("also score the answers under the same model, into this folder")
-    overwrite: bool = option("replace a rollout made with other settings", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n > 1 and self.temperature == 0:
             raise BadInput(f"--temperature 0 gives the same answer {self.n} times; lower --n to 1")
 
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersAtOnceSettings(Settings):
+    """How many answers are sampled together."""
+
+    PANEL: ClassVar[Panel] = Panel.MACHINES
+
+    batch_size: Literal["auto"] | int = option(
+        "answers sampled at once: auto (32; 128 on a GPU) or a number", "auto", at_least=1
+    )
+    rows_per_unit: int = option("rows that are answered and resumed together", 64, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings(
+    DataSettings, TemplateSettings, ModelSettings, SamplingSettings, AnswersAtOnceSettings
+):
+    """How a model answers the prompts of a data set, and what becomes of the answers."""
+
+    seed: int = option("seed of --sample and of the answers", 0)
+    then_scan: str | None = option("also score the answers under the same model, into this folder")
+    overwrite: bool = option("replace a rollout made with other settings", False)
+
     def identity(self) -> dict[str, object]:
         """The settings that the answers depend on: what a rerun must repeat."""
-        return self.identity_without(
-            "train_on", "turns", "stride", "strict", "then_scan", "overwrite"
-        )
+        return self.identity_without("strict", "then_scan", "overwrite")

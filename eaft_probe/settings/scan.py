@@ -2,11 +2,17 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from eaft_probe.errors import BadInput
-from eaft_probe.settings.common import DataSettings, ModelSettings
-from eaft_probe.settings.option import Settings, option
+from eaft_probe.settings.common import (
+    DataSettings,
+    ModelSettings,
+    TokenizerSettings,
+    TrainedSettings,
+    WindowSettings,
+)
+from eaft_probe.settings.option import Panel, Settings, option
 
 MOST_PROCESSES = 1024  # or threads of one: torch crashes where the system gives no more of them
 
@@ -15,10 +21,14 @@ MOST_PROCESSES = 1024  # or threads of one: torch crashes where the system gives
 class RuleSettings(Settings):
     """The conflict rule. By default: entropy < 0.509 nats and prob < 0.2."""
 
-    entropy_below: float | None = option("conflicts have entropy below this, in nats")
-    prob_below: float | None = option("conflicts have a label probability below this")
+    PANEL: ClassVar[Panel] = Panel.RULE
+
+    entropy_below: float | None = option(
+        "conflicts have entropy below this, in nats", unset="0.509"
+    )
+    prob_below: float | None = option("conflicts have a label probability below this", unset="0.2")
     quantile: float | None = option(
-        "conflicts are in this lowest share of both, over the whole scan"
+        "instead: conflicts are in this lowest share of both, over the whole scan"
     )
 
     def __post_init__(self) -> None:
@@ -28,7 +38,41 @@ class RuleSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanSettings(DataSettings, ModelSettings, RuleSettings):
+class MachineSettings(Settings):
+    """How the work is divided, in time and over machines."""
+
+    PANEL: ClassVar[Panel] = Panel.MACHINES
+
+    rows_per_unit: int = option("rows that are scored and resumed together", 256, at_least=1)
+    tokens_per_batch: Literal["auto"] | int = option(
+        "tokens of a batch, padding included: auto or a number", "auto", at_least=1
+    )
+    engine: str = option("what runs the units: local, or ray on a cluster", "local")
+    workers: int | None = option(
+        "processes that score, each with its own model",
+        unset="one per GPU, or this one on a CPU",
+        at_least=1,
+        at_most=MOST_PROCESSES,
+    )
+    threads: int | None = option(
+        "CPU threads of each worker, which change the last digits",
+        unset="all, shared; ray: 1",
+        at_least=1,
+        at_most=MOST_PROCESSES,
+    )
+    address: str | None = option("running Ray cluster, host:port or auto", unset="start one")
+    tp: bool = option("spread the model over the processes of torchrun (tensor parallel)", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tp and (self.workers not in (None, 1) or self.engine != "local"):
+            raise BadInput("--tp uses the processes of torchrun: remove --workers and --engine")
+        if self.address is not None and self.engine != "ray":
+            raise BadInput("--address names a Ray cluster: add --engine ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, MachineSettings):
     """Everything a scan depends on."""
 
     reference: str | None = option(
@@ -40,23 +84,6 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
         "tokens to keep one by one: all, flagged, or sample:F for a random share F; sums count all",
         "all",
     )
-    rows_per_unit: int = option("rows that are scored and resumed together", 256, at_least=1)
-    tokens_per_batch: Literal["auto"] | int = option(
-        "tokens of a batch, padding included: auto or a number", "auto", at_least=1
-    )
-    engine: str = option("what runs the units: local, or ray on a cluster", "local")
-    workers: int | None = option(
-        "processes that score, each with its own model; default: one per GPU, or this one on a CPU",
-        at_least=1,
-        at_most=MOST_PROCESSES,
-    )
-    threads: int | None = option(
-        "CPU threads of each worker, which change the last digits; default: all, shared; ray: 1",
-        at_least=1,
-        at_most=MOST_PROCESSES,
-    )
-    address: str | None = option("running Ray cluster, host:port or auto; default: start one")
-    tp: bool = option("spread the model over the processes of torchrun (tensor parallel)", False)
     overwrite: bool = option("replace a scan made with other settings", False)
 
     def __post_init__(self) -> None:
@@ -69,10 +96,6 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
         if len(set(self.keep)) < len(self.keep):
             raise BadInput("--keep names the same column twice")
         self._require_kept()
-        if self.tp and (self.workers not in (None, 1) or self.engine != "local"):
-            raise BadInput("--tp uses the processes of torchrun: remove --workers and --engine")
-        if self.address is not None and self.engine != "ray":
-            raise BadInput("--address names a Ray cluster: add --engine ray")
 
     def identity(self) -> dict[str, object]:
         """The settings that the numbers of a scan may depend on: what a rerun must repeat.
@@ -99,6 +122,12 @@ class ScanSettings(DataSettings, ModelSettings, RuleSettings):
             )
 
 
+def as_scan(settings: DataSettings) -> ScanSettings:
+    """The same settings as a scan would have them: the same rows, tokens, mask and truncation."""
+    names = {f.name for f in fields(ScanSettings)} - {"overwrite"}
+    return ScanSettings(**{n: getattr(settings, n) for n in names if hasattr(settings, n)})
+
+
 def kept_share(keep_tokens: str) -> float | None:
     """The F of sample:F if it lies between 0 and 1."""
     kind, _, number = keep_tokens.partition(":")
@@ -113,6 +142,8 @@ def kept_share(keep_tokens: str) -> float | None:
 class EstimateSettings(ScanSettings):
     """A scan, and what is known about the machines that would run it."""
 
+    PANEL: ClassVar[Panel] = Panel.ESTIMATE
+
     dry_run: bool = option("estimate what the scan would take; write nothing", False)
     estimate_rows: int = option(
         "--dry-run: rows to tokenize for the estimate, drawn at random",
@@ -120,7 +151,8 @@ class EstimateSettings(ScanSettings):
         at_least=30,  # fewer have no normal interval
     )
     tokens_per_second: float | None = option(
-        "--dry-run: scored tokens/s of one device; default: measured on this machine",
+        "--dry-run: scored tokens/s of one device",
+        unset="measured on this machine",
         above=0,
         below=math.inf,
     )
@@ -128,3 +160,8 @@ class EstimateSettings(ScanSettings):
     price_per_hour: float | None = option(
         "--dry-run: price of one device for one hour", above=0, below=math.inf
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderSettings(DataSettings, TrainedSettings, TokenizerSettings):
+    """Which tokens of which rows are trained; no model is needed for that."""

@@ -11,14 +11,15 @@ from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.model.loading import load_tokenizer
-from eaft_probe.settings import ScanSettings, make_settings
+from eaft_probe.settings import RenderSettings, as_scan, make_settings
 
 
 def render(data: Any = None, **settings: Any) -> Iterator[tuple[int, Rendered] | Rejected]:
     """(row number, rendering) of each rendering of `data`, as a scan with the same settings would
     read it, or why a row has none. Raises `BadInput`."""
-    chosen: ScanSettings = make_settings(ScanSettings, settings)
-    source = open_data(data, chosen)
+    chosen: RenderSettings = make_settings(RenderSettings, settings)
+    reading = as_scan(chosen)
+    source = open_data(data, reading)
     tokenizer = load_tokenizer(
         chosen.model,
         adapter=chosen.adapter,
@@ -26,8 +27,8 @@ def render(data: Any = None, **settings: Any) -> Iterator[tuple[int, Rendered] |
         trust_remote_code=chosen.trust_remote_code,
     )
     renderer = Renderer(tokenizer, RenderOptions.of(chosen))
-    reader = Reader(data_format(source, chosen), renderer.renderings, chosen.strict)
-    rows = selection(chosen)
+    reader = Reader(data_format(source, reading), renderer.renderings, chosen.strict)
+    rows = selection(reading)
     for record in rows.records(source, rows.rows(source)):
         found = reader(record)
         if isinstance(found, Rejected):

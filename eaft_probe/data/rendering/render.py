@@ -22,7 +22,7 @@ from eaft_probe.data.rendering.rendered import Rendered, ends_text, marked_token
 from eaft_probe.data.rendering.spans import Located, Locator
 from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import ModelError, RowError, as_model_error
-from eaft_probe.settings import DataSettings
+from eaft_probe.settings import TrainedSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class RenderOptions:
     today: str | None = None
 
     @classmethod
-    def of(cls, settings: DataSettings) -> "RenderOptions":
+    def of(cls, settings: TrainedSettings) -> "RenderOptions":
         """Those of a command's settings."""
         return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
 

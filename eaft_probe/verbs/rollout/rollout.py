@@ -24,7 +24,7 @@ from eaft_probe.model.loading import load_model
 from eaft_probe.model.sampling import Answer, Generator, Sampling
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.scan import Scan
-from eaft_probe.settings import RolloutSettings, ScanSettings, make_settings
+from eaft_probe.settings import RolloutSettings, ScanSettings, as_scan, make_settings
 from eaft_probe.storage.atomic import require_writable
 from eaft_probe.verbs.rollout.files import PLAN, REJECTED, RolloutFiles
 from eaft_probe.verbs.scan.plan import date_of_plan_file, make_plan
@@ -97,7 +97,7 @@ def rollout(
     """
     chosen: RolloutSettings = make_settings(RolloutSettings, settings)
     progress = progress or Silent()
-    reading = _reading(chosen)
+    reading = as_scan(chosen)
     source = open_data(data, reading)
     files = RolloutFiles(_writable(Path(out), data))
     row_format = data_format(source, reading)
@@ -123,12 +123,6 @@ def _writable(out: Path, data: Any) -> Path:
     require_outside(out, data)
     require_writable(out.parent)
     return out
-
-
-def _reading(settings: RolloutSettings) -> ScanSettings:
-    """How a scan would read the same rows."""
-    names = {f.name for f in fields(ScanSettings)} - {"overwrite", "train_on"}
-    return ScanSettings(**{n: getattr(settings, n) for n in names if hasattr(settings, n)})
 
 
 def _plan(
@@ -195,7 +189,7 @@ class Answerer:
         )
         model = load_model(settings.model, **settings.loading())
         self.sampler = Generator(model, sampling, batch_size)
-        self.prompts = Prompts(Renderer(model.tokenizer, RenderOptions.of(settings)))
+        self.prompts = Prompts(Renderer(model.tokenizer, RenderOptions.of(as_scan(settings))))
         self.reader = Reader(row_format, self._prompt, settings.strict)
         self.model, self.max_length = model, settings.max_length or model.max_length
         self._require_room()

@@ -1,6 +1,6 @@
 """The models of a run: the one it starts from, and what it is measured against."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
@@ -8,7 +8,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.objectives.forward import AdapterOff, ReferenceModel
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.settings import ScanSettings, TrainSettings
+from eaft_probe.settings import TrainSettings, as_scan
 from eaft_probe.verbs.scan.load_scorer import require_same_vocabulary
 from eaft_probe.verbs.train.evaluation import HeldOut, read_held_out
 
@@ -32,12 +32,6 @@ def load(
         options["adapter"] = None
     options["load_in_4bit"] = settings.load_in_4bit and not other
     return load_model(name, **options, merge_adapter=True)
-
-
-def reading(settings: TrainSettings) -> ScanSettings:
-    """The same settings as a scan would have them: the same rows, tokens, mask and truncation."""
-    names = {f.name for f in fields(ScanSettings)} - {"overwrite"}
-    return ScanSettings(**{n: getattr(settings, n) for n in names if hasattr(settings, n)})
 
 
 def with_lora(whole: PreTrainedModel, settings: TrainSettings) -> PreTrainedModel:
@@ -73,7 +67,7 @@ def measured_against(
 ) -> tuple[ReferenceModel | None, HeldOut]:
     """What an anchor pulls towards, and the held-out data. Where either needs the starting model,
     that is the trained one with the adapter off, or one copy."""
-    other, same = settings.reference, replace(reading(settings), limit=None, sample=None)
+    other, same = settings.reference, replace(as_scan(settings), limit=None, sample=None)
     any_kind = replace(same, format=None, columns={}, config_name=None, split="train")
     target, notes = read_held_out(settings.eval_data, same, model, settings.eval_tokens)
     retain, more = read_held_out(settings.retain_data, any_kind, model, settings.eval_tokens)

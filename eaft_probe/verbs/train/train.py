@@ -29,7 +29,7 @@ from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.training_log import read_log
-from eaft_probe.settings import TrainSettings, make_settings
+from eaft_probe.settings import TrainSettings, as_scan, make_settings
 from eaft_probe.verbs.scan.plan import date_of_plan_file
 from eaft_probe.verbs.train import launch, run_folder, scan_features
 from eaft_probe.verbs.train.dataset import (
@@ -41,7 +41,7 @@ from eaft_probe.verbs.train.dataset import (
     sentences,
 )
 from eaft_probe.verbs.train.log_callback import RunLog
-from eaft_probe.verbs.train.models import load, measured_against, reading, with_lora
+from eaft_probe.verbs.train.models import load, measured_against, with_lora
 from eaft_probe.verbs.train.run_folder import Run
 
 __all__ = ["Run", "train"]
@@ -111,9 +111,9 @@ def _objective(settings: TrainSettings) -> Objective:
 def _rows(
     data: Any, settings: TrainSettings, scans: scan_features.Scans, model: CausalLM, cache: str
 ) -> Rows:
-    as_scan = reading(settings)
-    source = open_data(data, as_scan)
-    return Rows.read(source, as_scan, model, scans.features(source, as_scan, model), cache)
+    reading = as_scan(settings)
+    source = open_data(data, reading)
+    return Rows.read(source, reading, model, scans.features(source, reading, model), cache)
 
 
 def _notes(
