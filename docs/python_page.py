@@ -76,15 +76,18 @@ def page() -> str:
 
 def _function(function: Callable[..., Any], settings: type[Any]) -> str:
     name = function.__name__
-    positional = [
-        _stripped(p)
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(function).parameters.values()
+    positional = [_stripped(p) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    types, hints = get_type_hints(settings), get_type_hints(function)
+    own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in hints]
+    given = [_stripped(p) for p in own if p.name != "progress"]
+    given += [
+        f"{f.name}: {_type(types[f.name])} = {_default(f)}"
+        for f in fields(settings)
+        if f.name not in hints
     ]
-    types = get_type_hints(settings)
-    given = [f"{f.name}: {_type(types[f.name])} = {_default(f)}" for f in fields(settings)]
     lines = "\n".join(f"    {text}," for text in [*positional, "*", *given])
-    returns = _type(get_type_hints(function)["return"])
+    returns = _type(hints["return"])
     where = "" if name in eaft_probe.__all__ else f"\n`from {function.__module__} import {name}`\n"
     command = COMMANDS.get(name, name)
     return (

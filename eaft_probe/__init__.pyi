@@ -2,6 +2,9 @@
 import pathlib
 from typing import Any, Literal, Optional, Union
 
+from torch.nn import Module
+from transformers import PreTrainedTokenizerBase
+
 from eaft_probe.objectives.compute_loss_func import GatedLoss as GatedLoss
 from eaft_probe.objectives.trainer import GatedLossMixin as GatedLossMixin
 from eaft_probe.progress import Progress
@@ -15,6 +18,8 @@ def scan(
     data: Any = ...,
     out: str | pathlib.Path = ...,
     *,
+    model: str | Module = ...,
+    tokenizer: PreTrainedTokenizerBase | None = ...,
     progress: Progress | None = ...,
     rows_per_unit: int = ...,
     tokens_per_batch: Union[Literal['auto'], int] = ...,
@@ -26,7 +31,6 @@ def scan(
     entropy_below: float | None = ...,
     prob_below: float | None = ...,
     quantile: float | None = ...,
-    model: str = ...,
     adapter: str | None = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,

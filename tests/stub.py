@@ -18,6 +18,9 @@ HEAD = """\
 import pathlib
 from typing import Any, Literal, Optional, Union
 
+from torch.nn import Module
+from transformers import PreTrainedTokenizerBase
+
 from eaft_probe.objectives.compute_loss_func import GatedLoss as GatedLoss
 from eaft_probe.objectives.trainer import GatedLossMixin as GatedLossMixin
 from eaft_probe.progress import Progress
@@ -53,8 +56,8 @@ def _function(function: Any, kind: type[Any]) -> str:
         if p.kind is p.POSITIONAL_OR_KEYWORD
     ]
     named = [_parameter(p.name, hints[p.name]) for p in given if p.kind is p.KEYWORD_ONLY]
-    types = get_type_hints(kind)
-    named += [_parameter(f.name, types[f.name]) for f in fields(kind)]
+    types, own = get_type_hints(kind), {p.name for p in given}
+    named += [_parameter(f.name, types[f.name]) for f in fields(kind) if f.name not in own]
     lines = ",\n    ".join([*first, "*", *named])
     return f"def {function.__name__}(\n    {lines},\n) -> {_type(hints['return'])}: ...\n"
 
@@ -65,7 +68,8 @@ def _parameter(name: str, kind: Any, required: bool = False) -> str:
 
 def _type(kind: Any) -> str:
     text = inspect.formatannotation(kind).replace("typing.", "")
-    for name in ("Progress", "Scan", "Comparison", "Rollout", "Run"):
+    names = ("Progress", "Scan", "Comparison", "Rollout", "Run", "Module")
+    for name in (*names, "PreTrainedTokenizerBase"):
         text = text.replace(_home(name, text), name)
     return text
 

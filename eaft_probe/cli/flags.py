@@ -25,7 +25,7 @@ def output(*names: str, help: str, takes: str = "PATH", unset: str = "") -> Any:
     return typer.Option(*names, help=help, metavar=takes, rich_help_panel=Panel.OUTPUT)
 
 
-Given = dict[str, object]  # the settings that the user gave, by name
+Given = dict[str, Any]  # the settings that the user gave, by name
 Dir = Annotated[str, typer.Argument(metavar="DIR", help="a finished scan")]
 Json = Annotated[bool, output("--json", help="print one JSON object", takes="")]
 FailIf = Annotated[

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eaft_probe.data.in_memory import rows_in_memory
 from eaft_probe.data.readers import READERS, data_suffix, read_file, without_nulls
 from eaft_probe.data.record import Record, file_fingerprint
 from eaft_probe.data.record import Source as Source
@@ -88,7 +89,7 @@ class Files(Source):
 class Rows(Source):
     """Rows already in memory or memory-mapped: a list of dictionaries or a `datasets.Dataset`."""
 
-    def __init__(self, name: str, rows: Sequence[object]) -> None:
+    def __init__(self, name: str, rows: Iterable[object]) -> None:
         super().__init__(name, (Path(f["filename"]) for f in getattr(rows, "cache_files", ())))
         self.rows = rows
         self._fingerprint: str | None = getattr(rows, "_fingerprint", None)  # of `datasets`
@@ -117,12 +118,12 @@ def open_source(
     """Finds the data that `data` names.
 
     `data` is None (the bundled demo), a path, a folder, a glob, a hub id, "-" for JSON lines on
-    standard input, a list of dictionaries or a `datasets.Dataset`. Raises `DataError`.
+    standard input, or rows as `rows_in_memory` takes them. Raises `DataError`.
     """
     if data is None:
         return Files("demo", (DEMO,))
     if not isinstance(data, str | Path):
-        return Rows("rows", data)
+        return Rows("rows", rows_in_memory(data, split))
     name = str(data)
     require_utf8(name)
     if name == "-":

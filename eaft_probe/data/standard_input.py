@@ -31,10 +31,10 @@ class StandardInput(Source):
         return file_fingerprint(self._opened())
 
     def _opened(self) -> io.BufferedReader:
-        return io.BufferedReader(_FromStart(self._copy.fileno()))
+        return io.BufferedReader(FromStart(self._copy.fileno()))
 
 
-class _FromStart(io.RawIOBase):
+class FromStart(io.RawIOBase):
     """An open file read from its start, at a position of its own."""
 
     def __init__(self, descriptor: int) -> None:

@@ -1,5 +1,6 @@
 """The last projection: hidden states → logits in float32, with its scale and soft-cap."""
 
+import copy
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -81,8 +82,7 @@ def head_of(model: PreTrainedModel) -> Head:
     if hasattr(module, "modules_to_save"):  # PEFT trained a copy of the head
         module = module.modules_to_save[module.active_adapter]
     if hasattr(module, "base_layer"):  # PEFT put an adapter on the head
-        # Into a copy of the weights: those of a tied head are the input embeddings as well.
-        module.base_layer.weight = torch.nn.Parameter(module.base_layer.weight.detach().clone())
+        module = copy.deepcopy(module)  # a tied head's weights are the input embeddings as well
         module.merge()
         module = module.base_layer
     config = model.config.get_text_config()

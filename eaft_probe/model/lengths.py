@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from eaft_probe.model.resolve import CONTEXT_KEYS, NO_LIMIT
@@ -94,15 +95,17 @@ def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
     return min(longest, int(getattr(tokenizer, "model_max_length", NO_LIMIT)), NO_LIMIT)
 
 
-def forget_lengths(model: torch.nn.Module) -> None:
-    """Resets a model with dynamic NTK before every pass.
+def forget_lengths(model: torch.nn.Module) -> list[RemovableHandle]:
+    """Resets a model with dynamic NTK before every pass; the hooks that do it.
 
     `transformers` keeps the frequencies of the longest input so far, so that a shorter one beyond
     the border would depend on what was read before it.
     """
-    for module in model.modules():
-        if hasattr(module, "max_seq_len_cached") and "dynamic" in str(module.rope_type):
-            module.register_forward_pre_hook(_reset)
+    return [
+        module.register_forward_pre_hook(_reset)
+        for module in model.modules()
+        if hasattr(module, "max_seq_len_cached") and "dynamic" in str(module.rope_type)
+    ]
 
 
 def _reset(rope: torch.nn.Module, _: object) -> None:

@@ -28,7 +28,7 @@ from eaft_probe.model.head import Head, head_of
 from eaft_probe.model.lengths import Border, borders, forget_lengths, longest_input
 from eaft_probe.model.prefix import empty_prefix
 from eaft_probe.model.proof import TOLERANCE, proof_ids, prove, why_unshared
-from eaft_probe.model.resolve import ModelFiles, find_model, require_plain
+from eaft_probe.model.resolve import find_model, require_plain
 from eaft_probe.model.tensor_parallel import sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,7 +41,7 @@ class CausalLM:
     body: PreTrainedModel | UpToHead
     head: Head
     tokenizer: PreTrainedTokenizerBase
-    files: ModelFiles
+    name: str
     config: PreTrainedConfig
     parameters: int
     whole: PreTrainedModel = field(repr=False)  # to train and save
@@ -50,7 +50,7 @@ class CausalLM:
     @property
     def described(self) -> str:
         """Its name and its class, for messages."""
-        return f"{self.files.name} ({type(self.whole).__name__})"
+        return f"{self.name} ({type(self.whole).__name__})"
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +164,7 @@ def load_model(
             distributed_config=DistributedConfig(tp_plan="auto") if tp else None,
         )
         if load_in_4bit:
-            _keep_trainable(model)
+            keep_trainable(model)
         elif device_map is None and not tp:
             model.to(device)
         # An adapter's tokenizer may have added tokens.
@@ -173,8 +173,15 @@ def load_model(
         if adapter is not None:
             model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
         model.eval()
-    parameters = sum(p.numel() for p in model.parameters())
     forget_lengths(model)
+    return taken_apart_and_proven(model, tokenizer, name, tp)
+
+
+def taken_apart_and_proven(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, tp: bool = False
+) -> CausalLM:
+    """Of a model in evaluation mode. Raises `ModelError`."""
+    parameters = sum(p.numel() for p in model.parameters())
     head = head_of(model)
     if tp:
         body, head = named_body(model), sharded(head)
@@ -182,7 +189,7 @@ def load_model(
         with torch.inference_mode():
             body, head = taken_apart(model, proof_ids(head.vocab_size).to(_device(model)))
     config = model.config.get_text_config()
-    loaded = CausalLM(body, head, tokenizer, place, config, parameters, model)
+    loaded = CausalLM(body, head, tokenizer, name, config, parameters, model)
     prove(loaded, far=not tp)  # shards have the ropes of the whole
     _ = loaded.max_length  # a number in its config and tokenizer, or refused here
     return loaded
@@ -265,7 +272,7 @@ def _four_bits(device: str) -> BitsAndBytesConfig:
     )
 
 
-def _keep_trainable(model: PreTrainedModel) -> None:
+def keep_trainable(model: PreTrainedModel) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes (0.50) packs weights in the first pass in evaluation
     mode, for products without a gradient, and never unpacks them: an evaluation would make all
     later gradients wrong without an error."""

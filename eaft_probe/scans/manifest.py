@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 
-from eaft_probe.errors import ScanError
+from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.model.resolve import LOADED
 from eaft_probe.storage.atomic import file_inside, json_bytes, parsed_json, read_json
 from eaft_probe.storage.folder import Destination
 
@@ -134,6 +135,21 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
     if not counts["examples"] <= counts["trained_tokens"] <= counts["tokens"]:
         return "counts: there cannot be so many examples or trained tokens"
     return None
+
+
+def is_loaded(model: Mapping[str, Any]) -> bool:
+    """Whether a manifest's model was held by a program, whose weights have an identity of their
+    own kind."""
+    return str(model.get("identity", "")).startswith(LOADED)
+
+
+def require_model_files(model: Mapping[str, Any], scan: Path) -> None:
+    """Raises `BadInput` where no files can be known to be those of the manifest's model."""
+    if is_loaded(model):
+        raise BadInput(
+            f"{scan} was made under a model that a program held ({model['name']}), so no files are "
+            f"known to have its weights; save the model and scan with the name of its folder"
+        )
 
 
 def write_manifest(place: Destination, manifest: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
 from eaft_probe.data.formats import WITHOUT_TEMPLATE
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.scans.keys import Arrays
+from eaft_probe.scans.manifest import is_loaded
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import CompareSettings, make_settings
 from eaft_probe.storage.remote import name_of
@@ -308,12 +309,7 @@ def _intervals(a: Floats, b: Floats) -> dict[str, list[float]]:
 
 
 def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, int]) -> Iterator[str]:
-    first, second = (s.manifest["model"] for s in (a, b))
-    if any(first.get(n) != second.get(n) for n in ("identity", "adapter_identity")):
-        yield (
-            f"the models differ too ({first['name']} and {second['name']}): a difference may come "
-            f"from the model or from the data"
-        )
+    yield from _model_notes(*(s.manifest["model"] for s in (a, b)))
     if a.by_turn != b.by_turn:
         yield (
             f"A was made with --turns {a.turns}, B with --turns {b.turns}: a difference may come "
@@ -325,4 +321,17 @@ def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, int]) -> Iterator
         yield (
             f"no intervals: they need at least {FEWEST} examples, and A has "
             f"{totals['examples_a']:,}, B {totals['examples_b']:,}"
+        )
+
+
+def _model_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    names = f"({a['name']} and {b['name']})"
+    if is_loaded(a) != is_loaded(b):
+        yield (
+            f"one of the models was loaded by a program {names}, so whether their weights are the "
+            f"same is not known: a difference may come from the model or from the data"
+        )
+    elif any(a.get(n) != b.get(n) for n in ("identity", "adapter_identity")):
+        yield (
+            f"the models differ too {names}: a difference may come from the model or from the data"
         )

@@ -97,10 +97,9 @@ def test_an_empty_prefix_is_none() -> None:
 
 
 def _taken_apart(model: Any) -> CausalLM:
-    place: Any = type("Place", (), {"name": "tiny"})
     head = head_module.head_of(model)
     parameters = model.num_parameters()
-    return CausalLM(model.base_model, head, None, place, model.config, parameters, model)
+    return CausalLM(model.base_model, head, None, "tiny", model.config, parameters, model)
 
 
 @pytest.mark.parametrize("change", [{"scale": 1.01}, {"softcap": 20.0}])

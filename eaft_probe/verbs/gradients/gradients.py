@@ -27,6 +27,7 @@ from eaft_probe.model.token_gradients import WholeModel
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.keys import named_place
+from eaft_probe.scans.manifest import require_model_files
 from eaft_probe.scans.part_writer import GRADIENTS
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import GradientSettings, make_settings
@@ -82,6 +83,7 @@ def _of_scan(scan: Scan, settings: GradientSettings) -> GradientSettings:
 def _made(scan: Scan, settings: GradientSettings) -> Provenance:
     """Raises `BadInput` where the model is not the scan's."""
     scanned, name = scan.manifest["model"], str(settings.model)
+    require_model_files(scanned, scan.path)
     model = find_model(name, settings.revision).identity()
     adapter = folder_identity(settings.adapter)
     if (model, adapter) != (scanned["identity"], scanned["adapter_identity"]):

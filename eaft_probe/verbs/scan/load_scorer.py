@@ -26,6 +26,7 @@ class Loading:
     settings: ScanSettings
     tokens_per_batch: int
     threads: int | None = None  # of torch, which the last digits depend on; see `plan.py`
+    held: CausalLM | None = None  # the model, where a program has it loaded; it is never sent
 
     def __call__(self, progress: Progress, device: str | None = None) -> Scorer:
         """On `device`, where it is given. Raises `ModelError`, or `BadInput` for a reference that
@@ -34,7 +35,7 @@ class Loading:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         settings = self.settings if device is None else replace(self.settings, device=device)
-        model = _load(settings.model, settings)
+        model = self.held or _load(settings.model, settings)
         reference = None
         if settings.reference is not None:
             reference = _load(settings.reference, settings, adapter=None)

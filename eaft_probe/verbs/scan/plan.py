@@ -17,7 +17,8 @@ from eaft_probe.data.rendering.render import chat_templates
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
 from eaft_probe.errors import ScanError
-from eaft_probe.model.loading import load_tokenizer, own_tokenizer, resolve_device
+from eaft_probe.model.loaded import configuration_identity, identity
+from eaft_probe.model.loading import CausalLM, load_tokenizer, own_tokenizer, resolve_device
 from eaft_probe.model.resolve import ModelFiles, find_model
 from eaft_probe.scans.folder import Plan, read_plan
 from eaft_probe.settings import ScanSettings
@@ -28,17 +29,16 @@ AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 def make_plan(
-    source: Source, row_format: RowFormat, units: UnitPlan, settings: ScanSettings
+    source: Source,
+    row_format: RowFormat,
+    units: UnitPlan,
+    settings: ScanSettings,
+    held: CausalLM | None = None,
 ) -> dict[str, Any]:
-    device = resolve_device(settings.device)
-    tokenizer = load_tokenizer(
-        settings.model,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        adapter=settings.adapter,
-    )
+    """`held`: the model, where a program has it loaded."""
+    device = str(held.device) if held else resolve_device(settings.device)
+    tokenizer = held.tokenizer if held else _tokenizer(settings)
     templates = chat_templates(tokenizer, settings.chat_template)
-    own = own_tokenizer(settings.adapter)
     return {
         "settings": settings.identity(),
         "device": device,
@@ -54,14 +54,39 @@ def make_plan(
             "format": row_format.name,
             **_files(source, units),
         },
-        "model_identity": find_model(settings.model, settings.revision).identity(),
-        "model_files": find_model(settings.model, settings.revision).small_files(),
-        "adapter_identity": folder_identity(settings.adapter),
-        **({"adapter_files": ModelFiles(own, Path(own)).small_files()} if own else {}),
+        **(_held_identities(held) if held else _identities(settings)),
         "reference_identity": settings.reference
         and find_model(settings.reference, settings.revision).identity(),
         "chat_template": template_hash(templates),
         **({"today": settings.today} if any(map(reads_date, templates.values())) else {}),
+    }
+
+
+def _tokenizer(settings: ScanSettings) -> Any:
+    return load_tokenizer(
+        settings.model,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        adapter=settings.adapter,
+    )
+
+
+def _identities(settings: ScanSettings) -> dict[str, object]:
+    """Of the files of the model."""
+    files, own = find_model(settings.model, settings.revision), own_tokenizer(settings.adapter)
+    return {
+        "model_identity": files.identity(),
+        "model_files": files.small_files(),
+        "adapter_identity": folder_identity(settings.adapter),
+        **({"adapter_files": ModelFiles(own, Path(own)).small_files()} if own else {}),
+    }
+
+
+def _held_identities(held: CausalLM) -> dict[str, object]:
+    return {
+        "model_identity": identity(held.whole),
+        "model_files": configuration_identity(held),
+        "adapter_identity": None,
     }
 
 

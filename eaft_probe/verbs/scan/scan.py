@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedTokenizerBase
+
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.formats import RowFormat
@@ -20,14 +23,16 @@ from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.engines import ENGINES
 from eaft_probe.engines.torchrun import Ranks, ranks_of
 from eaft_probe.engines.unit_queue import Job
-from eaft_probe.model.loading import own_tokenizer
+from eaft_probe.errors import BadInput
+from eaft_probe.model.loaded import borrowed
+from eaft_probe.model.loading import CausalLM, own_tokenizer
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.folder import Plan, earlier_plan, has_parts, is_finished, plan_digest
 from eaft_probe.scans.part_writer import UNITS, unit_report
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
 from eaft_probe.scans.upload import Workspace, destination, workspace
-from eaft_probe.settings import ScanSettings, make_settings
+from eaft_probe.settings import ModelSettings, ScanSettings, make_settings
 from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.scan.finish import finish
 from eaft_probe.verbs.scan.fold_totals import FOLD, fold
@@ -39,28 +44,55 @@ def scan(
     data: Any = None,
     out: str | Path = "eaft-scan",
     *,
+    model: str | torch.nn.Module = "smollm2",
+    tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Scan:
     """Scores every trained token of `data` under a model and writes the scan folder `out`,
     or the URL of a store (s3://bucket/scan).
 
-    `data`: a path, folder, glob or hub id, "-" for standard input, a list of rows, a
-    `datasets.Dataset`, or None for the bundled demo. Every other argument is a field of
-    `ScanSettings` and a flag of `eaft-probe scan`. A finished scan with the same settings is
-    returned as it is; an interrupted one goes on. Under a launcher every process calls this, and
-    all return the same scan.
+    `data`: a path, folder, glob or hub id, "-" for standard input, or rows: a list, a
+    `datasets.Dataset`, a `DatasetDict` of which `split` is read, a pandas frame, or a generator,
+    which is copied to a temporary file. None: the bundled demo.
+    `model`: a name as `--model` takes it, or a loaded model of transformers or PEFT, quantized or
+    in training, with its `tokenizer`. It is scored in evaluation mode and is afterwards as it was.
+
+    Every other argument is a field of `ScanSettings` and a flag of `eaft-probe scan`. A finished
+    scan with the same settings is returned as it is; an interrupted one goes on. Under a launcher
+    every process calls this, and all return the same scan.
 
     Raises `BadInput` (data, model, flags, another scan or run in `out`) or `ProbeError`.
     """
-    chosen: ScanSettings = make_settings(ScanSettings, settings)
+    name = {"model": model} if isinstance(model, str) else {}
+    chosen: ScanSettings = make_settings(ScanSettings, settings | name)
     progress = progress or Silent()
     ranks = ranks_of(chosen.engine, chosen.device, chosen.tp)
-    return _scan(data, out, chosen, Silent() if ranks.rank else progress, ranks)
+    progress = Silent() if ranks.rank else progress
+    if isinstance(model, str):
+        if tokenizer is not None:
+            raise BadInput(f"tokenizer= goes with a loaded model; {model} brings its own")
+        return _scan(data, out, chosen, progress, ranks)
+    _require_not_loaded_again(chosen)
+    with borrowed(model, tokenizer) as held:
+        return _scan(data, out, replace(chosen, model=held.name), progress, ranks, held)
+
+
+def _require_not_loaded_again(settings: ScanSettings) -> None:
+    """Raises `BadInput` where settings say how the model that is given should be loaded."""
+    defaults = ScanSettings()
+    for name in (*(f.name for f in fields(ModelSettings)), "engine", "workers", "tp"):
+        if getattr(settings, name) != getattr(defaults, name):
+            raise BadInput(f"the model is loaded already: leave out {name}=")
 
 
 def _scan(
-    data: Any, out: str | Path, settings: ScanSettings, progress: Progress, ranks: Ranks
+    data: Any,
+    out: str | Path,
+    settings: ScanSettings,
+    progress: Progress,
+    ranks: Ranks,
+    held: CausalLM | None = None,
 ) -> Scan:
     require_outside(out, data)
     source = open_data(data, settings)
@@ -69,7 +101,7 @@ def _scan(
     chosen_statistics(settings.statistics, settings.reference is not None)
     ENGINES[settings.engine]
     plan, finished = ranks.shared(
-        _planned(out, make_plan(source, row_format, units, settings), settings)
+        _planned(out, make_plan(source, row_format, units, settings, held), settings)
         if not ranks.rank
         else None
     )
@@ -78,7 +110,7 @@ def _scan(
         with workspace(out, plan, settings.overwrite, progress, ranks) as work:
             done = not ranks.rank and is_finished(work.folder, plan, settings.overwrite)
             if not ranks.shared(done):  # by another run, by now
-                _Run(work, units, row_format, settings, progress, ranks).score()
+                _Run(work, units, row_format, settings, progress, ranks, held).score()
     opened = Scan.open(out)
     shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
     return opened if ranks.rank else _flagged(opened, settings)
@@ -127,10 +159,12 @@ class _Run:
     settings: ScanSettings
     progress: Progress
     ranks: Ranks
+    held: CausalLM | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # of the model, once it is loaded
 
     def score(self) -> None:
-        self.progress.note(f"loading {self.settings.model}")
+        if self.held is None:
+            self.progress.note(f"loading {self.settings.model}")
         if own_tokenizer(self.settings.adapter):
             self.progress.note(f"tokenizer and chat template are those of {self.settings.adapter}")
         ENGINES[self.settings.engine](self._job())
@@ -151,6 +185,7 @@ class _Run:
             with_absolute_paths(settings),
             plan["tokens_per_batch"],
             plan["threads"],
+            self.held,
         )
         # A model that spreads itself over devices is loaded as the settings say.
         spread = settings.tp or settings.device_map is not None
@@ -160,7 +195,7 @@ class _Run:
             self.progress,
             self.units.count,
             device=None if spread else ranks.device(plan["device"]),
-            workers=1 if ranks.size > 1 else settings.workers,
+            workers=1 if ranks.size > 1 or self.held else settings.workers,
             threads=plan["threads"],
             address=settings.address,
         )
@@ -199,5 +234,6 @@ scan.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             annotation=f.type,
         )
         for f in fields(ScanSettings)
+        if f.name != "model"
     ]
 )

@@ -130,7 +130,7 @@ class Scorer:
     def _unshared(self) -> str | None:
         """Why rows with a common beginning are read whole, in a sentence."""
         reasons = (
-            f"{m.files.name} reads common beginnings of rows again for every row: {m.unshared}"
+            f"{m.name} reads common beginnings of rows again for every row: {m.unshared}"
             for m in (self.model, self.reference)
             if m is not None and m.unshared is not None
         )

@@ -21,6 +21,7 @@ from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scan_columns import OF_BASE, Arrays, open_base, resolved
 from eaft_probe.objectives.step_metrics import group_bits
 from eaft_probe.scans.keys import sortable
+from eaft_probe.scans.manifest import require_model_files
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import ScanSettings, TrainSettings
 from eaft_probe.verbs.scan.plan import folder_identity, template_hash
@@ -200,6 +201,7 @@ def require_same_data(
 def require_same_model(scan: Scan, settings: TrainSettings) -> None:
     """The groups are those of the model that a run starts from. Raises `BadInput`."""
     scanned = scan.manifest["model"]
+    require_model_files(scanned, scan.path)
     model = find_model(settings.model, settings.revision).identity()
     if (scanned["identity"], scanned["adapter_identity"]) != (
         model,
