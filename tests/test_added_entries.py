@@ -17,8 +17,9 @@ from eaft_probe.data.formats import FORMATS, Example, _format, _pair
 from eaft_probe.engines import ENGINES
 from eaft_probe.objectives.gates import OBJECTIVES, Objective
 from eaft_probe.objectives.gates.entry import entry
+from eaft_probe.view.labels import caption
 from eaft_probe.view.plots import PLOTS, Chart, plot
-from eaft_probe.view.plots.chart import caption, new_chart, open_scans
+from eaft_probe.view.plots.chart import new_chart, open_scans
 
 ENGINE = """
 def run(job):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -273,10 +274,11 @@ def test_plot_writes_a_figure_and_its_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert _run(["plot", "landscape", finished]) == 0
-    assert _run(["plot", "landscape", finished, "--out", "f.svg", "--data", "d.csv"]) == 0
-    assert capsys.readouterr().out.split() == ["landscape.png", "f.svg", "d.csv"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.csv", "f.svg", "landscape.png"]
+    shutil.copytree(finished, "s")
+    assert _run(["plot", "landscape", "s"]) == 0
+    assert _run(["plot", "landscape", "s", "--out", "f.svg", "--data", "d.csv"]) == 0
+    assert capsys.readouterr().out.split() == ["s-landscape.png", "f.svg", "d.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.csv", "f.svg", "s", "s-landscape.png"]
     assert (tmp_path / "d.csv").read_text().startswith("prob_from,prob_to,entropy_from,entropy_to")
 
 

@@ -39,11 +39,12 @@ def coarse(values: NDArray[T], by: int) -> NDArray[T]:
     return np.asarray(values.reshape(rows // by, by, columns // by, by).sum((1, 3)))
 
 
-def cell(columns: Arrays) -> NDArray[np.int64]:
-    """(N,) index of each token's cell in a flattened plane."""
-    across = (columns["prob"] * PROB_BINS).astype(np.int64).clip(0, PROB_BINS - 1)
-    up = (columns["entropy"] / ENTROPY_STEP).astype(np.int64).clip(0, ENTROPY_BINS - 1)
-    return np.asarray(up * PROB_BINS + across, np.int64)
+def cell(columns: Arrays, by: int = 1) -> NDArray[np.int64]:
+    """(N,) index of each token's cell in a flattened plane, of cells of by × by."""
+    wide, high = PROB_BINS // by, ENTROPY_BINS // by
+    across = (columns["prob"] * wide).astype(np.int64).clip(0, wide - 1)
+    up = (columns["entropy"] / (ENTROPY_STEP * by)).astype(np.int64).clip(0, high - 1)
+    return np.asarray(up * wide + across, np.int64)
 
 
 def histogram(scan: Scan) -> Plane:

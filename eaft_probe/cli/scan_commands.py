@@ -113,14 +113,15 @@ def plot(
     given: Given,
     kind: Annotated[str, typer.Argument(metavar="KIND", help="see `eaft-probe list plots`")],
     folders: Annotated[list[str], typer.Argument(metavar="DIR", help="finished scans, or runs")],
-    out: Annotated[str | None, output(help="F.png, F.svg or F.pdf", unset="KIND.png")] = None,
+    out: Annotated[str | None, output(help="F.png, F.svg or F.pdf", unset="DIR-KIND.png")] = None,
     data: Annotated[str | None, output(help="also its data, as F.parquet or F.csv")] = None,
 ) -> None:
     """Draw a figure of finished scans, without the model."""
     from eaft_probe.view import plots
     from eaft_probe.view.terminal import show_frame
 
-    settings, out = make_settings(PlotSettings, given), out or f"{kind}.png"
+    settings = make_settings(PlotSettings, given)
+    out = out or plots.default_out(kind, folders[0])
     plots.require_writable(out, data, settings.overwrite)
     chart = plots.draw(kind, folders, {k: getattr(settings, k) for k in given if k != "overwrite"})
     if chart.is_table:

@@ -42,7 +42,7 @@ DEFAULTS = {
     "show": {"--worst": "3"},
     "compare": {"--delta": f"ln 2, or {CompareSettings().delta:.3f}"},
     "merge": {"--out": "eaft-merged"},
-    "plot": {"--objective": "sft,eaft", "--out": "KIND.png"},
+    "plot": {"--objective": "sft,eaft", "--out": "DIR-KIND.png"},
     "report": {"--out": "report.html"},
 }
 IDLE = {  # options of other commands, which would do nothing here

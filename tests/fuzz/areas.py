@@ -51,7 +51,7 @@ from eaft_probe.settings import (
     read_config,
 )
 from eaft_probe.text import printable
-from eaft_probe.view.plots.chart import caption, names
+from eaft_probe.view.labels import caption, names
 
 SECONDS = 20  # that one input may take; on a quiet machine they take milliseconds
 

@@ -263,8 +263,9 @@ def test_another_rule_is_refused_and_the_same_is_not(kept: Scan) -> None:
         lambda s, out: gradients(s.path, sample=4),
         lambda s, out: export(s, out),
         lambda s, out: plots.gates(s, objective=["stm"], base_scan=s.path),
+        lambda s, out: plots.landscape(s, zoom="conflicts"),
     ],
-    ids=["gradients", "export", "base scan"],
+    ids=["gradients", "export", "base scan", "zoom"],
 )
 def test_what_needs_every_token_says_so(
     verb: Callable[[Scan, Path], Any], kept: Scan, tmp_path: Path

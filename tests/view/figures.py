@@ -71,15 +71,15 @@ def flagged(tokens: pandas.DataFrame, rule: ConflictRule = RULE) -> pandas.Serie
 
 
 def drawn(chart: Chart) -> Chart:
-    """Laid out, with every text measured: whatever would warn does."""
-    chart.draw_without_rendering()
+    """Laid out, for which it is drawn and every text measured: whatever would warn does."""
+    chart.lay_out()
     return chart
 
 
 def fitting(chart: Chart) -> Chart:
     """The same, and nothing is cut off in a file: at less dots an inch, glyphs are rounded up."""
-    chart.set_dpi(FILE_DPI)
-    box, size = drawn(chart).get_tightbbox(), chart.get_size_inches()
+    drawn(chart).set_dpi(FILE_DPI)
+    box, size = chart.get_tightbbox(), chart.get_size_inches()
     assert (box.min > -0.05).all()
     assert (box.max < size + 0.05).all()  # inches
     return chart

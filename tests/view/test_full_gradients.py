@@ -145,7 +145,7 @@ def test_a_small_sample_has_wider_cells(tokens: pandas.DataFrame, tmp_path: Path
 
 @pytest.mark.parametrize(
     "given",
-    [{"objective": ["sft", "eaft"]}, {"set": {"alpha": 2}}, {"base_scan": "x"}],
+    [{"objective": ["sft"]}, {"set": {"alpha": 2}}, {"base_scan": "x"}, {"zoom": "conflicts"}],
 )
 def test_it_takes_no_objective(scan: Scan, given: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="takes no --objective"):

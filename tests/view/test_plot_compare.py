@@ -17,8 +17,8 @@ from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.verbs.compare import compare
+from eaft_probe.view.labels import names, percent
 from eaft_probe.view.plots import Chart
-from eaft_probe.view.plots.chart import names, percent
 
 pytestmark = pytest.mark.usefixtures("coarse_pixels")
 Frame = pandas.DataFrame
@@ -129,11 +129,11 @@ def test_axes_captions_and_names(chart: Chart, tokens: Frame) -> None:
     labels = [(a.get_xlabel(), a.get_ylabel()) for a in chart.axes[:2]]
     assert labels == [("prob (of the label)", "entropy (nats)")] * 2
     said = " ".join(chart.get_supxlabel().split())
-    assert "A: rows.jsonl under made, 2,000 trained tokens" in said
+    assert "A: rows under made, 2,000 trained tokens" in said
     assert "entropy < 0.8 nats and prob < 0.25" in said
-    assert "B: rows.jsonl under tuned, 1,800 trained tokens. 1,800 tokens are in both" in said
+    assert "B: rows under tuned, 1,800 trained tokens. 1,800 tokens are in both" in said
     assert "more than 0.693 nats" in said
-    assert chart.get_suptitle() == "A: rows.jsonl, made  →  B: rows.jsonl, tuned"
+    assert chart.get_suptitle() == "A: rows, made  →  B: rows, tuned"
     share = f"conflicts: {100 * flagged(tokens[:1800]).mean():.2g} %"
     assert share in [t.get_text() for t in panels(chart)["mean move, A to B"].texts]
 

@@ -32,9 +32,10 @@ from eaft_probe import Scan, plots
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, MissingColumn, ProbeError, ScanError, UnknownName
 from eaft_probe.objectives.gates import OBJECTIVES, objective
+from eaft_probe.view.labels import percent, shown
 from eaft_probe.view.plots import PLOTS, Chart, draw
-from eaft_probe.view.plots.chart import percent, shown
-from eaft_probe.view.plots.landscape import sample, step
+from eaft_probe.view.plots.landscape import sample
+from eaft_probe.view.plots.plane import step
 
 pytestmark = pytest.mark.usefixtures("coarse_pixels")
 NORMS = ("grad_logits", "grad_head", "grad_hidden")
@@ -90,26 +91,27 @@ def test_axes_are_labelled(name: str, charts: Charts) -> None:
 @pytest.mark.parametrize("name", of_scans())
 def test_the_caption_names_model_data_tokens_and_rule(name: str, charts: Charts) -> None:
     said = caption(charts(name))
-    assert "rows.jsonl under made, 2,000 trained tokens" in said
+    assert "rows under made, 2,000 trained tokens" in said
     assert "entropy < 0.8 nats and prob < 0.25" in said
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_files_are_what_their_endings_say_and_the_same_again(
-    name: str, subjects: Subjects, tmp_path: Path
-) -> None:
-    found = []
-    for _ in range(2):
-        chart = PLOTS[name](*subjects(name))
-        for ending, magic in (("svg", b"<?xml"), ("PNG", b"\x89PNG\r\n")):
-            chart.write(tmp_path / f"f.{ending}")
-            found.append((tmp_path / f"f.{ending}").read_bytes())
-            assert found[-1].startswith(magic)
-    assert found[:2] == found[2:]
-    assert b"<svg" in found[0]
-    chart.write(tmp_path / "f.pdf")
-    assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF-")
+def test_files_are_what_their_endings_say(name: str, charts: Charts, tmp_path: Path) -> None:
+    for ending, magic in (("svg", b"<?xml"), ("PNG", b"\x89PNG\r\n"), ("pdf", b"%PDF-")):
+        charts(name).write(tmp_path / f"f.{ending}")
+        assert (tmp_path / f"f.{ending}").read_bytes().startswith(magic)
+    assert b"<svg" in (tmp_path / "f.svg").read_bytes()
     assert sorted(f.name for f in tmp_path.iterdir()) == ["f.PNG", "f.pdf", "f.svg"]
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_the_same_figure_is_the_same_file(
+    name: str, charts: Charts, subjects: Subjects, tmp_path: Path
+) -> None:
+    """However often it was shown and written before, and as what."""
+    for i, chart in enumerate((charts(name), PLOTS[name](*subjects(name)))):
+        chart.write(tmp_path / f"{i}.svg")
+    assert (tmp_path / "0.svg").read_bytes() == (tmp_path / "1.svg").read_bytes()
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -228,7 +230,7 @@ def test_nothing_to_draw_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n in of_scans() if n != "topk"])
 def test_several_scans_stand_side_by_side(name: str, scan: Scan, other: Scan) -> None:
-    chart, labels = fitting(PLOTS[name](scan, other)), ["rows.jsonl, made", "others.jsonl, made"]
+    chart, labels = fitting(PLOTS[name](scan, other)), ["rows, made", "others, made"]
     assert list(chart.data["scan"].unique()) == labels
     assert all(any(label in t.get_text() for t in chart.findobj(Text)) for label in labels)
 
@@ -832,7 +834,7 @@ def test_every_flag_is_a_setting() -> None:
     from eaft_probe.settings import PlotSettings
 
     taken = {p.name for n in PLOTS for p in parameters(n) if p.kind is p.KEYWORD_ONLY}
-    assert taken | {"overwrite"} == {f.name for f in fields(PlotSettings)}
+    assert taken | {"overwrite", "title", "caption"} == {f.name for f in fields(PlotSettings)}
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """What all figures share: a matplotlib figure that carries its data, its style and its caption."""
 
 import io
-import textwrap
-from bisect import bisect_right
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,28 +13,24 @@ import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
 from eaft_probe.errors import BadInput, ProbeError, one_line
 from eaft_probe.registry import Registry
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import has_mark, require_replaceable, written_aside
-from eaft_probe.storage.remote import name_of
-from eaft_probe.text import printable
-from eaft_probe.view.notices import counted_noun
+from eaft_probe.view.labels import CAPTION_SIZE, FONT, TITLE_SIZE, names, shown, wrapped
 
-COLUMN = 3.4  # inches: one column of a two-column paper
-FONT = "DejaVu Sans"  # ships with matplotlib: the same figure everywhere
+COLUMN, PAGE, ACROSS = 3.4, 6.9, 3  # inches: a column, and both, of a paper; panels in a row
+HEAD_SIZE, LAYOUT_DPI = 9, 100  # points; dots an inch
 STYLE: dict[Any, Any] = {
     "font.family": FONT,
     "font.size": 7.5,
-    "axes.titlesize": 8,
+    "axes.titlesize": TITLE_SIZE,
     "axes.labelsize": 7.5,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
@@ -65,8 +60,6 @@ GROUP_COLOURS = {
 YELLOW_PURPLE: Colormap = LinearSegmentedColormap.from_list(
     "yellow_purple", matplotlib.colormaps["magma_r"]([i / 255 * 0.82 for i in range(256)])
 )
-CAPTION_SIZE, CAPTION_CHARACTERS = 5.5, 22  # points, and how many characters an inch has then
-LABEL = 2.6  # inches: beside the entropy axis of a panel one column wide
 # By ending: what the file says about its origin, and how that is written there.
 METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": "eaft-probe"},
@@ -94,19 +87,60 @@ class Chart(Figure):
 
     data: pandas.DataFrame
     is_table: bool  # whether `data` is a table that fits a terminal
+    note: str  # the caption, in one line
+    height: float  # inches, with a caption of two lines
+    laid_out = False
+
+    def labelled(self, title: str | None = None, caption: bool = True) -> "Chart":
+        """The same figure with a title above it, or without the caption below it."""
+        width = self.get_figwidth() - 0.1
+        if title:  # above the line that a figure of two scans has there
+            lines = [*wrapped(shown(title), width, HEAD_SIZE), self.get_suptitle()]
+            text = "\n".join(filter(None, lines))
+            self.suptitle(text, x=0.01, ha="left", fontsize=HEAD_SIZE, parse_math=False)
+        lines = wrapped(shown(self.note), 0.95 * width, CAPTION_SIZE) if caption else []
+        style = {"fontsize": CAPTION_SIZE, "color": "#555555", "linespacing": 1.3}
+        self.supxlabel("\n".join(lines), x=0.01, ha="left", parse_math=False, **style)
+        above = 0.15 * self.get_suptitle().count("\n")  # inches a line
+        self.set_figheight(self.height + 0.1 * (len(lines) - 2) + above)
+        self.laid_out = False
+        return self
+
+    def draw(self, renderer: Any) -> None:
+        """In the common style, whoever draws it."""
+        with matplotlib.rc_context(STYLE):
+            self.lay_out()
+            super().draw(renderer)
+
+    def lay_out(self) -> None:
+        """Before it is drawn for the first time, and at one resolution: each drawing would move
+        the axes a little, so that the bytes of a file depended on what was shown before."""
+        if self.laid_out:
+            return
+        self.laid_out, dpi = True, self.get_dpi()
+        self.set_dpi(LAYOUT_DPI)
+        self.set_layout_engine("constrained")
+        self.draw_without_rendering()
+        self.set_layout_engine("none")
+        self.set_dpi(dpi)
+
+    def savefig(self, *arguments: Any, **settings: Any) -> None:
+        """As matplotlib does; at 300 dots an inch, unless told otherwise."""
+        with matplotlib.rc_context(STYLE):
+            self.lay_out()
+            super().savefig(*arguments, **settings)
 
     def _repr_png_(self) -> bytes:
         """How a notebook shows it, without pyplot."""
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            self.savefig(buffer, format="png", dpi=150)
+        self.savefig(buffer, format="png", dpi=150)
         return buffer.getvalue()
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Saves as the ending says: png, svg or pdf. Raises `ProbeError`, and `BadInput` for a
         file that is not an earlier figure, unless `overwrite`."""
         path, kind = Path(path), require_figure(Path(path), overwrite)
-        with matplotlib.rc_context(STYLE), _saved(path) as temporary:
+        with _saved(path) as temporary:
             self.savefig(temporary, format=kind, metadata=METADATA[kind])
 
     def write_data(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -164,23 +198,8 @@ def new_chart(
     """An empty chart, in inches, in the common style, with `note` as its caption below."""
     with matplotlib.rc_context(STYLE):
         chart = Chart(figsize=(width, height), layout="constrained")
-        chart.data, chart.is_table = data, is_table
-        yield chart
-        lines = _wrapped(shown(note), 0.95 * (width - 0.1))
-        chart.set_figheight(height + 0.1 * max(0, len(lines) - 6))  # inches: a line's
-        chart.supxlabel(
-            "\n".join(lines),
-            x=0.01,
-            ha="left",
-            fontsize=CAPTION_SIZE,
-            color="#555555",
-            parse_math=False,
-            linespacing=1.3,
-        )
-        # Laid out once: each drawing would move the axes a little, so that the bytes of a file
-        # depended on how often the figure was shown before.
-        chart.draw_without_rendering()
-        chart.set_layout_engine("none")
+        chart.data, chart.is_table, chart.note, chart.height = data, is_table, note, height
+        yield chart.labelled()
 
 
 # --- what figures of scans have in common ---
@@ -216,101 +235,33 @@ def by_scan(frames: Sequence[pandas.DataFrame], scans: Sequence[Scan]) -> pandas
     return pandas.concat(named, ignore_index=True)
 
 
-# --- words ---
-
-
-def names(scans: Sequence[Scan]) -> list[str]:
-    """What tells the scans apart: data and model, else the folders, else their numbers."""
-    sources = [
-        (Path(s.manifest["data"]["source"]).name, Path(s.manifest["model"]["name"]).name)
-        for s in scans
-    ]
-    return distinct([", ".join(names) for names in sources], [name_of(s.place) for s in scans])
-
-
-def distinct(*candidates: Sequence[str]) -> list[str]:
-    """The first candidates that are told apart when drawn, else the last with their numbers.
-
-    Each is one line that fits LABEL inches as a title.
-    """
-    for texts in candidates:
-        labels = [_cut(" ".join(shown(text).split())) for text in texts]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [f"{i}: {label}" for i, label in enumerate(labels, 1)]
-
-
-def _cut(line: str) -> str:
-    if _inches(line, 8) <= LABEL:
-        return line
-    longer = bisect_right(range(len(line)), LABEL, key=lambda n: _inches(f"{line[:n]}…", 8))
-    return f"{line[: longer - 1]}…"
-
-
-def _inches(line: str, size: float) -> float:
-    """The width of a line as it is drawn in so many points."""
-    font = font_manager.FontProperties(family=FONT, size=size)
-    width, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
-    return float(width) / 72
-
-
-def _wrapped(text: str, width: float) -> list[str]:
-    """In lines that fit so many inches as a caption."""
-    for characters in range(int(width * CAPTION_CHARACTERS), 0, -1):
-        lines = textwrap.wrap(text, characters)
-        if max((_inches(line, CAPTION_SIZE) for line in lines), default=0) <= width:
-            break
-    return lines
-
-
-def legend(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels for the lines of `axes` as they are, without mathematics."""
-    for text in axes.legend(axes.lines, labels).get_texts():
-        text.set_parse_math(False)
-
-
-def caption(scans: Sequence[Scan], kept: bool = False) -> str:
-    """Model, data, tokens and rule of each scan. `kept`: the figure shows the tokens that a scan
-    has kept, rather than the sums of all."""
-    sentences = [
-        f"{s.manifest['data']['source']} under {s.manifest['model']['name']}, "
-        f"{counted_noun(token_count(s), 'trained token')}{_kept(s, kept)}; conflict: {s.rule}"
-        for s in scans
-    ]
-    return ". ".join(dict.fromkeys(sentences)) + "."
-
-
-def _kept(scan: Scan, alone: bool) -> str:
-    if scan.keeps_all:
-        return ""
-    source = f"drawn from the {scan.kept:,} kept" if alone else "drawn from the sums of all"
-    return f" (--keep-tokens {scan.keep_tokens}; {source})"
-
-
-def shown(text: str) -> str:
-    """Text that the figures' font can draw: other characters are escaped as \\uXXXX.
-
-    >>> shown("a\\u4e2d")
-    'a\\\\u4e2d'
-    """
-    in_font = _characters()
-    return "".join(
-        c if ord(c) in in_font or c == "\n" else c.encode("unicode_escape").decode()
-        for c in printable(text)
-    )
-
-
-@cache
-def _characters() -> frozenset[int]:
-    return frozenset(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())
-
-
-def percent(share: float) -> str:
-    """Two significant figures: 0.0169 → 1.7 %."""
-    return f"{float(f'{100 * share:.2g}'):g} %"
-
-
 # --- axes ---
+
+
+def rows_and_columns(count: int) -> tuple[int, int]:
+    """Of so many panels, at most three in a row."""
+    columns = min(count, ACROSS)
+    return math.ceil(count / columns), columns
+
+
+def width_of(columns: int) -> float:
+    """Of a figure with so many panels in a row: each a column wide, if that fits the page."""
+    return min(columns * COLUMN, PAGE)
+
+
+def panels_of(chart: Chart, count: int, sharey: bool = False) -> list[Axes]:
+    """So many panels, at most three in a row."""
+    rows, columns = rows_and_columns(count)
+    panels = list(chart.subplots(rows, columns, squeeze=False, sharey=sharey).ravel())
+    for empty in panels[count:]:
+        empty.remove()
+    return panels[:count]
+
+
+def legend(axes: Axes, labels: Sequence[str], **place: Any) -> None:
+    """Labels for the lines of `axes` as they are, without mathematics."""
+    for text in axes.legend(axes.lines, labels, **place).get_texts():
+        text.set_parse_math(False)
 
 
 def heat_map(

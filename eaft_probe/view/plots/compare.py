@@ -13,28 +13,21 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import NullFormatter
 
-from eaft_probe.analysis.histogram2d import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP, cell
+from eaft_probe.analysis.histogram2d import cell
 from eaft_probe.errors import BadInput
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import require_delta
 from eaft_probe.verbs.compare import By, by_group, comparison_kind, means_and_shares, token_changes
+from eaft_probe.view.labels import caption, data_name, model_name, names, percent
 from eaft_probe.view.notices import counted_noun
-from eaft_probe.view.plots.chart import (
-    Chart,
-    caption,
-    names,
-    new_chart,
-    open_scans,
-    percent,
-    plot,
-    token_count,
-)
-from eaft_probe.view.plots.landscape import FEW, draw_plane, guides
+from eaft_probe.view.plots.chart import PAGE, Chart, new_chart, open_scans, plot, token_count
+from eaft_probe.view.plots.landscape import FEW
+from eaft_probe.view.plots.plane import BOUNDS, Grid, draw_plane, guides
 
 STEPS = 16  # of the finest cells: 1/16 by half a nat; arrows from finer ones run together
-SHAPE = (ENTROPY_BINS // STEPS, PROB_BINS // STEPS)
-CELLS = math.prod(SHAPE)
+GRID = Grid.whole(STEPS)
+CELLS = math.prod(GRID.shape)
 ARROW = "#0072B2"
 COLOURS = {"forgotten": "#b2182b", "unchanged": "#dddddd", "learned": "#2166ac"}  # ends of RdBu
 ENDS: dict[str, Literal["left", "right"]] = {"forgotten": "left", "learned": "right"}
@@ -73,10 +66,9 @@ def _cells_and_groups(a: Scan, b: Scan, delta: float) -> pandas.DataFrame:
     )
     rows = means_and_shares(reduce(add, pieces))
     cells = rows[:CELLS][rows["tokens"][:CELLS] > 0]
-    low, left = np.divmod(cells.index.to_numpy(int), SHAPE[1])
-    for name, corner, size in (("prob", left, PROB_STEP), ("entropy", low, ENTROPY_STEP)):
-        cells[f"{name}_from"] = corner * STEPS * size
-        cells[f"{name}_to"] = (corner + 1) * STEPS * size
+    low, left = np.divmod(cells.index.to_numpy(int), GRID.shape[1])
+    for name, corner, edges in (("prob", left, GRID.probs), ("entropy", low, GRID.entropies)):
+        cells[f"{name}_from"], cells[f"{name}_to"] = edges[corner], edges[corner + 1]
     cells.insert(0, "group", "cell")
     groups = rows[CELLS:].rename_axis("group").reset_index()
     data = pandas.concat([cells, groups], ignore_index=True)
@@ -85,8 +77,7 @@ def _cells_and_groups(a: Scan, b: Scan, delta: float) -> pandas.DataFrame:
 
 def _by_cell(columns: Arrays, values: pandas.DataFrame) -> pandas.DataFrame:
     """(CELLS, K) sums of the values over the cells of A's plane, the lowest row first."""
-    up, across = np.divmod(cell(columns), PROB_BINS)
-    index = up // STEPS * SHAPE[1] + across // STEPS
+    index = cell(columns, STEPS)
     return pandas.DataFrame({name: np.bincount(index, values[name], CELLS) for name in values})
 
 
@@ -95,7 +86,7 @@ def _draw(a: Scan, b: Scan, data: pandas.DataFrame, delta: float) -> Chart:
     counts = groups.set_index("group")["tokens"]
     # The end of the entropy axis: a little above the highest token and the highest arrow.
     top = max(1.0, 1.02 * float(cells[["entropy_to", "mean_entropy_b"]].max(axis=None)))
-    with new_chart(6.8, 3.2, data, _note(a, b, counts["all"], delta)) as chart:
+    with new_chart(PAGE, 3.2, data, _note(a, b, counts["all"], delta)) as chart:
         first, second = names([a, b])
         chart.suptitle(
             f"A: {first}  →  B: {second}", x=0.01, ha="left", fontsize=8, parse_math=False
@@ -103,27 +94,26 @@ def _draw(a: Scan, b: Scan, data: pandas.DataFrame, delta: float) -> Chart:
         left, middle, right = chart.subplots(1, 3, width_ratios=(5, 5, 3))
         _density(chart, left, cells, top)
         _net(chart, middle, cells, top)
-        guides(left, a, top, f"conflicts: {percent(counts['conflict'] / counts['all'])}")
-        guides(middle, a, top)
+        guides(left, a, GRID, top, f"conflicts: {percent(counts['conflict'] / counts['all'])}")
+        guides(middle, a, GRID, top)
         _bars(right, groups)
     return chart
 
 
 def _note(a: Scan, b: Scan, count: int, delta: float) -> str:
-    data, model = b.manifest["data"]["source"], b.manifest["model"]["name"]
     both = f"{counted_noun(count, 'token')} {'is' if count == 1 else 'are'} in both"
     return (
-        f"A: {caption([a], kept=True)} B: {data} under {model}, "
+        f"A: {caption([a], kept=True)} B: {data_name(b)} under {model_name(b)}, "
         f"{counted_noun(token_count(b), 'trained token')}. {both}. Learned, forgotten: "
         f"log-probability up, down by more than {delta:.3g} nats; grey: unchanged. Cells and "
-        f"groups are those under A; cells with fewer than {FEW} tokens have no arrow and no share."
+        f"groups are those under A; cells with fewer than {FEW} tokens have no arrow and no share. "
+        f"{BOUNDS}"
     )
 
 
 def _density(chart: Chart, axes: Axes, cells: pandas.DataFrame, top: float) -> None:
     """A's tokens in grey, and an arrow from each well-filled cell."""
-    area = STEPS * STEPS * PROB_STEP * ENTROPY_STEP
-    density = cells["tokens"] / cells["tokens"].sum() / area
+    density = cells["tokens"] / cells["tokens"].sum() / GRID.areas()[0, 0]
     norm = LogNorm(density.min() / 2, density.max() * 8)  # greys that arrows stand out from
     bar = _map(chart, axes, cells, density, top, "density of A", norm=norm, cmap="Greys")
     bar.ax.xaxis.set_minor_formatter(NullFormatter())  # of less than a decade all would be written
@@ -162,10 +152,12 @@ def _map(
     **style: Any,
 ) -> Colorbar:
     """One value for each cell on the plane, blank where there is none."""
-    grid = np.full(SHAPE, np.nan)
-    sizes = {"entropy_from": STEPS * ENTROPY_STEP, "prob_from": STEPS * PROB_STEP}
-    grid[tuple((cells[name] / size).astype(int) for name, size in sizes.items())] = values
-    image = draw_plane(axes, grid, STEPS, top, **style)
+    grid = np.full(GRID.shape, np.nan)
+    grid[
+        GRID.entropies.searchsorted(cells["entropy_from"]),
+        GRID.probs.searchsorted(cells["prob_from"]),
+    ] = values
+    image = draw_plane(axes, grid, GRID, top, **style)
     return chart.colorbar(image, ax=axes, location="bottom", aspect=30, pad=0.02, label=label)
 
 

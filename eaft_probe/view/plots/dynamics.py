@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 
 from eaft_probe.errors import ScanError
 from eaft_probe.scans.training_log import read_log
-from eaft_probe.view.plots.chart import COLOURS, Chart, distinct, legend, new_chart, no_axes, plot
+from eaft_probe.view.labels import distinct
+from eaft_probe.view.plots.chart import COLOURS, PAGE, Chart, legend, new_chart, no_axes, plot
 
 MARKERS = "o^sDvP*"
 READS = ("run", "step", "objective", "group", "group_nll", "group_count")
@@ -40,7 +41,7 @@ def dynamics(*runs: str | Path) -> Chart:
     note = (
         f"nll of the label, ungated, by its group under the base model. Runs: {', '.join(spans)}."
     )
-    with new_chart(6.8, 2.4, pandas.concat(logs, ignore_index=True), note) as chart:
+    with new_chart(PAGE, 2.4, pandas.concat(logs, ignore_index=True), note) as chart:
         panels = chart.subplots(1, 3)
         for axes, (group, title) in zip(panels, PANELS.items(), strict=True):
             axes.set_title(title, loc="left")

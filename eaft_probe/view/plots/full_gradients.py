@@ -16,28 +16,14 @@ from numpy.typing import NDArray
 
 from eaft_probe.analysis.bootstrap import FEWEST
 from eaft_probe.analysis.exact_gradients import FullGradients
-from eaft_probe.analysis.histogram2d import ENTROPY_BINS, PROB_BINS, cell, histogram
+from eaft_probe.analysis.histogram2d import cell
 from eaft_probe.analysis.rank_correlation import CLOSED, EXACT, MEASURES, WEIGHT, means
 from eaft_probe.analysis.stratified_sample import BY
 from eaft_probe.scans.scan import Scan
+from eaft_probe.view.labels import caption, number, percent
 from eaft_probe.view.notices import counted_noun
-from eaft_probe.view.plots.chart import (
-    COLOURS,
-    CONFLICT,
-    YELLOW_PURPLE,
-    Chart,
-    caption,
-    new_chart,
-    percent,
-)
-from eaft_probe.view.plots.landscape import (
-    FOR_A_MEAN,
-    ceiling,
-    cells,
-    draw_plane,
-    grey,
-    guides,
-)
+from eaft_probe.view.plots.chart import COLOURS, CONFLICT, YELLOW_PURPLE, Chart, new_chart
+from eaft_probe.view.plots.plane import BOUNDS, FOR_A_MEAN, Grid, draw_plane, grey, guides
 
 Floats = NDArray[np.float64]
 SUFFIXES = {"value": "", "low": "_low", "high": "_high"}  # of a measure's columns in the data
@@ -58,7 +44,7 @@ def compared(scan: Scan) -> Chart:
     note = (
         f"{caption([scan])} {sampled}, each counted for the tokens it was drawn for, from cells "
         f"with {percent(sample.covered)} of all. Grey: fewer than {FOR_A_MEAN}. Bars: 95 % "
-        f"intervals over at least {FEWEST} examples."
+        f"intervals over at least {FEWEST} examples. {BOUNDS}"
     )
     return _draw(maps, agreement, _data(maps, agreement), note)
 
@@ -68,10 +54,10 @@ def compared(scan: Scan) -> Chart:
 
 @dataclass(frozen=True)
 class Maps:
-    """The sample in cells of `by` × `by` of the plane's finest."""
+    """The sample in the cells of a grid."""
 
     scan: Scan
-    by: int
+    grid: Grid
     tokens: NDArray[np.int64]  # (R, C) of the scan
     sampled: NDArray[np.int64]  # (R, C) of the sample
     mean: Mapping[str, Floats]  # (R, C) of each norm
@@ -80,15 +66,14 @@ class Maps:
 
     @classmethod
     def of(cls, sample: FullGradients, by: int) -> "Maps":
-        table, shape = sample.table, (ENTROPY_BINS // by, PROB_BINS // by)
-        place = cell({n: table[n].to_numpy() for n in ("prob", "entropy")})
-        up, across = np.divmod(place, PROB_BINS)
+        """In cells of `by` × `by` of the plane's finest."""
+        table, grid = sample.table, Grid.whole(by)
+        index = cell({n: table[n].to_numpy() for n in ("prob", "entropy")}, by)
         norms = {n: table[n].to_numpy() for n in (EXACT, *CLOSED) if n in table}
         weight = table[WEIGHT].to_numpy()
-        index = up // by * shape[1] + across // by
-        sampled, intervals = means(index, list(norms.values()), weight, math.prod(shape))
+        sampled, intervals = means(index, list(norms.values()), weight, math.prod(grid.shape))
         mean, half = (
-            {n: pair[i].reshape(shape) for n, pair in zip(norms, intervals, strict=True)}
+            {n: pair[i].reshape(grid.shape) for n, pair in zip(norms, intervals, strict=True)}
             for i in (0, 1)
         )
         overall = {
@@ -96,9 +81,9 @@ class Maps:
         }
         return cls(
             sample.scan,
-            by,
-            histogram(sample.scan).coarse(by),
-            sampled.reshape(shape),
+            grid,
+            grid.counts(sample.scan),
+            sampled.reshape(grid.shape),
             mean,
             half,
             overall,
@@ -116,7 +101,7 @@ def _data(maps: Maps, agreement: pandas.DataFrame) -> pandas.DataFrame:
             "low": mean - maps.half[norm],
             "high": mean + maps.half[norm],
         }
-        frame = cells(values, maps.tokens, maps.by)
+        frame = maps.grid.frame(values, maps.tokens)
         frames.append(frame.assign(norm=norm, mean_of_all=maps.overall[norm]))
     measured = agreement.pivot(index="norm", columns="measure", values=list(SUFFIXES))
     measured = measured[[(column, m) for m in MEASURES for column in SUFFIXES]]
@@ -128,7 +113,7 @@ def _data(maps: Maps, agreement: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _draw(maps: Maps, agreement: pandas.DataFrame, data: pandas.DataFrame, note: str) -> Chart:
-    top = ceiling([maps.tokens], maps.by)
+    top = maps.grid.top([maps.tokens])
     with new_chart(max(7.2, 2.3 * len(maps.mean)), 5.2, data, note) as chart:
         upper, lower = chart.subfigures(2, 1, squeeze=False, height_ratios=(1.08, 1))[:, 0]
         _norms(upper, maps, top)
@@ -150,10 +135,10 @@ def _norms(figure: SubFigure, maps: Maps, top: float) -> None:
     scale = {"vmin": 0, "vmax": float(finite.max(initial=1.0)), "cmap": YELLOW_PURPLE}
     panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False)[0]
     for axes, norm, ratio in zip(panels, maps.mean, ratios, strict=True):
-        image = draw_plane(axes, ratio, maps.by, top, **scale)
-        grey(axes, maps.sampled, maps.by, top)
-        guides(axes, maps.scan, top)
-        axes.set_title(f"{norm}: mean {maps.overall[norm]:.3g}", loc="left")
+        image = draw_plane(axes, ratio, maps.grid, top, **scale)
+        grey(axes, maps.sampled, maps.grid, top)
+        guides(axes, maps.scan, maps.grid, top)
+        axes.set_title(f"{norm}: mean {number(maps.overall[norm])}", loc="left")
         axes.label_outer()
     label = "cell's mean / mean of all"
     figure.colorbar(image, ax=list(panels), aspect=25, pad=0.02, label=label)
@@ -173,7 +158,7 @@ def _widths(figure: SubFigure, axes: Axes, maps: Maps, top: float) -> None:
     width = np.where(maps.sampled >= FOR_A_MEAN, width, np.nan)
     label = "95 % interval, ± % of the mean"
     _map(figure, axes, maps, top, width, label, vmin=0, vmax=100, cmap="cividis_r")
-    grey(axes, maps.sampled, maps.by, top)
+    grey(axes, maps.sampled, maps.grid, top)
     axes.set_title(f"{EXACT}: how certain", loc="left")
     axes.set_ylabel("")
 
@@ -181,8 +166,8 @@ def _widths(figure: SubFigure, axes: Axes, maps: Maps, top: float) -> None:
 def _map(
     figure: SubFigure, axes: Axes, maps: Maps, top: float, values: Floats, label: str, **style: Any
 ) -> Colorbar:
-    image = draw_plane(axes, values, maps.by, top, **style)
-    guides(axes, maps.scan, top)
+    image = draw_plane(axes, values, maps.grid, top, **style)
+    guides(axes, maps.scan, maps.grid, top)
     extend = "max" if (values > style.get("vmax", math.inf)).any() else "neither"
     return figure.colorbar(
         image, ax=axes, location="bottom", aspect=18, pad=0.02, extend=extend, label=label

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.scans.scan import Scan
+from eaft_probe.view.labels import caption, names, percent
 from eaft_probe.view.plots.chart import (
     GROUP_COLOURS,
+    PAGE,
     Chart,
-    caption,
-    names,
     new_chart,
+    no_axes,
     open_scans,
     plot,
 )
@@ -50,7 +51,7 @@ def gates(
     data = pandas.concat(tables, ignore_index=True)
     meanings = "; ".join(f"{name}: {meaning}" for name, meaning in GROUPS.items())
     note = f"{caption(opened)} {objective_notes(objectives)}Groups overlap: {meanings}."
-    with new_chart(6.8, 1.0 + 1.35 * len(sums), data, note, is_table=True) as chart:
+    with new_chart(PAGE, 1.0 + 1.35 * len(sums), data, note, is_table=True) as chart:
         panels = chart.subplots(len(sums), 2, squeeze=False, sharex="col")
         for (left, right), (_, histogram), table, label in zip(
             panels, sums, tables, labels, strict=True
@@ -70,7 +71,7 @@ def _limit(panels: NDArray[np.object_], data: pandas.DataFrame, histogram: Float
     panels[-1, 0].set(xlabel="gate", xlim=(0, max(1.02, last)))
     shares = 100 * np.nan_to_num(data[SHARES].to_numpy())
     low, high = shares.min(initial=0), shares.max(initial=0)
-    room = 0.3 * max(high - low, 1)
+    room = 0.4 * max(high - low, 1)
     panels[-1, 1].set(xlabel="share taken away (%)", xlim=(low - (room if low else 0), high + room))
 
 
@@ -115,13 +116,16 @@ def _distribution(axes: Axes, histogram: Floats) -> None:
 
 
 def _removed(axes: Axes, table: pandas.DataFrame) -> None:
+    if not table[SHARES].fillna(0).to_numpy().any():
+        no_axes(axes, "takes nothing away")
+        return
     places = np.arange(len(table))
     colours = [GROUP_COLOURS[group] for group in table["group"]]
     for shift, column, alpha in ((-0.2, "loss_removed", 1.0), (0.2, "gradient_removed", 0.5)):
         shares = 100 * table[column].to_numpy()
         bars = axes.barh(places + shift, np.nan_to_num(shares), 0.36, color=colours, alpha=alpha)
         word = column.removesuffix("_removed")
-        labels = ["no tokens" if np.isnan(s) else f"{word} {s:.3g}" for s in shares]
+        labels = ["no tokens" if np.isnan(s) else f"{word} {percent(s / 100)}" for s in shares]
         axes.bar_label(bars, labels, padding=2, fontsize=5.5)
     axes.set_yticks(places, table["group"])
     axes.invert_yaxis()

@@ -10,7 +10,6 @@ import pandas
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from eaft_probe.analysis.histogram2d import CELLS, ENTROPY_BINS, PROB_BINS, cell, coarse
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import OBJECTIVES, objective, settable
@@ -18,24 +17,24 @@ from eaft_probe.objectives.gates.by_entropy import MaskedSft
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
 from eaft_probe.scans.scan import Scan
+from eaft_probe.view.labels import caption, names, percent
 from eaft_probe.view.plots.chart import (
-    COLUMN,
     CONFLICT,
     YELLOW_PURPLE,
     Chart,
-    caption,
-    names,
     new_chart,
     open_scans,
-    percent,
     plot,
+    rows_and_columns,
     token_count,
+    width_of,
 )
 from eaft_probe.view.plots.full_gradients import compared
-from eaft_probe.view.plots.landscape import (
+from eaft_probe.view.plots.plane import (
+    BOUNDS,
     FOR_A_MEAN,
-    ceiling,
-    cells,
+    Grid,
+    Zoom,
     draw_plane,
     grey,
     guides,
@@ -55,6 +54,7 @@ def gradients(
     norm: Norm = "grad_logits",
     set: Mapping[str, object] | None = None,
     base_scan: str | Path | None = None,
+    zoom: Zoom | None = None,
 ) -> Chart:
     """Mean norm of gate · d nll over the plane, a panel for each objective: the paper's Fig. 3.
 
@@ -65,26 +65,29 @@ def gradients(
     norm: grad_logits, grad_head or grad_hidden, a column of the scan; or "full": the exact norms
         of `eaft-probe gradients` next to these of the same tokens, under sft, of one scan.
     set: fields of the objectives, e.g. {"alpha": 2}. base_scan: for objectives that read one.
+    zoom: "conflicts", as in `landscape`.
     Raises `MissingColumn`, `UnknownName`. Source: arXiv 2601.02151, Fig. 3.
     """
     opened = open_scans(scans)
     if norm not in get_args(Norm):
         raise BadInput(f"--norm is one of {', '.join(get_args(Norm))}; found {norm!r}")
     if norm == "full":
-        if len(opened) > 1 or objective is not DRAWN or set or base_scan is not None:
+        if len(opened) > 1 or objective is not DRAWN or set or base_scan is not None or zoom:
             raise BadInput(
-                "--norm full shows one scan under sft: it takes no --objective, --set "
-                "or --base-scan"
+                "--norm full shows one scan under sft: it takes no --objective, --set, "
+                "--base-scan or --zoom"
             )
         return compared(opened[0])
     objectives = chosen(objective, set)
+    grid = Grid.of(opened, step(max(map(token_count, opened)) // COARSER), zoom)
     maps = [
-        _map(s, name, o, norm, base_scan)
+        _map(grid, s, name, o, norm, base_scan)
         for s, name in zip(opened, names(opened), strict=True)
         for o in objectives
     ]
     note = f"{caption(opened)} {norm}: norm of gate · d nll. {objective_notes(objectives)}"
-    return _draw(maps, len(opened), norm, f"{note}Grey: fewer than {FOR_A_MEAN} tokens.")
+    note += f"Grey: fewer than {FOR_A_MEAN} tokens. {BOUNDS}"
+    return _draw(grid, maps, len(opened), norm, note)
 
 
 def chosen(
@@ -146,62 +149,70 @@ class Map:
     scan: Scan
     name: str  # of the scan
     label: str  # of the objective
-    counts: NDArray[np.int64]  # (ENTROPY_BINS, PROB_BINS)
-    mass: NDArray[np.float64]  # (ENTROPY_BINS, PROB_BINS) Σ gate · norm
+    counts: NDArray[np.int64]  # (R, C)
+    mass: NDArray[np.float64]  # (R, C) Σ gate · norm
     conflict_mass: float
+    total_mass: float
 
     @property
     def conflict_share(self) -> float:
-        total = float(self.mass.sum())
-        return self.conflict_mass / total if total else 0.0
+        return self.conflict_mass / self.total_mass if self.total_mass else 0.0
 
-    def mean(self, by: int) -> NDArray[np.float64]:
-        """(ENTROPY_BINS / by, PROB_BINS / by) mean norm; NaN where there is no token."""
-        counts = coarse(self.counts, by)
-        return coarse(self.mass, by) / np.where(counts, counts, np.nan)
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(R, C) mean norm; NaN where there is no token."""
+        return self.mass / np.where(self.counts, self.counts, np.nan)
 
 
 def _map(
-    scan: Scan, name: str, objective: Objective, norm: str, base_scan: str | Path | None
+    grid: Grid,
+    scan: Scan,
+    name: str,
+    objective: Objective,
+    norm: str,
+    base_scan: str | Path | None,
 ) -> Map:
-    counts, mass, conflict = np.zeros(CELLS, np.int64), np.zeros(CELLS), 0.0
-    for gate, columns in gated(scan, objective, base_scan, (norm, "prob", "entropy")):
+    counts, mass, conflict, total = np.zeros(grid.shape), np.zeros(grid.shape), 0.0, 0.0
+    for gate, columns in gated(scan, objective, base_scan, (norm, "logprob", "prob", "entropy")):
         norms = gate * columns[norm] * columns["weight"]
-        index = cell(columns)
-        counts += np.bincount(index, columns["weight"], CELLS).astype(np.int64)
-        mass += np.bincount(index, norms, CELLS)
+        counts += grid.sums(columns, columns["weight"])
+        mass += grid.sums(columns, norms)
         conflict += float(norms[scan.rule(columns)].sum())
-    square = (ENTROPY_BINS, PROB_BINS)
-    return Map(scan, name, str(objective), counts.reshape(square), mass.reshape(square), conflict)
+        total += float(norms.sum())
+    return Map(scan, name, str(objective), counts.astype(np.int64), mass, conflict, total)
 
 
 # --- the picture ---
 
 
-def _draw(maps: Sequence[Map], rows: int, norm: str, note: str) -> Chart:
-    """A row of panels for each scan, a column for each objective; below, a bar for each panel."""
-    by = step(max(token_count(m.scan) for m in maps) // COARSER)
-    across, top = len(maps) // rows, ceiling([m.counts for m in maps], 1)
-    data = pandas.concat([_cells(m, by, norm) for m in maps])
+def _draw(grid: Grid, maps: Sequence[Map], scans: int, norm: str, note: str) -> Chart:
+    """A row of panels for each scan, a column for each objective, at most three in a row; below, a
+    bar for each panel."""
+    objectives, top = len(maps) // scans, grid.top([m.counts for m in maps])
+    data = pandas.concat([_cells(m, grid, norm) for m in maps])
     most = float(data[f"mean_{norm}"].max()) or 1.0
-    height = 2.6 * rows + 0.8 + 0.16 * len(maps)
-    with new_chart(max(COLUMN, 2.3 * across), height, data, note) as chart:
-        grid = chart.add_gridspec(rows + 1, across, height_ratios=[*[1] * rows, 0.11 * len(maps)])
-        panels = [chart.add_subplot(grid[i // across, i % across]) for i in range(len(maps))]
-        for i, (axes, shown) in enumerate(zip(panels, maps, strict=True)):
-            image = draw_plane(axes, shown.mean(by), by, top, cmap=YELLOW_PURPLE, vmin=0, vmax=most)
-            grey(axes, coarse(shown.counts, by), by, top)
-            guides(axes, shown.scan, top)
-            head = f"{'' if i % across else shown.name}\n" if rows > 1 else ""  # over its row
+    lines, across = rows_and_columns(objectives)
+    rows, bars = lines * scans, 0.24 + 0.14 * len(maps)
+    with new_chart(width_of(across), 2.5 * rows + bars + 0.5, data, note) as chart:
+        cells = chart.add_gridspec(rows + 1, across, height_ratios=[*[2.5] * rows, bars])
+        panels = []
+        for i, shown in enumerate(maps):
+            scan, place = divmod(i, objectives)
+            axes = chart.add_subplot(cells[scan * lines + place // across, place % across])
+            image = draw_plane(axes, shown.mean, grid, top, cmap=YELLOW_PURPLE, vmin=0, vmax=most)
+            grey(axes, shown.counts, grid, top)
+            guides(axes, shown.scan, grid, top)
+            head = f"{'' if place else shown.name}\n" if scans > 1 else ""  # over its rows
             axes.set_title(f"{head}{shown.label}", loc="left", parse_math=False)
-        chart.colorbar(image, ax=panels, aspect=30, pad=0.02, label=f"mean {norm}")
-        _shares(chart.add_subplot(grid[rows, :]), maps, rows > 1)
+            panels.append(axes)
+        chart.colorbar(image, ax=panels, aspect=25 * rows, pad=0.02, label=f"mean {norm}")
+        _shares(chart.add_subplot(cells[rows, :]), maps, scans > 1)
     return chart
 
 
-def _cells(shown: Map, by: int, norm: str) -> pandas.DataFrame:
-    counts = coarse(shown.counts, by)
-    return cells({"tokens": counts, f"mean_{norm}": shown.mean(by)}, counts, by).assign(
+def _cells(shown: Map, grid: Grid, norm: str) -> pandas.DataFrame:
+    values = {"tokens": shown.counts, f"mean_{norm}": shown.mean}
+    return grid.frame(values, shown.counts).assign(
         scan=shown.name,
         objective=shown.label,
         conflict_share_of_gradient=shown.conflict_share,
@@ -209,7 +220,7 @@ def _cells(shown: Map, by: int, norm: str) -> pandas.DataFrame:
 
 
 def _shares(axes: Axes, maps: Sequence[Map], several_scans: bool) -> None:
-    short = [m.name if len(m.name) <= 14 else m.name[:13] + "…" for m in maps]  # room for bars
+    short = [m.name if len(m.name) <= 22 else m.name[:21] + "…" for m in maps]  # room for bars
     labels = [
         f"{name}: {m.label}" if several_scans else m.label
         for name, m in zip(short, maps, strict=True)

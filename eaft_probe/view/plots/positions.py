@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from eaft_probe.analysis.aggregates import counted
 from eaft_probe.analysis.positions import EDGES
 from eaft_probe.scans.scan import Scan
+from eaft_probe.view.labels import caption, names
 from eaft_probe.view.plots.chart import (
     COLOURS,
     COLUMN,
     Chart,
     by_scan,
-    caption,
     legend,
-    names,
     new_chart,
     open_scans,
     plot,
@@ -35,18 +34,17 @@ def positions(*scans: Scan | str | Path) -> Chart:
     """
     opened = open_scans(scans)
     frames = [_table(**counted(s).by_position()) for s in opened]
-    note = (
-        f"{caption(opened)} Position 0: a turn's first trained token. Bands: ± 2 standard errors."
-    )
+    note = f"{caption(opened)} Token 1: a turn's first trained one. Bands: ± 2 standard errors."
     with new_chart(COLUMN, 4.2, by_scan(frames, opened), note) as chart:
         panels = chart.subplots(3, 1, sharex=True)
         for axes, (name, label) in zip(panels, CURVES.items(), strict=True):
             for i, frame in enumerate(frames):
                 _curve(axes, frame, name, COLOURS[i % len(COLOURS)])
             axes.set(xscale="log", ylabel=label, ylim=(0, None))
-        panels[2].set_xlabel("position in the answer + 1 (tokens)")
+        panels[2].set_xlabel("token of the answer, counted from 1")
+        panels[2].xaxis.set_major_formatter("{x:,.0f}")
         if len(frames) > 1:
-            legend(panels[0], names(opened))
+            legend(panels[0], names(opened), loc="lower left", bbox_to_anchor=(0, 1))
     return chart
 
 

@@ -14,20 +14,20 @@ from eaft_probe.analysis.aggregates import counted
 from eaft_probe.analysis.histogram2d import ENTROPY_STEP, PROB_STEP
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.scans.scan import Scan
+from eaft_probe.view.labels import caption, names, percent
 from eaft_probe.view.plots.chart import (
-    COLUMN,
     Chart,
     by_scan,
-    caption,
     heat_map,
-    names,
     new_chart,
     open_scans,
-    percent,
+    panels_of,
     plot,
+    rows_and_columns,
     token_count,
+    width_of,
 )
-from eaft_probe.view.plots.landscape import conflict_share
+from eaft_probe.view.plots.plane import conflict_share
 
 # Thresholds up to 2 nats and 0.5: at least twice those of any rule in use. Steps are the plane's
 # cells, at whose edges the shares are exact.
@@ -46,14 +46,19 @@ def stability(*scans: Scan | str | Path) -> Chart:
     opened = open_scans(scans)
     shares = [_flagged(s) for s in opened]
     norm, data = _scale(shares), by_scan([_table(s) for s in shares], opened)
-    with new_chart(COLUMN * len(opened), 3.0, data, caption(opened)) as chart:
-        panels = chart.subplots(1, len(opened), sharey=True, squeeze=False)[0]
+    note = f"{caption(opened)} Cross: the scan's rule. Lines: pairs that flag the same share."
+    rows, columns = rows_and_columns(len(opened))
+    with new_chart(width_of(columns), 2.6 * rows + 0.4, data, note) as chart:
+        panels = panels_of(chart, len(opened), sharey=True)
         for axes, scan, share, name in zip(panels, opened, shares, names(opened), strict=True):
             image = _contours(axes, share, norm)
             _mark(axes, scan.rule)
             title = f"{name}\nrule: {percent(conflict_share(scan))}"
             axes.set_title(title, loc="left", parse_math=False)
-        chart.colorbar(image, ax=list(panels), pad=0.02, label="share of tokens flagged")
+        bar = chart.colorbar(image, ax=panels, pad=0.02, label="share of tokens flagged")
+        bar.set_ticks(_within(*image.get_clim()) or [*image.get_clim()])
+        bar.ax.yaxis.set_major_formatter(lambda share, _: percent(share))
+        bar.minorticks_off()
     return chart
 
 
@@ -83,12 +88,15 @@ def _scale(shares: Sequence[NDArray[np.float64]]) -> LogNorm:
 def _contours(axes: Axes, share: NDArray[np.float64], norm: LogNorm) -> AxesImage:
     extent = (0, PROBS[-1], 0, ENTROPIES[-1])
     image = heat_map(axes, np.where(share, share, np.nan), extent, norm=norm, cmap="viridis_r")
-    levels = [v for v in LEVELS if share.min() < v < share.max()]
-    if levels:
+    if levels := _within(share.min(), share.max()):
         lines = axes.contour(PROBS, ENTROPIES, share, levels=levels, colors="black", linewidths=0.5)
         axes.clabel(lines, fmt=percent, fontsize=6)
     axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="prob below", ylabel="entropy below (nats)")
     return image
+
+
+def _within(least: float, most: float) -> list[float]:
+    return [v for v in LEVELS if least < v < most]
 
 
 def _mark(axes: Axes, rule: ConflictRule) -> None:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from eaft_probe.columns.statistics import STATISTICS, TOP_K
 from eaft_probe.errors import BadInput, MissingColumn
 from eaft_probe.scans.scan import Scan
+from eaft_probe.view.labels import caption, names
 from eaft_probe.view.plots.chart import (
     COLOURS,
+    PAGE,
     Chart,
-    caption,
     heat_map,
-    names,
     new_chart,
     open_scans,
     plot,
@@ -45,7 +45,8 @@ def topk(*scans: Scan | str | Path) -> Chart:
     k = PAPER_K if PAPER_K in ks else ks[0]
     sums, plane = _sums(scan, ks, k)
     data = _table(names([scan])[0], ks, sums)
-    with new_chart(6.8, 2.8, data, caption([scan], kept=True), is_table=True) as chart:
+    note = f"{caption([scan], kept=True)} Dashed: both entropies equal. Dotted: ln {k}, the most."
+    with new_chart(PAGE, 2.8, data, note, is_table=True) as chart:
         left, right = chart.subplots(1, 2)
         image = _density(left, plane, k, data["pearson_r"][ks.index(k)])
         chart.colorbar(image, ax=left, pad=0.02, label="tokens")
@@ -113,7 +114,7 @@ def _density(axes: Axes, plane: Floats, k: int, r: float) -> AxesImage:
         xlabel="entropy (nats)",
         ylabel=f"entropy_top{k} (nats)",
     )
-    axes.set_title(f"K = {k}: r = {r:.4f}", loc="left")
+    axes.set_title(f"K = {k}" + (f": r = {r:.3f}" if np.isfinite(r) else ""), loc="left")
     return image
 
 
@@ -127,3 +128,6 @@ def _correlations(axes: Axes, data: pandas.DataFrame) -> None:
         min(0.9, float(data["pearson_r"].min()) - 0.05) if data["pearson_r"].notna().all() else 0
     )
     axes.set(xscale="log", xlabel="K", ylabel="Pearson's r with entropy", ylim=(least, 1.01))
+    axes.set_xticks(data["k"], data["k"])
+    axes.minorticks_off()
+    axes.margins(x=0.1)  # room for the numbers at both ends

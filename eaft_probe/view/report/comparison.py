@@ -62,10 +62,9 @@ def against(scan: Scan, other: Scan | str | Path, **settings: Any) -> Record:
             "figure": picture(chart, MOVED_ALT, more),
             "movers": largest_changes(comparison),
         }
-    more = "Dashed: the least and the most entropy there can be at a probability."
     return section | {
         "cards": [card._asdict() for card in apart_cards(summary)],
-        "figure": picture(landscape(a, b), APART_ALT, more),
+        "figure": picture(landscape(a, b), APART_ALT),
     }
 
 
@@ -79,7 +78,7 @@ def _described(scan: Scan) -> Record:
     }
 
 
-def picture(chart: Chart, alt: str, more: str) -> Record:
+def picture(chart: Chart, alt: str, more: str = "") -> Record:
     """The figure as a PNG without a background, its caption as text next to it."""
     caption = " ".join(chart.get_supxlabel().split())
     chart.supxlabel("")
@@ -92,7 +91,7 @@ def picture(chart: Chart, alt: str, more: str) -> Record:
         "width": int.from_bytes(png[16:20]),  # where the format has them: IHDR comes first
         "height": int.from_bytes(png[20:24]),
         "alt": alt,
-        "caption": f"{caption} {more}",
+        "caption": f"{caption} {more}".rstrip(),
     }
 
 
