@@ -91,7 +91,7 @@ class FigureSettings(Settings):
     style: Literal["density", "scatter"] = option("landscape: density or scatter", "density")
     difference: bool = option("landscape: the ratio of the densities of two scans", False)
     zoom: Literal["conflicts"] | None = option(
-        "landscape, gradients: conflicts: their region alone, probability on a logarithmic axis"
+        "landscape, gradients: the conflict region alone, probability on a logarithmic axis"
     )
     norm: Literal["grad_logits", "grad_head", "grad_hidden", "full"] = option(
         "gradients: which norm; full: exact norms next to the closed forms", "grad_logits"
@@ -116,7 +116,7 @@ class PlotSettings(FigureSettings):
     """A figure and its file."""
 
     title: str | None = option("a line above the figure")
-    caption: bool = option("the caption below the figure", True)
+    caption: bool = option("the caption below the figure; --no-caption leaves it out", True)
     overwrite: bool = option(
         "replace files even if they are not an earlier figure or its data", False
     )
