@@ -214,6 +214,16 @@ def keeping(scan: Scan, folder: Path, share: float = 0.5) -> Scan:
     return written(folder, manifest).flag(rule)
 
 
+def keeping_columns(scan: Scan, values: Mapping[str, str]) -> Scan:
+    """The same scan with pass-through columns that have one value each."""
+    for file in scan.part_files("examples"):
+        table = pq.read_table(file)
+        for name, value in values.items():
+            table = table.append_column(name, pa.array([value] * len(table)))
+        write_parquet(file, table)
+    return resealed(scan, config={**scan.manifest["config"], "keep": [*values]})
+
+
 def written(folder: Path, manifest: Mapping[str, Any]) -> Scan:
     """A scan with this manifest, whichever it had."""
     write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **manifest})

@@ -119,7 +119,8 @@ class OfTokens(Counts):
         return Plane(counts.reshape(ENTROPY_BINS, PROB_BINS))
 
     def by_position(self) -> Arrays:
-        return sums_by_position(self.scan.token_arrays(READS), self.scan.rule)
+        rule = self.scan.rule
+        return sums_by_position(self.scan.token_arrays(sorted({*READS, *rule.reads})), rule)
 
 
 class OfTotals:

@@ -111,6 +111,12 @@ class FullGradients:
 
     def agreement(self) -> pandas.DataFrame:
         """How well the closed forms stand for the exact norm; see `rank_correlation`."""
+        missing = next((n for n in self.scan.rule.reads if n not in self.table), None)
+        if missing:
+            raise ScanError(
+                f"{self.scan.path / GRADIENTS} has no column {missing!r}, which the conflict rule "
+                f"reads; `eaft-probe gradients --overwrite` makes it anew"
+            )
         return agreement({n: self.table[n].to_numpy() for n in self.table}, self.scan.rule)
 
     def summary(self) -> dict[str, object]:
@@ -190,6 +196,6 @@ def _write(scan: Scan, columns: Arrays, made: Provenance) -> None:
 def _schema(names: Sequence[str]) -> pa.Schema:
     """The token's key, the cell, the weight, the exact norm, and then the scan's own columns."""
     key = [p for p in PLACES if p[0] in ("example", "turn", "position") and p[0] in names]
-    own = [STATISTICS[n] for n in (*CLOSED, "prob", "entropy") if n in names]
+    own = [STATISTICS[n] for n in (*CLOSED, "prob", "entropy", "surprise") if n in names]
     described = ((s.name, pa.float32(), s.unit, s.meaning) for s in own)
     return pa.schema([column_field(*column) for column in (*key, *OWN, *described)])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from eaft_probe.analysis.aggregates import Counted, OfTotals, Overall, counted
@@ -23,7 +22,7 @@ def summarize(scan: Scan) -> dict[str, Any]:
         "path": scan.place,
         "model": scan.manifest["model"]["name"],
         "data": scan.manifest["data"]["source"],
-        "rule": {**asdict(scan.rule), "text": str(scan.rule)},
+        "rule": {**scan.rule.as_dict(), "text": str(scan.rule)},
         "rows": counts["rows"],
         "examples": counts["examples"],
         "rejected": counts["rejected"],

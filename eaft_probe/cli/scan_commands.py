@@ -28,12 +28,12 @@ from eaft_probe.settings import (
 @flags(RuleSettings)
 def flag(given: Given, folder: Dir, as_json: Json = False) -> None:
     """Flag a finished scan by another rule, without the model."""
-    from eaft_probe.columns.conflicts import ConflictRule
+    from eaft_probe.analysis.calibration import rule_of
     from eaft_probe.scans.scan import Scan
 
-    settings = make_settings(RuleSettings, given)
-    rule = ConflictRule.of(settings.entropy_below, settings.prob_below, settings.quantile)
-    show_scan(Scan.open(folder).flag(rule), as_json, None, worst=0)
+    scan = Scan.open(folder)
+    rule = rule_of(scan, make_settings(RuleSettings, given))
+    show_scan(scan.flag(rule), as_json, None, worst=0)
 
 
 @command(

@@ -21,42 +21,64 @@ FLOAT_MAX = 3.4028234663852886e38  # thresholds are compared as float32
 
 @dataclass(frozen=True, slots=True)
 class ConflictRule:
-    """A token is a confident conflict where its entropy and its probability are both low.
+    """A token is a confident conflict where its entropy and its probability are both low, or where
+    its surprise is high.
 
-    Thresholds are compared as float32, the type of the columns. `quantile` says where they came
-    from, if they are the scan's own quantiles.
+    Thresholds are compared as float32, the type of the columns. `quantile` and `rate` say where
+    they came from: the scan's own quantiles, or the share of the model's own tokens that they flag.
     """
 
     entropy_below: float = ENTROPY_BELOW  # nats
     prob_below: float = PROB_BELOW
     quantile: float | None = None
+    surprise_above: float | None = None  # instead of the pair
+    rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("entropy_below", "prob_below"):  # a NumPy float would compare in float64
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if not all(abs(t) <= FLOAT_MAX for t in (self.entropy_below, self.prob_below)):
+        for name in ("entropy_below", "prob_below", "surprise_above"):
+            value = getattr(self, name)
+            if value is not None:  # a NumPy float would compare in float64
+                object.__setattr__(self, name, float(value))
+        thresholds = (self.entropy_below, self.prob_below, self.surprise_above or 0.0)
+        if not all(abs(t) <= FLOAT_MAX for t in thresholds):
             raise BadInput("the thresholds of a conflict rule are finite numbers that fit float32")
-        if self.quantile is not None and not 0 < self.quantile < 1:
-            raise BadInput(f"--quantile is a number between 0 and 1, found {self.quantile}")
+        for name in ("quantile", "rate"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise BadInput(f"--{name} is a number between 0 and 1, found {share}")
 
     @classmethod
     def of(
-        cls, entropy_below: float | None, prob_below: float | None, quantile: float | None
+        cls,
+        entropy_below: float | None,
+        prob_below: float | None,
+        quantile: float | None,
+        surprise_above: float | None = None,
     ) -> "ConflictRule":
         """The rule with its defaults where nothing is given."""
         return cls(
             ENTROPY_BELOW if entropy_below is None else entropy_below,
             PROB_BELOW if prob_below is None else prob_below,
             quantile,
+            surprise_above,
         )
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns that it looks at."""
+        return ("entropy", "prob") if self.surprise_above is None else ("surprise",)
+
     def __call__(self, columns: Mapping[str, Any]) -> Any:
-        """A boolean array or tensor like the columns `entropy` and `prob`."""
+        """A boolean array or tensor like the columns that it `reads`."""
+        if self.surprise_above is not None:
+            return columns["surprise"] > self.surprise_above
         return (columns["entropy"] < self.entropy_below) & (columns["prob"] < self.prob_below)
 
     @property
     def sql(self) -> str:
         """The same predicate for DuckDB, rounded to float32 as NumPy and torch round it."""
+        if self.surprise_above is not None:
+            return f"(surprise > CAST({self.surprise_above!r} AS FLOAT))"
         return (
             f"(entropy < CAST({self.entropy_below!r} AS FLOAT) "
             f"AND prob < CAST({self.prob_below!r} AS FLOAT))"
@@ -64,15 +86,26 @@ class ConflictRule:
 
     def __str__(self) -> str:
         origin = "" if self.quantile is None else f" (the lowest {self.quantile:g} of both)"
+        if self.rate is not None:
+            origin = f" (at most {self.rate:g} of the model's own tokens)"
+        if self.surprise_above is not None:
+            return f"surprise > {self.surprise_above:.3g}{origin}"
         return f"entropy < {self.entropy_below:.3g} nats and prob < {self.prob_below:.3g}{origin}"
 
     @property
     def thresholds(self) -> str:
         """Its thresholds, to the last digit."""
-        return json.dumps([self.entropy_below, self.prob_below])
+        pair = [self.entropy_below, self.prob_below]
+        return json.dumps(pair if self.surprise_above is None else {"above": self.surprise_above})
+
+    def as_dict(self) -> dict[str, float | None]:
+        """What counts of it, for JSON."""
+        pair = ("entropy_below", "prob_below")
+        named = {n: v for n, v in asdict(self).items() if v is not None or n == "quantile"}
+        return {n: v for n, v in named.items() if self.surprise_above is None or n not in pair}
 
     def save(self, folder: Path) -> None:
-        write_json(folder / RULE_FILE, asdict(self))
+        write_json(folder / RULE_FILE, self.as_dict())
 
     @classmethod
     def load(cls, folder: Path) -> "ConflictRule":

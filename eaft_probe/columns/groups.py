@@ -7,7 +7,7 @@ from eaft_probe.columns.conflicts import ConflictRule
 
 # The two groups of arXiv 2601.02151, Fig. 4.
 HIGH_ENTROPY, LOW_ENTROPY = 2.0, 0.5  # nats
-GROUP_COLUMNS = ("entropy", "prob", "rank")
+GROUP_COLUMNS = ("entropy", "prob", "rank")  # besides what the rule reads
 GROUPS = {
     "conflict": "confident conflicts under the rule",
     "low": f"entropy ≤ {LOW_ENTROPY:g} nats",

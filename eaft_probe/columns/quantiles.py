@@ -29,6 +29,18 @@ def quantiles(chunks: Chunks, at: Sequence[float]) -> list[float]:
     return _quantiles(int(upper.sum()), at, lambda ranks: _order_statistics(chunks, upper, ranks))
 
 
+def order_statistic(chunks: Chunks, rank: int) -> float:
+    """The value with that rank from 0, in rising order.
+
+    >>> order_statistic(lambda: [np.float32([3, 1]), np.float32([2])], 1)
+    2.0
+    """
+    upper = np.zeros(UPPER, np.int64)
+    for chunk in chunks():
+        upper += upper_bits(chunk)
+    return _order_statistics(chunks, upper, [rank])[0]
+
+
 def upper_bits(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """(UPPER,) how many of the values have which upper 16 bits. They add up: a sketch of any number
     of values, from which `quantiles_within` has quantiles."""

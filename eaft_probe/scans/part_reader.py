@@ -98,4 +98,4 @@ def flagged_tokens(table: pa.Table, rule: ConflictRule) -> pa.Table:
 
 def flags(table: pa.Table, rule: ConflictRule) -> pa.Array:
     """(N,) whether each token is a conflict."""
-    return pa.array(rule({c: table[c].to_numpy() for c in ("entropy", "prob")}), pa.bool_())
+    return pa.array(rule({c: table[c].to_numpy() for c in rule.reads}), pa.bool_())

@@ -184,7 +184,7 @@ class Scan:
             hint = f"; rescan with --statistics {missing}" if missing in STATISTICS else ""
             raise MissingColumn(f"{self.path} has no column {missing!r}{hint}")
         rule = self.rule if "conflict" in columns else None
-        read = {*columns} - {"conflict"} | ({"entropy", "prob"} if rule else set())
+        read = {*columns} - {"conflict"} | {*(rule.reads if rule else ())}
         files = self.part_files("tokens")
         for file in files if only is None else files[only : only + 1]:
             for table in row_groups(file, sorted(read)):
@@ -332,7 +332,8 @@ class Scan:
     def _conflicts_by_part(self, rule: ConflictRule) -> Iterator[pa.Table]:
         columns = [n for n in CONFLICT_SCHEMA.names if n not in ("before", "after")]
         for index in range(len(self.manifest["parts"])):
-            tokens = self.token_parts([*columns, "char_start", "char_end"], index)
+            read = {*columns, "char_start", "char_end", *rule.reads}
+            tokens = self.token_parts(sorted(read), index)
             flagged = pa.concat_tables(flagged_tokens(t, rule) for t in tokens).combine_chunks()
             examples = self.example_part(index, [*self.example_key, "text"])
             contexts = text_around(flagged, examples, self.example_key, self.path)

@@ -12,7 +12,7 @@ from eaft_probe.settings.common import (
     TrainedSettings,
     WindowSettings,
 )
-from eaft_probe.settings.option import Panel, Settings, option
+from eaft_probe.settings.option import Panel, Settings, flag, option
 
 MOST_PROCESSES = 1024  # or threads of one: torch crashes where the system gives no more of them
 
@@ -30,11 +30,34 @@ class RuleSettings(Settings):
     quantile: float | None = option(
         "instead: conflicts are in this lowest share of both, over the whole scan"
     )
+    surprise_above: float | None = option("conflicts have a surprise above this, instead of both")
+    calibrate: str | None = option(
+        "scan of the model's own rollouts that sets the threshold of surprise, or with "
+        "--entropy-below that of probability, by --rate"
+    )
+    rate: float | None = option(
+        "--calibrate: flag at most this share of those tokens", above=0, below=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.quantile is not None and (self.entropy_below, self.prob_below) != (None, None):
             raise BadInput("give either --quantile or --entropy-below and --prob-below, not both")
+        if (self.calibrate is None) != (self.rate is None):
+            raise BadInput("--calibrate and --rate belong together: give both")
+        pair = (self.entropy_below, self.prob_below, self.quantile)
+        if self.surprise_above is not None and (*pair, self.calibrate) != (None,) * 4:
+            raise BadInput(
+                "--surprise-above is a rule of its own: remove --entropy-below, --prob-below, "
+                "--quantile and --calibrate"
+            )
+        if self.calibrate is not None and (self.prob_below, self.quantile) != (None, None):
+            raise BadInput("--calibrate sets the threshold: remove --prob-below and --quantile")
+
+    @property
+    def names_rule(self) -> bool:
+        """Whether any rule is asked for."""
+        return any(getattr(self, f.name) is not None for f in fields(RuleSettings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +127,7 @@ class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, Ma
         all tokens are kept it says which, or what is counted.
         """
         free = ["engine", "workers", "threads", "address", "overwrite", "strict", "tp"]
+        free += ["surprise_above", "calibrate", "rate"]
         if self.keep_tokens == "all":
             free += ["keep_tokens", *(f.name for f in fields(RuleSettings))]
         return self.identity_without(*free)
@@ -115,10 +139,12 @@ class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, Ma
                 f"--keep-tokens must be all, flagged or sample:F with F between 0 and 1, "
                 f"found {self.keep_tokens!r}"
             )
-        if self.keep_tokens != "all" and self.quantile is not None:
+        whole = {n: getattr(self, n) for n in ("quantile", "surprise_above", "calibrate")}
+        asked = next((flag(n) for n, value in whole.items() if value is not None), None)
+        if self.keep_tokens != "all" and asked:
             raise BadInput(
-                "--quantile needs every token of the finished scan, and --keep-tokens "
-                "drops some; give --entropy-below and --prob-below instead"
+                f"{asked} needs every token of the finished scan, and --keep-tokens "
+                f"drops some; give --entropy-below and --prob-below instead"
             )
 
 

@@ -6,7 +6,7 @@ No model and no torch.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ class Comparison:
             "said": self.said,
             "a": _origin(self.a),
             "b": _origin(self.b),
-            "rule": {**asdict(self.rule), "text": str(self.rule)},
+            "rule": {**self.rule.as_dict(), "text": str(self.rule)},
             **self.totals,
             {"group": "groups", "quantity": "quantities"}[first]: rows,
             "notes": list(self.notes),
@@ -151,7 +151,8 @@ def token_changes(a: Scan, b: Scan, delta: float) -> Iterator[tuple[Arrays, pand
     """
     _require_same_template(a, b)
     kl = ["kl_reference"] if "kl_reference" in b.columns else []
-    reads, rule, in_common = ("logprob", "entropy", "prob"), a.rule, False
+    rule, in_common = a.rule, False
+    reads = sorted({"logprob", "entropy", "prob", *rule.reads})
     for in_a, in_b in joined_tokens(a, b, sorted({*reads, *GROUP_COLUMNS}), [*reads, *kl]):
         in_common = True
         change = in_b["logprob"].astype(np.float64) - in_a["logprob"]
@@ -249,7 +250,7 @@ def _sample_notes(a: Scan, b: Scan) -> Iterator[str]:
 
 
 def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
-    if (a.rule.entropy_below, a.rule.prob_below) != (b.rule.entropy_below, b.rule.prob_below):
+    if a.rule.thresholds != b.rule.thresholds:
         yield f"B is flagged by another rule ({b.rule}); here A's rule is used for both ({a.rule})"
 
 
@@ -257,7 +258,7 @@ def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
 
 
 def _by_distributions(a: Scan, b: Scan, said: str, seed: int) -> Comparison:
-    rule, reads = a.rule, (*GROUP_COLUMNS, "logprob")
+    rule, reads = a.rule, sorted({*GROUP_COLUMNS, *a.rule.reads, "logprob"})
 
     def values(columns: Arrays) -> NDArray[np.float64]:
         inside = groups(columns, rule)

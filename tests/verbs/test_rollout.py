@@ -134,7 +134,8 @@ def test_the_lines(tmp_path: Path, counting: str, sampled: list[Answer]) -> None
     tokenizer = tiny.tokenizer()
     for number, (line, answer) in enumerate(zip(written, sampled, strict=True)):
         given = ROWS[line["row"]]
-        assert list(line) == ["row", "key", "sample", "finish", "retokenized", "messages"]
+        about = ["row", "key", "sample", "finish", "retokenized", "temperature", "top_p"]
+        assert list(line) == [*about, "messages"]
         assert (line["key"], line["sample"]) == (given["id"], number % 2)
         assert line["finish"] == ("length" if answer.stop is None else "stop")
         assert line["messages"][-1] == {

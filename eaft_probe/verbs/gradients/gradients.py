@@ -142,7 +142,7 @@ def _continue(
     progress: Progress,
 ) -> None:
     """Takes the missing norms. What another run had beyond this sample is kept."""
-    columns = ["turn", "logprob", *(name for name in CLOSED if name in scan.columns)]
+    columns = ["turn", "logprob", *(n for n in (*CLOSED, "surprise") if n in scan.columns)]
     size = max(settings.sample, earlier.made.sample if earlier else 0)
     sample = draw_sample(scan, size, settings.seed, columns)
     norms = _known(sample, earlier, scan.token_key)

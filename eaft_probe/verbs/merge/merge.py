@@ -122,7 +122,7 @@ def _plan(shards: Sequence[Shard]) -> Plan:
 def _rule(scans: Sequence[Scan], progress: Progress) -> ConflictRule:
     """The rule of all scans, or the default one."""
     rules = [scan.rule for scan in scans]
-    asked = [r.quantile or (r.entropy_below, r.prob_below) for r in rules]
+    asked = [r.quantile or r.thresholds for r in rules]
     if common(asked) is None:
         shown = "; ".join(dict.fromkeys(map(str, rules)))
         progress.note(

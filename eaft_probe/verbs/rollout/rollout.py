@@ -89,9 +89,9 @@ def rollout(
     `data`: as `scan` takes it. Every other argument is a field of `RolloutSettings` and a flag of
     `eaft-probe rollout`. Each line has `row` (in `data`), `key`, `sample` (0 … n − 1), `finish`
     ("stop", or "length" for an answer that was cut), `retokenized` (whether its text has other
-    tokens than were sampled) and the conversation as `messages`, in which only the answer is
-    trained; plain text has `prompt` and `completion` instead. A finished rollout with the same
-    settings is returned as it is; an interrupted one is continued.
+    tokens than were sampled), `temperature`, `top_p` and the conversation as `messages`, in which
+    only the answer is trained; plain text has `prompt` and `completion` instead. A finished rollout
+    with the same settings is returned as it is; an interrupted one is continued.
 
     Raises `BadInput` (data, model, flags, another file at `out`) or `ProbeError`.
     """
@@ -260,6 +260,8 @@ class Answerer:
             "sample": sample,
             "finish": answer.finish,
             "retokenized": reads_back == "other",
+            "temperature": self.settings.temperature,
+            "top_p": self.settings.top_p,
         }
         return json_line(about | row), reads_back
 
@@ -271,7 +273,7 @@ def _scanned(done: Rollout, folder: str, settings: RolloutSettings, progress: Pr
         done.path,
         folder,
         progress=progress,
-        keep=["row", "sample", "finish", "retokenized"],
+        keep=["row", "sample", "finish", "retokenized", "temperature", "top_p"],
         **settings.loading(),
         **{name: getattr(settings, name) for name in (*names, "today")},
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from eaft_probe.analysis.calibration import rule_of
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.formats import RowFormat
@@ -130,11 +131,8 @@ def _planned(out: str | Path, plan: Plan, settings: ScanSettings) -> tuple[Plan,
 
 def _flagged(finished: Scan, settings: ScanSettings) -> Scan:
     """Flagged by the rule that the settings ask for, where it is another than there is."""
-    thresholds = (settings.entropy_below, settings.prob_below, settings.quantile)
-    rule = ConflictRule.of(*thresholds)
-    if not finished.is_flagged or (
-        any(t is not None for t in thresholds) and not _same(finished.rule, rule)
-    ):
+    rule = rule_of(finished, settings)
+    if not finished.is_flagged or (settings.names_rule and not _same(finished.rule, rule)):
         finished.flag(rule)
     finished.conflicts_file()  # whole, if a `flag` was killed meanwhile
     return finished

@@ -122,7 +122,7 @@ def plan(
     """What a resumed run must repeat, except FREE. The order of the rows depends on the number of
     processes."""
     config = {**asdict(settings), "data": data, "fingerprint": fingerprint, "processes": processes}
-    return config | ({"mask_rule": asdict(rule)} if rule else {})
+    return config | ({"mask_rule": rule.as_dict()} if rule else {})
 
 
 def require_unused(folder: Path) -> None:

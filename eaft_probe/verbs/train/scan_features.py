@@ -110,7 +110,9 @@ def for_objective(scan: Scan, names: Sequence[str]) -> ScanFeatures:
 def for_groups(scan: Scan) -> ScanFeatures:
     """`group`, the bits of GROUP_BITS under the scan's rule."""
     return ScanFeatures(
-        scan, GROUP_COLUMNS, lambda c: {"group": group_bits(groups(c, scan.rule)).astype(np.uint8)}
+        scan,
+        sorted({*GROUP_COLUMNS, *scan.rule.reads}),
+        lambda c: {"group": group_bits(groups(c, scan.rule)).astype(np.uint8)},
     )
 
 

@@ -78,7 +78,7 @@ def _limit(panels: NDArray[np.object_], data: pandas.DataFrame, histogram: Float
 def _sums(scan: Scan, objective: Objective, base_scan: str | Path | None) -> tuple[Floats, Floats]:
     """sums (groups, SUMS) and histogram (groups, BINS) of the gates, out of core."""
     sums, histogram = np.zeros((len(GROUPS), len(SUMS))), np.zeros((len(GROUPS), BINS))
-    reads = (*GROUP_COLUMNS, "logprob", "grad_logits")
+    reads = sorted({*GROUP_COLUMNS, *scan.rule.reads, "logprob", "grad_logits"})
     for gate, columns in gated(scan, objective, base_scan, reads):
         nll, gradient, weight = -columns["logprob"], columns["grad_logits"], columns["weight"]
         values = weight * np.stack([gate**0, nll, gate * nll, gradient, gate * gradient, gate])

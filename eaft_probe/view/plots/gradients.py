@@ -172,8 +172,9 @@ def _map(
     norm: str,
     base_scan: str | Path | None,
 ) -> Map:
+    reads = sorted({norm, "logprob", "prob", "entropy", *scan.rule.reads})
     counts, mass, conflict, total = np.zeros(grid.shape), np.zeros(grid.shape), 0.0, 0.0
-    for gate, columns in gated(scan, objective, base_scan, (norm, "logprob", "prob", "entropy")):
+    for gate, columns in gated(scan, objective, base_scan, reads):
         norms = gate * columns[norm] * columns["weight"]
         counts += grid.sums(columns, columns["weight"])
         mass += grid.sums(columns, norms)

@@ -175,6 +175,7 @@ def guides(axes: Axes, scan: Scan, grid: Grid, top: float, text: str = "") -> No
     beside it, of a zoom above it."""
     bounds(axes, scan, grid, top)
     left, rule = float(grid.probs[0]), scan.rule
+    visible = rule.surprise_above is None  # a rule by surprise has no box
     right = rule.prob_below if grid.by is not None else max(left, rule.prob_below)
     box = Rectangle(
         (left, 0),
@@ -185,6 +186,7 @@ def guides(axes: Axes, scan: Scan, grid: Grid, top: float, text: str = "") -> No
         linewidth=1.3,
         zorder=4,
         clip_on=False,
+        visible=visible,
     )
     axes.add_patch(box)
     zoomed = grid.by is None

@@ -39,7 +39,8 @@ LEVELS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 @plot
 def stability(*scans: Scan | str | Path) -> Chart:
-    """The flagged share of tokens for every pair of thresholds; a cross marks the scan's rule.
+    """The flagged share of tokens for every pair of thresholds; a cross marks the scan's rule
+    where that is such a pair.
 
     A steep slope at the cross means that conclusions depend on the thresholds. Shares are exact.
     """
@@ -52,7 +53,8 @@ def stability(*scans: Scan | str | Path) -> Chart:
         panels = panels_of(chart, len(opened), sharey=True)
         for axes, scan, share, name in zip(panels, opened, shares, names(opened), strict=True):
             image = _contours(axes, share, norm)
-            _mark(axes, scan.rule)
+            if scan.rule.surprise_above is None:
+                _mark(axes, scan.rule)
             title = f"{name}\nrule: {percent(conflict_share(scan))}"
             axes.set_title(title, loc="left", parse_math=False)
         bar = chart.colorbar(image, ax=panels, pad=0.02, label="share of tokens flagged")

@@ -7,7 +7,6 @@ budget of bytes, and the page says what it shows out of how many.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -184,7 +183,7 @@ def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
     sections = {
         "model": manifest["model"],
         "data": {**manifest["data"], "chat_template": manifest.get("chat_template")},
-        "conflict rule": asdict(scan.rule),
+        "conflict rule": scan.rule.as_dict(),
         "counts": manifest["counts"],
         "settings": manifest["config"],
         "versions": manifest.get("versions", {}),

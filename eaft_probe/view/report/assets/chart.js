@@ -35,7 +35,7 @@ function rectangles(top, drawn) {
 function top() {
   const { rows, entropy_cells: scale } = land;
   const used = Math.floor(counts.findLastIndex((n) => n > 0) / land.columns) + 1;
-  return Math.ceil(Math.min(Math.max(1, used / scale, report.rule.entropy_below), rows / scale));
+  return Math.ceil(Math.min(Math.max(1, used / scale, report.rule.entropy_below ?? 0), rows / scale));
 }
 
 function spec() {
@@ -77,7 +77,8 @@ function spec() {
           scale: { domain: ["least", "most"], range: [[1, 0], [5, 4]] } } },
       },
       {
-        data: { values: [{ prob: 0, prob2: Math.min(1, rule.prob_below), entropy: 0,
+        data: { values: rule.surprise_above !== undefined ? [] : [{ prob: 0,
+          prob2: Math.min(1, rule.prob_below), entropy: 0,
           entropy2: Math.min(high, rule.entropy_below) }] },
         mark: { type: "rect", fillOpacity: 0, stroke: colour("--conflict"), strokeWidth: 2.5 },
         encoding: { x, y, x2: { field: "prob2" }, y2: { field: "entropy2" } },

@@ -115,12 +115,13 @@ function listItem(token) {
 // --- its controls ---
 
 function presets() {
-  const { entropy_below: sure, prob_below: low } = report.rule;
+  const { entropy_below: sure = 0.509, prob_below: low = 0.2 } = report.rule; // or flagged by surprise
   const up = (v, scale) => Math.ceil(v * scale) / scale; // so that no conflict is left out
   const box = [[0, up(low, land.prob_cells)], [0, up(sure, land.entropy_cells)]];
   const most = land.rows / land.entropy_cells;
   return [
-    ["Confident conflicts", region(...box), true],
+    [report.rule.surprise_above === undefined ? "Confident conflicts" : "Sure and wrong",
+      region(...box), true],
     ["Sure and right", region([1 - box[0][1], 1], box[1]), false],
     ["At a loss", region(box[0], [Math.max(3, sure), most]), false],
     ["Everything", everything, false],
@@ -162,8 +163,9 @@ function startLandscape() {
 function caption() {
   const { of, of_conflicts: all, conflicts } = report.tokens;
   const most = land.vocab_size ? " and the most (dashed)" : "";
-  return "Every token is counted; the colour shows how many there are, on a log scale. Box: the " +
-    `conflict rule. Lines: the least (solid)${most} entropy possible at each probability. ` +
+  const box = report.rule.surprise_above === undefined ? " Box: the conflict rule." : "";
+  return "Every token is counted; the colour shows how many there are, on a log scale." +
+    `${box} Lines: the least (solid)${most} entropy possible at each probability. ` +
     `${counted(tokens.length, "token")} can be listed, spread evenly over the landscape: ` +
     `${whole(conflicts)} of ${counted(all, "conflict")} and ${whole(tokens.length - conflicts)} of ` +
     `${counted(of - all, "other")}. Bounds snap to cells of 1/256 in prob and 1/32 nat in entropy.`;
