@@ -244,12 +244,57 @@ def flow(t: Tokens, e: Examples, *, normalize: str = "none") -> list[float]:
     return [math.exp(-f / heat) / mean for f in t["base_mean_nll"]]
 
 
-def rho(t: Tokens, e: Examples, *, keep: float = 0.6) -> list[float]:
-    """1 for the `keep · N` tokens with the largest excess, rounded to a whole one."""
+def rho(t: Tokens, e: Examples, *, keep: float = 0.6, rank: str = "step") -> list[float]:
+    """1 for the `keep · N` tokens with the largest excess, rounded to a whole one; of an example
+    rounded up."""
     excess = [b - a for a, b in zip(t["logprob"], t["reference_logprob"], strict=True)]
+    if rank == "example":
+        gates = []
+        for one, x in zip(t["example"], excess, strict=True):
+            among = [y for other, y in zip(t["example"], excess, strict=True) if other == one]
+            gates.append(float(sum(y > x for y in among) < keep * len(among)))
+        return gates
     order = sorted(range(len(excess)), key=lambda i: -excess[i])
     kept = set(order[: round(keep * len(excess))])
     return [float(i in kept) for i in range(len(excess))]
+
+
+def tail(t: Tokens, e: Examples, *, drop: float = 0.1) -> list[float]:
+    """0 on the examples above the (1 − drop) quantile of how far their mean nll fell, if it did."""
+    falls = sorted(b - a for a, b in zip(e["mean_nll"], e["base_mean_nll"], strict=True))
+    at = (1 - drop) * (len(falls) - 1)
+    low, high = falls[math.floor(at)], falls[math.ceil(at)]
+    least = max(low + (high - low) * (at % 1), 1e-4)
+    return [0.0 if f > least else 1.0 for f in t["nll_fall"]]
+
+
+def idft(
+    t: Tokens,
+    e: Examples,
+    *,
+    beta: float = 1.0,
+    least: float = 0.1,
+    most: float = 2.0,
+    lam: float = 1.0,
+    detach: str = "all",
+) -> list[float]:
+    gates = []
+    for x, h in zip(t["logprob"], t["entropy"], strict=True):
+        unexpected = -(x + h) / beta
+        heat = math.exp(unexpected) if unexpected < 100 else math.inf
+        gamma = 1 + lam * (min(max(heat, least), most) - 1)
+        own = 1.0 if detach == "all" else 1 + gamma * x
+        gates.append(math.exp(gamma * x) * own)
+    return gates
+
+
+def chord(t: Tokens, e: Examples) -> list[float]:
+    return [p * (1 - p) for p in t["prob"]]
+
+
+def clip(t: Tokens, e: Examples, *, c: float = 3.0) -> list[float]:
+    most = c * middle([-x for x in t["logprob"]])
+    return [1.0 if -x <= most else most / -x for x in t["logprob"]]
 
 
 def sft_kl(t: Tokens, e: Examples, *, beta: float = 0.5, direction: str = "forward") -> list[float]:
@@ -277,6 +322,10 @@ GATES: dict[str, Callable[..., list[float]]] = {
         stm,
         flow,
         rho,
+        tail,
+        idft,
+        chord,
+        clip,
         sft_kl,
         asft,
     )

@@ -11,7 +11,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import objective as objective_named
 from eaft_probe.objectives.loss import gated_logit_loss
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scan_columns import OF_BASE
+from eaft_probe.objectives.scan_columns import GIVEN
 
 
 class GatedLoss:
@@ -36,12 +36,7 @@ class GatedLoss:
         elif fields:
             raise BadInput("set the fields on the objective that you give, or give its name")
         self.objective, self.aux_loss_coef = objective, aux_loss_coef
-        if (
-            objective.of_step
-            or objective.of_scan
-            or objective.anchor
-            or {*objective.reads} & {*OF_BASE}
-        ):
+        if objective.of_step or objective.of_scan or objective.anchor or {*objective.reads} & GIVEN:
             raise BadInput(
                 f"objective {objective.name!r} needs more than the logits of a batch (its "
                 f"step, a scan or a reference); use `eaft-probe train` or GatedLossMixin"

@@ -1,5 +1,6 @@
 """What an objective is: a pure function of columns. Some must see the whole step first."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +23,7 @@ class Step:
     """What is trained in one optimizer step. For a figure or `of_scan`, the whole scan."""
 
     tokens: Population  # with the columns that the objective reads
-    examples: Population  # with `mean_nll` and, where there is a base scan, `base_mean_nll`
+    examples: Population  # with `mean_nll`, and of a base scan `base_mean_nll`, `nll_fall`
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,23 @@ class Objective(ABC):
 
     name: ClassVar[str]
     formula: ClassVar[str]
-    # What `resolve` must see before the first call: each step, or once the whole finished scan.
-    of_step: ClassVar[bool] = False
-    of_scan: ClassVar[bool] = False
     authors_lr: ClassVar[float | None] = None  # learning rate of its source, where it is another
+
+    @property
+    def of_step(self) -> bool:
+        """Whether `resolve` must see each step before the first call."""
+        return False
+
+    @property
+    def of_scan(self) -> bool:
+        """Whether `resolve` must see the whole finished scan, once."""
+        return False
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether `resolve` has filled in what it takes from a step or scan, if anything."""
+        taken = (getattr(self, f.name) for f in fields(self) if f.name.startswith("_"))
+        return not any(isinstance(value, float) and math.isnan(value) for value in taken)
 
     @property
     def reads(self) -> Sequence[str]:

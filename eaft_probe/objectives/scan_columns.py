@@ -23,10 +23,39 @@ OF_BASE = {
     "base_prob": "prob",
     "base_conflict": "conflict",
     "base_mean_nll": "example",
+    "base_logprob": "logprob",
     "reference_logprob": "logprob",
 }
 OF_CELLS = {"base_prob": "prob", "base_conflict": "conflict"}  # what a cell has the means of
 Arrays = dict[str, NDArray[Any]]  # name → (N,)
+Floats = NDArray[np.float64]
+
+
+def means_by(example: NDArray[np.int64], values: Floats) -> Floats:
+    """(E,) the mean of each example's values; `example` (N,) counts them from 0."""
+    return np.bincount(example, values) / np.maximum(np.bincount(example), 1)
+
+
+def nll_fall(columns: Arrays, example: NDArray[np.int64]) -> Floats:
+    """(N,) mean nll of the token's example under the base, less that of now."""
+    fall = columns["logprob"].astype(np.float64) - columns["base_logprob"]
+    return means_by(example, fall)[example]
+
+
+def excess_above(columns: Arrays, example: NDArray[np.int64]) -> Floats:
+    """(N,) the share of the example's tokens with a larger nll − reference nll than this one."""
+    excess = columns["reference_logprob"].astype(np.float64) - columns["logprob"]
+    above: Floats = np.zeros(len(excess))
+    order = np.lexsort((excess, example))
+    for of_one in np.split(order, np.flatnonzero(np.diff(example[order])) + 1):
+        above[of_one] = 1 - np.searchsorted(excess[of_one], excess[of_one], "right") / len(of_one)
+    return above
+
+
+# Columns that take a whole example, and what they are made of besides `logprob`.
+OF_EXAMPLE = {"nll_fall": nll_fall, "excess_above": excess_above}
+MADE_OF = {"nll_fall": "base_logprob", "excess_above": "reference_logprob"}
+GIVEN = {*OF_BASE, *OF_EXAMPLE}  # what no statistic of a model's distribution is
 
 
 def token_columns(scan: Scan, names: Sequence[str], base: Scan | None = None) -> Iterator[Arrays]:
@@ -35,6 +64,9 @@ def token_columns(scan: Scan, names: Sequence[str], base: Scan | None = None) ->
     That is one token; where the scan has not kept all of its tokens, the rows are the cells of its
     histogram, with the means of their columns. Raises `MissingColumn`, `ScanError`, `BadInput`.
     """
+    if made := [name for name in names if name in OF_EXAMPLE]:
+        yield from _with_examples(scan, [n for n in names if n not in made], made, base)
+        return
     own = [name for name in names if name not in OF_BASE]
     of_base = [name for name in names if name in OF_BASE]
     if not scan.keeps_all:
@@ -48,6 +80,27 @@ def token_columns(scan: Scan, names: Sequence[str], base: Scan | None = None) ->
     pieces = _joined(scan, base or scan, own, of_base) if of_base else scan.token_arrays(own)
     for columns in pieces:
         yield {**columns, "weight": np.ones(len(next(iter(columns.values()))))}
+
+
+def _with_examples(
+    scan: Scan, names: Sequence[str], made: Sequence[str], base: Scan | None
+) -> Iterator[Arrays]:
+    """All columns, a part at a time: an example may span two row groups."""
+    scan.require_all("an objective that looks at whole examples")
+    key = scan.example_key
+    reads = sorted({*names, *(MADE_OF[n] for n in made), *key, "logprob"})
+    pieces = token_columns(scan, reads, base)
+    for part in scan.manifest["parts"]:
+        columns, rows = list[Arrays](), 0
+        while rows < part["rows"]:
+            columns.append(next(pieces))
+            rows += len(columns[-1]["weight"])
+        if not columns:
+            continue
+        whole = {n: np.concatenate([c[n] for c in columns]) for n in columns[0]}
+        example = np.unique(sortable(whole, key), return_inverse=True)[1]
+        of_example = {n: OF_EXAMPLE[n](whole, example).astype(np.float32) for n in made}
+        yield {**{n: whole[n] for n in names}, **of_example, "weight": whole["weight"]}
 
 
 def _cells(scan: Scan, names: Sequence[str], base: Scan | None) -> Arrays:
@@ -130,7 +183,9 @@ def _examples(scan: Scan, base: Scan) -> Iterator[Columns]:
     _require_same_units(scan, base)
     for part in range(len(scan.manifest["parts"])):
         own, of_base = (s.example_part(part, ["mean_nll"])[0].to_numpy() for s in (scan, base))
-        yield {"mean_nll": own, "base_mean_nll": of_base, "weight": np.ones(len(own))}
+        fall = of_base - own
+        means = {"mean_nll": own, "base_mean_nll": of_base, "nll_fall": fall}
+        yield {**means, "weight": np.ones(len(own))}
 
 
 def resolved(objective: Objective, scan: Scan, base: Scan | None) -> Objective:

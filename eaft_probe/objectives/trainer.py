@@ -38,7 +38,7 @@ from eaft_probe.objectives.packing import (
     later_document,
     require_apart,
 )
-from eaft_probe.objectives.scan_columns import OF_BASE
+from eaft_probe.objectives.scan_columns import GIVEN, OF_BASE, OF_EXAMPLE, means_by
 from eaft_probe.objectives.step_metrics import TALLY, averages, tally
 
 # --- the whole step ---
@@ -63,7 +63,7 @@ class Gathered:
 
 
 # What of a batch is for the loss and the log; everything else goes to the model.
-NOT_THE_MODELS = {"labels", "row", "group", *OF_BASE}
+NOT_THE_MODELS = {"labels", "row", "group", *GIVEN}
 
 if TYPE_CHECKING:
     from transformers import Trainer as Mixed  # the class that the mixin is put before
@@ -95,7 +95,7 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
         objective = objective_named(objective) if isinstance(objective, str) else objective
         self.tally = torch.zeros(len(TALLY), dtype=torch.float64, device=self.args.device)
         refuse(self)
-        if objective.of_scan and objective == objective_named(objective.name):
+        if objective.of_scan and not objective.is_resolved:
             raise BadInput(
                 f"objective {objective.name!r} must see its scan first: call its `resolve`, or use "
                 f"`eaft-probe train`"
@@ -147,7 +147,7 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
             objective=self.step_objective,
             count=count,
             reference=self.reference,
-            base=TokenColumns({n: inputs[n] for n in self.objective.reads if n in OF_BASE}),
+            base=TokenColumns({n: inputs[n] for n in self.objective.reads if n in GIVEN}),
         )
         if not torch.isfinite(outputs["loss"]):
             rows = inputs["row"].tolist() if "row" in inputs else "unknown"
@@ -194,13 +194,14 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
     @torch.no_grad()
     def _step(self, samples: Sequence[Batch]) -> Step:
         """A pass without gradients over all micro-batches of the step, on all ranks."""
-        reads = tuple(sorted({*self.objective.reads, "logprob"} - set(OF_BASE)))
+        reads = tuple(sorted({*self.objective.reads, "logprob"} - set(GIVEN)))
         tokens, examples = [], []
         for sample in samples:
             columns = self.columns(sample, reads)
             base = {n: sample[n][sample["trained"]] for n in self.objective.reads if n in OF_BASE}
+            means = _of_examples(columns | base, sample, self.objective.reads)
             tokens.append(columns | base)
-            examples.append(_of_examples(columns["logprob"], sample))
+            examples.append(means)
         return Step(Gathered(self._joined(tokens)), Gathered(self._joined(examples)))
 
     def _joined(self, parts: Sequence[Batch]) -> Batch:
@@ -212,14 +213,24 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
         return {n: torch.cat([rank[n] for rank in ranks]) for n in columns}
 
 
-def _of_examples(logprob: torch.Tensor, sample: Batch) -> Batch:
-    """(examples with a trained token,) mean nll; a packed row holds several, from position 0."""
+def _of_examples(columns: Batch, sample: Batch, reads: Sequence[str]) -> Batch:
+    """(examples with a trained token,) mean nll; a packed row holds several, from position 0.
+
+    What `reads` has of OF_EXAMPLE goes into the sample, as (B, T) columns.
+    """
     first = document_starts(sample).long()
     first[:, 0] = 1
-    example = (first.flatten().cumsum(0) - 1).view_as(first)[sample["trained"]].cpu()
-    counts = torch.bincount(example, minlength=int(first.sum())).double()
-    sums = torch.zeros_like(counts).index_add_(0, example, -logprob.cpu().double())
-    return {"mean_nll": (sums / counts.clamp(min=1))[counts > 0]}
+    trained = sample["trained"]
+    example = (first.flatten().cumsum(0) - 1).view_as(first)[trained].cpu().numpy()
+    arrays = {n: c.cpu().double().numpy() for n, c in columns.items()}
+    _, begins, example = np.unique(example, return_index=True, return_inverse=True)
+    means = {"mean_nll": means_by(example, -arrays["logprob"])}
+    for name in [n for n in reads if n in OF_EXAMPLE]:
+        values = OF_EXAMPLE[name](arrays, example)
+        sample[name] = torch.zeros(trained.shape, device=trained.device)
+        sample[name][trained] = torch.from_numpy(values).float().to(trained.device)
+        means[name] = values[begins]
+    return {n: torch.from_numpy(values) for n, values in means.items()}
 
 
 def gated_inputs(inputs: Batch) -> Batch:

@@ -20,7 +20,7 @@ class ObjectiveSettings(Settings):
     compat: Literal["paper", "llamafactory", "axolotl"] | None = option(
         "eaft: divide the entropy as these programs do, by ln 20, 3.0 or nothing"
     )
-    mask: str | None = option("finished scan that masked-sft, stm, flow or rho reads")
+    mask: str | None = option("finished scan that masked-sft, stm, flow, rho or tail reads")
     reference: str | None = option("model that an anchor pulls towards", unset="the starting model")
 
 

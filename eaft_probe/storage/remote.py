@@ -28,13 +28,8 @@ AT_ONCE = 8  # files on their way from an object store
 LOCAL = re.compile(r"(?:file|local):(?://)?(?=/)")
 MD5 = re.compile(r"[0-9a-f]{32}|[A-Za-z0-9+/]{22}==")  # S3 in digits, Google in base64
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PATHS = (
-    "model",
-    "adapter",
-    "reference",
-    "chat_template",
-    "calibrate",
-)  # settings that may be paths
+# Settings that may be paths.
+PATHS = ("model", "adapter", "reference", "chat_template", "calibrate")
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # by scheme
 # Schemes of file servers: they write a file bit by bit under its name, where others see half of it.

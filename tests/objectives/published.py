@@ -23,7 +23,7 @@ from eaft_probe.objectives.trainer import GatedTrainer, gate
 
 Row = dict[str, torch.Tensor]
 STEPS = ("max_steps", "learning_rate", "adam_epsilon", "lr_scheduler_type")
-BASE = ("base_prob", "base_mean_nll", "reference_logprob", "base_conflict")
+BASE = ("base_prob", "base_mean_nll", "reference_logprob", "base_conflict", "base_logprob")
 Given = tuple[tuple[str, Any], ...]  # an objective's fields; hashable, for the cache
 
 
@@ -39,6 +39,7 @@ class Token:
     base_mean_nll: float
     reference_logprob: float
     base_conflict: float
+    base_logprob: float
 
     @cached_property
     def nll(self) -> torch.Tensor:
@@ -164,14 +165,45 @@ def flow(t: Token, step: Step, normalize: str = "none") -> torch.Tensor:
     return math.exp(-t.base_mean_nll / tau) / total * t.nll
 
 
-def rho(t: Token, step: Step) -> torch.Tensor:
-    """The 60 % with the largest excess over the reference."""
+def rho(t: Token, step: Step, rank: str = "step") -> torch.Tensor:
+    """The 60 % with the largest excess over the reference; of an example 0.6 of one more."""
+    if rank == "example":
+        among = [s for s in step if s.example == t.example]
+        return (sum(excess(s) > excess(t) for s in among) < 0.6 * len(among)) * t.nll
     larger = sum(excess(s) > excess(t) for s in step)
     return (larger < round(0.6 * len(step))) * t.nll
 
 
 def excess(t: Token) -> float:
     return t.surprise + t.reference_logprob
+
+
+def tail(t: Token, step: Step, drop: float = 0.1) -> torch.Tensor:
+    """Examples that fell further below the base than all but a tenth of them, linearly between."""
+    fall = {e: mean([fallen(s) for s in step if s.example == e]) for e in {s.example for s in step}}
+    ordered = sorted(fall.values())
+    at = (1 - drop) * (len(ordered) - 1)
+    low, high = ordered[math.floor(at)], ordered[math.ceil(at)]
+    dropped = fall[t.example] > max(low + (high - low) * (at % 1), 1e-4)
+    return (not dropped) * t.nll
+
+
+def fallen(t: Token) -> float:
+    return -t.base_logprob - t.surprise
+
+
+def idft(t: Token, step: Step, detach: str = "all") -> torch.Tensor:
+    """The released loss is −p^γ ln p with γ a number; the paper's text has p^γ a number, too."""
+    gamma = min(max(math.exp(-(math.log(t.p) + t.entropy)), 0.1), 2.0)
+    return (t.p if detach == "all" else t.prob) ** gamma * t.nll
+
+
+def chord(t: Token, step: Step) -> torch.Tensor:
+    return t.p * (1 - t.p) * t.nll
+
+
+def clip(t: Token, step: Step) -> torch.Tensor:
+    return min(1.0, 3 * middle([s.surprise for s in step]) / t.surprise) * t.nll
 
 
 def kl(t: Token, direction: str) -> torch.Tensor:
@@ -211,6 +243,10 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
         stm,
         flow,
         rho,
+        tail,
+        idft,
+        chord,
+        clip,
         sft_kl,
         asft,
     )
@@ -346,9 +382,10 @@ class Problem:
             self.inputs["bias"] = torch.randn(V, generator=g)
         logprob = -2 * torch.rand(N, generator=g)
         means = torch.arange(N) // 5 * 0.3 + 0.4  # examples of 5 tokens
-        self.base = dict(
-            zip(BASE, (logprob.exp(), means, logprob, torch.arange(N) % 2), strict=True)
-        )
+        # Below the labels' own by a third of the examples.
+        lower = logprob - 3 * (torch.arange(N) // 5 % 3)
+        given = (logprob.exp(), means, logprob, torch.arange(N) % 2, lower)
+        self.base = dict(zip(BASE, given, strict=True))
         self.other = [torch.randn(V, D, generator=g), torch.randn(N, D, generator=g)]
         likely = self.logits(self.inputs).argsort(descending=True)
         kept = torch.randint(2, V, (N,), generator=g)  # as in `told`
@@ -364,6 +401,19 @@ class Problem:
         base = zip(*(self.base[n].tolist() for n in BASE), strict=True)
         return [Token(logits[i], self.labels[i], i // 5, theirs[i], *b) for i, b in enumerate(base)]
 
+    def of_examples(self) -> dict[str, torch.Tensor]:
+        """The columns that take a whole example."""
+        step = self.step({n: t.double() for n, t in self.inputs.items()})
+        means = {
+            e: mean([fallen(t) for t in step if t.example == e]) for e in range(N)[: N // 5 + 1]
+        }
+        above = [
+            mean([float(excess(s) > excess(t)) for s in step if s.example == t.example])
+            for t in step
+        ]
+        falls = [means[t.example] for t in step]
+        return {"nll_fall": torch.tensor(falls), "excess_above": torch.tensor(above)}
+
 
 def as_step(step: Step) -> WholeStep:
     """The written-out tokens as what `resolve` asks."""
@@ -372,10 +422,12 @@ def as_step(step: Step) -> WholeStep:
         "entropy": [t.entropy for t in step],
         "logprob": [-t.surprise for t in step],
         "reference_logprob": [t.reference_logprob for t in step],
+        "base_logprob": [t.base_logprob for t in step],
     }
     examples = {
         "mean_nll": by_example(step, lambda t: t.surprise),
         "base_mean_nll": by_example(step, lambda t: t.base_mean_nll),
+        "nll_fall": by_example(step, fallen),
     }
     made = ({n: torch.tensor(c).double() for n, c in cs.items()} for cs in (tokens, examples))
     return WholeStep(*(Whole(columns) for columns in made))

@@ -35,6 +35,7 @@ def rows() -> list[dict[str, torch.Tensor]]:
                 "trained": trained,
                 "reference_logprob": base,
                 "base_prob": base.exp(),
+                "base_logprob": 5 * base,
                 "base_mean_nll": torch.full_like(base, 0.5 + 0.2 * i),
             }
         )

@@ -59,6 +59,14 @@ FIELDS: list[tuple[str, Given]] = [
     ("flow", {"normalize": "mean1"}),
     ("rho", {"keep": 0.25}),
     ("rho", {"keep": 1}),
+    ("rho", {"keep": 0.25, "rank": "example"}),
+    ("rho", {"rank": "data"}),
+    ("tail", {"drop": 0.3}),
+    ("idft", {"detach": "gamma"}),
+    ("idft", {"beta": 0.05, "least": 0.5, "most": 4, "lam": 0.7}),
+    ("idft", {"lam": 0}),
+    ("clip", {"c": 0.5}),
+    ("clip", {"c": 0}),
     ("sft-kl", {"beta": 2}),
     ("asft", {"beta": 1, "direction": "reverse"}),
 ]
@@ -82,6 +90,15 @@ def tokens(count: int = 503) -> dict[str, NDArray[Any]]:
     frame["base_prob"], frame["reference_logprob"] = base["prob"], base["logprob"]
     means = (-base["logprob"].astype(np.float64)).groupby(base["example"]).mean()
     frame["base_mean_nll"] = frame["example"].map(means).astype(np.float32)
+    frame["base_logprob"] = base["logprob"]
+    own = (-frame["logprob"].astype(np.float64)).groupby(frame["example"]).mean()
+    frame["nll_fall"] = frame["example"].map(means - own).astype(np.float32)
+    excess = base["logprob"].astype(np.float64) - frame["logprob"]
+    above = [
+        ((frame["example"] == e) & (excess > x)).sum() / (frame["example"] == e).sum()
+        for e, x in zip(frame["example"], excess, strict=True)
+    ]
+    frame["excess_above"] = np.float32(above)
     frame["base_conflict"] = ((base["prob"] < 0.2) & (base["entropy"] < 1)).astype(np.float32)
     return {name: frame[name].to_numpy().copy() for name in frame}
 
@@ -92,7 +109,11 @@ def examples(count: int = 503) -> dict[str, NDArray[Any]]:
     columns = tokens(count)
     known, first = np.unique(columns["example"], return_index=True)
     own = [-columns["logprob"][columns["example"] == e].astype(np.float64).mean() for e in known]
-    return {"mean_nll": np.float32(own), "base_mean_nll": columns["base_mean_nll"][first]}
+    return {
+        "mean_nll": np.float32(own),
+        "base_mean_nll": columns["base_mean_nll"][first],
+        "nll_fall": columns["nll_fall"][first],
+    }
 
 
 class Declared(Mapping[str, Any]):
@@ -269,6 +290,27 @@ def test_deft_is_dft_where_the_model_is_sure_of_one_token() -> None:
     np.testing.assert_array_equal(objective("deft")(columns), columns["prob"])
 
 
+def test_idft_without_its_temperature_is_dft() -> None:
+    np.testing.assert_allclose(gates("idft", {"lam": 0}), gates("dft", {}), rtol=1e-5, atol=0)
+
+
+def test_idft_as_released_may_push_away() -> None:
+    assert gates("idft", {"detach": "gamma"}).min() < -0.01
+
+
+def test_clip_keeps_a_step_that_the_model_knows() -> None:
+    known = {"logprob": np.float32([0, 0, 0, -2])}
+    frozen = objective("clip").resolve(WholeStep(Whole(known), Whole(known)))
+    assert frozen(known).tolist() == [1, 1, 1, 0]
+
+
+def test_tail_drops_nothing_in_a_first_step() -> None:
+    """Rounding alone does not count as a fall."""
+    same = {"nll_fall": np.float32([2e-5, -1e-5, 3e-5, 0])}
+    frozen = objective("tail").resolve(WholeStep(Whole(same), Whole(same)))
+    assert frozen(same).tolist() == [1, 1, 1, 1]
+
+
 def test_eaft_of_the_uniform_distribution_is_one() -> None:
     """Not the 0.99858 that a normaliser of 3.0 gives."""
     found = objective("eaft")({"entropy_top20": np.float32([math.log(20)])})
@@ -331,7 +373,9 @@ def live(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", ["sft", "eaft", "mile", "dft", "deft", "cayley", "masked-sft"])
+@pytest.mark.parametrize(
+    "name", ["sft", "eaft", "mile", "dft", "deft", "cayley", "masked-sft", "chord"]
+)
 def test_gradient_of_the_gated_loss_is_the_gate_times_the_error(
     name: str, logits: torch.Tensor
 ) -> None:
@@ -378,6 +422,10 @@ def test_qlog_has_the_gradient_of_its_paper_s_loss(q: float, logits: torch.Tenso
         ("talr", {"tau": "median"}, "talr' tau"),
         ("rho", {"keep": 0}, "keep is above 0"),
         ("rho", {"keep": 1.5}, "at most 1"),
+        ("rho", {"rank": "row"}, "'step', 'example' or 'data'"),
+        ("tail", {"drop": 1}, "drop is between 0 and 1"),
+        ("idft", {"beta": 0}, "beta is above 0"),
+        ("idft", {"least": 3}, "least is at most most, found 3 and 2"),
         ("asft", {"direction": "backward"}, "'forward' or 'reverse'"),
     ],
 )

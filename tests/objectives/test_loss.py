@@ -13,7 +13,7 @@ from eaft_probe.objectives.loss import Gated, Reference, gated_loss
 
 N, V, D, COUNT = 37, 101, 16, 50
 HEADS = ((False, 1.0, None), (True, 1.0, None), (False, 0.5, None), (True, 2.0, 3.0))
-CASES = [(n, {}) for n, kind in OBJECTIVES.items() if not (kind.of_step or kind.of_scan)]
+CASES = [(n, {}) for n, kind in OBJECTIVES.items() if not (kind().of_step or kind().of_scan)]
 CASES += [("sft-kl", {"direction": "reverse"}), ("eaft", {"gate": "sigmoid"})]
 
 

@@ -17,7 +17,7 @@ from eaft_probe.objectives.scan_columns import OF_BASE
 LIVE = [
     n
     for n, k in OBJECTIVES.items()
-    if not (k.of_step or k.of_scan or k().anchor or {*k().reads} & {*OF_BASE})
+    if not (k().of_step or k().of_scan or k().anchor or {*k().reads} & {*OF_BASE})
 ]
 
 

@@ -84,6 +84,18 @@ def test_columns_come_alone_and_in_order(pair: tuple[Scan, Scan]) -> None:
         assert list(read(pair[0], names, pair[1])) == [*names, "weight"]
 
 
+def test_columns_of_whole_examples_do_not_end_at_a_row_group(
+    pair: tuple[Scan, Scan], own: pandas.DataFrame, based: pandas.DataFrame
+) -> None:
+    found = read(pair[0], ["base_logprob", "nll_fall", "excess_above"], pair[1])
+    fall = own["example"].map(mean_nll(based) - mean_nll(own))
+    np.testing.assert_allclose(found["nll_fall"], fall, rtol=1e-5)
+    excess = based["logprob"].astype(np.float64) - own["logprob"]
+    ranks = excess.groupby(own["example"]).rank(method="max", pct=True)
+    np.testing.assert_allclose(found["excess_above"], 1 - ranks, atol=1e-6)
+    assert list(found) == ["base_logprob", "nll_fall", "excess_above", "weight"]
+
+
 def test_without_a_base_the_scan_is_its_own(scan: Scan, own: pandas.DataFrame) -> None:
     found = read(scan, ["base_prob", "base_mean_nll"])
     np.testing.assert_array_equal(found["base_prob"], own["prob"])

@@ -50,6 +50,8 @@ CASES: list[tuple[str, Given]] = [
     ("eaft", (("compat", "llamafactory"),)),
     ("eaft", (("compat", "axolotl"),)),
     ("masked-sft", (("conflicts", "scan"),)),
+    ("idft", (("detach", "gamma"),)),
+    ("rho", (("rank", "example"),)),
     ("sft-kl", (("direction", "reverse"),)),
     ("asft", (("direction", "reverse"),)),
 ]
@@ -136,12 +138,13 @@ def test_hidden_states_weight_and_bias_have_the_published_gradients(
     cut(monkeypatch, V, chunk)
     problem, (step, truth) = Problem(head), true_loss(name, given, head)
     chosen = objective(name, dict(given)).resolve(step)
+    given_columns = problem.base | problem.of_examples()
     live = {n: t.requires_grad_() for n, t in problem.inputs.items()}
     module = Head(live["weight"], live.get("bias"), problem.scale, problem.softcap)
     reference = Reference(Head(problem.other[0], None), problem.other[1]) if chosen.anchor else None
     labels = torch.tensor(problem.labels)
     gated_loss(
-        module, live["hidden"], labels, chosen, COUNT, problem.base, reference
+        module, live["hidden"], labels, chosen, COUNT, given_columns, reference
     ).loss.backward()
     for tensor, gradient in truth.items():
         error = off({tensor: live[tensor].grad}, {tensor: gradient})

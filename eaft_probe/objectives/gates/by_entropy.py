@@ -104,6 +104,38 @@ class MaskedSft(Objective):
 
 @entry
 @dataclass(frozen=True)
+class Idft(Objective):
+    """p^γ, γ = 1 + λ (e^(−φ/β) within least..most − 1), φ = ln p + H. arXiv 2602.12222.
+
+    `detach`: all is the paper's text; gamma is the program that was released with it, whose
+    −p^γ ln p has a gradient in p^γ as well: p^γ (1 − γ nll), negative where nll > 1 / γ.
+    """
+
+    name, formula = "idft", "p^γ, γ from ln p + H"
+    reads = ("logprob", "entropy")
+    beta: float = 1.0
+    least: float = 0.1
+    most: float = 2.0
+    lam: float = 1.0
+    detach: Literal["all", "gamma"] = "all"
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, f"idft: beta is above 0, found {self.beta:g}")
+        require(
+            self.least <= self.most,
+            f"idft: least is at most most, found {self.least:g} and {self.most:g}",
+        )
+
+    def __call__(self, columns: Columns) -> Column:
+        logprob = columns["logprob"]
+        exponent = (-(logprob + columns["entropy"]) / self.beta).clip(-80, 80)
+        gamma = 1 + self.lam * ((math.e**exponent).clip(self.least, self.most) - 1)
+        gate = math.e ** (gamma * logprob)
+        return gate if self.detach == "all" else gate * (1 + gamma * logprob)
+
+
+@entry
+@dataclass(frozen=True)
 class Mile(Objective):
     """c (1 + H)^γ with c = 1 / mean over the step. arXiv 2310.19531."""
 

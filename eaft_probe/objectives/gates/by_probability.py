@@ -113,3 +113,36 @@ class Profit(Objective):
 
     def __call__(self, columns: Columns) -> Column:
         return (columns["prob"] >= self.threshold) * ones(columns["prob"])
+
+
+@entry
+@dataclass(frozen=True)
+class Chord(Objective):
+    """The φ of arXiv 2508.11408: neither what is known nor what is out of reach."""
+
+    name, formula = "chord", "p (1 − p)"
+
+    def __call__(self, columns: Columns) -> Column:
+        return columns["prob"] * (1 - columns["prob"])
+
+
+@entry
+@dataclass(frozen=True)
+class Clip(Objective):
+    """min(1, c · m / nll), m the median nll of the step: no token pulls more than c medians do.
+
+    A custom of practitioners, without a paper.
+    """
+
+    name, formula, of_step = "clip", "min(1, c · median nll / nll)", True
+    reads = ("logprob",)
+    c: float = 3.0
+    _median: float = field(default=math.nan, repr=False)
+
+    def resolve(self, step: Step) -> "Clip":
+        return replace(self, _median=step.tokens.quantile(lambda columns: -columns["logprob"], 0.5))
+
+    def __call__(self, columns: Columns) -> Column:
+        nll, most = -columns["logprob"], self.c * from_step(self._median)
+        below = (nll <= most) * ones(nll)
+        return below + (1 - below) * most / nll.clip(1e-30, None)

@@ -150,7 +150,14 @@ class Scans:
         """An objective that must see the whole scan first has seen it."""
         if not objective.of_scan or self.read is None:
             return objective
-        return resolved(objective, self.read, None)
+        if "reference_logprob" not in self.names:
+            return resolved(objective, self.read, None)
+        if self.base is None:  # `read` is the reference's
+            raise BadInput(
+                f"objective {str(objective)!r} ranks the whole data under the starting model; give "
+                f"its scan as --base-scan DIR"
+            )
+        return resolved(objective, self.base, self.read)
 
     @property
     def today(self) -> str | None:
