@@ -77,7 +77,7 @@ def located(family: Family) -> Located:
     values = {"bos_token": "", "eos_token": family.eos}
     added = tuple(sorted({*TOKEN.findall(source), family.eos}, key=len, reverse=True))
     template = ChatTemplate(source, values, date(2026, 1, 31))
-    messages: tuple[Message, ...] = read_messages(family.messages, {})
+    messages: tuple[Message, ...] = read_messages(family.messages)
     turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
     return Locator(template, frozenset({family.eos}), added).locate(messages, turns, None)
 

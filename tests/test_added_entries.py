@@ -13,7 +13,9 @@ import pytest
 from eaft_probe import Scan, engines, scan
 from eaft_probe.cli import _run
 from eaft_probe.columns.statistics import STATISTICS, Statistic
-from eaft_probe.data.formats import FORMATS, Example, _format, _pair
+from eaft_probe.data.formats import FORMATS, Example, row_format
+from eaft_probe.data.formats.pairs import pair
+from eaft_probe.data.messages import Spelling
 from eaft_probe.engines import ENGINES
 from eaft_probe.objectives.gates import OBJECTIVES, Objective
 from eaft_probe.objectives.gates.entry import entry
@@ -60,9 +62,9 @@ def listed(what: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_format(
     data: str, model_folder: str, tmp_path: Path, capsys: Any, finished: Scan
 ) -> None:
-    @_format("riddle", "riddle solution", "a riddle and its solution")
-    def read(row: Mapping[str, Any], names: Mapping[str, str]) -> Example:
-        return Example("", _pair(row, "riddle", "solution"))
+    @row_format("riddle", "riddle solution", "a riddle and its solution")
+    def read(row: Mapping[str, Any], spelling: Spelling) -> Example:
+        return pair(row, "riddle", "solution", spelling)
 
     out = tmp_path / "s"
     assert _run(["scan", data, "--model", model_folder, "--out", str(out)]) == 0

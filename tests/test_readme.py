@@ -1,5 +1,6 @@
 """The README and the pages of docs/ speak of columns, options and settings that exist."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from eaft_probe.cli import _run
 from eaft_probe.columns.statistics import STATISTICS
-from eaft_probe.data.formats import FORMATS
+from eaft_probe.data.formats import FORMATS, infer_format
 from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.view.plots import PLOTS
 
@@ -47,6 +48,15 @@ def test_every_objective_and_format_is_listed() -> None:
     for name, row_format in FORMATS.items():
         columns = ", ".join(f"`{column}`" for column in row_format.columns)
         assert f"| `{name}` | {columns} | {row_format.meaning} |" in PAGES["data-formats"]
+
+
+def test_every_row_on_the_formats_page_is_read_as_it_says() -> None:
+    rows = re.findall(r"\| `(\{.*\})` \| `([\w-]+)` \|", PAGES["data-formats"])
+    for row, name in rows:
+        found = infer_format([json.loads(row)], {})
+        assert found.name == name, row
+        assert not {*found(json.loads(row)).not_read} - {"rejected"}, row
+    assert {name for _, name in rows} == set(FORMATS)
 
 
 @pytest.mark.parametrize("name", PLOTS)

@@ -7,7 +7,9 @@ from typing import Any
 from eaft_probe.analysis.aggregates import Counted, OfTotals, Overall, counted
 from eaft_probe.columns.quantiles import TOO_LOW
 from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.scans.manifest import SUMS
 from eaft_probe.scans.part_writer import CONFLICTS
+from eaft_probe.scans.rejections import reasons
 from eaft_probe.scans.scan import Scan
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -26,8 +28,9 @@ def summarize(scan: Scan) -> dict[str, Any]:
         "rows": counts["rows"],
         "examples": counts["examples"],
         "rejected": counts["rejected"],
+        "rejected_reasons": reasons(scan),
         "cut_examples": counts["cut_examples"],
-        "left_out": counts.get("left_out", {}),
+        **{name: counts.get(name, {}) for name in SUMS},
         "closed": counts.get("closed", 0),
         "not_shown": counts.get("not_shown", 0),
         "tokens": counts["tokens"],

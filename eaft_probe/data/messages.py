@@ -14,28 +14,47 @@ from eaft_probe.errors import RowError
 Value = TypeVar("Value")
 KINDS = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
 
+# A role's names, in lower case and with underscores.
 ROLES = {
     "system": "system",
     "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",  # ShareGPT: a call written out as the assistant's text
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("user", "human", "prompter", "question", "instruction", "input"), "user"),
+    **dict.fromkeys(
+        (
+            *("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "ai", "bot"),
+            *("chat_bot", "chatbot", "answer", "response", "output"),
+            *("function_call", "tool_call"),  # ShareGPT: a call written out as text
+        ),
+        "assistant",
+    ),
+    **dict.fromkeys(
+        ("tool", "function", "observation", "function_response", "tool_response"), "tool"
+    ),
     "ipython": "ipython",
 }
-TRAIN_FIELDS = ("train", "weight", "loss")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "sender"), ("content", "value", "text", "parts")
+# A turn and its answer in one item.
+PAIRS = (("input", "output"), ("question", "answer"), ("prompt", "response"))
+TRAIN_FIELDS = ("train", "weight", "loss", "loss_weight", "loss_scale")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the fields that hold a thought
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How somebody's messages are spelt: the keys of role and content, where they are not the
+    usual ones, and names of roles that come before ROLES."""
+
+    role: str | None = None
+    content: str | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, role: object) -> str | None:
+        """The role by its usual name."""
+        plain = str(role).strip().lower().replace(" ", "_").replace("-", "_")
+        return self.roles.get(str(role)) or self.roles.get(plain) or ROLES.get(plain)
+
+
+USUAL = Spelling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +80,37 @@ class Message:
         return {"role": self.role, "content": self.content, **calls, **self.extra}
 
 
-def read_messages(value: object, names: Mapping[str, str]) -> tuple[Message, ...]:
-    """The messages of a row; a list, or one as JSON text. `names`: the keys of role and content.
+def read_messages(
+    value: object, spelling: Spelling = USUAL, name: str = "messages"
+) -> tuple[Message, ...]:
+    """The messages of a row's column `name`; a list, or one as JSON text. Raises `RowError`."""
+    items = checked(from_json(value, name), list, name)
+    if not items:
+        raise RowError(f"{name} is empty")
+    return tuple(_message(m, spelling, f"message {i}") for i, m in enumerate(_turns(items)))
 
-    Raises `RowError`.
-    """
-    messages = checked(from_json(value, "messages"), list, "messages")
-    if not messages:
-        raise RowError("messages is empty")
-    return tuple(_message(m, names, f"message {i}") for i, m in enumerate(messages))
+
+def _turns(items: list[object]) -> list[object]:
+    """One item a message: of texts that take turns, of a turn and its answer in one item, and of
+    Arrow's maps, which are lists of (key, value)."""
+    if len(items) > 1 and all(isinstance(item, str) for item in items):
+        return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(items)]
+    return [turn for item in items for turn in _item_turns(item)]
+
+
+def _item_turns(item: object) -> list[object]:
+    if isinstance(item, list) and item and all(isinstance(pair, tuple) for pair in item):
+        return [{key: value for key, value in item if value is not None}]
+    if isinstance(item, list | tuple) and [type(t) for t in item] == [str, str]:
+        return _turns(list(item))
+    if isinstance(item, dict) and not any(key in item for key in ROLE_KEYS):
+        for pair in PAIRS:
+            if all(key in item for key in pair):
+                return [
+                    {"role": role, "content": item[key]}
+                    for role, key in zip(("user", "assistant"), pair, strict=True)
+                ]
+    return [item]
 
 
 def read_tools(value: object) -> Sequence[object] | None:
@@ -78,14 +119,12 @@ def read_tools(value: object) -> Sequence[object] | None:
     return encodable([from_json(t, "tools") for t in tools], "tools") or None
 
 
-def _message(value: object, names: Mapping[str, str], what: str) -> Message:
+def _message(value: object, spelling: Spelling, what: str) -> Message:
     value = checked(value, dict, what)
-    role_key = names.get("role") or ("role" if "role" in value else "from")
-    content_key = names.get("content") or ("content" if "content" in value else "value")
-    role = ROLES.get(str(value.get(role_key)).lower())
-    if role is None:
-        raise RowError(f"{what} has an unknown role {value.get(role_key)!r}")
-    calls = _calls(value, what)
+    role_key = spelling.role or _key(value, ROLE_KEYS)
+    content_key = spelling.content or _key(value, CONTENT_KEYS)
+    role = _role(value.get(role_key), spelling, what)
+    calls = read_calls(value, what)
     content = value.get(content_key)
     used = {role_key, content_key, "tool_calls", "function_call", *TRAIN_FIELDS}
     extra = {k: v for k, v in value.items() if k not in used and v is not None}
@@ -95,6 +134,22 @@ def _message(value: object, names: Mapping[str, str], what: str) -> Message:
     if thought:
         extra = {"reasoning_content": thought, **extra}
     return Message(role, words, _trained(value, what), calls, encodable(extra, what))
+
+
+def _key(value: Mapping[str, object], keys: Sequence[str]) -> str:
+    """The first of the keys that the message has."""
+    return next((key for key in keys if key in value), keys[0])
+
+
+def _role(name: object, spelling: Spelling, what: str) -> str:
+    role = spelling.read(name)
+    if role is not None:
+        return role
+    if name is None:
+        raise RowError(f"{what} has no role")
+    named = isinstance(name, str) and name.isprintable()
+    hint = f"; say what it is, for example --roles {name}=assistant" if named else ""
+    raise RowError(f"{what} has an unknown role {name!r}{hint}")
 
 
 def checked(value: object, kind: type[Value], what: str) -> Value:
@@ -120,18 +175,35 @@ def text(value: object, what: str) -> str:
 
 def _parts(value: object, what: str) -> tuple[str, str]:
     """The words of a content, and its thoughts."""
+    if isinstance(value, bytes):  # a table's column of bytes
+        value = _decoded(value, what)
     if not isinstance(value, list):
         return encodable(checked(value, str, what), what), ""
     words, thoughts = list[str](), list[str]()
     for part in value:
-        kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+        kind = _kind(part)
         if kind in ("thinking", "reasoning"):
-            thoughts.append(_parts(part.get(kind, part.get("text")), what)[0])
+            said = part.get(kind, part.get("text", part.get("value")))
+            thoughts.append(_parts(said, what)[0])
         elif kind == "text":
-            words.append(_parts(part.get("text"), what)[0])
+            words.append(_parts(part.get("text", part.get("value")), what)[0])
         else:
             raise RowError(f"{what} has a part of type {kind!r}; only text can be scored")
     return "".join(words), "".join(thoughts)
+
+
+def _decoded(value: bytes, what: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise RowError(f"{what} holds invalid UTF-8 at byte {error.start}") from error
+
+
+def _kind(part: object) -> str:
+    """What a part of a content is: by its `type`, or as Gemini writes it by its only key."""
+    if not isinstance(part, dict):
+        return type(part).__name__
+    return str(part.get("type") or ("text" if "text" in part or not part else next(iter(part))))
 
 
 def encodable(value: Value, what: str) -> Value:
@@ -169,7 +241,7 @@ def _trained(value: Mapping[str, object], what: str) -> bool | None:
 # --- tool calls ---
 
 
-def _calls(value: Mapping[str, object], what: str) -> list[dict[str, object]] | None:
+def read_calls(value: Mapping[str, object], what: str) -> list[dict[str, object]] | None:
     """The calls in the shape {"type": "function", "function": {"name", "arguments"}, …}."""
     calls = from_json(value.get("tool_calls") or None, f"{what}: tool_calls")
     legacy = from_json(value.get("function_call"), f"{what}: function_call")

@@ -1,10 +1,11 @@
 """The data of a command: its source, its format, and which of its rows count."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
-from eaft_probe.data.formats import FORMATS, MAPPABLE, Row, RowFormat, infer_format
+from eaft_probe.data.formats import FORMATS, MAPPABLE, Row, RowFormat, infer_format, reached
+from eaft_probe.data.messages import ROLES
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection
 from eaft_probe.errors import BadInput, DataError, RowError
@@ -41,10 +42,11 @@ def data_format(
         why = f"none of its first rows can be read: {reasons[0]}" if reasons else "it has no rows"
         raise DataError(f"{source.name}: {why}")
     _require_columns(rows, settings, reserved)
+    _require_roles(settings.roles)
     if settings.format is None:
-        return infer_format(rows, settings.columns)
+        return infer_format(rows, settings.columns, settings.roles)
     FORMATS[settings.format]  # raises for an unknown name
-    return RowFormat(settings.format, settings.columns)
+    return RowFormat(settings.format, settings.columns, settings.roles)
 
 
 def _require_columns(
@@ -52,7 +54,7 @@ def _require_columns(
 ) -> None:
     known = {key for row in rows for key in chain(row, _message_keys(row))}
     for ours, theirs in settings.columns.items():
-        if theirs not in known:
+        if theirs not in known and not any(reached(row, theirs) for row in rows):
             raise BadInput(f"--columns {ours}={theirs}: the data has no {theirs!r}")
         if ours not in MAPPABLE:
             columns = ", ".join(sorted(MAPPABLE))
@@ -62,6 +64,15 @@ def _require_columns(
             raise BadInput(f"--keep {name}: the examples always have a column of that name")
         if not any(name in row for row in rows):
             raise BadInput(f"--keep {name}: no such column; available: {', '.join(rows[0])}")
+
+
+def _require_roles(roles: Mapping[str, str]) -> None:
+    known = dict.fromkeys(ROLES.values())
+    for theirs, ours in roles.items():
+        if ours not in known:
+            raise BadInput(
+                f"--roles {theirs}={ours}: unknown role {ours!r}; use one of {', '.join(known)}"
+            )
 
 
 def _message_keys(row: Row) -> Iterator[str]:

@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MOST_BYTES = 256_000_000  # a million parts, of 250 bytes each
 
+SUMS = ("left_out", "not_read")  # counts by name
+
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Text = Annotated[str, StringConstraints(max_length=10_000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -78,6 +80,7 @@ class Counts(_Strict):
     trained_tokens: Count
     cut_examples: Count
     left_out: dict[Text, Count] = {}  # role.field → characters that the template does not show
+    not_read: dict[Text, Count] = {}  # column of a prompt or an answer → rows that leave it aside
     __pydantic_extra__: dict[str, Count]
 
 

@@ -19,7 +19,10 @@ class DataSettings(Settings):
     data_revision: str | None = option("revision of a hub data set", unset="--revision")
     format: str | None = option("row format, if the columns leave it open; see `list formats`")
     columns: dict[str, str] = option(
-        "names of the data's columns, ours=theirs,…, e.g. question=prompt", {}
+        "names of the data's columns, ours=theirs,…, e.g. question=prompt or messages=data.chat", {}
+    )
+    roles: dict[str, str] = option(
+        "names of the data's roles, theirs=ours,…, e.g. bot=assistant", {}
     )
     limit: int | None = option("read only the first rows", at_least=1)
     sample: int | None = option("read only this many rows, drawn at random with --seed", at_least=1)
@@ -32,7 +35,12 @@ class DataSettings(Settings):
         Without those either that older plans do not have, where their value is what was always
         done, and the template and its date, which a plan has under other names.
         """
-        later: dict[str, object] = {"turns": "together", "template_arg": {}, "stride": 1}
+        later: dict[str, object] = {
+            "turns": "together",
+            "template_arg": {},
+            "stride": 1,
+            "roles": {},
+        }
         left_out = {*names, "chat_template", "today"}
         settings = ((k, v) for k, v in asdict(self).items() if k not in left_out)
         return {k: v for k, v in settings if k not in later or v != later[k]}

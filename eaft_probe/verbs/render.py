@@ -49,6 +49,7 @@ def as_json(row: int, rendered: Rendered) -> dict[str, Any]:
         "tokens": len(rendered.ids),
         "trained_tokens": int(rendered.trained[1:].sum()),
         "left_out": dict(rendered.left_out),
+        "not_read": list(rendered.not_read),
     }
 
 

@@ -15,7 +15,9 @@ def counted_noun(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+MOST_REASONS = 5  # of rejected rows
 TEMPLATE_NOTICES = {
+    "not_read": "Columns of the prompt or the answer that are not read: {}.",
     "left_out": "The chat template does not show {}.",
     "not_shown": "Turns that are not trained because the chat template does not show them: {:,}.",
     "closed": "Last turns that the chat template leaves open and that were ended here as it ends "
@@ -25,7 +27,11 @@ TEMPLATE_NOTICES = {
 
 def template_notices(summary: Mapping[str, Any]) -> list[str]:
     """Of a scan's summary; none if the template shows everything and ends every turn."""
-    shown = {**summary, "left_out": left_out(summary.get("left_out", {}))}
+    shown = {
+        **summary,
+        "left_out": left_out(summary.get("left_out", {})),
+        "not_read": not_read(summary.get("not_read", {})),
+    }
     return [text.format(shown[key]) for key, text in TEMPLATE_NOTICES.items() if shown.get(key)]
 
 
@@ -34,3 +40,18 @@ def left_out(characters: Mapping[str, int]) -> str:
     return ", ".join(
         f"{counted_noun(n, 'character')} of {printable(field)}" for field, n in characters.items()
     )
+
+
+def not_read(rows: Mapping[str, int]) -> str:
+    """Columns with the rows that have something in them."""
+    return ", ".join(
+        f"{printable(column)} ({counted_noun(n, 'row')})" for column, n in rows.items()
+    )
+
+
+def rejections(summary: Mapping[str, Any]) -> list[str]:
+    """The rejected rows by reason, the most frequent first."""
+    reasons = list(summary["rejected_reasons"].items())
+    shown = [f"{counted_noun(n, 'row')}: {reason}" for reason, n in reasons[:MOST_REASONS]]
+    rest = sum(n for _, n in reasons[MOST_REASONS:])
+    return [*shown, *([f"{counted_noun(rest, 'row')}: other reasons"] if rest else [])]

@@ -11,7 +11,7 @@ from rich.text import Text
 from eaft_probe.scans.keys import named_place
 from eaft_probe.scans.scan import Scan
 from eaft_probe.text import printable
-from eaft_probe.view.notices import counted_noun, left_out, template_notices
+from eaft_probe.view.notices import counted_noun, left_out, rejections, template_notices
 
 if TYPE_CHECKING:
     from eaft_probe.data.rendering.rendered import Rendered
@@ -60,6 +60,7 @@ def show_summary(console: Console, summary: Summary) -> None:
 def _lost(summary: Summary) -> Iterable[str]:
     if rejected := summary["rejected"]:
         yield f"{counted_noun(rejected, 'row')} rejected, see rejected.jsonl"
+        yield from (f"  {reason}" for reason in rejections(summary))
     if cut := summary["cut_examples"]:
         yield f"{counted_noun(cut, 'example')} cut at --max-length"
     if kept := summary.get("kept_tokens"):
@@ -215,6 +216,8 @@ def show_rendered(console: Console, row: int, rendered: "Rendered") -> None:
     console.print(f"row {row}{turn}: {trained} of {total} trained", style="bold")
     if rendered.left_out:
         _line(console, f"not shown: {left_out(rendered.left_out)}", "yellow")
+    if rendered.not_read:
+        _line(console, f"columns not read: {', '.join(rendered.not_read)}", "yellow")
     spans = rendered.chars[rendered.trained].tolist()
     console.print(coloured(rendered.text, ((a, b, TRAINED) for a, b in spans)))
 

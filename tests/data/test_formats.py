@@ -12,6 +12,12 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel
 TURNS = (Message("user", "Hi"), Message("assistant", "Hello"))
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
+
+def exported(role: str, *parts: Any) -> dict[str, Any]:
+    """A message as ChatGPT's export has it."""
+    return {"author": {"role": role}, "content": {"content_type": "text", "parts": [*parts]}}
+
+
 # format → a row of it, and what it means
 MEANT: dict[str, tuple[dict[str, Any], Example]] = {
     "messages": ({"messages": CHAT}, Example("", TURNS)),
@@ -19,6 +25,22 @@ MEANT: dict[str, tuple[dict[str, Any], Example]] = {
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         Example("", TURNS),
     ),
+    "chat-export": (
+        {
+            "mapping": {
+                "r": {"parent": None, "message": None},
+                "u": {"parent": "r", "message": exported("user", "Hi")},
+                "a": {"parent": "u", "message": exported("assistant", "Hello")},
+            },
+            "current_node": "a",
+        },
+        Example("", TURNS),
+    ),
+    "question-attempt": ({"question": "Hi", "attempt": "Hello"}, Example("", TURNS)),
+    "question-solution": ({"question": "Hi", "solution": "Hello"}, Example("", TURNS)),
+    "problem-solution": ({"problem": "Hi", "solution": "Hello"}, Example("", TURNS)),
+    "preference": ({"chosen": CHAT}, Example("", TURNS)),
+    "transcript": ({"chat": "USER: Hi\n\n\nASSISTANT: Hello <|endoftext|>"}, Example("", TURNS)),
     "prompt-completion": (
         {"prompt": "Hi", "completion": "Hello"},
         Example("", TURNS, plain=True),
@@ -96,6 +118,9 @@ def test_a_column_of_another_type_is_a_rejected_row(name: str, value: Any) -> No
         ),
         ({"question": "Hi", "answer": "4", "exp": "Hello"}, {"answer": "exp"}),
         ({"q": "Hi", "reply": "Hello"}, {"question": "q", "answer": "reply"}),
+        ({"data": {"turns": CHAT}}, {"messages": "data.turns"}),
+        ({"a.b": CHAT, "a": {"b": 3}}, {"messages": "a.b"}),
+        ({"d": {"q": {"text": "Hi"}, "a": "Hello"}}, {"question": "d.q.text", "answer": "d.a"}),
     ],
 )
 def test_columns_are_mapped(row: dict[str, Any], columns: dict[str, str]) -> None:
@@ -106,22 +131,60 @@ def test_roles_of_messages_may_be_spelt_from_and_value() -> None:
     assert read(chat({"from": "human", "value": "Hi"}, CHAT[1])).messages == TURNS
 
 
-def test_columns_that_fit_two_formats_name_both() -> None:
-    with pytest.raises(FormatError) as caught:
-        infer_format([{"text": "a", "messages": CHAT}], {})
-    message = str(caught.value)
-    for word in ("'text'", "'messages'", "(messages, text)", "--format"):
-        assert word in message
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"text": "a", "messages": CHAT}, "messages"),
+        ({"text": "a", "instruction": "Hi", "output": "Hello"}, "alpaca"),
+        ({"conversations": CHAT, "instruction": "Hi", "response": "Hello"}, "sharegpt"),
+        ({"question": "Hi", "solution": "Hello", "answer": "H"}, "question-solution"),
+        ({"problem": "Hi", "solution": "Hello", "answer": "H"}, "problem-solution"),
+        ({"prompt": "Hi", "chosen": CHAT, "messages": CHAT}, "messages"),
+        ({"Question": "Hi", "output": "Hello", "text": "a"}, "text"),  # by its own name
+    ],
+)
+def test_the_richer_format_wins_a_tie(row: dict[str, Any], name: str) -> None:
+    assert infer_format([row], {}).name == name
 
 
-def test_unknown_columns_are_named_with_all_formats() -> None:
+def test_token_ids_beside_another_format_need_a_word() -> None:
     with pytest.raises(FormatError) as caught:
-        infer_format([{"traj": CHAT, "n": 1}], {})
-    message = str(caught.value)
-    assert "'traj', 'n'" in message
-    assert "--columns" in message
-    for name, entry in FORMATS.items():
-        assert f"{name}: {'+'.join(entry.columns)}" in message
+        infer_format([{"input_ids": [1], "labels": [1], "messages": CHAT}], {})
+    for word in ("'labels'", "'messages'", "(messages, labelled)", "--format"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"traj": CHAT, "n": 1},
+            "column 'traj' holds [{role, content}]: give --columns messages=traj",
+        ),
+        (
+            {"n": [{"who": "human", "says": "Hi"}, {"who": "bot", "says": "Yo"}]},
+            "holds [{who, says}]: give --columns messages=n,role=who,content=says",
+        ),
+        ({"data": ["Hi", "Hello"]}, "holds [text, text, …]: give --columns messages=data"),
+        ({"d": {"messages": CHAT}}, "holds {messages}: give --columns messages=d.messages"),
+        ({"d": {"dialog": CHAT}}, "holds {dialog}: give --columns messages=d.dialog"),
+        (
+            {"d": {"question": "Hi", "answer": "Hello"}},
+            "give --columns question=d.question,answer=d.answer",
+        ),
+        ({"a b": {"messages": CHAT}}, "--columns 'messages=a b.messages'"),
+        ({"rows": [{"input": "Hi", "target": "Hello"}]}, "write each as a row of its own"),
+        ({"root": {"text": "Hi", "replies": []}}, "a tree of replies: write each path"),
+        ({"id": "a", "q text": "What?", "reply": "That."}, "'question=q text,answer=reply'"),
+        ({"n": 1}, "--columns question=…,answer=…"),
+        ({"text": "a", "role": "prompter", "parent_id": "b"}, "with a column 'messages'"),
+    ],
+)
+def test_what_fits_no_format_says_the_flag_from_its_values(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        infer_format([row], {})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_rows_at_all_is_no_format() -> None:
@@ -196,9 +259,9 @@ def test_a_conversational_prompt_is_trained_only_by_its_own_word() -> None:
         ({"messages": []}, "messages is empty"),
         (chat("Hi"), "message 0 should be an object, found text"),
         (chat({"role": "wizard", "content": "Hi"}), "unknown role 'wizard'"),
-        (chat({"role": None, "content": "Hi"}), "unknown role None"),
+        (chat({"role": None, "content": "Hi"}), "message 0 has no role"),
         (chat({"role": ["user"], "content": "Hi"}), "unknown role"),
-        (chat({"content": "Hi"}), "unknown role None"),
+        (chat({"content": "Hi"}), "message 0 has no role"),
         (chat({"role": "user", "content": None}), "message 0 has no content"),
         (chat({"role": "user"}), "message 0 has no content"),
         (chat({"role": "user", "content": 3}), "content should be text, found a number"),

@@ -16,7 +16,7 @@ HI = {"role": "user", "content": "Hi"}
 
 
 def read(*messages: Any) -> tuple[Message, ...]:
-    return read_messages(list(messages), {})
+    return read_messages(list(messages))
 
 
 def answer(**fields: Any) -> Message:
@@ -157,9 +157,9 @@ def test_what_says_anything() -> None:
 
 def test_messages_as_json_text() -> None:
     rows = [HI, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
-    assert read_messages(json.dumps(rows), {}) == read(*rows)
+    assert read_messages(json.dumps(rows)) == read(*rows)
     with pytest.raises(RowError, match="messages is not JSON"):
-        read_messages("[{", {})
+        read_messages("[{")
 
 
 @pytest.mark.parametrize("tools", [[CALL], json.dumps([CALL]), [json.dumps(CALL)]], ids=str)

@@ -380,7 +380,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
 
 def test_nothing_to_score(tmp_path: Path, model_folder: str) -> None:
     rows = [{"messages": [{"role": "user", "content": "x"}]}]
-    with pytest.raises(DataError, match="nothing to score"):
+    with pytest.raises(DataError, match=r"nothing to score.* because of this: no trained message;"):
         scan(rows, tmp_path / "s", model=model_folder)
     assert "no trained message" in (tmp_path / "s/rejected.jsonl").read_text()
     assert not (tmp_path / "s/manifest.json").exists()

@@ -115,6 +115,42 @@ def test_what_is_not_shown_is_counted_and_said(
     assert summarize(Scan.open(out))["left_out"] == {"assistant.reasoning_content": 8}
 
 
+def test_what_is_not_read_and_what_is_rejected_is_summed(
+    tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"role": "caller", "content": "call"}
+    answers = ["the cat", None, "", "a dog", "a dog"]
+    rows = [
+        {"messages": [asked, {"role": "agent", "content": a}], "rejected": "no"} for a in answers
+    ]
+    rows[4]["messages"] = [asked, {"role": "wizard", "content": "x"}]
+    roles = ["--roles", "agent=assistant,caller=user", "--model", model_folder]
+    for name, part in {"a": rows[:3], "b": rows[3:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+        out = str(tmp_path / name)
+        assert _run(["scan", str(tmp_path / f"{name}.jsonl"), "--out", out, *roles]) == 0
+    assert (
+        _run(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "m")]) == 0
+    )
+    capsys.readouterr()
+    assert _run(["show", str(tmp_path / "m")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 rows rejected, see rejected.jsonl 1 row: message 1 has no content" in said
+    assert "Columns of the prompt or the answer that are not read: rejected (2 rows)." in said
+    summary = summarize(Scan.open(tmp_path / "m"))
+    assert summary["not_read"] == {"rejected": 2}
+    assert summary["rejected_reasons"] == {
+        "message 1 has no content": 1,
+        "the answer is empty": 1,
+        "message 1 has an unknown role 'wizard'; say what it is, for example --roles "
+        "wizard=assistant": 1,
+    }
+    assert _run(["render", str(tmp_path / "a.jsonl"), *roles]) == 0
+    assert "columns not read: rejected" in capsys.readouterr().out
+    assert _run(["render", str(tmp_path / "a.jsonl"), *roles[2:], "--roles", "agent=bot"]) == 2
+    assert "--roles agent=bot: unknown role 'bot'; use one of system," in capsys.readouterr().err
+
+
 def test_rows_with_calls_end_no_scan(tmp_path: Path, model_folder: str) -> None:
     calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
     asked = {"role": "user", "content": "call"}
@@ -228,7 +264,9 @@ def test_render_as_json(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 9  # all of them
     first = lines[0]
-    assert first.keys() == {"row", "key", "text", "trained", "tokens", "trained_tokens", "left_out"}
+    names = {"row", "key", "text", "trained", "tokens", "trained_tokens", "left_out", "not_read"}
+    assert first.keys() == names
+    assert first["not_read"] == []
     answers = [m["content"] + "<|im_end|>" for m in rows[0]["messages"][1::2]]
     assert [first["text"][a:b] for a, b in first["trained"]] == answers
     assert (first["row"], first["key"]) == (0, "a")

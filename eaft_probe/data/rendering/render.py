@@ -175,7 +175,7 @@ class Renderer:
         if not turns:
             raise RowError("no trained message")
         if not any(messages[i].says_anything for i in turns):
-            raise RowError("the trained messages are empty")
+            raise RowError("the answer is empty" if len(turns) == 1 else "the answers are empty")
         return turns
 
     def _plain(self, example: Example, turns: Sequence[int]) -> Located:
@@ -241,6 +241,7 @@ class Renderer:
             left_out=located.left_out,
             closed=located.closed,
             not_shown=sum(not s for s in located.spans.values()),
+            not_read=example.not_read,
         )
 
     def _labelled(

@@ -29,6 +29,7 @@ class Rendered:
     left_out: Counter[str] = field(default_factory=Counter)  # role.field → characters not shown
     closed: int = 0  # turns that the template leaves open and this program ended
     not_shown: int = 0  # turns to be trained of which the template shows nothing
+    not_read: tuple[str, ...] = ()  # columns of the row's prompt or answer that are left aside
 
     def cut(self, length: int) -> "Rendered":
         """The first `length` tokens."""

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import pyarrow.compute as pc
 
 from eaft_probe.data.formats import WITHOUT_TEMPLATE
-from eaft_probe.errors import BadInput, ScanError, one_line
+from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.scans.folder import stored_plan
-from eaft_probe.scans.part_writer import REJECTED
+from eaft_probe.scans.rejections import rejected
 from eaft_probe.scans.scan import Scan
-from eaft_probe.storage.atomic import file_inside
 from eaft_probe.storage.remote import Store, local
 
 SOURCE = "source"  # the column that is added to the examples
@@ -100,22 +99,6 @@ def span(scan: Scan) -> int:
     if last >= MOST_ROWS:
         raise ScanError(f"{scan.path} is damaged: its last row is number {last:,}")
     return int(max(scan.manifest["counts"]["rows"], last + 1))
-
-
-def rejected(scan: Scan) -> Iterator[Row]:
-    """The lines of rejected.jsonl. Raises `ScanError` where they are not as many as counted."""
-    path, wanted, seen = scan.path / REJECTED, int(scan.manifest["counts"]["rejected"]), 0
-    if wanted or path.exists():
-        try:
-            with file_inside(scan.path, REJECTED).open(encoding="utf-8") as file:
-                for line in file:
-                    seen += 1
-                    row = json.loads(line)
-                    yield {**row, "row": int(row["row"])}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ScanError(f"{path} is damaged: {one_line(error)}") from error
-    if seen != wanted:
-        raise ScanError(f"{path} lists {seen:,} rows, the manifest says {wanted:,}")
 
 
 # --- what is refused ---

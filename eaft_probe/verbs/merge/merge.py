@@ -26,7 +26,7 @@ from eaft_probe.engines.torchrun import Ranks
 from eaft_probe.errors import ScanError
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.folder import Plan, is_finished, stored_plan
-from eaft_probe.scans.manifest import write_manifest
+from eaft_probe.scans.manifest import SUMS, write_manifest
 from eaft_probe.scans.part_writer import (
     GRADIENTS,
     REJECTED,
@@ -38,6 +38,7 @@ from eaft_probe.scans.part_writer import (
     write_parquet,
     write_part,
 )
+from eaft_probe.scans.rejections import rejected
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import column_field, examples_schema
 from eaft_probe.scans.upload import destination, workspace
@@ -52,7 +53,6 @@ from eaft_probe.verbs.merge.inputs import (
     common,
     data_of,
     is_merged,
-    rejected,
     require_alike,
     require_disjoint,
     shards_of,
@@ -229,10 +229,12 @@ def _manifest(
 ) -> Row:
     """That of the first scan, with what the others change; settings that differ are null."""
     manifests = [shard.scan.manifest for shard in shards]
-    first, counts, left_out = manifests[0], Counter[str](), Counter[str]()
+    first, counts = manifests[0], Counter[str]()
+    sums = {name: Counter[str]() for name in SUMS}
     for manifest in manifests:
-        left_out.update(manifest["counts"].get("left_out", {}))
-        counts.update({n: c for n, c in manifest["counts"].items() if n != "left_out"})
+        for name in SUMS:
+            sums[name].update(manifest["counts"].get(name, {}))
+        counts.update({n: c for n, c in manifest["counts"].items() if n not in SUMS})
     config = {name: common(m["config"].get(name) for m in manifests) for name in first["config"]}
     versions = [m.get("versions", {}) for m in manifests]
     return {
@@ -241,7 +243,7 @@ def _manifest(
         "config": {**config, "keep": [*keep, SOURCE]},
         "data": plan["data"],
         "parts": list(parts),
-        "counts": {**counts, "left_out": dict(left_out)},
+        "counts": {**counts, **{name: dict(total) for name, total in sums.items()}},
         "versions": {n: common(v.get(n) for v in versions) for n in versions[0]},
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from eaft_probe.errors import NothingScored, ScanError
 from eaft_probe.scans.folder import Plan, plan_digest, require_plan
-from eaft_probe.scans.manifest import write_manifest
+from eaft_probe.scans.manifest import SUMS, write_manifest
 from eaft_probe.scans.part_writer import (
     REJECTED,
     UNITS,
@@ -20,6 +20,7 @@ from eaft_probe.scans.part_writer import (
     sha256,
     unit_report,
 )
+from eaft_probe.scans.rejections import summed_reasons
 from eaft_probe.scans.upload import Workspace
 from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.atomic import written_aside
@@ -34,13 +35,15 @@ def finish(work: Workspace, settings: ScanSettings, facts: Mapping[str, Any]) ->
     another run has removed a part."""
     plan, folder, units = work.plan, work.folder.path, work.units
     count = plan["data"]["units"]
-    counts, left_out, parts, last_row = Counter[str](), Counter[str](), [], None
+    counts, parts, last_row = Counter[str](), [], None
+    sums = {name: Counter[str]() for name in SUMS}
     with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
         for index in range(count):
             report = _whole(units, index, plan_digest(plan))
             file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
             counts.update(report["counts"])
-            left_out.update(report.get("left_out", {}))
+            for name in SUMS:
+                sums[name].update(report.get(name, {}))
             last_row = report.get("last_row", last_row)
             if units == folder:
                 parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
@@ -50,7 +53,8 @@ def finish(work: Workspace, settings: ScanSettings, facts: Mapping[str, Any]) ->
             shutil.rmtree(folder / kind, ignore_errors=True)
         raise NothingScored(
             f"nothing to score in {plan['data']['source']}: all {counts['rejected']:,} rows were "
-            f"rejected; {folder / REJECTED} says why"
+            f"rejected, most often because of this: {_commonest(folder / REJECTED)}; "
+            f"{folder / REJECTED} lists them"
         )
     joined = {} if units == folder else {**join_units(work.folder, count), "last_row": last_row}
     require_plan(work.folder, plan)
@@ -64,13 +68,18 @@ def finish(work: Workspace, settings: ScanSettings, facts: Mapping[str, Any]) ->
             "chat_template": plan["chat_template"],
             "columns": facts["columns"],
             "parts": parts,
-            "counts": {**counts, "left_out": dict(left_out)},
+            "counts": {**counts, **{name: dict(total) for name, total in sums.items()}},
             "special_tokens": facts["special_tokens"],
             "versions": {name: _version(name) for name in PACKAGES},
             **joined,
         },
     )
     shutil.rmtree(folder / UNITS, ignore_errors=True)
+
+
+def _commonest(rejected: Path) -> str:
+    with rejected.open() as file:
+        return next(iter(summed_reasons(json.loads(line)["reason"] for line in file)))
 
 
 def _whole(units: Path, index: int, plan: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from eaft_probe.data.reading import Rejected
 from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.errors import NonFinite
+from eaft_probe.scans.manifest import SUMS
 from eaft_probe.scans.schemas import examples_schema
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class UnitRows:
             0,
         )
         self.left_out = Counter[str]()  # role.field → characters that the template does not show
+        self.not_read = Counter[str]()  # column of a prompt or an answer → rows that leave it aside
 
     def read(self, record: Record) -> None:
         """Renders one record, or rejects it with the reason."""
@@ -64,6 +66,7 @@ class UnitRows:
             return
         row, renderings = result
         self.counts["examples"] += 1
+        self.not_read.update(renderings[0][0].not_read)
         for rendering in renderings:
             self._add(record, row, *rendering)
 
@@ -108,7 +111,8 @@ class UnitRows:
 
     def report(self) -> dict[str, object]:
         """What the manifest and rejected.jsonl will say of the unit."""
-        return {"counts": self.counts, "left_out": self.left_out, "rejected": self.rejected}
+        sums = {name: getattr(self, name) for name in SUMS}
+        return {"counts": self.counts, **sums, "rejected": self.rejected}
 
     # --- the tables ---
 

@@ -22,7 +22,7 @@ from eaft_probe.errors import BadInput, MissingColumn, one_line
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import has_mark, require_replaceable, written_aside
 from eaft_probe.storage.remote import name_of
-from eaft_probe.view.notices import template_notices
+from eaft_probe.view.notices import rejections, template_notices
 from eaft_probe.view.report.comparison import against as compared
 from eaft_probe.view.report.page import GENERATOR, Figure, library_versions, page
 from eaft_probe.view.report.selection import (
@@ -144,8 +144,8 @@ def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
 def _notices(summary: Mapping[str, Any]) -> Iterator[str]:
     rows, kept = f"of {summary['rows']:,}", summary.get("kept_tokens")
     if rejected := summary["rejected"]:
-        why = "rejected.jsonl says why; no number here includes them"
-        yield f"Rows that could not be scored: {rejected:,} {rows}. {why}."
+        why = f"no number here includes them; {'; '.join(rejections(summary))}"
+        yield f"Rows that could not be scored: {rejected:,} {rows} (rejected.jsonl); {why}."
     if cut := summary["cut_examples"]:
         yield f"Examples cut at the model's context: {cut:,} {rows}."
     yield from template_notices(summary)

@@ -1,0 +1,133 @@
+"""The columns of a row by the names that formats know, and those that belong to its prompt."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+
+from eaft_probe.data.formats.format import Example, Row
+from eaft_probe.errors import RowError
+
+Names = Mapping[str, str]  # a format's name of a column → the data's, with dots into structs
+
+# Other names of the columns that formats need, tried in this order where theirs is not there.
+QUESTIONS = ("instruction", "question", "query", "prompt", "problem", "input")
+OTHER_NAMES = {
+    "messages": ("conversation", "dialog", "dialogue", "contents", "chat_messages"),
+    "question": QUESTIONS,
+    "answer": (
+        *("response", "output", "solution", "completion", "target"),
+        *("best_answer", "long_answer", "answers"),
+    ),
+}
+# Columns that belong to what is asked or answered, with their other names: a format reads them, or
+# they are named in the summary, or the row is rejected.
+PROMPT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "system": ("system_prompt", "system_message", "system_instruction", "systeminstruction"),
+    "tools": (),
+    "functions": (),  # as OpenAI once named the tools
+    "history": (),
+    "input": (),
+    "query": (),
+    "context": ("contexts",),
+    "choices": ("options",),
+    "thinking": ("thinking_trajectories",),
+    **dict.fromkeys(("reasoning", "reasoning_content", "cot", "complex_cot", "rationale"), ()),
+    **dict.fromkeys(("instruction", "question", "prompt", "problem"), ()),
+    **dict.fromkeys(("answer", "answers", "response", "output", "solution", "completion"), ()),
+    "final_decision": (),
+    **dict.fromkeys(("chosen", "rejected", "rejected_response"), ()),
+    "label": (),  # of KTO: rows of false are no targets
+    "parent_id": (),  # the row answers another one
+    "chat_template_kwargs": (),
+}
+LABELS = ("role", "from", "type")  # fields of a message or a part that say what it is
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+
+
+@lru_cache(1024)  # the rows of a data set have few sets of columns
+def renamings(names: tuple[str, ...], columns: tuple[str, ...]) -> Names:
+    """The data's names of columns that are not there by the names that a format, which needs
+    `columns`, knows: → the format's. Case, hyphens and spaces do not matter."""
+    plain = {_plain(name): name for name in reversed(names)}
+    wanted = {c: OTHER_NAMES.get(c, ()) for c in columns} | {
+        c: others for c, others in PROMPT_COLUMNS.items() if c not in columns
+    }
+    renamed = dict[str, str]()
+    for ours, others in wanted.items():
+        theirs = (plain[n] for n in (ours, *others) if n in plain)
+        free = next((n for n in theirs if n not in (*columns, *renamed)), None)
+        if ours not in names and free is not None:
+            renamed[free] = ours
+    return renamed
+
+
+def _plain(name: str) -> str:
+    return str(name).strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def mapped(row: Row, columns: Names) -> Row:
+    """The row with the columns that a user maps under the format's names alone."""
+    if not columns:
+        return row
+    values = {ours: reached(row, theirs) for ours, theirs in columns.items()}
+    found = {ours: value[0] for ours, value in values.items() if value}
+    return {k: v for k, v in row.items() if k not in columns.values()} | found
+
+
+def reached(row: Row, name: str) -> tuple[object, ...]:
+    """The value of a column, or of a field of one: "a.b" reaches into a struct; () for none."""
+    if name in row:
+        return (row[name],)
+    outer, dot, inner = name.partition(".")
+    return reached(row[outer], inner) if dot and isinstance(row.get(outer), Mapping) else ()
+
+
+def require_text_only(row: Row) -> None:
+    """Raises `RowError` for a row that shows more than text."""
+    for name in MEDIA:
+        if not _is_empty(row.get(name)):
+            raise RowError(
+                f"the row has something in column {name!r}, and only text can be scored; remove "
+                f"the column to score the text alone"
+            )
+
+
+def not_read(row: Row, example: Example, reads: frozenset[str]) -> Iterator[str]:
+    """The row's columns that belong to its prompt or its answer and show in no message."""
+    read = reads | ({"tools", "functions"} if example.tools else set())
+    present = [name for name in (*PROMPT_COLUMNS, *MEDIA) if name in row and name not in read]
+    if not present or example.labelled:
+        return
+    thoughts = (v for m in example.messages for v in m.extra.values() if isinstance(v, str))
+    shown = "\n".join((*(m.content for m in example.messages), *thoughts))
+    for name in present:
+        is_target = name == "label" and row[name] is True
+        if not is_target and not _is_empty(row[name]) and not _is_shown(row[name], shown):
+            yield name
+
+
+def _is_empty(value: object) -> bool:
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    return value is None or (isinstance(value, list | dict) and not value)
+
+
+def _is_shown(value: object, text: str) -> bool:
+    """Whether all that a value says stands in the text. Numbers say nothing, true and false do."""
+    if isinstance(value, str):
+        parsed = parsed_structure(value)
+        return value.strip() in text if parsed is None else _is_shown(parsed, text)
+    if isinstance(value, Mapping):
+        value = value.get("contexts", [v for k, v in value.items() if k not in LABELS])
+    if isinstance(value, list | tuple):
+        return all(_is_shown(v, text) for v in value)
+    return not isinstance(value, bool)
+
+
+def parsed_structure(value: str) -> object:
+    """The list or the object that a text is the JSON of; None for other text."""
+    if value.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return None

@@ -1,0 +1,137 @@
+"""The formats. Of several that fit a row the first is taken: the richer stand before the poorer."""
+
+from eaft_probe.data.formats.columns import OTHER_NAMES, PROMPT_COLUMNS, QUESTIONS
+from eaft_probe.data.formats.conversations import (
+    as_context,
+    chat_export,
+    chosen_conversation,
+    conversation,
+    require_target,
+    tools_of,
+    transcript,
+)
+from eaft_probe.data.formats.format import FORMATS, Example, Row, row_format
+from eaft_probe.data.formats.pairs import pair, plain_pair
+from eaft_probe.data.messages import Message, Spelling, read_messages, text
+from eaft_probe.errors import RowError
+
+# Formats whose rows go past the chat template: a base and a chat model may share their tokens.
+WITHOUT_TEMPLATE = ("text", "prompt-completion", "labelled")
+KEYS = ("key", "id", "uuid", "conversation_id", "task_id")
+
+
+@row_format("messages", "messages", "a list of {role, content}, with tools and tool calls")
+def _read_messages(row: Row, spelling: Spelling) -> Example:
+    return conversation(row, read_messages(row["messages"], spelling))
+
+
+@row_format("sharegpt", "conversations", "a list of {from, value}; human, gpt, system, tool roles")
+def _read_sharegpt(row: Row, spelling: Spelling) -> Example:
+    return conversation(row, read_messages(row["conversations"], spelling))
+
+
+@row_format("chat-export", "mapping current_node", "a conversation in ChatGPT's data export")
+def _read_chat_export(row: Row, spelling: Spelling) -> Example:
+    return chat_export(row, spelling)
+
+
+@row_format(
+    "prompt-completion",
+    "prompt completion",
+    "strings: plain text without the chat template",
+)
+def _read_prompt_completion(row: Row, spelling: Spelling) -> Example:
+    require_target(row)
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return plain_pair(row, "prompt", "completion")
+    context = as_context(read_messages(prompt, spelling, "prompt"))
+    answers = read_messages(completion, spelling, "completion")
+    return Example("", (*context, *answers), tools=tools_of(row))
+
+
+@row_format("question-attempt", "question attempt", "s1K: question, thinking, attempt")
+def _read_question_attempt(row: Row, spelling: Spelling) -> Example:
+    return pair(row, "question", "attempt", spelling)
+
+
+@row_format(
+    "question-solution",
+    "question solution",
+    "question, solution; an answer is named",
+)
+def _read_question_solution(row: Row, spelling: Spelling) -> Example:
+    return pair(row, "question", "solution", spelling)
+
+
+@row_format("problem-solution", "problem solution", "problem, solution; an answer is named")
+def _read_problem_solution(row: Row, spelling: Spelling) -> Example:
+    return pair(row, "problem", "solution", spelling)
+
+
+@row_format("alpaca", "instruction output", "instruction, optional input, output")
+def _read_alpaca(row: Row, spelling: Spelling) -> Example:
+    return pair(row, "instruction", "output", spelling)
+
+
+@row_format(
+    "instruction-response",
+    "instruction response",
+    "instruction, optional input, response",
+)
+def _read_instruction_response(row: Row, spelling: Spelling) -> Example:
+    return pair(row, "instruction", "response", spelling)
+
+
+@row_format("question-answer", "question answer", "question, answer")
+def _read_question_answer(row: Row, spelling: Spelling) -> Example:
+    return pair(row, "question", "answer", spelling)
+
+
+@row_format("query-response", "query response", "query, response")
+def _read_query_response(row: Row, spelling: Spelling) -> Example:
+    return pair(row, "query", "response", spelling)
+
+
+@row_format("preference", "chosen", "the chosen answer, or the chosen conversation")
+def _read_preference(row: Row, spelling: Spelling) -> Example:
+    asked = next((c for c in ("prompt", *QUESTIONS) if row.get(c)), None)
+    if asked is None or not isinstance(row["chosen"], str):
+        return chosen_conversation(row, spelling)
+    if asked == "prompt" and isinstance(row[asked], str):  # as TRL reads it
+        return plain_pair(row, "prompt", "chosen")
+    return pair(row, asked, "chosen", spelling)
+
+
+@row_format("transcript", "chat", "a text that names its speakers: USER: … ASSISTANT: …", "system")
+def _read_transcript(row: Row, spelling: Spelling) -> Example:
+    return transcript(row, spelling)
+
+
+@row_format("text", "text", "plain text: every token trained, then the end-of-text token")
+def _read_text(row: Row, spelling: Spelling) -> Example:
+    return Example("", (Message("assistant", text(row["text"], "the text")),), plain=True)
+
+
+@row_format("labelled", "input_ids labels", "token ids with labels, -100 where not trained")
+def _read_labelled(row: Row, spelling: Spelling) -> Example:
+    ids, labels = (_integers(row[c], c) for c in ("input_ids", "labels"))
+    if len(ids) != len(labels):
+        raise RowError(f"{len(ids)} input_ids but {len(labels)} labels")
+    for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        if label not in (token, -100):
+            raise RowError(f"label {label} at {at} should be -100 or the token there, {token}")
+    return Example("", (), labelled=(ids, labels))
+
+
+def _integers(value: object, what: str) -> list[int]:
+    if isinstance(value, list) and all(type(v) is int for v in value):
+        return value
+    raise RowError(f"{what} should be a list of whole numbers")
+
+
+# What --columns may map: the columns of every format, optional ones, and the keys of messages.
+MAPPABLE = {c for f in FORMATS.values() for c in f.columns} | {
+    *(*OTHER_NAMES, *PROMPT_COLUMNS, "role", "content"),
+    *KEYS,
+}
