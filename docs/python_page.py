@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import eaft_probe
-from eaft_probe import GatedLoss, GatedLossMixin, Scan, compare, plots, rollout, scan, train
+from eaft_probe import GatedLoss, GatedLossMixin, Scan, compare, export, plots, rollout, scan, train
 from eaft_probe.settings import (
     CompareSettings,
     EstimateSettings,
+    ExportSettings,
     GradientSettings,
     MergeSettings,
     RolloutSettings,
@@ -32,6 +33,7 @@ FUNCTIONS: list[tuple[Callable[..., Any], type[Any]]] = [
     (rollout, RolloutSettings),
     (train, TrainSettings),
     (compare, CompareSettings),
+    (export, ExportSettings),
     (gradients, GradientSettings),
     (merge, MergeSettings),
     (estimate, EstimateSettings),

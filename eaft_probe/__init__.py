@@ -12,18 +12,30 @@ if TYPE_CHECKING:
     from eaft_probe.objectives.trainer import GatedLossMixin
     from eaft_probe.scans.scan import Scan
     from eaft_probe.verbs.compare import compare
+    from eaft_probe.verbs.export.export import export
     from eaft_probe.verbs.rollout.rollout import rollout
     from eaft_probe.verbs.scan.scan import scan
     from eaft_probe.verbs.train.train import train
     from eaft_probe.view import plots
 
-__all__ = ["GatedLoss", "GatedLossMixin", "Scan", "compare", "plots", "rollout", "scan", "train"]
+__all__ = [
+    "GatedLoss",
+    "GatedLossMixin",
+    "Scan",
+    "compare",
+    "export",
+    "plots",
+    "rollout",
+    "scan",
+    "train",
+]
 _HOMES = {
     "scan": "eaft_probe.verbs.scan.scan",
     "Scan": "eaft_probe.scans.scan",
     "rollout": "eaft_probe.verbs.rollout.rollout",
     "train": "eaft_probe.verbs.train.train",
     "compare": "eaft_probe.verbs.compare",
+    "export": "eaft_probe.verbs.export.export",
     "GatedLoss": "eaft_probe.objectives.compute_loss_func",
     "GatedLossMixin": "eaft_probe.objectives.trainer",
     "plots": None,

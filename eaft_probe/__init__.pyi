@@ -10,6 +10,7 @@ from eaft_probe.objectives.trainer import GatedLossMixin as GatedLossMixin
 from eaft_probe.progress import Progress
 from eaft_probe.scans.scan import Scan as Scan
 from eaft_probe.verbs.compare import Comparison
+from eaft_probe.verbs.export.export import Export
 from eaft_probe.verbs.rollout.rollout import Rollout
 from eaft_probe.verbs.train.run_folder import Run
 from eaft_probe.view import plots as plots
@@ -181,3 +182,22 @@ def compare(
     by: Optional[Literal['tokens', 'distributions']] = ...,
     seed: int = ...,
 ) -> Comparison: ...
+
+def export(
+    scan: Scan | str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    data: Any = ...,
+    progress: Progress | None = ...,
+    for_: Literal['rows', 'tokens', 'axolotl', 'ms-swift', 'llamafactory'] = ...,
+    where: str | None = ...,
+    rank_by: str | None = ...,
+    top: int | None = ...,
+    drop_top: int | None = ...,
+    objective: str | None = ...,
+    set: dict[str, Any] = ...,
+    base_scan: str | None = ...,
+    masked: bool = ...,
+    model: str | None = ...,
+    overwrite: bool = ...,
+) -> Export: ...

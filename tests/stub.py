@@ -7,8 +7,15 @@ import inspect
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from eaft_probe.settings import CompareSettings, RolloutSettings, ScanSettings, TrainSettings
+from eaft_probe.settings import (
+    CompareSettings,
+    ExportSettings,
+    RolloutSettings,
+    ScanSettings,
+    TrainSettings,
+)
 from eaft_probe.verbs.compare import compare
+from eaft_probe.verbs.export.export import export
 from eaft_probe.verbs.rollout.rollout import rollout
 from eaft_probe.verbs.scan.scan import scan
 from eaft_probe.verbs.train.train import train
@@ -26,6 +33,7 @@ from eaft_probe.objectives.trainer import GatedLossMixin as GatedLossMixin
 from eaft_probe.progress import Progress
 from eaft_probe.scans.scan import Scan as Scan
 from eaft_probe.verbs.compare import Comparison
+from eaft_probe.verbs.export.export import Export
 from eaft_probe.verbs.rollout.rollout import Rollout
 from eaft_probe.verbs.train.run_folder import Run
 from eaft_probe.view import plots as plots
@@ -35,6 +43,7 @@ SETTINGS = {
     train: TrainSettings,
     rollout: RolloutSettings,
     compare: CompareSettings,
+    export: ExportSettings,
 }
 
 
@@ -68,7 +77,7 @@ def _parameter(name: str, kind: Any, required: bool = False) -> str:
 
 def _type(kind: Any) -> str:
     text = inspect.formatannotation(kind).replace("typing.", "")
-    names = ("Progress", "Scan", "Comparison", "Rollout", "Run", "Module")
+    names = ("Progress", "Scan", "Comparison", "Export", "Rollout", "Run", "Module")
     for name in (*names, "PreTrainedTokenizerBase"):
         text = text.replace(_home(name, text), name)
     return text

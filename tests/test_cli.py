@@ -71,23 +71,15 @@ def test_flag_rewrites_only_the_rule(finished: str, capsys: pytest.CaptureFixtur
     assert _run(["flag", finished, "--entropy_below", "9", "--prob_below", "0.5"]) == 0
 
 
-def test_show_export_gives_the_rows_back(finished: str, tmp_path: Path) -> None:
-    assert _run(["show", finished, "--export", str(tmp_path / "rows.jsonl")]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
-    assert [r["messages"][1]["content"] for r in rows] == [r["answer"] for r in ROWS]
-    assert all(r["mean_nll"] > 0 and r["mean_entropy"] > 0 for r in rows)
-    assert sum(r["conflicts"] for r in rows) > 0
-
-
 def test_plain_rows_come_back_plain(model_folder: str, tmp_path: Path) -> None:
     for name, row in (
         ("text", {"text": "the cat sat"}),
         ("pair", {"prompt": "the cat", "completion": "sat on"}),
     ):
-        data, out, back = (tmp_path / f"{name}{end}" for end in (".jsonl", "", ".back"))
+        data, out, back = (tmp_path / f"{name}{end}" for end in (".jsonl", "", "-back.jsonl"))
         data.write_text(json.dumps(row))
         assert _run(["scan", str(data), "--model", model_folder, "--out", str(out)]) == 0
-        assert _run(["show", str(out), "--export", str(back)]) == 0
+        assert _run(["export", str(out), "--out", str(back)]) == 0
         assert row.items() <= json.loads(back.read_text()).items()
 
 

@@ -50,7 +50,7 @@ def writers(scan: str, out: Path) -> list[list[str]]:
         [*plot, str(out / "t.png"), "--data", str(out / f"t.{k}")] for k in ("csv", "parquet")
     ]
     pages = [["report", scan, "--out", str(out / "page.html")]]
-    return [*figures, *tables, *pages, ["show", scan, "--export", str(out / "rows.jsonl")]]
+    return [*figures, *tables, *pages]
 
 
 def test_only_an_earlier_output_of_the_same_kind_is_replaced(
@@ -78,10 +78,10 @@ def test_outputs_of_another_kind_and_files_of_a_scan_are_not_replaced(
 ) -> None:
     figure, rows = tmp_path / "f.png", tmp_path / "rows.jsonl"
     assert _run(["plot", "gates", finished, "--out", str(figure)]) == 0
-    assert _run(["show", finished, "--export", str(rows)]) == 0
+    assert _run(["export", finished, "--out", str(rows)]) == 0
     for target in (figure, Path(finished) / "manifest.json", Path(finished) / "rejected.jsonl"):
         before = target.read_bytes()
-        assert _run(["show", finished, "--export", str(target)]) == 2
+        assert _run(["export", finished, "--out", str(target)]) == 2
         assert _run(["report", finished, "--out", str(target)]) == 2
         assert target.read_bytes() == before
 
@@ -148,7 +148,7 @@ def test_training_does_not_write_into_what_it_is_measured_on(
 
 
 def test_an_export_does_not_become_data(finished: str, data: Path) -> None:
-    assert _run(["show", finished, "--export", str(data / "back.jsonl")]) == 2
+    assert _run(["export", finished, "--out", str(data / "back.jsonl")]) == 2
     assert not (data / "back.jsonl").exists()
 
 
@@ -158,7 +158,8 @@ def test_an_export_does_not_become_data(finished: str, data: Path) -> None:
 def test_what_is_passed_on_names_no_folder(
     finished: str, data: Path, model_folder: str, tmp_path: Path
 ) -> None:
-    for command in writers(finished, tmp_path):
+    exported = ["export", finished, "--out", str(tmp_path / "rows.jsonl")]
+    for command in [*writers(finished, tmp_path), exported]:
         assert _run(command) == 0
     other = str(tmp_path / "other")
     (tmp_path / "b.jsonl").write_text(json.dumps({"question": "who", "answer": "nobody at all"}))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eaft_probe.analysis.scores import SCORES
 from eaft_probe.cli import _run
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.data.formats import FORMATS, infer_format
@@ -42,9 +43,12 @@ def test_every_column_is_listed_with_its_meaning() -> None:
             assert f"`{s.name}`" in PAGES["columns"]
 
 
-def test_every_objective_and_format_is_listed() -> None:
+def test_every_objective_score_and_format_is_listed() -> None:
     for name, kind in OBJECTIVES.items():
         assert f"| `{name}` | {kind.formula} |" in PAGES["train"]
+    for score in SCORES.values():
+        columns = ", ".join(f"`{column}`" for column in score.reads)
+        assert f"| `{score.name}` | {score.unit} | {score.meaning} | {columns} |" in PAGES["scores"]
     for name, row_format in FORMATS.items():
         columns = ", ".join(f"`{column}`" for column in row_format.columns)
         assert f"| `{name}` | {columns} | {row_format.meaning} |" in PAGES["data-formats"]

@@ -7,10 +7,11 @@ import stub
 
 PACKAGE = Path(__file__).parents[1] / "eaft_probe"
 RIGHT = """\
-from eaft_probe import Scan, compare, rollout, scan, train
+from eaft_probe import Scan, compare, export, rollout, scan, train
 
 made: Scan = scan("data.jsonl", "out", model="m", limit=3, turns="each")
 compare(made, "b", delta=0.5)
+export(made, "rows.jsonl", for_="tokens", masked=True)
 """
 WRONG = {
     'scan("x", modle=3)': "modle",
@@ -18,6 +19,7 @@ WRONG = {
     'train("x", objectiv=7)': "objectiv",
     'compare("a", "b", detla="x")': "detla",
     'rollout("x", n="three")': '"n"',
+    'export("s", "o.jsonl", for_="token")': "for_",
 }
 
 

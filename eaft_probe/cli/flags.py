@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from eaft_probe.errors import BadInput
 from eaft_probe.settings import Settings, read_config, typed
-from eaft_probe.settings.option import Panel, default_text, panel
+from eaft_probe.settings.option import Panel, default_text, flag, panel
 
 
 def with_default(text: str) -> str:
@@ -103,7 +103,9 @@ def _option(kind: type[Settings], setting: "Field[object]", hint: Any) -> inspec
         hint = list[str]
     elif takes == AUTO:
         hint = str
+    spelled = [flag(setting.name)] if setting.name.endswith("_") else []
     shown = typer.Option(
+        *spelled,
         help=text + with_default(default_text(setting)),
         metavar=takes,
         show_default=False,

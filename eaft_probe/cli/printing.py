@@ -75,19 +75,29 @@ def reported(how_to_resume: str) -> Iterator[Progress]:
         progress.stop()
 
 
-def show_scan(scan: "Scan", as_json: bool, check: Check | None, worst: int) -> None:
-    """Prints a scan's summary; exits with status 3 if the check fails."""
+def show_scan(
+    scan: "Scan", as_json: bool, check: Check | None, worst: int, rank_by: str | None = None
+) -> None:
+    """Prints a scan's summary; exits with status 3 if the check fails. `rank_by`: the score that
+    orders the worst examples, which the JSON lists then; by default their conflicts."""
+    from eaft_probe.analysis.scores import worst_rows
     from eaft_probe.analysis.summary import summarize, worst_examples
-    from eaft_probe.view.terminal import legend, show_example, show_summary
+    from eaft_probe.view.terminal import legend, show_example, show_score, show_summary
+
+    ranked = [] if rank_by is None else worst_rows(scan, rank_by, worst)
 
     def show(summary: Mapping[str, Any]) -> None:
         show_summary(console(), summary)
-        for example in worst_examples(scan, worst):
+        scores = dict(ranked)
+        for example in scores if rank_by else worst_examples(scan, worst):
+            if rank_by:
+                show_score(console(), rank_by, scores[example])
             show_example(console(), scan, example)
         if worst:
             console().print(legend(scan))
 
-    print_summary(summarize(scan), as_json, check, show)
+    listed = {"ranked": [{"example": e, rank_by: score} for e, score in ranked]} if rank_by else {}
+    print_summary(summarize(scan) | listed, as_json, check, show)
 
 
 def print_summary(

@@ -8,10 +8,11 @@ import typer
 from eaft_probe.cli.app import command
 from eaft_probe.cli.fail_if import parse_check
 from eaft_probe.cli.flags import Dir, FailIf, Given, Json, flags, output
-from eaft_probe.cli.printing import console, print_summary, reported, show_scan
+from eaft_probe.cli.printing import console, print_json, print_summary, reported, show_scan
 from eaft_probe.errors import BadInput
 from eaft_probe.settings import (
     CompareSettings,
+    ExportSettings,
     MergeSettings,
     PlotSettings,
     ReportSettings,
@@ -19,6 +20,7 @@ from eaft_probe.settings import (
     ShowSettings,
     make_settings,
 )
+from eaft_probe.settings.option import Panel
 
 
 @command(
@@ -49,10 +51,11 @@ def show(given: Given, folder: Dir, as_json: Json = False, fail_if: FailIf = Non
 
     scan = Scan.open(folder, verify=settings.verify)
     if settings.export is not None:
-        from eaft_probe.verbs.export.export import export
+        from eaft_probe.verbs.export.export import export as verb
 
-        rows = export(scan, settings.export, settings.overwrite)
-        print(f"{rows:,} row{'s' * (rows != 1)} written to {settings.export}", file=sys.stderr)
+        with reported("nothing was written") as progress:
+            written = verb(scan, settings.export, overwrite=settings.overwrite, progress=progress)
+        print(f"{written}; `eaft-probe export` replaces --export", file=sys.stderr)
     if settings.example is not None:
         if as_json or check:
             raise BadInput("--example shows one example: remove --json and --fail-if")
@@ -61,7 +64,44 @@ def show(given: Given, folder: Dir, as_json: Json = False, fail_if: FailIf = Non
             raise BadInput(f"{folder} has no example {settings.example}{kept}")
         console().print(legend(scan))
     elif settings.export is None or as_json or check:
-        show_scan(scan, as_json, check, settings.worst)
+        show_scan(scan, as_json, check, settings.worst, settings.rank_by)
+
+
+@command(
+    "export scan --out clean.jsonl --where 'probe_conflict_share < 0.05'",
+    "export scan --out tokens.parquet --for tokens --masked",
+)
+@flags(ExportSettings)
+def export(
+    given: Given,
+    folder: Dir,
+    out: Annotated[
+        str, output(help="F.jsonl, .json, .csv, .parquet or .arrow, or a data set folder")
+    ] = "export.jsonl",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="the scan's data if they have moved; repeated for a merged scan",
+            metavar="DATA",
+            rich_help_panel=Panel.DATA,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the data of a scan back, with scores, or as another trainer reads them.
+
+    With --for rows, each row has its own columns and those that --where can name: `probe_example`,
+    `probe_tokens`, `probe_trained_tokens`, `probe_conflicts`, `probe_` and each score that the scan
+    can give, and `probe_rejected`, the reason why a row was not scored.
+    """
+    from eaft_probe.verbs.export.export import export as verb
+
+    with reported("nothing was written") as progress:
+        written = verb(folder, out, data=data or None, progress=progress, **given)
+    if as_json:
+        print_json(written.summary())
+    else:
+        print(written)
 
 
 @command(
@@ -158,13 +198,13 @@ def report(given: Given, folder: Dir) -> None:
 
 @command(
     "list objectives",
-    "list statistics",
+    "list scores",
     name="list",
 )
 def list_entries(
-    what: Annotated[str, typer.Argument(metavar="objectives|statistics|formats|plots")],
+    what: Annotated[str, typer.Argument(metavar="objectives|statistics|scores|formats|plots")],
 ) -> None:
-    """List the objectives, statistics, formats or plots that there are."""
+    """List the objectives, statistics, scores, formats or plots that there are."""
     from eaft_probe.view.lists import LISTS
 
     console().print(LISTS[what]())

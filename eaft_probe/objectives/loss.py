@@ -24,7 +24,6 @@ from eaft_probe.columns.measure import (
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.model.head import Head
 from eaft_probe.objectives.objective import Anchor, Objective
-from eaft_probe.objectives.scan_columns import GIVEN
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,9 @@ class _Sums:
             self.logprob[part] = d.logprob
             self.gate[part] = gate = self.objective(
                 {
-                    name: self.base[name][part] if name in GIVEN else STATISTICS[name].compute(d)
+                    name: self.base[name][part]
+                    if name in self.base
+                    else STATISTICS[name].compute(d)
                     for name in self.objective.reads
                 }
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol
 
+WEIGHTS = "weights"  # a column of a batch, made by whoever prepared the data
 Column = Any  # (N,) NumPy array or tensor: gates use only what both can do
 Columns = Mapping[str, Column]
 
@@ -87,3 +88,24 @@ class Objective(ABC):
             if not f.name.startswith("_") and (value := getattr(self, f.name)) != f.default
         ]
         return " ".join([self.name, *shown])
+
+
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """An objective whose gates are multiplied by the `weights` that the data bring."""
+
+    gated: Objective
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return (*self.gated.reads, WEIGHTS)
+
+    @property
+    def anchor(self) -> Anchor | None:
+        return self.gated.anchor
+
+    def __call__(self, columns: Columns) -> Column:
+        return self.gated(columns) * columns[WEIGHTS]
+
+    def within(self, vocab_size: int) -> "Weighted":
+        return Weighted(self.gated.within(vocab_size))

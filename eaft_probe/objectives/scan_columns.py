@@ -1,8 +1,8 @@
 """A finished scan as what objectives read: its columns, and the whole of it as one step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,22 @@ def _with_examples(
         example = np.unique(sortable(whole, key), return_inverse=True)[1]
         of_example = {n: OF_EXAMPLE[n](whole, example).astype(np.float32) for n in made}
         yield {**{n: whole[n] for n in names}, **of_example, "weight": whole["weight"]}
+
+
+def by_example(pieces: Iterable[Arrays], key: Sequence[str]) -> Iterator[Arrays]:
+    """The columns of one example after the other; an example may span two pieces.
+
+    `key`: the columns, among those of the pieces, that tell examples apart.
+    """
+    rest: Arrays = {}
+    for piece in pieces:
+        joined = {n: np.concatenate([rest[n], c]) if rest else c for n, c in piece.items()}
+        cuts = np.flatnonzero(np.diff(sortable(joined, key))) + 1
+        bounds = [0, *cuts.tolist(), len(joined["example"])]
+        *whole, rest = ({n: c[a:b] for n, c in joined.items()} for a, b in pairwise(bounds))
+        yield from whole
+    if rest and len(rest["example"]):
+        yield rest
 
 
 def _cells(scan: Scan, names: Sequence[str], base: Scan | None) -> Arrays:

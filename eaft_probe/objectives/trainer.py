@@ -30,7 +30,7 @@ from eaft_probe.objectives.forward import (
     unadapted,
 )
 from eaft_probe.objectives.gates import objective as objective_named
-from eaft_probe.objectives.objective import Column, Columns, Objective, Step
+from eaft_probe.objectives.objective import WEIGHTS, Column, Columns, Objective, Step, Weighted
 from eaft_probe.objectives.packing import (
     PACKED,
     Batch,
@@ -63,7 +63,7 @@ class Gathered:
 
 
 # What of a batch is for the loss and the log; everything else goes to the model.
-NOT_THE_MODELS = {"labels", "row", "group", *GIVEN}
+NOT_THE_MODELS = {"labels", "row", "group", WEIGHTS, *GIVEN}
 
 if TYPE_CHECKING:
     from transformers import Trainer as Mixed  # the class that the mixin is put before
@@ -76,12 +76,13 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
 
     Minimises Σ gate · nll / N, N the trained tokens of the whole step, over all micro-batches and
     ranks; in evaluation the plain nll. Batches hold `input_ids`, `attention_mask` and `trained`
-    (B, T), or `labels` with −100 where nothing is trained, and (B, T) columns such as `base_prob`
-    where the objective reads them; whatever else they hold goes to the model. An objective with an
-    anchor gets a `reference`. Rows packed with several documents are refused where the model lets
-    these see one another, which the first such batch shows. What would silently replace the loss
-    is refused: label smoothing, another loss function or type, sequence parallelism, Liger's fused
-    loss. Raises `BadInput` and `ModelError`.
+    (B, T), or `labels` with −100 where nothing is trained; where there are `weights` (B, T), gates
+    are multiplied by them. They hold (B, T) columns such as `base_prob` where the objective reads
+    them; whatever else they hold goes to the model. An objective with an anchor gets a `reference`.
+    Rows packed with several documents are refused where the model lets these see one another, which
+    the first such batch shows. What would silently replace the loss is refused: label smoothing,
+    another loss function or type, sequence parallelism, Liger's fused loss. Raises `BadInput` and
+    `ModelError`.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
                 f"objective {objective.name!r} does not use a reference model; leave it out"
             )
         self._set_signature_columns_if_needed()  # what the model takes, before its forward changes
-        self._signature_columns += ["trained", *objective.reads]
+        self._signature_columns += ["trained", WEIGHTS, *objective.reads]
         gate(unadapted(self.model))
         self.add_callback(_AsLaunched(self))
         self.reference = reference
@@ -142,12 +143,14 @@ class GatedLossMixin(Mixed):  # type: ignore[misc]
             return (nll, {"loss": nll}) if return_outputs else nll
         # DDP and FSDP average gradients over ranks, hence the division of N.
         count = max(num_items_in_batch, 1) / self.accelerator.num_processes
+        objective = self.step_objective
+        objective = Weighted(objective) if WEIGHTS in inputs else objective
         outputs = model(
             **model_inputs(inputs),
-            objective=self.step_objective,
+            objective=objective,
             count=count,
             reference=self.reference,
-            base=TokenColumns({n: inputs[n] for n in self.objective.reads if n in GIVEN}),
+            base=TokenColumns({n: inputs[n] for n in objective.reads if n in (*GIVEN, WEIGHTS)}),
         )
         if not torch.isfinite(outputs["loss"]):
             rows = inputs["row"].tolist() if "row" in inputs else "unknown"

@@ -6,6 +6,7 @@ The fields' help texts are the documentation of all three. No torch here: `--hel
 from eaft_probe.settings.common import DataSettings, ModelSettings, TrainedSettings
 from eaft_probe.settings.finished import (
     CompareSettings,
+    ExportSettings,
     GradientSettings,
     MergeSettings,
     PlotSettings,
@@ -30,6 +31,7 @@ __all__ = [
     "CompareSettings",
     "DataSettings",
     "EstimateSettings",
+    "ExportSettings",
     "GradientSettings",
     "MergeSettings",
     "ModelSettings",

@@ -17,16 +17,58 @@ class ShowSettings(Settings):
 
     example: int | None = option("show only this example, coloured")
     worst: int = option("how many of the worst examples to show", 3, at_least=0)
-    export: str | None = option("write the rows with their loss to F.jsonl")
+    rank_by: str | None = option("order the worst examples by a score; see `list scores`")
+    export: str | None = option("write the rows to a file; `eaft-probe export` replaces it")
     verify: bool = option("read every part and check its sha256", False)
-    overwrite: bool = option("--export: replace a file even if it is not an earlier export", False)
+    overwrite: bool = option("--export: replace a file", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.overwrite and self.export is None:
             raise BadInput("--overwrite replaces the file of --export: add --export F.jsonl")
-        if self.example is not None and self.changed("worst"):
+        if self.example is not None and self.changed("worst", "rank_by"):
             raise BadInput("--example shows one example and --worst others: give only one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Settings):
+    """Which rows of a scan are written, and for whom."""
+
+    for_: Literal["rows", "tokens", "axolotl", "ms-swift", "llamafactory"] = option(
+        "what to write: the data's rows, or what a trainer reads", "rows"
+    )
+    where: str | None = option(
+        "write only rows for which this SQL holds, e.g. 'probe_conflict_share < 0.05'"
+    )
+    rank_by: str | None = option("rank the rows by a score, the worst first; see `list scores`")
+    top: int | None = option("with --rank-by: write only the first N", at_least=1)
+    drop_top: int | None = option("with --rank-by: leave out the first N", at_least=1)
+    objective: str | None = option(
+        "weight each token by an objective's gate; see `list objectives`"
+    )
+    set: dict[str, Any] = option("the objective's fields, name=value,…", {})
+    base_scan: str | None = option("finished scan of the same tokens that the objective reads")
+    masked: bool = option("do not train the conflicts under the scan's rule", False)
+    model: str | None = option(
+        "the scan's model, if it has moved: --for tokens reads its tokenizer"
+    )
+    overwrite: bool = option("replace a file or a saved data set", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top is not None and self.drop_top is not None:
+            raise BadInput("--top keeps rows and --drop-top leaves them out: give only one of them")
+        if (self.rank_by is None) != (self.top is None and self.drop_top is None):
+            raise BadInput("--rank-by needs --top N or --drop-top N, and they need --rank-by")
+        if self.for_ == "rows" and (self.masked or self.objective):
+            raise BadInput(
+                "the data's own rows have neither a mask nor weights: add --for tokens, or a "
+                "trainer's name"
+            )
+        if self.for_ == "axolotl" and self.objective:
+            raise BadInput("axolotl reads a mask, but no weights: use --masked or --for tokens")
+        if self.objective is None and (self.set or self.base_scan):
+            raise BadInput("--set and --base-scan are settings of an objective: add --objective")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,8 @@ def option(help: str, default: object = None, *, unset: str = "", **bounds: floa
 
 
 def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    """How a setting is spelled; one named like a word of Python has an underscore behind it."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def default_text(setting: "Field[Any]") -> str:

@@ -16,8 +16,9 @@ Kind = TypeVar("Kind", bound=Settings)
 
 def make_settings(kind: type[Kind], values: Mapping[str, object]) -> Kind:
     """`kind(**values)`, hyphens accepted. Raises `BadInput` for an unknown name or a wrong type."""
-    values = {k.replace("-", "_"): v for k, v in values.items()}
-    names = [f.name for f in fields(kind)]
+    spelled = {flag(f.name): f.name for f in fields(kind)}
+    values = {spelled.get(flag(k), k.replace("-", "_")): v for k, v in values.items()}
+    names = [*spelled.values()]
     for name in values:
         if name not in names:
             near = get_close_matches(name, names, n=1)

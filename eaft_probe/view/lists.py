@@ -38,6 +38,15 @@ def statistics() -> Table:
     )
 
 
+def scores() -> Table:
+    from eaft_probe.analysis.scores import SCORES
+
+    return _table(
+        ("name", "unit", "meaning", "columns"),
+        ((s.name, s.unit, s.meaning, ", ".join(s.reads)) for s in SCORES.values()),
+    )
+
+
 def formats() -> Table:
     from eaft_probe.data.formats import FORMATS
 
@@ -56,5 +65,5 @@ def plots() -> Table:
     )
 
 
-for _list in (objectives, statistics, formats, plots):
+for _list in (objectives, statistics, scores, formats, plots):
     LISTS.add(_list.__name__, _list)

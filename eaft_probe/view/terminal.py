@@ -222,6 +222,11 @@ def show_rendered(console: Console, row: int, rendered: "Rendered") -> None:
     console.print(coloured(rendered.text, ((a, b, TRAINED) for a, b in spans)))
 
 
+def show_score(console: Console, name: str, value: float) -> None:
+    """What ranks the example that follows."""
+    _line(console, f"{name} {value:.4g}", "bold")
+
+
 def show_example(console: Console, scan: Scan, example: int) -> bool:
     """One example with its trained tokens coloured and its conflicts listed; False if not there.
     If each turn is an example of its own: all turns of that row, one after the other."""

@@ -72,7 +72,7 @@ def commands(folder: Path, sound: Path) -> list[list[str]]:
     return [
         ["show", str(folder)],
         ["show", str(folder), "--example", "0"],
-        ["show", str(folder), "--export", str(out / "rows.jsonl")],
+        ["export", str(folder), "--out", str(out / "rows.jsonl")],
         ["flag", str(folder)],
         ["plot", "landscape", str(folder), "--out", str(out / "f.png")],
         ["report", str(folder), "--out", str(out / "r.html")],
@@ -113,7 +113,8 @@ def test_every_verb_refuses_it_in_one_line(
 READERS: dict[str, Callable[[Scan, Path], object]] = {
     "show": lambda s, _: show_summary(Console(file=io.StringIO()), summarize(s)),
     "show --example": lambda s, _: show_example(Console(file=io.StringIO()), s, 0),
-    "show --export": lambda s, out: export(s, out / "rows.jsonl"),
+    "export": lambda s, out: export(s, out / "rows.jsonl", overwrite=True),
+    "export --for ms-swift": lambda s, out: export(s, out / "m.jsonl", for_="ms-swift"),
     "report": lambda s, _: encode(collect(s)),
     "plot landscape": lambda s, _: histogram(s),
     "plot gates": lambda s, _: gates(s),

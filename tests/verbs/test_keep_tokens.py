@@ -261,7 +261,7 @@ def test_another_rule_is_refused_and_the_same_is_not(kept: Scan) -> None:
     "verb",
     [
         lambda s, out: gradients(s.path, sample=4),
-        lambda s, out: export(s, out),
+        lambda s, out: export(s, f"{out}.jsonl"),
         lambda s, out: plots.gates(s, objective=["stm"], base_scan=s.path),
         lambda s, out: plots.landscape(s, zoom="conflicts"),
     ],

@@ -615,7 +615,7 @@ def test_the_command_and_what_reads_its_scan(
     for command in (
         ["show", out],
         ["show", out, "--example", "21"],
-        ["show", out, "--export", str(tmp_path / "rows.jsonl")],
+        ["export", out, "--out", str(tmp_path / "rows.jsonl")],
         ["plot", "landscape", out, "--out", str(tmp_path / "f.svg")],
         ["report", out, "--out", str(tmp_path / "r.html")],
         ["compare", out, given[0], "--by", "distributions"],

@@ -1,6 +1,5 @@
 """Verbs over scans by turn (--turns each), against the same tokens with each turn as a row."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from eaft_probe.objectives.scan_columns import OF_BASE, scan_step, token_columns
 from eaft_probe.scans.keys import EACH
 from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import compare
-from eaft_probe.verbs.export.export import export
 from eaft_probe.verbs.gradients.gradients import _known
 from eaft_probe.verbs.merge.merge import merge
 from eaft_probe.verbs.train import scan_features
@@ -208,29 +206,3 @@ def test_gradients_are_merged_by_turn(tokens: Frame, tmp_path: Path) -> None:
     after = int(tokens["example"].max()) + 1
     shifted = [tables[0], tables[1].assign(example=tables[1]["example"] + after)]
     assert_frame_equal(merged, pandas.concat(shifted, ignore_index=True))
-
-
-# --- export ---
-
-
-def test_a_row_is_exported_over_its_turns(tokens: Frame, tmp_path: Path) -> None:
-    scan, _ = written(tmp_path, tokens)
-    rows = tokens.groupby("example")
-    assert export(scan, tmp_path / "rows.jsonl") == rows.ngroups
-    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [line["example"] for line in lines] == [*rows.groups]
-    assert [line["trained_tokens"] for line in lines] == [*rows.size()]
-    assert [line["tokens"] for line in lines] == [*(2 * rows.size())]
-    assert [line["mean_nll"] for line in lines] == pytest.approx(
-        [*-rows["logprob"].mean()], rel=1e-4
-    )
-    conflicts = scan.conflicts().groupby("example").size()
-    assert {e["example"]: e["conflicts"] for e in lines if e["conflicts"]} == conflicts.to_dict()
-    assert not any("turn" in line for line in lines)
-
-
-def test_an_older_scan_is_exported_as_it_was(tokens: Frame, tmp_path: Path) -> None:
-    for turns in (None, "together"):
-        scan = scans_made.write(tmp_path / str(turns), tokens, turns=turns)
-        export(scan, tmp_path / f"{turns}.jsonl")
-    assert (tmp_path / "None.jsonl").read_bytes() == (tmp_path / "together.jsonl").read_bytes()

@@ -1,104 +1,220 @@
-"""`show --export`: the rows back, each with its loss, entropy and conflicts."""
+"""`export`: the data of a finished scan back, or handed on to a trainer.
 
-import json
-from collections.abc import Iterator, Sequence
+open the scan → choose rows by SQL and rank → read the source again → rows, tokens or messages →
+a file of the format that its ending says. One row is held at a time.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
+import pyarrow as pa
 
-from eaft_probe.data.readers import LONGEST_ROW
+from eaft_probe.data.formats import Example, RowFormat
+from eaft_probe.data.record import Record
 from eaft_probe.data.sources import require_outside
-from eaft_probe.errors import ProbeError, ScanError, one_line
-from eaft_probe.scans.folder import stored_plan
+from eaft_probe.errors import BadInput, RowError, ScanError
+from eaft_probe.progress import Progress, Silent
 from eaft_probe.scans.scan import Scan
-from eaft_probe.storage.atomic import require_replaceable, written_aside
+from eaft_probe.settings import ExportSettings, make_settings
+from eaft_probe.storage.remote import Store, local
+from eaft_probe.verbs.export.choice import PREFIX, Choice, Probe, choose, probe_schema
+from eaft_probe.verbs.export.files import Row, require_target, write
+from eaft_probe.verbs.export.messages import conversation
+from eaft_probe.verbs.export.renderings import Gate, Rendering, renderings
+from eaft_probe.verbs.export.source import (
+    ScannedSource,
+    known_schema,
+    require_unchanged,
+    scanned_sources,
+)
 
-Row = dict[str, Any]  # of JSON
-# What every line has, by which an earlier export is known.
-OWN = {"example", "key", "mean_nll", "mean_entropy", "conflicts", "trained_tokens"}
+if TYPE_CHECKING:
+    from eaft_probe.verbs.export.tokens import TokenRows
 
 
-def export(scan: Scan, path: str | Path, overwrite: bool = False) -> int:
-    """Writes one JSON line a row, in the order of the data, and returns how many.
+@dataclass(frozen=True)
+class Export:
+    """What was written."""
 
-    Each has `example`, `key`, `messages` (or `text`), `mean_nll`, `mean_entropy`, `conflicts`,
-    `tokens`, `trained_tokens` and the pass-through columns; where each turn is an example of its
-    own, over all turns of the row. Raises `ProbeError` where it cannot write,
-    and `BadInput` where `path` lies in the data, or is another file than an earlier export (which
-    `overwrite` replaces).
+    path: Path
+    kind: str  # --for
+    chosen: int  # rows of the data
+    rejected: int  # rows that were not scored; `rows` has them, with their reason
+    written: int = 0  # rows of the file: long texts and single turns give several
+    trained_tokens: int = 0  # of the file, and of the same rows before --masked
+    scored_tokens: int = 0
+    lost: Counter[str] = field(default_factory=Counter)  # what the format cannot say
+
+    def summary(self) -> dict[str, object]:
+        """What `--json` prints."""
+        tokens = ("trained_tokens", "scored_tokens") if self.kind != "rows" else ()
+        names = ("kind", "chosen", "rejected", "written", *tokens)
+        lost = {what.format(s="s"): n for what, n in self.lost.items()}
+        return {"path": str(self.path), **{n: getattr(self, n) for n in names}, "lost": lost}
+
+    def __str__(self) -> str:
+        rows = f"{self.written:,} row{'s' * (self.written != 1)} written to {self.path}"
+        if self.kind == "rows":
+            return rows
+        return f"{rows}; {self.trained_tokens:,} of {self.scored_tokens:,} tokens are trained"
+
+    def notes(self) -> list[str]:
+        """What was left out, or is not said by the file."""
+        lost = [f"{n:,} {what.format(s='s' * (n != 1))}" for what, n in self.lost.items()]
+        notes = [f"the file does not say it all: {'; '.join(lost)}"] if lost else []
+        if self.rejected and self.kind != "rows":
+            notes.append(f"{self.rejected:,} rejected row{'s' * (self.rejected != 1)} left out")
+        return notes
+
+
+def export(
+    scan: Scan | str | Path,
+    out: str | Path,
+    *,
+    data: Any = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Export:
+    """Writes the rows of a finished scan to `out`, as they were or as a trainer reads them.
+
+    `scan`: a scan or its folder.
+    `out`: its ending says the format: .jsonl, .json, .csv, .parquet, .arrow; without one it is a
+    folder as `datasets.save_to_disk` writes it.
+    `data`: the data of the scan where they have moved, or were rows in memory; of a merged scan a
+    list of several.
+
+    Every other argument is a field of `ExportSettings` and a flag of `eaft-probe export`, with
+    `for_` for --for. Raises `BadInput` (the scan, other data, an existing file, a condition, rows
+    that the format cannot hold) or `ProbeError`.
     """
-    scan.require_all("--export")
-    require_outside(path, stored_plan(scan).get("data", {}).get("source"), "--export")
-    path, written = Path(path), 0
-    if not overwrite:
-        require_replaceable(path, "export", _is_export)
-    conflicts = dict(scan.rows("SELECT example, count(*) FROM conflicts GROUP BY example"))
-    try:
-        with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
-            for part in range(len(scan.manifest["parts"])):
-                for row in _rows(scan, part):
-                    line = _row(row, scan, conflicts.get(row["example"], 0))
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    written += 1
-    except OSError as error:
-        raise ProbeError(f"cannot write {path}: {one_line(error)}") from error
-    return written
+    chosen: ExportSettings = make_settings(ExportSettings, settings)
+    opened = scan if isinstance(scan, Scan) else Scan.open(scan)
+    if store := Store.of(out):
+        raise BadInput(f"--out {store.shown} is a URL; write to a path on this machine")
+    path, progress = local(out), progress or Silent()
+    _require_usable(opened, path, chosen)
+    found = scanned_sources(opened, data)
+    for one in found:
+        require_outside(path, one.source.name)
+    with TemporaryDirectory(prefix="eaft-probe-") as folder:
+        choice = choose(opened, chosen, Path(folder))
+        progress.start("export", choice.count)
+        export = _Writing(opened, chosen, found, choice, path).run()
+        progress.advance(choice.count, export.scored_tokens)
+    require_unchanged(found)
+    for note in export.notes():
+        progress.note(note)
+    return export
 
 
-def _is_export(path: Path) -> bool:
-    with path.open("rb") as file, suppress(ValueError, RecursionError):
-        row = json.loads(file.readline(LONGEST_ROW))
-        return isinstance(row, dict) and row.keys() >= OWN
-    return False
+def _require_usable(scan: Scan, path: Path, settings: ExportSettings) -> None:
+    """Raises `BadInput`, before the long work."""
+    scan.require_all("export")
+    require_target(path, settings.for_ != "rows", settings.overwrite)
+    if path.absolute().resolve().is_relative_to(scan.path.resolve()):
+        raise BadInput(f"--out {path} lies in the scan; choose another path")
+    row_format = str(scan.manifest["data"]["format"])
+    if settings.for_ not in ("rows", "tokens") and row_format in PLAIN:
+        raise BadInput(
+            f"--for {settings.for_} writes conversations, but the rows of {scan.place} are of "
+            f"format {row_format!r}; use --for tokens"
+        )
 
 
-def _rows(scan: Scan, part: int) -> Iterator[Row]:
-    """The examples of a part; those that are turns of one row as one."""
-    for _, turns in groupby(scan.example_part(part).to_pylist(), itemgetter("example")):
-        row, *others = turns
-        row.pop("turn", None)
-        yield row | (_over_turns([row, *others]) if others else {})
+PLAIN = ("text", "labelled")  # formats without messages of their own
+TEMPLATED = "row{s} of plain text, which the trainer puts into its chat template"
 
 
-def _over_turns(turns: Sequence[Row]) -> Row:
-    """The sums over the turns of a row, and the means over their trained tokens."""
-    sums = {n: sum(turn[n] or 0 for turn in turns) for n in ("tokens", "trained_tokens")}
-    means = {
-        name: sum((turn[name] or 0) * (turn["trained_tokens"] or 0) for turn in turns)
-        / max(sums["trained_tokens"], 1)
-        for name in ("mean_nll", "mean_entropy")
-    }
-    return sums | means
+class _Writing:
+    """One pass over the chosen rows, or two where the file's columns must be known first."""
+
+    def __init__(
+        self,
+        scan: Scan,
+        settings: ExportSettings,
+        found: list[ScannedSource],
+        choice: Choice,
+        path: Path,
+    ) -> None:
+        self.scan, self.settings, self.found, self.choice = scan, settings, found, choice
+        self.path, self.kind = path, settings.for_
+        self.gate = None if self.kind == "rows" else Gate.of(scan, settings)
+        self.tokens = self._token_rows() if self.kind == "tokens" else None
+        self.counts = Counter[str]()
+        self.lost = Counter[str]()
+
+    def _token_rows(self) -> "TokenRows":
+        from eaft_probe.verbs.export.tokens import TokenRows  # here: it loads torch
+
+        return TokenRows.of(self.scan, self.settings)
+
+    def run(self) -> Export:
+        write(self.path, self.rows, self._schema())
+        kept, scored = self.counts["kept"], self.counts["scored"]
+        chosen, written = self.choice.count, self.counts["written"]
+        counts = (chosen, self.choice.rejected, written, kept, scored)
+        return Export(self.path, self.kind, *counts, lost=+self.lost)
+
+    def _schema(self) -> pa.Schema | None:
+        if self.tokens is not None:
+            return self.tokens.schema
+        known = known_schema(self.found) if self.kind == "rows" else None
+        if known is None:
+            return None
+        own = [column for column in known if not column.name.startswith(PREFIX)]
+        return pa.schema([*own, *probe_schema(self.scan)])
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the file, each time from the beginning."""
+        self.counts.clear()
+        self.lost.clear()
+        for row in self._written():
+            self.counts["written"] += 1
+            yield row
+
+    def _written(self) -> Iterator[Row]:
+        records = (record for one in self.found for record in one.records())
+        read = renderings(self.scan, self.gate) if self.gate else iter(())
+        rendering = next(read, None)
+        for probe in self.choice:
+            number = probe["probe_example"]
+            record = next((r for r in records if r.row == number), None)
+            if record is None:
+                raise ScanError(f"{self.scan.path} is damaged: its data have no row {number}")
+            if self.gate is None:
+                yield _with_scores(record, probe)
+            while rendering is not None and rendering.example <= number:
+                if rendering.example == number:
+                    yield from self._handed_on(rendering, self._example(record))
+                rendering = next(read, None)
+
+    def _example(self, record: Record) -> Example:
+        """The row understood once more, by one of the formats that the scan read."""
+        columns = self.scan.manifest["config"].get("columns") or {}
+        for name in str(self.scan.manifest["data"]["format"]).split(" + "):
+            with suppress(RowError):
+                return RowFormat(name, columns)(record.parse())
+        raise ScanError(f"{self.scan.path} is damaged: row {record.row} is of another format")
+
+    def _handed_on(self, rendering: Rendering, example: Example) -> Iterator[Row]:
+        self.counts["scored"] += len(rendering.kept)
+        self.counts["kept"] += int(rendering.kept.sum())
+        if self.tokens is not None:
+            ids = example.labelled[0] if example.labelled else None
+            yield from self.tokens(rendering, ids, self.lost)
+        else:
+            self.lost[TEMPLATED] += example.plain
+            yield from conversation(rendering, example.tools, self.kind, self.lost)
 
 
-_MESSAGES = TypeAdapter(list[Row])
-
-
-def _row(row: Row, scan: Scan, conflicts: int) -> Row:
-    try:
-        messages = _MESSAGES.validate_json(row.pop("messages") or "")
-        body = _body(messages, row.pop("text"), scan.manifest["data"]["format"])
-    except (ValueError, KeyError, IndexError) as error:
-        raise ScanError(
-            f"{scan.path} is damaged: the messages of example {row['example']} cannot be read"
-        ) from error
-    return {
-        "example": row.pop("example"),
-        "key": row.pop("key"),
-        **body,
-        **row,
-        "conflicts": conflicts,
-    }
-
-
-def _body(messages: list[Row], text: str, row_format: str) -> Row:
-    """The row in a shape that scans as it did: plain text must not come back as a chat."""
-    if row_format == "prompt-completion" and [m["role"] for m in messages] == ["user", "assistant"]:
-        return {"prompt": messages[0]["content"], "completion": messages[1]["content"]}
-    if row_format == "text":
-        return {"text": messages[0]["content"]}
-    return {"messages": messages} if messages else {"text": text}
+def _with_scores(record: Record, probe: Probe) -> Row:
+    """The row as it was, and its `probe_` columns; of one that cannot be read those alone."""
+    row: Row = {}
+    with suppress(RowError):
+        row = {k: v for k, v in record.parse().items() if not k.startswith(PREFIX)}
+    return row | probe

@@ -59,11 +59,28 @@ def _ids(
     scored = {n: np.concatenate([t[n].to_numpy() for t in tables]) for n in names}
     for example in in_rows(scan.example_part(part, [*key, "text", "tokens"])).to_pylist():
         own = np.logical_and.reduce([scored[n] == example[n] for n in key])
-        positions, labels = scored["position"][own], scored["token_id"][own]
-        for plain in (False, True):  # as a conversation or else as plain text
-            count, ids = example["tokens"], renderer.encode(example["text"], plain)[0]
-            whole = len(ids) == count or len(ids) > count == longest
-            scanned = np.asarray(ids[:count], np.int32)
-            if whole and np.array_equal(scanned[positions], labels):
-                yield tuple(example[n] for n in key), scanned
-                break
+        tokens = scored["position"][own], scored["token_id"][own]
+        ids = scanned_ids(renderer, example["text"], example["tokens"], *tokens, longest)
+        if ids is not None:
+            yield tuple(example[n] for n in key), ids
+
+
+def scanned_ids(
+    renderer: Renderer,
+    text: str,
+    count: int,
+    positions: NDArray[np.int32],
+    labels: NDArray[np.int32],
+    longest: int,
+) -> Ids | None:
+    """The `count` ids of an example's text, if they have the scored `labels` at their `positions`.
+
+    `longest`: tokens at which the scan cut a conversation.
+    """
+    for plain in (False, True):  # as a conversation or else as plain text
+        ids = renderer.encode(text, plain)[0]
+        whole = len(ids) == count or len(ids) > count == longest
+        scanned = np.asarray(ids[:count], np.int32)
+        if whole and np.array_equal(scanned[positions], labels):
+            return scanned
+    return None

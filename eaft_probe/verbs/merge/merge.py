@@ -105,6 +105,7 @@ def merge(
 def _plan(shards: Sequence[Shard]) -> Plan:
     """What a rerun must repeat: the same scans, unchanged, in the same order."""
     stored, manifest = stored_plan(shards[0].scan), shards[0].scan.manifest
+    paths = stored.get("opened") or stored.get("settings") or {}
     return {
         "merged": [
             hashlib.sha256(json.dumps(s.scan.manifest, sort_keys=True).encode()).hexdigest()
@@ -114,9 +115,19 @@ def _plan(shards: Sequence[Shard]) -> Plan:
         "model_identity": manifest["model"].get("identity"),
         "adapter_identity": manifest["model"].get("adapter_identity"),
         "chat_template": manifest["chat_template"],
-        "opened": stored.get("opened") or {n: stored.get("settings", {}).get(n) for n in OPENED},
+        "opened": {**{n: paths.get(n) for n in OPENED}, "data": _places(shards)},
         **{name: stored[name] for name in FROM_PLAN if name in stored},
     }
+
+
+def _places(shards: Sequence[Shard]) -> dict[str, str]:
+    """Fingerprint of each data set → the path or id by which it was opened, for `export`."""
+    places = dict[str, str]()
+    for plan in (stored_plan(shard.scan) for shard in shards):
+        data = plan.get("data") or {}
+        own = {data["fingerprint"]: data["source"]} if "fingerprint" in data else {}
+        places.update(plan.get("opened", {}).get("data") or own)
+    return places
 
 
 def _rule(scans: Sequence[Scan], progress: Progress) -> ConflictRule:

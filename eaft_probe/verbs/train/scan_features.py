@@ -6,7 +6,6 @@ under --turns each one turn of it.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -18,9 +17,8 @@ from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.model.resolve import find_model
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scan_columns import OF_BASE, Arrays, open_base, resolved
+from eaft_probe.objectives.scan_columns import OF_BASE, Arrays, by_example, open_base, resolved
 from eaft_probe.objectives.step_metrics import group_bits
-from eaft_probe.scans.keys import sortable
 from eaft_probe.scans.manifest import require_model_files
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import ScanSettings, TrainSettings
@@ -37,17 +35,9 @@ class ScanFeatures:
     compute: Callable[[Arrays], Arrays]
 
     def examples(self) -> Iterator[Arrays]:
-        """The columns of one example after the other; an example may span two pieces."""
-        rest: Arrays = {}
+        """The columns of one example after the other."""
         columns = sorted({*self.scan.token_key, "token_id", *self.reads})
-        for piece in self.scan.token_arrays(columns):
-            joined = {n: np.concatenate([rest[n], c]) if rest else c for n, c in piece.items()}
-            cuts = np.flatnonzero(np.diff(sortable(joined, self.scan.example_key))) + 1
-            bounds = [0, *cuts.tolist(), len(joined["example"])]
-            *whole, rest = ({n: c[a:b] for n, c in joined.items()} for a, b in pairwise(bounds))
-            yield from whole
-        if rest and len(rest["example"]):
-            yield rest
+        yield from by_example(self.scan.token_arrays(columns), self.scan.example_key)
 
 
 class Cursor:

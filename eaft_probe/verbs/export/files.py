@@ -1,0 +1,208 @@
+"""Rows → a file of the format that its ending says, or a data set folder; in constant memory.
+
+Formats with columns need to know them before the first row is written, so the rows are read twice.
+"""
+
+import csv
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import date, time, timedelta
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.storage.atomic import written_aside
+
+Row = dict[str, Any]
+Rows = Callable[[], Iterator[Row]]  # the same rows each time
+AT_ONCE = 100  # rows in Python's types: one may have 10 MB
+GROUP_BYTES = 8_000_000  # of a row group in Arrow's, of which a viewer reads one
+SAVED = "state.json"  # what a folder of `datasets.save_to_disk` holds
+
+
+def require_target(path: Path, nested: bool, overwrite: bool) -> None:
+    """Raises `BadInput` where nothing can be written, or something else would be lost."""
+    ending = path.suffix.lower()
+    if not path.name:
+        raise BadInput("--out is empty; give a file, or a folder for a data set")
+    if ending not in FORMATS:
+        raise BadInput(
+            f"--out {path}: unknown ending {ending!r}; expected {', '.join(filter(None, FORMATS))} "
+            f"or, for a data set folder, none"
+        )
+    if nested and ending == ".csv":
+        raise BadInput(f"--out {path}: CSV holds no lists; write .jsonl, .parquet or a folder")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise BadInput(f"{path} exists; choose another name or give --overwrite")
+    if not path.is_file() and not (ending == "" and (path / SAVED).is_file()):
+        raise BadInput(f"{path} is neither a file nor a saved data set; choose another name")
+
+
+def write(path: Path, rows: Rows, schema: pa.Schema | None) -> None:
+    """Writes all rows, or nothing. `schema`: that of the rows, where it is known beforehand.
+
+    Raises `BadInput` for rows that the format cannot hold, and `ProbeError` where it cannot write.
+    """
+    try:
+        with _aside(path) as aside:
+            FORMATS[path.suffix.lower()](aside, rows, schema)
+    except (pa.ArrowException, UnicodeEncodeError) as error:
+        raise BadInput(
+            f"{path.name} cannot hold these rows: {one_line(error)}; .jsonl holds any row"
+        ) from error
+    except OSError as error:
+        raise ProbeError(f"cannot write {path}: {one_line(error)}") from error
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A file to write to, or a new folder, which takes the place of `path` at the end."""
+    if path.suffix:
+        with written_aside(path) as aside:
+            yield aside
+        return
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield aside
+        if path.exists():
+            shutil.rmtree(path)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+# --- JSON and CSV ---
+
+
+def _jsonl(path: Path, rows: Rows, schema: pa.Schema | None) -> None:
+    with path.open("wb") as file:
+        file.writelines(_json_line(row) + b"\n" for row in rows())
+
+
+def _json(path: Path, rows: Rows, schema: pa.Schema | None) -> None:
+    with path.open("wb") as file:
+        file.write(b"[")
+        for number, row in enumerate(rows()):
+            file.write((b",\n" if number else b"\n") + _json_line(row))
+        file.write(b"\n]\n")
+
+
+def _json_line(row: Row) -> bytes:
+    with suppress(UnicodeEncodeError):  # half of a surrogate pair, which only an escape can write
+        return json.dumps(row, ensure_ascii=False, default=_as_json).encode()
+    return json.dumps(row, default=_as_json).encode()
+
+
+def _as_json(value: object) -> object:
+    """Raises `BadInput` for a value that JSON has no word for."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID | timedelta):
+        return str(value)
+    raise BadInput(f"JSON cannot hold a value of type {type(value).__name__}; write .parquet")
+
+
+def _csv(path: Path, rows: Rows, schema: pa.Schema | None) -> None:
+    names = dict.fromkeys(name for row in rows() for name in row)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*names])
+        writer.writeheader()
+        writer.writerows(map(_flat, rows()))
+
+
+def _flat(row: Row) -> Row:
+    nested = next((name for name, value in row.items() if isinstance(value, list | dict)), None)
+    if nested is not None:
+        raise BadInput(f"column {nested!r} holds lists or objects, and CSV cannot: write .jsonl")
+    return row
+
+
+# --- Arrow ---
+
+
+def _parquet(path: Path, rows: Rows, schema: pa.Schema | None) -> None:
+    schema = schema or _inferred(rows)
+    with pq.ParquetWriter(path.absolute(), schema, compression="zstd") as writer:
+        for table in _tables(rows(), schema):
+            writer.write_table(table)
+
+
+def _arrow(path: Path, rows: Rows, schema: pa.Schema | None) -> None:
+    """The stream format, as `datasets` writes it."""
+    schema = schema or _inferred(rows)
+    with path.open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for table in _tables(rows(), schema):
+            writer.write_table(table)
+
+
+def _folder(path: Path, rows: Rows, schema: pa.Schema | None) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    stream = path.with_suffix(f"{path.suffix}.arrow")
+    try:
+        _arrow(stream, rows, schema)
+        datasets.Dataset.from_file(str(stream)).save_to_disk(str(path))
+    finally:
+        stream.unlink(missing_ok=True)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rest = iter(rows)
+    while batch := list(islice(rest, AT_ONCE)):
+        yield batch
+
+
+def _inferred(rows: Rows) -> pa.Schema:
+    """The columns of all rows, of the types that hold all of their values."""
+    schema = pa.schema([])
+    for batch in _batches(rows()):
+        names = dict.fromkeys(name for row in batch for name in row)
+        types = [(name, pa.infer_type([row.get(name) for row in batch])) for name in names]
+        schema = pa.unify_schemas([schema, pa.schema(types)], promote_options="permissive")
+    return schema
+
+
+def _tables(rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
+    pending, size = list[pa.Table](), 0
+    for batch in _batches(rows):
+        pending.append(pa.table([_column(batch, field) for field in schema], schema=schema))
+        size += pending[-1].nbytes
+        if size > GROUP_BYTES:
+            yield pa.concat_tables(pending)
+            pending, size = [], 0
+    if pending:
+        yield pa.concat_tables(pending)
+
+
+def _column(rows: list[Row], field: pa.Field) -> pa.Array:
+    try:
+        return pa.array([row.get(field.name) for row in rows], field.type)
+    except (pa.ArrowException, OverflowError) as error:
+        raise BadInput(
+            f"column {field.name!r} holds values that are not all {field.type} "
+            f"({one_line(error)}): write .jsonl, which holds any row, or leave out what was "
+            f"rejected by --where 'probe_rejected IS NULL'"
+        ) from error
+
+
+FORMATS: Mapping[str, Callable[[Path, Rows, pa.Schema | None], None]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    "": _folder,
+}
