@@ -195,10 +195,11 @@ class _Writing:
 
     def _example(self, record: Record) -> Example:
         """The row understood once more, by one of the formats that the scan read."""
-        columns = self.scan.manifest["config"].get("columns") or {}
+        config = self.scan.manifest["config"]
+        columns, roles = (config.get(name) or {} for name in ("columns", "roles"))
         for name in str(self.scan.manifest["data"]["format"]).split(" + "):
             with suppress(RowError):
-                return RowFormat(name, columns)(record.parse())
+                return RowFormat(name, columns, roles)(record.parse())
         raise ScanError(f"{self.scan.path} is damaged: row {record.row} is of another format")
 
     def _handed_on(self, rendering: Rendering, example: Example) -> Iterator[Row]:
