@@ -12,11 +12,23 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import eaft_probe
-from eaft_probe import GatedLoss, GatedLossMixin, Scan, compare, export, plots, rollout, scan, train
+from eaft_probe import (
+    GatedLoss,
+    GatedLossMixin,
+    Scan,
+    compare,
+    export,
+    forecast,
+    plots,
+    rollout,
+    scan,
+    train,
+)
 from eaft_probe.settings import (
     CompareSettings,
     EstimateSettings,
     ExportSettings,
+    ForecastSettings,
     GradientSettings,
     MergeSettings,
     RolloutSettings,
@@ -34,6 +46,7 @@ FUNCTIONS: list[tuple[Callable[..., Any], type[Any]]] = [
     (train, TrainSettings),
     (compare, CompareSettings),
     (export, ExportSettings),
+    (forecast, ForecastSettings),
     (gradients, GradientSettings),
     (merge, MergeSettings),
     (estimate, EstimateSettings),

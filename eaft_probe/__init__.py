@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eaft_probe.scans.scan import Scan
     from eaft_probe.verbs.compare import compare
     from eaft_probe.verbs.export.export import export
+    from eaft_probe.verbs.forecast.forecast import forecast
     from eaft_probe.verbs.rollout.rollout import rollout
     from eaft_probe.verbs.scan.scan import scan
     from eaft_probe.verbs.train.train import train
@@ -24,6 +25,7 @@ __all__ = [
     "Scan",
     "compare",
     "export",
+    "forecast",
     "plots",
     "rollout",
     "scan",
@@ -34,6 +36,7 @@ _HOMES = {
     "Scan": "eaft_probe.scans.scan",
     "rollout": "eaft_probe.verbs.rollout.rollout",
     "train": "eaft_probe.verbs.train.train",
+    "forecast": "eaft_probe.verbs.forecast.forecast",
     "compare": "eaft_probe.verbs.compare",
     "export": "eaft_probe.verbs.export.export",
     "GatedLoss": "eaft_probe.objectives.compute_loss_func",

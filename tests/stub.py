@@ -10,12 +10,14 @@ from typing import Any, get_type_hints
 from eaft_probe.settings import (
     CompareSettings,
     ExportSettings,
+    ForecastSettings,
     RolloutSettings,
     ScanSettings,
     TrainSettings,
 )
 from eaft_probe.verbs.compare import compare
 from eaft_probe.verbs.export.export import export
+from eaft_probe.verbs.forecast.forecast import forecast
 from eaft_probe.verbs.rollout.rollout import rollout
 from eaft_probe.verbs.scan.scan import scan
 from eaft_probe.verbs.train.train import train
@@ -34,6 +36,7 @@ from eaft_probe.progress import Progress
 from eaft_probe.scans.scan import Scan as Scan
 from eaft_probe.verbs.compare import Comparison
 from eaft_probe.verbs.export.export import Export
+from eaft_probe.verbs.forecast.forecast import Forecast
 from eaft_probe.verbs.rollout.rollout import Rollout
 from eaft_probe.verbs.train.run_folder import Run
 from eaft_probe.view import plots as plots
@@ -44,6 +47,7 @@ SETTINGS = {
     rollout: RolloutSettings,
     compare: CompareSettings,
     export: ExportSettings,
+    forecast: ForecastSettings,
 }
 
 
@@ -77,7 +81,8 @@ def _parameter(name: str, kind: Any, required: bool = False) -> str:
 
 def _type(kind: Any) -> str:
     text = inspect.formatannotation(kind).replace("typing.", "")
-    names = ("Progress", "Scan", "Comparison", "Export", "Rollout", "Run", "Module")
+    own = ("Comparison", "Export", "Forecast", "Rollout", "Run")
+    names = ("Progress", "Scan", *own, "Module")
     for name in (*names, "PreTrainedTokenizerBase"):
         text = text.replace(_home(name, text), name)
     return text

@@ -1,6 +1,6 @@
 """Bootstrap intervals over examples: tokens of one example are not independent draws."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,15 @@ def sums_by_example(
     scan: Scan, reads: Sequence[str], values: Values
 ) -> tuple[NDArray[np.float64], int]:
     """(min(E, BUNCHES), K) sums of `values` over each example's tokens, and E. One pass."""
+    return sums_of_pieces(scan.token_arrays(sorted({"example", *reads})), values, scan.place)
+
+
+def sums_of_pieces(
+    pieces: Iterable[Arrays], values: Values, name: str
+) -> tuple[NDArray[np.float64], int]:
+    """The same of columns that have an `example`, which rises."""
     sums, seen, last = np.zeros((BUNCHES, 1)), 0, -1
-    for columns in scan.token_arrays(sorted({"example", *reads})):
+    for columns in pieces:
         new = np.diff(columns["example"], prepend=last) != 0
         if not len(new):
             continue
@@ -35,7 +42,7 @@ def sums_by_example(
         sums = sums + more  # (BUNCHES, K) from the first piece on
         seen, last = seen + int(new.sum()), int(columns["example"][-1])
     if not seen:
-        raise ScanError(f"{scan.path} has no scored token")
+        raise ScanError(f"{name} has no scored token")
     return sums[: min(seen, BUNCHES)], seen
 
 

@@ -8,7 +8,7 @@ from eaft_probe.errors import BadInput
 
 Check = Callable[[Mapping[str, object]], bool]
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-COMPARISON = re.compile(rf"\s*([\w.]+)\s*(<=|>=|<|>|==)\s*({NUMBER})\s*")
+COMPARISON = re.compile(rf"\s*([\w.-]+)\s*(<=|>=|<|>|==)\s*({NUMBER})\s*")
 OPERATORS = {
     "<": operator.lt,
     "<=": operator.le,

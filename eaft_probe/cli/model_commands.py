@@ -17,11 +17,13 @@ from eaft_probe.cli.printing import (
 from eaft_probe.errors import BadInput
 from eaft_probe.settings import (
     EstimateSettings,
+    ForecastSettings,
     GradientSettings,
     RenderSettings,
     RolloutSettings,
     ScanSettings,
     TrainSettings,
+    make_settings,
 )
 from eaft_probe.settings.option import flag
 
@@ -132,6 +134,55 @@ def gradients(given: Given, folder: Dir, as_json: Json = False) -> None:
         return
     console().print(str(norms), markup=False)
     show_frame(console(), norms.agreement())
+
+
+@command(
+    "forecast data.jsonl --model org/name --retain-data chats.jsonl --out forecast",
+    "forecast forecast --objective dft,chord",
+)
+@flags(ForecastSettings)
+def forecast(
+    given: Given,
+    data: Data = None,
+    out: Annotated[str, output(help="folder of the forecast")] = "eaft-forecast",
+    as_json: Json = False,
+    fail_if: FailIf = None,
+) -> None:
+    """Forecast what each objective would teach and cost, before training.
+
+    Of a finished forecast DIR: the first-order effect of any --objective, without the model.
+    """
+    from eaft_probe.scans.alignment import is_forecast
+
+    check = parse_check(fail_if)
+    if data is not None and is_forecast(data):
+        _finished_forecast(data, given, as_json, check)
+        return
+    from eaft_probe.verbs.forecast.forecast import forecast as verb
+    from eaft_probe.view.terminal import show_frame
+
+    with reported(f"the same command continues from {out}") as progress:
+        done = verb(data, out, progress=progress, **given)
+
+    def show(_: object) -> None:
+        console().print(str(done), markup=False)
+        rates = ["exchange_rate", "exchange_rate_low", "exchange_rate_high"]
+        figures = ["objective", "gain", "retain_nll_change", "retain_kl", *rates, "note"]
+        show_frame(console(), done.table[figures])
+
+    print_summary(done.summary(), as_json, check, show)
+
+
+def _finished_forecast(folder: str, given: Given, as_json: bool, check: Check | None) -> None:
+    if others := sorted({*given} - {"objective"}):
+        raise BadInput(f"{folder} is a finished forecast: remove {flag(others[0])}")
+    from eaft_probe.verbs.forecast.first_order import by_objective, first_order
+    from eaft_probe.view.terminal import show_frame
+
+    settings: ForecastSettings = make_settings(ForecastSettings, given)
+    table = first_order(folder, settings.objective)
+    summary = {"path": folder, "objectives": by_objective(table)}
+    print_summary(summary, as_json, check, lambda _: show_frame(console(), table))
 
 
 @command(

@@ -9,6 +9,7 @@ from typing import Any
 
 from eaft_probe.columns.conflicts import RULE_FILE
 from eaft_probe.errors import ScanError
+from eaft_probe.scans.alignment import ALIGNMENT, FORECAST
 from eaft_probe.scans.hub_card import CARD, is_own_card
 from eaft_probe.scans.manifest import MANIFEST
 from eaft_probe.scans.part_writer import (
@@ -37,6 +38,8 @@ RESULTS = (
     "examples",
     UNITS,
     CACHE,
+    ALIGNMENT,
+    FORECAST,
 )
 EARLIER = ("running", "halved")  # of versions before 0.2, which nothing reads
 SCAN_FILES = (*RESULTS, PLAN, LOCK, *EARLIER)
@@ -82,7 +85,7 @@ def _is_leftover(place: Destination, name: str) -> bool:
 
 def has_parts(names: Iterable[str]) -> bool:
     """Whether any unit of a scan is finished there."""
-    return any("examples/part-" in name for name in names)
+    return any(name.startswith(("examples/part-", f"{UNITS}/examples/part-")) for name in names)
 
 
 def begin(place: Destination, plan: Plan, overwrite: bool) -> None:

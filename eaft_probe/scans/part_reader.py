@@ -1,9 +1,10 @@
 """Parts read piece by piece, and what is wrong with their values."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -79,7 +80,23 @@ def _in_range(name: str, values: NDArray[Any]) -> bool:
     return bool(np.isfinite([least, most]).all() and low <= least and most <= high)
 
 
-def sql_list(paths: Sequence[Path]) -> str:
+def connected(
+    files: Mapping[str, Sequence[Path]], rule: ConflictRule, beside: Sequence[Path]
+) -> duckdb.DuckDBPyConnection:
+    """A connection with a view of each kind of files, `tokens` with `conflict` and with the columns
+    that stand `beside` it."""
+    connection = duckdb.connect()
+    for kind, paths in files.items():
+        flag = f", {rule.sql} AS conflict" if kind == "tokens" else ""
+        source = f"read_parquet({_sql_list(paths)}, hive_partitioning = false)"
+        if kind == "tokens" and beside:
+            more = f"read_parquet({_sql_list(beside)}, hive_partitioning = false)"
+            source += f" JOIN {more} AS beside USING (example, turn, position)"
+        connection.execute(f"CREATE VIEW {kind} AS SELECT *{flag} FROM {source}")
+    return connection
+
+
+def _sql_list(paths: Sequence[Path]) -> str:
     """DuckDB would take *, ? and [ in a folder's name as a pattern."""
     literal = ("".join(f"[{c}]" if c in "*?[" else c for c in str(p)) for p in paths)
     quoted = ", ".join("'" + p.replace("'", "''") + "'" for p in literal)

@@ -17,10 +17,11 @@ from eaft_probe.columns.conflicts import RULE_FILE, ConflictRule
 from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
+from eaft_probe.scans.alignment import ALIGNMENT_COLUMNS, PLACE, aligned, alignment_manifest
 from eaft_probe.scans.hub_card import CARD, is_own_card, write_card
 from eaft_probe.scans.keys import EACH, TOGETHER
 from eaft_probe.scans.manifest import MANIFEST, read_manifest
-from eaft_probe.scans.part_reader import flagged_tokens, flags, row_groups, sql_list, text_around
+from eaft_probe.scans.part_reader import connected, flagged_tokens, flags, row_groups, text_around
 from eaft_probe.scans.part_writer import (
     CONFLICTS,
     GRADIENTS,
@@ -154,8 +155,9 @@ class Scan:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the token columns."""
-        return list(self.manifest["columns"])
+        """The names of the token columns, those of a forecast included."""
+        own = list(self.manifest["columns"])
+        return own if alignment_manifest(self.path) is None else [*own, *ALIGNMENT_COLUMNS]
 
     def part_files(self, kind: str) -> list[Path]:
         """The parts of "tokens" or "examples", in the order of the data."""
@@ -184,10 +186,12 @@ class Scan:
             hint = f"; rescan with --statistics {missing}" if missing in STATISTICS else ""
             raise MissingColumn(f"{self.path} has no column {missing!r}{hint}")
         rule = self.rule if "conflict" in columns else None
-        read = {*columns} - {"conflict"} | {*(rule.reads if rule else ())}
-        files = self.part_files("tokens")
-        for file in files if only is None else files[only : only + 1]:
-            for table in row_groups(file, sorted(read)):
+        beside = [c for c in columns if c in ALIGNMENT_COLUMNS]
+        reads = {*columns, *(rule.reads if rule else ()), *(PLACE if beside else ())}
+        reads -= {"conflict", *beside}
+        parts = enumerate(self.part_files("tokens"))
+        for part, file in parts if only is None else [*parts][only : only + 1]:
+            for table in aligned(row_groups(file, sorted(reads)), self.path, part, beside):
                 if rule is not None:
                     table = table.append_column("conflict", flags(table, rule))
                 yield table.select(list(columns))
@@ -264,14 +268,10 @@ class Scan:
         return {}
 
     def _connected(self, rule: ConflictRule) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect()
         files = {kind: self.part_files(kind) for kind in ("tokens", "examples")}
+        beside = [] if alignment_manifest(self.path) is None else self.part_files("alignment")
         with reading(self.path):
-            for kind, paths in {**files, "conflicts": [self.conflicts_file()]}.items():
-                flag = f", {rule.sql} AS conflict" if kind == "tokens" else ""
-                source = f"read_parquet({sql_list(paths)}, hive_partitioning = false)"
-                connection.execute(f"CREATE VIEW {kind} AS SELECT *{flag} FROM {source}")
-        return connection
+            return connected({**files, "conflicts": [self.conflicts_file()]}, rule, beside)
 
     def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """What `sql` gives for a query. Raises `ScanError` where a file is damaged."""

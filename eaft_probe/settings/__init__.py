@@ -14,6 +14,7 @@ from eaft_probe.settings.finished import (
     ShowSettings,
     require_delta,
 )
+from eaft_probe.settings.forecast import ForecastSettings
 from eaft_probe.settings.option import Settings
 from eaft_probe.settings.reading import make_settings, read_config, typed
 from eaft_probe.settings.rollout import RolloutSettings
@@ -32,6 +33,7 @@ __all__ = [
     "DataSettings",
     "EstimateSettings",
     "ExportSettings",
+    "ForecastSettings",
     "GradientSettings",
     "MergeSettings",
     "ModelSettings",

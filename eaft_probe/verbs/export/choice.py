@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from eaft_probe.analysis.scores import available_scores, require_score, row_scores
 from eaft_probe.errors import BadInput, ScanError, one_line
+from eaft_probe.scans.rejections import rejected
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import ExportSettings
-from eaft_probe.verbs.merge.inputs import rejected
 
 PREFIX = "probe_"
 EXAMPLE, REJECTED = f"{PREFIX}example", f"{PREFIX}rejected"

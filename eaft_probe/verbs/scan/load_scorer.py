@@ -14,6 +14,7 @@ from eaft_probe.progress import Progress
 from eaft_probe.scans.upload import Workspace
 from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.remote import PATHS
+from eaft_probe.verbs.scan.perturbation import Perturbation
 from eaft_probe.verbs.scan.score_unit import Scorer
 
 
@@ -27,6 +28,7 @@ class Loading:
     tokens_per_batch: int
     threads: int | None = None  # of torch, which the last digits depend on; see `plan.py`
     held: CausalLM | None = None  # the model, where a program has it loaded; it is never sent
+    perturbation: Perturbation | None = None  # of the model's weights
 
     def __call__(self, progress: Progress, device: str | None = None) -> Scorer:
         """On `device`, where it is given. Raises `ModelError`, or `BadInput` for a reference that
@@ -36,6 +38,8 @@ class Loading:
             torch.set_num_threads(self.threads)
         settings = self.settings if device is None else replace(self.settings, device=device)
         model = self.held or _load(settings.model, settings)
+        if self.perturbation is not None:
+            self.perturbation.apply(model)
         reference = None
         if settings.reference is not None:
             reference = _load(settings.reference, settings, adapter=None)

@@ -38,6 +38,7 @@ from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.scan.finish import finish
 from eaft_probe.verbs.scan.fold_totals import FOLD, fold
 from eaft_probe.verbs.scan.load_scorer import Loading, with_absolute_paths
+from eaft_probe.verbs.scan.perturbation import Perturbation
 from eaft_probe.verbs.scan.plan import make_plan, template_date, threads
 
 
@@ -79,6 +80,18 @@ def scan(
         return _scan(data, out, replace(chosen, model=held.name), progress, ranks, held)
 
 
+def perturbed_scan(
+    data: Any,
+    out: str | Path,
+    settings: ScanSettings,
+    perturbation: Perturbation,
+    progress: Progress,
+) -> Scan:
+    """The same units, parts and resumption, under a model that has moved a small step."""
+    ranks = ranks_of(settings.engine, settings.device, settings.tp)
+    return _scan(data, out, settings, progress, ranks, perturbation=perturbation)
+
+
 def _require_not_loaded_again(settings: ScanSettings) -> None:
     """Raises `BadInput` where settings say how the model that is given should be loaded."""
     defaults = ScanSettings()
@@ -94,6 +107,7 @@ def _scan(
     progress: Progress,
     ranks: Ranks,
     held: CausalLM | None = None,
+    perturbation: Perturbation | None = None,
 ) -> Scan:
     require_outside(out, data)
     source = open_data(data, settings)
@@ -101,8 +115,9 @@ def _scan(
     units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
     chosen_statistics(settings.statistics, settings.reference is not None)
     ENGINES[settings.engine]
+    moved = {} if perturbation is None else {"perturbation": perturbation.plan()}
     plan, finished = ranks.shared(
-        _planned(out, make_plan(source, row_format, units, settings, held), settings)
+        _planned(out, make_plan(source, row_format, units, settings, held) | moved, settings)
         if not ranks.rank
         else None
     )
@@ -111,7 +126,8 @@ def _scan(
         with workspace(out, plan, settings.overwrite, progress, ranks) as work:
             done = not ranks.rank and is_finished(work.folder, plan, settings.overwrite)
             if not ranks.shared(done):  # by another run, by now
-                _Run(work, units, row_format, settings, progress, ranks, held).score()
+                run = _Run(work, units, row_format, settings, progress, ranks, held, perturbation)
+                run.score()
     opened = Scan.open(out)
     shutil.rmtree(opened.path / UNITS, ignore_errors=True)  # a run died between its last two steps
     return opened if ranks.rank else _flagged(opened, settings)
@@ -158,6 +174,7 @@ class _Run:
     progress: Progress
     ranks: Ranks
     held: CausalLM | None = None
+    perturbation: Perturbation | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # of the model, once it is loaded
 
     def score(self) -> None:
@@ -184,6 +201,7 @@ class _Run:
             plan["tokens_per_batch"],
             plan["threads"],
             self.held,
+            self.perturbation,
         )
         # A model that spreads itself over devices is loaded as the settings say.
         spread = settings.tp or settings.device_map is not None

@@ -35,15 +35,22 @@ from eaft_probe.verbs.train.scan_features import Cursor, ScanFeatures
 
 
 def read_windows(
-    source: Source, settings: ScanSettings, model: CausalLM, lost: Counter[str]
+    source: Source,
+    settings: ScanSettings,
+    model: CausalLM,
+    lost: Counter[str],
+    keep: Callable[[int], bool] = lambda row: True,
 ) -> Iterator[tuple[Rendered, Window]]:
-    """Every rendering with a trained token, in its windows, whose `example` is the row's number;
-    what is not trained is counted in `lost`, or raises `BadInput` under --strict."""
+    """Every rendering with a trained token, in its windows, whose `example` is the row's number,
+    of the rows that `keep` holds for; what is not trained is counted in `lost`, or raises
+    `BadInput` under --strict."""
     renderer = Renderer(model.tokenizer, RenderOptions.of(settings))
     reader = Reader(data_format(source, settings), renderer.renderings, settings.strict)
     rows, longest = selection(settings), settings.max_length or model.max_length
     require_stride(settings.stride, longest)
     for record in rows.records(source, rows.rows(source)):
+        if not keep(record.row):
+            continue
         result = reader(record)
         if isinstance(result, Rejected):
             lost["row{s} left out; `eaft-probe render` says why"] += 1

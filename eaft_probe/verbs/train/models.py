@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments
 
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
@@ -10,6 +10,7 @@ from eaft_probe.objectives.forward import AdapterOff, ReferenceModel
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.settings import TrainSettings, as_scan
 from eaft_probe.verbs.scan.load_scorer import require_same_vocabulary
+from eaft_probe.verbs.scan.perturbation import Lora
 from eaft_probe.verbs.train.evaluation import HeldOut, read_held_out
 
 
@@ -44,18 +45,7 @@ def with_lora(whole: PreTrainedModel, settings: TrainSettings) -> PreTrainedMode
                 f"to train an adapter over them"
             )
         return whole.requires_grad_(True)  # a merged adapter has left the rest frozen
-    from peft import LoraConfig, get_peft_model
-
-    set_seed(settings.seed)  # of the adapter's first weights
-    return get_peft_model(
-        whole,
-        LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            task_type="CAUSAL_LM",
-            target_modules=settings.lora_target or "all-linear",
-        ),
-    )
+    return Lora(settings.lora_r, settings.lora_alpha, settings.lora_target, settings.seed).on(whole)
 
 
 def measured_against(

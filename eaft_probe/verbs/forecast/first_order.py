@@ -1,0 +1,85 @@
+"""What a finished forecast says of any objective without the model: sums over the alignment.
+
+A plain gradient step of size η on Σ g_t nll_t / N changes a mean nll whose gradient the tokens are
+aligned with by −η / N · Σ g_t a_t: a gate, a mask or a dropped row is a factor of each token.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas
+from numpy.typing import NDArray
+
+from eaft_probe.analysis.bootstrap import interval, resampled, sums_of_pieces
+from eaft_probe.analysis.stratified_sample import hash_bits
+from eaft_probe.errors import BadInput
+from eaft_probe.objectives.gates import OBJECTIVES
+from eaft_probe.objectives.gates import objective as objective_named
+from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
+from eaft_probe.scans.alignment import ALIGNMENT, ALIGNMENT_COLUMNS, alignment_manifest
+from eaft_probe.scans.keys import Arrays
+from eaft_probe.scans.scan import Scan
+
+TENTH = 10  # one in so many rows is held out where there is no --eval-data
+REFERENCE = "reference"  # the scan under --reference, within ALIGNMENT
+
+
+def held_out(rows: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Which rows are the seeded tenth that a step leaves out."""
+    return np.asarray(hash_bits(seed, rows) % np.uint64(TENTH) == 0)
+
+
+def reference_scan(scan: Scan) -> Scan | None:
+    """The scan under the reference, where the forecast had one."""
+    folder = scan.path / ALIGNMENT / REFERENCE
+    return open_base(folder, "rho") if folder.exists() else None
+
+
+def first_order(folder: str | Path, objectives: Sequence[str]) -> pandas.DataFrame:
+    """A row for each objective, by default every one: `retain_change` and `eval_change`, the change
+    of the two mean nll for a plain gradient step of size 1, and their `ratio`, each with its 95 %
+    interval over examples (`_low`, `_high`).
+
+    Raises `BadInput` where `folder` is no finished forecast.
+    """
+    scan = Scan.open(folder)
+    made = alignment_manifest(scan.path)
+    if made is None:
+        raise BadInput(
+            f"{folder} holds no finished forecast; `eaft-probe forecast DATA --retain-data R "
+            f"--out DIR` makes one"
+        )
+    names = objectives or [n for n in OBJECTIVES if n != "rho" or reference_scan(scan)]
+    return pandas.DataFrame([_row(scan, name, made) for name in names])
+
+
+def by_objective(table: pandas.DataFrame) -> dict[str, dict[str, object]]:
+    """A table's rows as JSON, under the objectives' names."""
+    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    return {r["objective"]: {k: v for k, v in r.items() if k != "objective"} for r in rows}
+
+
+def _row(scan: Scan, name: str, made: dict[str, object]) -> dict[str, object]:
+    base = reference_scan(scan)
+    frozen = resolved(objective_named(name), scan, base)
+    reads = [*dict.fromkeys([*frozen.reads, *ALIGNMENT_COLUMNS, "example"])]
+
+    def values(columns: Arrays) -> NDArray[np.float64]:
+        gate = np.asarray(frozen(columns), np.float64)
+        counted = np.ones(len(gate))
+        if made["held_out"]:
+            counted[held_out(columns["example"], int(str(made["seed"])))] = 0
+        return np.stack([counted, *(-counted * gate * columns[n] for n in ALIGNMENT_COLUMNS)])
+
+    sums = sums_of_pieces(token_columns(scan, reads, base), values, scan.place)[0]
+    draws = resampled(sums, [int(str(made["seed"]))])
+    row: dict[str, object] = {"objective": str(frozen)}
+    for figure, of in (("retain_change", 1), ("eval_change", 2)):
+        row[figure] = float(sums[:, of].sum() / sums[:, 0].sum())
+        row[f"{figure}_low"], row[f"{figure}_high"] = interval(draws[:, of] / draws[:, 0])
+    low, high = interval(draws[:, 1] / draws[:, 2])
+    total = sums.sum(0)
+    row |= {"ratio": float(total[1] / total[2]) if total[2] else None}
+    return row | {"ratio_low": low, "ratio_high": high}

@@ -1,0 +1,300 @@
+"""`forecast`: what each objective would teach and cost this model, before training.
+
+scan → gradients of the retained and the held-out rows → two perturbed scans each, the alignment of
+every token → a check by exact backward passes → one step along each objective's gradient.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from eaft_probe.analysis.exact_gradients import scan_identity
+from eaft_probe.data.opening import open_data
+from eaft_probe.errors import BadInput
+from eaft_probe.model.loading import CausalLM, load_model
+from eaft_probe.objectives.gates import OBJECTIVES
+from eaft_probe.objectives.gates import objective as objective_named
+from eaft_probe.objectives.objective import Objective
+from eaft_probe.objectives.scan_columns import resolved, token_columns
+from eaft_probe.progress import Progress, Silent
+from eaft_probe.scans.alignment import ALIGNMENT, FORECAST, alignment_manifest
+from eaft_probe.scans.keys import sortable
+from eaft_probe.scans.part_writer import write_parquet
+from eaft_probe.scans.scan import Scan
+from eaft_probe.settings import ForecastSettings, ScanSettings, make_settings
+from eaft_probe.storage.atomic import write_json
+from eaft_probe.storage.remote import Store, without_paths
+from eaft_probe.verbs.forecast import alignment
+from eaft_probe.verbs.forecast.first_order import REFERENCE, by_objective, held_out, reference_scan
+from eaft_probe.verbs.forecast.frontier import Frontier
+from eaft_probe.verbs.forecast.passes import Rows, read_rows, require_many
+from eaft_probe.verbs.scan.perturbation import Lora, movable
+from eaft_probe.verbs.scan.scan import scan as scan_verb
+
+DEFAULT = [n for n in OBJECTIVES if n not in ("rho", "tail", "sft-kl", "asft")]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share >= 1e-4 else "below 0.01 %"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A finished forecast: the scan, one row an objective, and how it was made."""
+
+    scan: Scan
+    table: pandas.DataFrame
+    made: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """What `forecast --json` prints; numbers of an objective under its name."""
+        facts = {n: v for n, v in self.made.items() if n != "made"}
+        return {"path": self.scan.place, **facts, "objectives": by_objective(self.table)}
+
+    def __str__(self) -> str:
+        error = max(self.made["check_error"].values())
+        return (
+            f"a step of length {self.made['step_length']:.3g} on "
+            f"{self.made['step_tokens']:,} tokens; retained: {self.made['retain_rows']:,} rows, "
+            f"held out: {self.made['eval_rows']:,} rows; alignment checked on "
+            f"{self.made['made']['checks']:,} tokens, worst error {percent(error)} of the largest"
+        )
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Forecast":
+        """Raises `BadInput` where `folder` is no finished forecast."""
+        from eaft_probe.scans.alignment import forecast_table
+
+        scan = Scan.open(folder)
+        made = alignment_manifest(scan.path) or {}
+        return cls(scan, forecast_table(scan.path), made)
+
+
+def forecast(
+    data: Any = None,
+    out: str | Path = "eaft-forecast",
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Forecast:
+    """Forecasts what training on `data` would do to a model, into the folder `out`.
+
+    `out` is a complete scan of `data` with the alignment of every token, columns `retain_alignment`
+    and `eval_alignment`, and `forecast.parquet`, a row for each objective. `data` as in `scan`;
+    every other argument is a field of `ForecastSettings` and a flag of `eaft-probe forecast`. A
+    finished forecast with the same settings is returned as it is; an interrupted one continues.
+    Raises `BadInput`, or `ProbeError` where a pass fails.
+    """
+    chosen: ForecastSettings = make_settings(ForecastSettings, settings)
+    if Store.of(out) is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput("a forecast is made by one process, in a folder of this machine")
+    if chosen.retain_data is None:
+        raise BadInput("a forecast needs data that must not be forgotten: give --retain-data R")
+    return _Run(data, Path(out), chosen, progress or Silent()).run()
+
+
+@dataclass
+class _Run:
+    """One forecast at work."""
+
+    data: Any
+    out: Path
+    settings: ForecastSettings
+    progress: Progress
+
+    def run(self) -> Forecast:
+        objectives = self._objectives()
+        if not (self.out / FORECAST).exists():
+            self.progress.note(self._cost(len(objectives)))
+        scan = self._scanned()
+        made = self._made(scan, objectives)
+        stored = alignment_manifest(scan.path)
+        if stored and stored["made"] == made and (scan.path / FORECAST).exists():
+            return Forecast.open(scan.path)
+        (scan.path / ALIGNMENT / "manifest.json").unlink(missing_ok=True)
+        self._forecast(scan, objectives, made)
+        return Forecast.open(scan.path)
+
+    def _objectives(self) -> list[Objective]:
+        names = dict.fromkeys(["sft", *(self.settings.objective or DEFAULT)])
+        chosen = [objective_named(name) for name in names]
+        if self.settings.reference is None and "rho" in names:
+            raise BadInput("objective 'rho' compares with a reference model; give --reference M")
+        return chosen
+
+    def _cost(self, objectives: int) -> str:
+        s = self.settings
+        return (
+            f"this takes a scan of the data and four more of the same cost, gradients of "
+            f"{s.eval_tokens:,} tokens each of retained and held-out data, {s.checks} backward "
+            f"passes to check, and for each of {objectives} objectives one backward pass of "
+            f"{s.step_tokens:,} tokens and two measurements of the retained and held-out data; "
+            f"memory: the weights, one copy and one gradient"
+        )
+
+    # --- the scan ---
+
+    def _as_scan(self, **changes: Any) -> ScanSettings:
+        names = [f.name for f in fields(ScanSettings)]
+        return replace(ScanSettings(**{n: getattr(self.settings, n) for n in names}), **changes)
+
+    def _scanned(self) -> Scan:
+        source = self.settings.scan
+        if source is not None and not (self.out / "manifest.json").exists():
+            finished = Scan.open(source, verify=True)
+            if self.out.exists() and any(self.out.iterdir()):
+                raise BadInput(f"{self.out} is not empty; choose another --out")
+            of_scan = ("tokens", "examples")
+            self.out.mkdir(parents=True, exist_ok=True)
+            for kind in of_scan:
+                shutil.copytree(finished.path / kind, self.out / kind)
+            for name in ("plan.json", "rejected.jsonl", "manifest.json"):
+                shutil.copy2(finished.path / name, self.out / name)
+        return scan_verb(self.data, self.out, progress=self.progress, **asdict(self._as_scan()))
+
+    def _made(self, scan: Scan, objectives: Sequence[Objective]) -> dict[str, Any]:
+        """What a rerun must repeat."""
+        free = {"overwrite", "workers", "threads", "engine", "address", "scan"}
+        config = {k: v for k, v in without_paths(asdict(self.settings)).items() if k not in free}
+        config["objective"] = [str(o) for o in objectives]
+        for name in ("retain_data", "eval_data"):
+            if config[name] is not None:
+                config[name] = open_data(getattr(self.settings, name), self._other()).fingerprint()
+        made: dict[str, Any] = json.loads(json.dumps({"scan": scan_identity(scan), **config}))
+        return made
+
+    def _other(self) -> ScanSettings:
+        """How data of any kind are read."""
+        any_kind: dict[str, Any] = {
+            "format": None,
+            "columns": {},
+            "config_name": None,
+            "split": "train",
+        }
+        return self._as_scan(limit=None, sample=None, **any_kind)
+
+    # --- gradients, alignment, steps ---
+
+    def _forecast(self, scan: Scan, objectives: Sequence[Objective], made: dict[str, Any]) -> None:
+        s, folder = self.settings, scan.path / ALIGNMENT
+        self.progress.note(f"loading {s.model} twice")
+        model, base = (self._load() for _ in range(2))
+        lora = None
+        if s.lora_r is not None:
+            lora = Lora(s.lora_r, s.lora_alpha, tuple(s.lora_target), s.seed)
+        parameters = movable(model.whole, lora)
+        retain, target, step = self._rows(model, scan)
+        require_many(retain, "--retain-data")
+        require_many(target, "--eval-data" if s.eval_data else "the held-out tenth of the data")
+        directions = []
+        for name, rows in (("retain", retain), ("eval", target)):
+            same = {"scan": made["scan"], "rows": rows.fingerprint, "lora": lora and asdict(lora)}
+            same = json.loads(json.dumps(same))
+            directions.append(alignment.direction(folder, name, model, parameters, rows, same))
+        settings = self._as_scan(reference=None, statistics=[], keep=[])
+        same = {"scan": made["scan"], **{d.name: d.sha256 for d in directions}}
+        if not alignment.is_written(scan, same):
+            alignment.write_alignment(scan, self.data, settings, lora, directions, self.progress)
+            write_json(folder / alignment.WRITTEN, same)
+        if s.reference is not None:
+            scan_verb(
+                self.data,
+                folder / REFERENCE,
+                progress=self.progress,
+                **asdict(self._as_scan(model=s.reference, reference=None, adapter=None)),
+            )
+        facts = {
+            "seed": s.seed,
+            "held_out": s.eval_data is None,
+            "step_rows": len(step.numbers),
+            "step_tokens": step.tokens,
+            "retain_rows": len(retain.numbers),
+            "retain_tokens": retain.tokens,
+            "eval_rows": len(target.numbers),
+            "eval_tokens": target.tokens,
+            "retain_direction": directions[0].facts(),
+            "eval_direction": directions[1].facts(),
+        }
+        # The columns are read from here on, so the manifest stands, though not as a finished one.
+        write_json(folder / "manifest.json", {"made": None, **facts})
+        scan = Scan.open(scan.path)
+        checks = alignment.checked(scan, model, parameters, step, directions, s.checks, s.seed)
+        for name, error in checks.items():
+            self.progress.note(
+                f"{name}_alignment of {s.checks:,} tokens against exact backward passes: worst "
+                f"error {percent(error)} of the largest"
+            )
+        frontier = Frontier(model, parameters, base, step, target, retain, s.seed)
+        gates = {str(o): _gates(scan, o, step) for o in objectives}
+        table, length = frontier.table(objectives, gates, self.progress)
+        facts |= {"check_error": checks, "step_length": length}
+        write_parquet(scan.path / FORECAST, pa.Table.from_pandas(table, preserve_index=False))
+        write_json(folder / "manifest.json", {"made": made, **facts})
+
+    def _load(self) -> CausalLM:
+        return load_model(self.settings.model, **self.settings.loading(), merge_adapter=True)
+
+    def _rows(self, model: CausalLM, scan: Scan) -> tuple[Rows, Rows, Rows]:
+        """Retained rows, held-out rows, and those of the step."""
+        s, own = self.settings, self._as_scan()
+        whole = replace(own, limit=None, sample=None)
+        retain = read_rows(s.retain_data, self._other(), model, s.eval_tokens)
+
+        def is_held_out(row: int) -> bool:
+            return bool(held_out(np.array([row]), s.seed)[0])
+
+        if s.eval_data is not None:
+            target = read_rows(s.eval_data, whole, model, s.eval_tokens)
+            return retain, target, read_rows(self.data, own, model, s.step_tokens)
+        target = read_rows(self.data, own, model, s.eval_tokens, is_held_out)
+        step = read_rows(self.data, own, model, s.step_tokens, lambda row: not is_held_out(row))
+        return retain, target, step
+
+
+def _gates(scan: Scan, objective: Objective, rows: Rows) -> list[NDArray[np.float32]]:
+    """(T,) gates of each window, from the scan's columns; 0 where nothing is trained. Raises
+    `BadInput` where the scan has other tokens."""
+    base = reference_scan(scan) if objective.name == "rho" else None
+    frozen = resolved(objective, scan, base)
+    key = scan.token_key
+    reads = [*dict.fromkeys([*frozen.reads, *key])]
+    numbers = rows.numbers
+    known, keys = list[NDArray[np.float32]](), list[NDArray[np.complex128]]()
+    for columns in token_columns(scan, reads, base):
+        inside = np.isin(columns["example"], numbers)
+        own = {n: c[inside] for n, c in columns.items()}
+        known.append(np.asarray(frozen(own), np.float32))
+        keys.append(sortable(own, key))
+    gates, places = np.concatenate(known), np.concatenate(keys)
+    return list(_by_window(gates, places, rows, key))
+
+
+def _by_window(
+    gates: NDArray[np.float32], places: NDArray[Any], rows: Rows, key: Sequence[str]
+) -> Iterator[NDArray[np.float32]]:
+    for window, turn in zip(rows.windows, rows.turns, strict=True):
+        at = np.flatnonzero(window.trained)
+        columns = {
+            "example": np.full(len(at), window.example),
+            "turn": np.full(len(at), turn or 0),
+            "position": window.start + at,
+        }
+        wanted = sortable({n: columns[n] for n in key}, key)
+        index = np.searchsorted(places, wanted).clip(max=max(len(places) - 1, 0))
+        if not len(places) or not np.array_equal(places[index], wanted):
+            raise BadInput(
+                f"the scan has other tokens in row {window.example} than were read now; scan the "
+                f"data again"
+            )
+        of_window = np.zeros(len(window.ids), np.float32)
+        of_window[at] = gates[index]
+        yield of_window

@@ -1,0 +1,156 @@
+"""The passes of a forecast: rows as windows, sums by row, and gradients."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from eaft_probe.analysis.bootstrap import FEWEST
+from eaft_probe.columns.measure import TokenColumns, measure
+from eaft_probe.columns.statistics import STATISTICS
+from eaft_probe.data.batches import Window, batches
+from eaft_probe.data.opening import open_data
+from eaft_probe.errors import BadInput, DataError, NonFinite
+from eaft_probe.model.lengths import regimes
+from eaft_probe.model.loading import CausalLM
+from eaft_probe.objectives.forward import gate
+from eaft_probe.objectives.objective import Column, Columns, Objective
+from eaft_probe.settings import ScanSettings
+from eaft_probe.verbs.scan.plan import auto_tokens
+from eaft_probe.verbs.train.dataset import read_windows
+
+Gradient = dict[str, torch.Tensor]  # by the parameter's name
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Given(Objective):
+    """Gates that were computed before, from a scan."""
+
+    name, formula = "given", "the column gate"
+    reads = ("gate",)
+
+    def __call__(self, columns: Columns) -> Column:
+        return columns["gate"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a data set as windows; `example` of a window is its row."""
+
+    windows: Sequence[Window]
+    turns: Sequence[int | None]  # of each window, under --turns each
+    lost: Sequence[str] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Trained ones."""
+        return sum(int(w.trained.sum()) for w in self.windows)
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """(E,) the rows, rising."""
+        return np.unique([w.example for w in self.windows])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over ids and trained marks."""
+        content = hashlib.sha256()
+        for w in self.windows:
+            content.update(np.asarray(w.ids, np.int32).tobytes() + w.trained.tobytes())
+        return content.hexdigest()
+
+
+def read_rows(
+    data: Any,
+    settings: ScanSettings,
+    model: CausalLM,
+    most: int,
+    keep: Callable[[int], bool] = lambda row: True,
+) -> Rows:
+    """The first rows for which `keep` holds, of at most `most` tokens. Raises `DataError`."""
+    lost, windows, turns, tokens = Counter[str](), list[Window](), list[int | None](), 0
+    source = open_data(data, settings)
+    for rendered, window in read_windows(source, settings, model, lost, keep):
+        tokens += len(window.ids)
+        if windows and tokens > most:
+            break
+        windows.append(window)
+        turns.append(rendered.of_turn)
+    source.require_unchanged()
+    if not windows:
+        raise DataError(
+            f"{source.name}: no row has a token that is scored; `eaft-probe render` shows why"
+        )
+    return Rows(windows, turns)
+
+
+def require_many(rows: Rows, what: str) -> None:
+    """Raises `BadInput` where an interval over rows would say nothing."""
+    count = len(rows.numbers)
+    if count < FEWEST:
+        raise BadInput(
+            f"{what} has {count} row{'s' * (count != 1)} with a scored token, and an interval over "
+            f"rows takes at least {FEWEST}; give more rows"
+        )
+
+
+def sums_by_row(model: CausalLM, rows: Rows, reference: CausalLM | None = None) -> Floats:
+    """(E, 3) of each row its scored tokens, Σ nll, and Σ KL(reference ‖ model) or 0."""
+    names = ["logprob", *(["kl_reference"] if reference else [])]
+    statistics, numbers = [STATISTICS[n] for n in names], rows.numbers
+    sums = np.zeros((len(numbers), 3))
+    budget, regime = auto_tokens(model.device.type), regimes(model.borders)
+    for batch in batches(rows.windows, budget, None, regime):
+        columns = measure(model, batch, statistics, reference)
+        row = np.searchsorted(numbers, np.concatenate([w.places()[0] for w in batch.window]))
+        values = [torch.ones(len(row)), -columns["logprob"], *(columns[n] for n in names[1:])]
+        for i, value in enumerate(values):
+            sums[:, i] += np.bincount(row, value.double().cpu().numpy(), len(numbers))
+    return sums
+
+
+def gradient(
+    model: CausalLM,
+    parameters: Mapping[str, torch.nn.Parameter],
+    rows: Rows,
+    gates: Sequence[NDArray[np.float32]] | None = None,
+) -> Gradient:
+    """Of Σ gate · nll / N in the parameters, N the rows' trained tokens; N = 0 never comes.
+
+    `gates`: (T,) of each window; all 1 where there are none. Raises `NonFinite`.
+    """
+    whole: PreTrainedModel = gate(model.whole)
+    every = gates or [np.ones(len(w.ids), np.float32) for w in rows.windows]
+    numbered = [replace(w, example=i) for i, w in enumerate(rows.windows)]
+    for batch in batches(numbered, auto_tokens(model.device.type), None, regimes(model.borders)):
+        shape, device = batch.input_ids.shape, model.device
+        gate_column = torch.zeros(shape)
+        for line, window in zip(gate_column, batch.window, strict=True):
+            line[: len(window.ids)] = torch.from_numpy(every[window.example])
+        output = whole(
+            input_ids=batch.input_ids.to(device),
+            attention_mask=batch.attention_mask.to(device),
+            trained=batch.trained.to(device),
+            objective=Given(),
+            count=rows.tokens,
+            base=TokenColumns({"gate": gate_column.to(device)}),
+        )
+        output["loss"].backward()
+    found = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+    for parameter in parameters.values():
+        parameter.grad = None
+    if not all(bool(g.isfinite().all()) for g in found.values()):
+        raise NonFinite("a gradient is not finite; check the weights")
+    return {n: found.get(n, torch.zeros_like(p)) for n, p in parameters.items()}
+
+
+def norm(of: Gradient) -> float:
+    """‖g‖ over all parameters."""
+    return float(sum(float(g.double().pow(2).sum()) for g in of.values()) ** 0.5)

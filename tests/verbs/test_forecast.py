@@ -1,0 +1,341 @@
+"""A forecast against float64 autograd, on tiny models; the oracle shares no code with it."""
+
+import json
+import math
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eaft_probe import Scan, forecast, scan
+from eaft_probe.errors import BadInput, DataError
+from eaft_probe.verbs.forecast import alignment, frontier
+from eaft_probe.verbs.forecast.first_order import first_order, held_out
+from eaft_probe.verbs.forecast.forecast import Forecast
+
+WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
+OBJECTIVES = ["dft", "tail", "sft-kl"]
+Weights = dict[str, torch.Tensor]
+
+
+def chats(count: int, seed: int, words: int = 5) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": draw.choice(WORDS)},
+                {"role": "assistant", "content": " ".join(draw.choices(WORDS, k=words))},
+            ]
+        }
+        for _ in range(count)
+    ]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+class Said:
+    """A progress that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def start(self, what: str, rows: int) -> None: ...
+
+    def advance(self, rows: int, tokens: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def made(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The arguments of a forecast, its result, and scans of the retained and held-out rows."""
+    folder, said = tmp_path_factory.mktemp("forecast"), Said()
+    rows = {"data": chats(24, 0), "retain": chats(12, 1), "eval": chats(11, 2)}
+    files = {name: written(folder / f"{name}.jsonl", own) for name, own in rows.items()}
+    settings = {
+        "model": model_folder,
+        "retain_data": files["retain"],
+        "eval_data": files["eval"],
+        "objective": OBJECTIVES,
+        "rows_per_unit": 9,
+    }
+    done = forecast(files["data"], folder / "out", progress=said, **settings)
+    scans = {n: scan(files[n], folder / n, model=model_folder) for n in ("retain", "eval")}
+    return {
+        "done": done,
+        "settings": settings,
+        "notes": said.notes,
+        "scans": {"data": done.scan, **scans},
+        **files,
+    }
+
+
+# --- the oracle: float64, a token at a time ---
+
+
+class Oracle:
+    """The model in float64, and rows as the ids and trained positions that a scan says."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.start = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+
+    def logprobs(self, done: Scan) -> list[torch.Tensor]:
+        """(T, V) of each row, of its trained tokens."""
+        tokens, rows = done.tokens(["example", "position", "token_id"]), []
+        for example, text in zip(*(done.examples()[n] for n in ("example", "text")), strict=True):
+            ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            own = tokens[tokens["example"] == example]
+            at = torch.tensor(own["position"].tolist())
+            assert ids[0, at].tolist() == own["token_id"].tolist()
+            rows.append(self.model(input_ids=ids).logits[0].log_softmax(-1)[at - 1])
+        return rows
+
+    def nlls(self, done: Scan) -> list[torch.Tensor]:
+        """(T,) of each row."""
+        labels = [g.tolist() for _, g in done.tokens().groupby("example")["token_id"]]
+        rows = zip(self.logprobs(done), labels, strict=True)
+        return [-lp.gather(1, torch.tensor(y)[:, None])[:, 0] for lp, y in rows]
+
+    @torch.no_grad()
+    def mean_nll(self, done: Scan) -> float:
+        return float(torch.cat(self.nlls(done)).mean())
+
+    def gradient(self, of: torch.Tensor) -> Weights:
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        found = torch.autograd.grad(of, parameters, retain_graph=True)
+        return dict(zip(names, found, strict=True))
+
+    @torch.no_grad()
+    def moved(self, along: Weights | None = None, length: float = 0.0) -> None:
+        norm = math.sqrt(sum(float(g.pow(2).sum()) for g in along.values())) if along else 1.0
+        for name, parameter in self.model.named_parameters():
+            step = along[name] * (length / norm) if along else 0.0
+            parameter.copy_(self.start[name] - step)
+
+
+def product(a: Weights, b: Weights) -> float:
+    return math.fsum(float((a[n] * b[n]).sum()) for n in a)
+
+
+@cache
+def oracle(folder: str) -> Oracle:
+    return Oracle(folder)
+
+
+# --- truth ---
+
+
+@pytest.mark.parametrize("of", ["retain", "eval"])
+def test_alignment_is_the_product_of_the_two_gradients(
+    made: dict[str, Any], model_folder: str, of: str
+) -> None:
+    truth = oracle(model_folder)
+    truth.moved()
+    direction = truth.gradient(torch.cat(truth.nlls(made["scans"][of])).mean())
+    found = made["done"].scan.tokens([f"{of}_alignment"])[f"{of}_alignment"].to_numpy()
+    nlls = torch.cat(truth.nlls(made["done"].scan))
+    chosen = range(0, len(nlls), 7)
+    exact = np.array([product(truth.gradient(nlls[i]), direction) for i in chosen])
+    assert np.abs(found[list(chosen)] - exact).max() < 1e-3 * np.abs(exact).max()
+    assert np.abs(exact).max() > 10 * np.abs(exact).min()  # they differ
+
+
+def test_a_step_gains_and_costs_what_float64_says(made: dict[str, Any], model_folder: str) -> None:
+    truth, table = oracle(model_folder), made["done"].table.set_index("objective")
+    data, retain, held = (made["scans"][n] for n in ("data", "retain", "eval"))
+    length = made["done"].made["step_length"]
+    truth.moved()
+    before = {n: torch.cat(truth.logprobs(s)).detach() for n, s in made["scans"].items()}
+    nll = {n: truth.mean_nll(s) for n, s in made["scans"].items()}
+    costs = {}
+    for name in ("sft", "dft"):
+        truth.moved()
+        nlls = torch.cat(truth.nlls(data))
+        gates = (-nlls).exp().detach() if name == "dft" else torch.ones_like(nlls)
+        truth.moved(truth.gradient((gates * nlls).mean()), length)
+        gain = nll["eval"] - truth.mean_nll(held)
+        change = truth.mean_nll(retain) - nll["retain"]
+        after = torch.cat(truth.logprobs(retain)).detach()
+        kl = float((before["retain"].exp() * (before["retain"] - after)).sum(1).mean())
+        row = table.loc[name]
+        assert row["gain"] == pytest.approx(gain, rel=1e-3)
+        assert row["retain_nll_change"] == pytest.approx(change, rel=1e-3, abs=1e-6)
+        assert row["retain_kl"] == pytest.approx(kl, rel=0.01)
+        costs[name] = kl / gain**2
+    assert table.loc["dft", "exchange_rate"] == pytest.approx(costs["dft"] / costs["sft"], rel=0.02)
+
+
+def test_the_length_is_that_at_which_sft_costs_a_ten_thousandth(made: dict[str, Any]) -> None:
+    kl = made["done"].table.set_index("objective").loc["sft", "retain_kl"]
+    assert 0.8e-4 <= kl <= 1.25e-4
+
+
+def test_intervals_hold_their_figures_and_sft_is_the_unit(made: dict[str, Any]) -> None:
+    table = made["done"].table.set_index("objective")
+    for name in ("gain", "retain_nll_change", "retain_kl"):
+        assert (table[f"{name}_low"] < table[name]).all()
+        assert (table[name] < table[f"{name}_high"]).all()
+    rates = ["exchange_rate", "exchange_rate_low", "exchange_rate_high"]
+    assert table.loc["sft", rates].tolist() == [1, 1, 1]
+    low, high = table.loc["dft", rates[1:]]
+    assert low < table.loc["dft", "exchange_rate"] < high
+
+
+def test_what_does_nothing_in_a_first_step_says_so(made: dict[str, Any]) -> None:
+    table = made["done"].table.set_index("objective")
+    assert "anchor does nothing" in table.loc["sft-kl", "note"]
+    assert "drops nothing" in table.loc["tail", "note"]
+    for name in ("sft-kl", "tail"):
+        assert table.loc[name, "gain"] == table.loc["sft", "gain"]
+
+
+def test_first_order_is_the_sum_over_the_column(made: dict[str, Any]) -> None:
+    folder = made["done"].scan.path
+    found = first_order(folder, ["dft"]).iloc[0]
+    tokens = Scan.open(folder).tokens(["prob", "retain_alignment", "eval_alignment"])
+    for name in ("retain", "eval"):
+        wanted = -(tokens["prob"].astype(np.float64) * tokens[f"{name}_alignment"]).mean()
+        assert found[f"{name}_change"] == pytest.approx(wanted, rel=1e-6)
+        assert found[f"{name}_change_low"] < wanted < found[f"{name}_change_high"]
+    assert found["ratio"] == pytest.approx(found["retain_change"] / found["eval_change"])
+
+
+# --- files ---
+
+
+def test_it_is_a_scan_with_two_columns_more(made: dict[str, Any]) -> None:
+    done: Forecast = made["done"]
+    opened = Scan.open(done.scan.path, verify=True)
+    assert opened.columns[-2:] == ["retain_alignment", "eval_alignment"]
+    by_part = opened.tokens(["example", "position", "retain_alignment"])
+    by_sql = opened.frame(
+        "SELECT example, position, retain_alignment FROM tokens ORDER BY example, position"
+    )
+    pandas.testing.assert_frame_equal(by_part, by_sql)
+    assert opened.tokens(["eval_alignment", "conflict"]).columns.tolist()[1] == "conflict"
+    assert not (opened.path / "alignment" / "work").exists()
+
+
+def test_it_says_what_it_costs_and_how_exact_it_is(made: dict[str, Any]) -> None:
+    assert "four more of the same cost" in made["notes"][0]
+    assert sum("against exact backward passes: worst error" in n for n in made["notes"]) == 2
+    assert max(made["done"].made["check_error"].values()) < 5e-3
+
+
+def test_a_finished_one_is_returned_as_it_is(made: dict[str, Any]) -> None:
+    folder, said = made["done"].scan.path, Said()
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    again = forecast(made["data"], folder, progress=said, **made["settings"])
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()} == before
+    assert not said.notes
+    pandas.testing.assert_frame_equal(again.table, made["done"].table)
+
+
+def test_an_interrupted_one_goes_on_with_its_direction(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second of four perturbed scans, then once more before the steps."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    real, calls = alignment.perturbed_scan, list[str]()
+
+    def second(*given: Any) -> Scan:
+        calls.append(given[1].name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    settings = made["settings"] | {"objective": ["sft"]}
+    monkeypatch.setattr(alignment, "perturbed_scan", second)
+    with pytest.raises(KeyboardInterrupt):
+        forecast(made["data"], tmp_path / "f", **settings)
+    monkeypatch.setattr(alignment, "perturbed_scan", real)
+    file = tmp_path / "f" / "alignment" / "retain.safetensors"
+    written_at = file.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(frontier.Frontier, "table", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            forecast(made["data"], tmp_path / "f", **settings)
+    parts = tmp_path / "f" / "alignment" / "part-00000.parquet"
+    parts_at = parts.stat().st_mtime_ns
+    done = forecast(made["data"], tmp_path / "f", **settings)
+    assert (file.stat().st_mtime_ns, parts.stat().st_mtime_ns) == (written_at, parts_at)
+    columns = ["retain_alignment", "eval_alignment"]
+    pandas.testing.assert_frame_equal(done.scan.tokens(columns), made["done"].scan.tokens(columns))
+
+
+def test_without_eval_data_a_tenth_is_held_out_of_the_step(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = chats(140, 5, words=2)
+    data = written(tmp_path / "many.jsonl", rows)
+    settings = made["settings"] | {"eval_data": None, "objective": ["sft"], "rows_per_unit": 256}
+    done = forecast(data, tmp_path / "f", **settings)
+    outside = held_out(np.arange(140), 0)
+    assert (done.made["eval_rows"], done.made["step_rows"]) == (outside.sum(), 140 - outside.sum())
+    tokens = done.scan.tokens(["example", "retain_alignment"])
+    inside = ~held_out(tokens["example"].to_numpy(), 0)
+    wanted = -tokens["retain_alignment"][inside].astype(np.float64).mean()
+    found = first_order(done.scan.path, ["sft"]).iloc[0]["retain_change"]
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_with_lora_the_adapter_alone_moves(made: dict[str, Any], tmp_path: Path) -> None:
+    settings = made["settings"] | {"lora_r": 2, "objective": ["sft"]}
+    done = forecast(made["data"], tmp_path / "f", **settings)
+    assert max(done.made["check_error"].values()) < 5e-3
+    direction = load_file(done.scan.path / "alignment" / "retain.safetensors")
+    assert all("lora_" in name for name in direction)
+    assert not any(d.any() for n, d in direction.items() if "lora_A" in n)  # as B is 0
+    assert any(d.any() for n, d in direction.items() if "lora_B" in n)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"retain_data": None}, "give --retain-data R"),
+        ({"dtype": "bfloat16"}, "in bfloat16 are noise; give --dtype float32"),
+        ({"objective": ["rho"]}, "give --reference M"),
+        ({"objective": ["dtf"]}, "did you mean 'dft'"),
+        ({"keep_tokens": "flagged"}, "needs every token"),
+        ({"tp": True}, "--tp"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused_at_once(
+    made: dict[str, Any], tmp_path: Path, given: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(BadInput, match=why):
+        forecast(made["data"], tmp_path / "f", **made["settings"] | given)
+    assert not (tmp_path / "f").exists()
+
+
+def test_data_without_a_scored_token_or_too_few_rows(made: dict[str, Any], tmp_path: Path) -> None:
+    silent = written(tmp_path / "s.jsonl", [{"messages": [{"role": "user", "content": "the"}]}])
+    with pytest.raises(DataError, match="no row has a token that is scored"):
+        forecast(made["data"], tmp_path / "f", **made["settings"] | {"retain_data": silent})
+    few = written(tmp_path / "few.jsonl", chats(3, 3))
+    with pytest.raises(BadInput, match=r"--retain-data has 3 rows .* at least 10"):
+        forecast(made["data"], tmp_path / "f", **made["settings"] | {"retain_data": few})
+
+
+def test_a_scan_without_a_forecast_has_no_first_order(made: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="holds no finished forecast"):
+        first_order(made["scans"]["retain"].path, ["sft"])
