@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
 from eaft_probe.errors import ScanError
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
@@ -18,12 +20,14 @@ FEWEST = 10  # examples under which resampling them says nothing
 BUNCHES = 9_973
 WEIGHTS = 4_000_000  # drawn at a time: 32 MB
 
-Values = Callable[[Arrays], NDArray[np.float64]]  # columns → (K, N)
+SHARES = tuple(name for name in GROUPS if name != "all")
+QUANTITIES = (*(f"{name}_share" for name in SHARES), "mean_nll", "mean_entropy")
+
+Floats = NDArray[np.float64]
+Values = Callable[[Arrays], Floats]  # columns → (K, N)
 
 
-def sums_by_example(
-    scan: Scan, reads: Sequence[str], values: Values
-) -> tuple[NDArray[np.float64], int]:
+def sums_by_example(scan: Scan, reads: Sequence[str], values: Values) -> tuple[Floats, int]:
     """(min(E, BUNCHES), K) sums of `values` over each example's tokens, and E. One pass."""
     return sums_of_pieces(scan.token_arrays(sorted({"example", *reads})), values, scan.place)
 
@@ -46,12 +50,29 @@ def sums_of_pieces(
     return sums[: min(seen, BUNCHES)], seen
 
 
-def resampled(sums: NDArray[np.float64], seed: Sequence[int]) -> NDArray[np.float64]:
+def quantity_sums(scan: Scan, rule: ConflictRule) -> tuple[Floats, int]:
+    """(min(E, BUNCHES), 1 + QUANTITIES) sums over each example's tokens, which are counted first,
+    and E. One pass."""
+
+    def values(columns: Arrays) -> Floats:
+        inside = groups(columns, rule)
+        rows = [*(inside[name] for name in SHARES), -columns["logprob"], columns["entropy"]]
+        return np.stack([inside["all"], *rows]).astype(np.float64)
+
+    return sums_by_example(scan, (*GROUP_COLUMNS, *rule.reads, "logprob"), values)
+
+
+def per_token(sums: Floats) -> Floats:
+    """(…, 1 + QUANTITIES) sums, the tokens first → (…, QUANTITIES) shares and means."""
+    return np.asarray(sums[..., 1:] / sums[..., :1])
+
+
+def resampled(sums: Floats, seed: Sequence[int]) -> Floats:
     """(RESAMPLES, K) sums over as many rows as there are, drawn with replacement."""
     return np.concatenate([times @ sums for times in resamples(len(sums), seed)])
 
 
-def resamples(count: int, seed: int | Sequence[int]) -> Iterator[NDArray[np.float64]]:
+def resamples(count: int, seed: int | Sequence[int]) -> Iterator[Floats]:
     """How often each of `count` rows is drawn, in RESAMPLES rows (1, count) of few pieces."""
     random, size = np.random.default_rng(seed), max(1, WEIGHTS // count)
     for start in range(0, RESAMPLES, size):
@@ -59,7 +80,7 @@ def resamples(count: int, seed: int | Sequence[int]) -> Iterator[NDArray[np.floa
         yield random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def interval(values: Floats) -> tuple[float, float]:
     """The middle 95 % of the values; NaN where one is not a number, ∞ where they reach it."""
     if not len(values) or np.isnan(values).any():
         return float("nan"), float("nan")

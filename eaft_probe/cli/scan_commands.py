@@ -175,19 +175,22 @@ def plot(
 
 
 @command(
-    "report scan --out report.html",
-    "report base --against tuned --out both.html",
+    "report ours theirs --out both.html",
+    "report base --against tuned --out tuned.html",
 )
 @flags(ReportSettings)
-def report(given: Given, folder: Dir) -> None:
-    """Write a finished scan as one offline HTML page: its landscape to brush, its examples."""
+def report(
+    given: Given,
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="finished scans")],
+) -> None:
+    """Write finished scans as one offline HTML page: landscapes to brush, examples to read."""
     from eaft_probe.scans.scan import Scan
     from eaft_probe.view.report.report import report as write
 
     settings = make_settings(ReportSettings, given)
     print(
         write(
-            Scan.open(folder),
+            [Scan.open(folder) for folder in folders],
             settings.out,
             settings.against,
             overwrite=settings.overwrite,

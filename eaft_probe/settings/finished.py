@@ -174,7 +174,7 @@ class ReportSettings(CompareSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.against is None and (given := self.changed(*self.comparing())):
+        if self.against is None and (given := self.changed("delta", "by")):
             raise BadInput(f"{given[0]} says how to compare: add --against B")
 
     def comparing(self) -> dict[str, object]:

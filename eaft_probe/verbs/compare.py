@@ -13,9 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas
-from numpy.typing import NDArray
 
-from eaft_probe.analysis.bootstrap import FEWEST, interval, resampled, sums_by_example
+from eaft_probe.analysis.bootstrap import (
+    FEWEST,
+    QUANTITIES,
+    Floats,
+    interval,
+    per_token,
+    quantity_sums,
+    resampled,
+)
 from eaft_probe.analysis.token_join import joined_tokens
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
@@ -28,11 +35,8 @@ from eaft_probe.settings import CompareSettings, make_settings
 from eaft_probe.storage.remote import name_of
 
 By = Literal["tokens", "distributions"]
-Floats = NDArray[np.float64]
 CHANGES = ("learned", "unchanged", "forgotten")
 MEANS = ("nll", "entropy", "prob")
-SHARES = tuple(name for name in GROUPS if name != "all")
-QUANTITIES = (*(f"{name}_share" for name in SHARES), "mean_nll", "mean_entropy")
 
 
 @dataclass(frozen=True)
@@ -258,14 +262,7 @@ def _rule_notes(a: Scan, b: Scan) -> Iterator[str]:
 
 
 def _by_distributions(a: Scan, b: Scan, said: str, seed: int) -> Comparison:
-    rule, reads = a.rule, sorted({*GROUP_COLUMNS, *a.rule.reads, "logprob"})
-
-    def values(columns: Arrays) -> NDArray[np.float64]:
-        inside = groups(columns, rule)
-        rows = [*(inside[name] for name in SHARES), -columns["logprob"], columns["entropy"]]
-        return np.stack([inside["all"], *rows]).astype(np.float64)
-
-    (sums_a, examples_a), (sums_b, examples_b) = (sums_by_example(s, reads, values) for s in (a, b))
+    (sums_a, examples_a), (sums_b, examples_b) = (quantity_sums(s, a.rule) for s in (a, b))
     totals = {
         "tokens_a": a.kept,
         "tokens_b": b.kept,
@@ -273,17 +270,12 @@ def _by_distributions(a: Scan, b: Scan, said: str, seed: int) -> Comparison:
         "examples_b": examples_b,
         "intervals": min(examples_a, examples_b) >= FEWEST,
     }
-    table = _quantities(_means(sums_a.sum(0)), _means(sums_b.sum(0)))
+    table = _quantities(per_token(sums_a.sum(0)), per_token(sums_b.sum(0)))
     if totals["intervals"]:  # two streams: equal draws would tie row 1 of A to row 1 of B
-        draws = (_means(resampled(sums, (seed, i))) for i, sums in enumerate((sums_a, sums_b)))
+        draws = (per_token(resampled(sums, (seed, i))) for i, sums in enumerate((sums_a, sums_b)))
         table = table.assign(**_intervals(*draws))
     notes = tuple(_distribution_notes(a, b, totals))
-    return Comparison(a, b, "distributions", said, rule, totals, table, notes)
-
-
-def _means(sums: Floats) -> Floats:
-    """(…, 1 + QUANTITIES) sums, the tokens first → (…, QUANTITIES) per token."""
-    return sums[..., 1:] / sums[..., :1]
+    return Comparison(a, b, "distributions", said, a.rule, totals, table, notes)
 
 
 def _compared(a: Floats, b: Floats) -> dict[str, Floats]:

@@ -216,7 +216,7 @@ def test_the_report_says_what_it_is_of(whole: Scan, kept: Scan, tmp_path: Path) 
     assert strip[0] == strip[1]
     assert mine["groups"] == theirs["groups"]
     assert any(f"--keep-tokens {kept.keep_tokens}" in said for said in mine["notices"])
-    assert report(kept, tmp_path / "r.html").stat().st_size > 50_000
+    assert report([kept], tmp_path / "r.html").stat().st_size > 50_000
 
 
 def test_an_example_s_share_is_of_its_kept_tokens(sampled: Scan) -> None:
@@ -292,7 +292,7 @@ def test_nothing_kept(folder: Path, model_folder: str, whole: Scan, tmp_path: Pa
     for refused in (
         lambda: plots.landscape(none, style="scatter"),
         lambda: plots.topk(none),
-        lambda: report(none, tmp_path / "r.html"),
+        lambda: report([none], tmp_path / "r.html"),
         lambda: compare(none, whole),
     ):
         with pytest.raises(BadInput, match="kept no token"):

@@ -467,7 +467,7 @@ def test_every_reader_takes_the_url(made: Scan, tmp_path: Path) -> None:
     assert there.conflicts().equals(made.conflicts())
     figure = plots.landscape(URL)
     assert figure.data.equals(plots.landscape(made).data)
-    page = report(there, tmp_path / "report.html", against=URL)
+    page = report([there], tmp_path / "report.html", against=URL)
     assert page.stat().st_size > 10_000
     assert compare(URL, made.path, by="tokens").summary()["tokens"] == len(made.tokens())
 

@@ -109,12 +109,12 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Scan:
 
 @pytest.fixture(scope="session")
 def moved_page(a: Scan, tuned: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(a, tmp_path_factory.mktemp("page") / "moved.html", tuned)
+    return report([a], tmp_path_factory.mktemp("page") / "moved.html", tuned)
 
 
 @pytest.fixture(scope="session")
 def apart_page(a: Scan, apart: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(a, tmp_path_factory.mktemp("page") / "apart.html", apart.path)
+    return report([a], tmp_path_factory.mktemp("page") / "apart.html", apart.path)
 
 
 @pytest.fixture(params=["moved_page", "apart_page"])

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,49 @@ return [...document.body.querySelectorAll("*")].filter((e) => e.checkVisibility(
   .map((e) => { const a = light(parts(getComputedStyle(e).color)), b = light(behind(e));
     return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.outerHTML.slice(0, 120)]; })
   .sort((a, b) => a[0] - b[0])[0];"""
+
+# Of every axis' labels: the text, and whether it is under 11 pixels or closer than 2 to another.
+LABELS = """
+const axes = (item) => item.marktype && item.role === "axis-label"
+    ? [item.items.filter((i) => i.opacity > 0)] : (item.items ?? []).flatMap(axes);
+const near = (a, b) => a.x1 < b.x2 + 2 && b.x1 < a.x2 + 2 && a.y1 < b.y2 && b.y1 < a.y2;
+return [...document.querySelectorAll("#main *")].filter((e) => e.view)
+    .flatMap((e) => axes(e.view.scenegraph().root)).flatMap((labels) => labels.map((a) => [a.text,
+        a.fontSize < 11 || labels.some((b) => a !== b && near(a.bounds, b.bounds))]));"""
+# A number as the page writes it: "2.5%", "1.2×10⁻⁶".
+DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
+def value(text: str) -> float:
+    return float(text.rstrip("%").translate(DIGITS).replace("×10", "e").replace(",", ""))
+
+
+@contextmanager
+def window(browser: Any, width: int) -> Iterator[None]:
+    """As wide as that, in pixels."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def media(browser: Any, scheme: str = "", kind: str = "") -> None:
+    """Emulates a colour scheme, and paper where `kind` is print; neither as it was."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}] if scheme else []
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": kind, "features": features})
+
+
+def require_fit(page: Any) -> None:
+    """Nothing is wider than the window, and every label of an axis can be read."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    WebDriverWait(page, 5).until(lambda _: page.execute_script(wide) <= 0)
+    labels = page.execute_script(LABELS)
+    assert len(labels) > 10
+    assert not [text for text, crowded in labels if crowded]
 
 
 def load(browser: Any, file: Path) -> Any:

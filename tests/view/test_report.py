@@ -17,7 +17,8 @@ from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, MissingColumn, ScanError
 from eaft_probe.view.report import page, selection
-from eaft_probe.view.report.report import collect, headline, report, sparse
+from eaft_probe.view.report.planes import sparse
+from eaft_probe.view.report.report import collect, headline, report
 from eaft_probe.view.report.selection import GAP, pieces, within
 
 MOST_BYTES = 8_000_000
@@ -30,7 +31,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Scan:
 
 @pytest.fixture(scope="module")
 def html(done: Scan, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return report(done, tmp_path_factory.mktemp("out") / "report.html").read_text("utf-8")
+    return report([done], tmp_path_factory.mktemp("out") / "report.html").read_text("utf-8")
 
 
 def dense(steps: list[int], shape: tuple[int, int]) -> np.ndarray:
@@ -40,7 +41,10 @@ def dense(steps: list[int], shape: tuple[int, int]) -> np.ndarray:
 
 
 def test_landscape_counts_every_token(done: Scan, html: str) -> None:
-    found, table = payload(html)["landscape"], done.tokens(["prob", "entropy", "conflict"])
+    found, table = (
+        payload(html)["scans"][0]["landscape"],
+        done.tokens(["prob", "entropy", "conflict"]),
+    )
     shape = (found["rows"], found["columns"])
     for name, rows in (("counts", table), ("conflicts", table[table.conflict])):
         across, up = np.floor(rows.prob * 256), np.floor(rows.entropy * 32)
@@ -52,7 +56,7 @@ def test_landscape_counts_every_token(done: Scan, html: str) -> None:
 def test_listed_tokens_have_their_exact_cells(done: Scan, html: str) -> None:
     """Rounded to four digits, some would lie in the next cell, and no cell may list more than it
     holds."""
-    listed = payload(html)["tokens"]
+    listed = payload(html)["scans"][0]["tokens"]
     exact = done.tokens(["example", "position", "prob", "entropy"])
     exact = exact.set_index(["example", "position"])
     rows = [dict(zip(listed["names"], row, strict=True)) for row in listed["rows"]]
@@ -84,7 +88,7 @@ def test_policy_allows_what_is_there_and_no_more(html: str) -> None:
 
 
 def test_examples_are_whole_and_worst_first(done: Scan, html: str) -> None:
-    found, examples = payload(html)["examples"], done.examples().set_index("example")
+    found, examples = payload(html)["scans"][0]["examples"], done.examples().set_index("example")
     shares = [e["conflicts"] / e["trained"] for e in found["rows"]]
     assert shares == sorted(shares, reverse=True)
     assert {e["example"] for e in found["rows"]} == set(examples.index)
@@ -95,7 +99,7 @@ def test_examples_are_whole_and_worst_first(done: Scan, html: str) -> None:
 
 
 def test_same_scan_same_bytes(done: Scan, html: str, tmp_path: Path) -> None:
-    again = report(Scan.open(done.path), tmp_path / "again.html")
+    again = report([Scan.open(done.path)], tmp_path / "again.html")
     assert again.read_text("utf-8") == html
     assert list(tmp_path.iterdir()) == [again]
 
@@ -138,10 +142,23 @@ def test_headline_speaks_plainly() -> None:
         "examples_with_conflicts": 70,
         "mean_nll": 3.147,
     }
-    figures = [h.figure for h in headline(summary, 3172)]
-    assert figures == ["1 in 59", "70 of 120", "40%", "3.15 nats"]
-    assert headline({**summary, "conflicts": 0}, None)[0].figure == "None"
-    assert headline({**summary, "conflicts": 6000}, None)[0].figure == "76%"
+    said = [f"{h.figure} {h.label}" for h in headline(summary, 3172)]
+    assert said == [
+        "1 in 59 of the tokens to be learned is a confident conflict",
+        "70 of 120 examples have at least one conflict",
+        "40% of the tokens are what the model would have said",
+        "3.15 nats is the mean surprise of a token (nll)",
+    ]
+    few = headline({**summary, "conflicts": 0, "examples": 1, "mean_nll": 9}, None)
+    assert few[0].figure == "None"
+    assert few[1].label == "example has at least one conflict"
+    assert few[2].detail == "As if each were drawn from 8,100 equally likely ones."
+    many = headline({**summary, "conflicts": 6000}, None)[0]
+    assert (
+        f"{many.figure} {many.label}" == "76% of the tokens to be learned are confident conflicts"
+    )
+    rare = headline({**summary, "conflicts": 1, "trained_tokens": 10**8}, None)[0]
+    assert rare.detail.startswith("1 of 100,000,000 (1.0×10⁻⁶%): ")
 
 
 def test_one_token_and_no_conflict(tmp_path: Path, model_folder: str) -> None:
@@ -150,7 +167,7 @@ def test_one_token_and_no_conflict(tmp_path: Path, model_folder: str) -> None:
     assert found["tokens"]["of"] == len(found["tokens"]["rows"]) == len(done.tokens()) == 1
     assert found["pairs"]["rows"] == []
     assert found["headline"][0]["figure"] == "None"
-    assert report(done, tmp_path / "r.html").stat().st_size < 1_200_000
+    assert report([done], tmp_path / "r.html").stat().st_size < 1_200_000
 
 
 def test_missing_columns(done: Scan, tmp_path: Path) -> None:
@@ -169,7 +186,7 @@ def test_empty_scan_and_unwritable_target(done: Scan, tmp_path: Path, capsys: An
     with pytest.raises(ScanError, match="has 0 rows, the manifest says"):
         Scan.open(folder)
     with pytest.raises(BadInput, match="no scored tokens"):
-        report(Scan(folder, done.manifest).flag(done.rule), tmp_path / "r.html")
+        report([Scan(folder, done.manifest).flag(done.rule)], tmp_path / "r.html")
     assert not list(tmp_path.glob("*r.html*"))
     assert _run(["report", str(done.path), "--out", str(tmp_path / "no" / "r.html")]) == 2
     assert _run(["report", str(done.path), "--out", str(tmp_path)]) == 2

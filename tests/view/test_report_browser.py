@@ -1,12 +1,24 @@
 """The report in a real browser: Debian's chromium, driven by selenium. Skips where they are not."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hostile import ATTACKS, hostile_scan
-from pages import CONTRAST, by_id, load, requests, without
+from pages import (
+    CONTRAST,
+    by_id,
+    load,
+    media,
+    payload,
+    requests,
+    require_fit,
+    value,
+    window,
+    without,
+)
 
 from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
@@ -27,7 +39,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Scan:
 
 @pytest.fixture(scope="module")
 def file(done: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(done, tmp_path_factory.mktemp("page") / "report.html")
+    return report([done], tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.fixture
@@ -63,7 +75,8 @@ def counted(done: Scan, prob: tuple[float, float], entropy: tuple[float, float])
 
 def said(counts: tuple[int, int], of: int) -> str:
     share = f"{100 * counts[0] / of:.3g}%"
-    return f"{counts[0]:,} of {of:,} tokens ({share}), {counts[1]:,} of them conflicts"
+    some = "none of them a conflict" if not counts[1] else f"{counts[1]:,} of them "
+    return f"{counts[0]:,} of {of:,} tokens ({share}), {some}"
 
 
 def test_loads_in_silence(page: Any, file: Path, browser: Any) -> None:
@@ -87,7 +100,7 @@ def test_dragging_lists_the_region(page: Any, done: Scan) -> None:
     assert by_id(page, "tokens").text != listed
     items = page.find_elements(By.CSS_SELECTOR, "#tokens .numbers")
     assert items
-    probs = [float(i.text.split("prob ")[1].split(" ")[0]) for i in items]
+    probs = [value(i.text.split("prob ")[1].split(" ")[0]) for i in items]
     assert found[0] - 0.001 <= min(probs) <= max(probs) <= found[1] + 0.001
 
 
@@ -102,9 +115,54 @@ def test_bounds_and_presets_by_keyboard(page: Any, done: Scan) -> None:
     preset.send_keys(Keys.ENTER)
     text = settled(page, typed)
     conflicts = len(done.conflicts())
-    assert f", {conflicts} of them conflicts" in text
-    assert f"{conflicts} of {conflicts} conflicts can be listed" in by_id(page, "listed").text
+    assert text.startswith(
+        f"{conflicts} conflicts of {total} tokens ({100 * conflicts / total:.3g}%)"
+    )
+    assert by_id(page, "listed").text.startswith(f"{conflicts} conflicts, the least likely first.")
+    assert by_id(page, "preset").text == "The model was sure of something else."
     WebDriverWait(page, 5).until(lambda _: by_id(page, "live").get_attribute("textContent") == text)
+
+
+def test_presets_hold_what_their_names_say(page: Any, done: Scan) -> None:
+    table, buttons = done.tokens(), page.find_elements(By.CSS_SELECTOR, "#presets button")
+    wanted = {
+        "Confident conflicts": table.conflict,
+        "Sure and right": (table.prob >= 0.5) & (table.entropy < 1),
+        "At a loss": (table.prob < 0.3) & (table.entropy >= 3),
+        "Everything": table.prob >= 0,
+    }
+    assert [button.text for button in buttons] == [*wanted]
+    for button, tokens in zip(buttons, wanted.values(), strict=True):
+        page.execute_script("arguments[0].click()", button)
+        found = int(by_id(page, "count").text.split(" ")[0].replace(",", ""))
+        low, high, least, most = bounds(page)
+        # Bounds lie on cells: a little more than the rule, never less.
+        near = (table.prob >= low) & (table.prob <= high)
+        near &= (table.entropy >= least) & (table.entropy <= most)
+        assert found == (tokens & near).sum() == tokens.sum() or (
+            button.text in ("Sure and right", "At a loss") and found == near.sum()
+        )
+
+
+def test_search_results_are_sentences(page: Any, file: Path) -> None:
+    listed = payload(file.read_text("utf-8"))["scans"][0]["tokens"]
+    tokens = [dict(zip(listed["names"], row, strict=True)) for row in listed["rows"]]
+    texts = [(t["before"] + t["token"] + t["after"]).lower() for t in tokens if t["conflict"]]
+    page.find_element(By.CSS_SELECTOR, "#presets button").click()
+    field = by_id(page, "token-search")
+
+    def found(text: str) -> str:
+        field.clear()
+        field.send_keys(text)
+        return str(by_id(page, "listed").text)
+
+    count = sum("dog" in t for t in texts)
+    assert 1 < count < len(texts)
+    contain = f"{count} of {len(texts)} conflicts contain “DOG”, the least likely first."
+    assert found("DOG").startswith(contain)
+    rare = next(w for t in texts for w in t.split() if sum(w in other for other in texts) == 1)
+    assert found(rare) == f"1 of {len(texts)} conflicts contains “{rare}”."
+    assert found("monoxide") == f"None of {len(texts)} conflicts contains “monoxide”."
 
 
 def test_numbers_on_hover_and_focus(page: Any, done: Scan) -> None:
@@ -121,9 +179,9 @@ def test_numbers_on_hover_and_focus(page: Any, done: Scan) -> None:
     example = int(heading.text.split()[1])
     table = done.tokens()
     first = table[(table.example == example) & table.conflict].iloc[0]
-    assert float(hovered["prob"]) == pytest.approx(first.prob, rel=0.05)
-    assert float(hovered["top1_prob"]) == pytest.approx(first.top1_prob, rel=0.01)
-    assert float(hovered["entropy"].split()[0]) == pytest.approx(first.entropy, rel=0.01)
+    assert value(hovered["prob"]) == pytest.approx(first.prob, rel=0.05)
+    assert value(hovered["top1_prob"]) == pytest.approx(first.top1_prob, rel=0.01)
+    assert value(hovered["entropy"].split()[0]) == pytest.approx(first.entropy, rel=0.01)
     assert hovered["rank"] == f"{first['rank']:,}"
     page.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
     assert not tip.is_displayed()
@@ -169,7 +227,7 @@ def test_policy_stops_what_is_injected_all_the_same(page: Any) -> None:
 def test_filter_search_and_colour(page: Any) -> None:
     field = by_id(page, "example-search")
     field.send_keys("window.hacked = 3")
-    assert by_id(page, "matching").text.startswith("Matching: 1 of 10 examples")
+    assert by_id(page, "matching").text == "1 of 10 examples matches."
     shades = "return [...document.querySelectorAll('#cards [data-i]')].map((e) => e.dataset.shade)"
     by_prob = page.execute_script(shades)
     by_id(page, "colour").send_keys("grad_head")
@@ -183,8 +241,7 @@ def test_filter_search_and_colour(page: Any) -> None:
 def test_both_themes_can_be_read(page: Any, tmp_path: Path) -> None:
     body, seen = page.find_element(By.TAG_NAME, "body"), []
     for system in ("light", "dark"):
-        media = [{"name": "prefers-color-scheme", "value": system}]
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        media(page, system)
         seen.append(body.value_of_css_property("background-color"))
         worst, where = page.execute_script(CONTRAST)
         assert worst >= 4.5, where
@@ -193,28 +250,61 @@ def test_both_themes_can_be_read(page: Any, tmp_path: Path) -> None:
     assert (tmp_path / "light.png").read_bytes() != (tmp_path / "dark.png").read_bytes()
     by_id(page, "theme").click()  # the reader's choice goes before the system's
     assert body.value_of_css_property("background-color") == seen[0]
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    media(page)
+
+
+# The colour of one token in the landscape, and as what it is drawn.
+DRAWN = """const { view } = document.getElementById("chart");
+return [view.scale("color")(1), document.querySelector("#chart :is(canvas, svg)").tagName];"""
+
+
+def test_paper_is_light_and_cuts_nothing_off(page: Any) -> None:
+    light = page.execute_script(DRAWN)
+    media(page, "dark")
+    WebDriverWait(page, 5).until(lambda _: page.execute_script(DRAWN)[0] != light[0])
+    # What is drawn by the end of the microtasks after the event is what is printed.
+    script = f"""const done = arguments[0];
+        dispatchEvent(new Event("beforeprint"));
+        setTimeout(() => done((() => {{ {DRAWN} }})()), 0);"""
+    assert page.execute_async_script(script) == [light[0], "svg"]
+    media(page, "dark", "print")
+    style = "return getComputedStyle(document.documentElement).colorScheme"
+    assert page.execute_script(style) == "light"
+    for control in page.find_elements(By.CSS_SELECTOR, "nav, form, .more, #theme"):
+        assert not control.is_displayed()
+    cut = """return [...document.querySelectorAll("#main *")].filter((e) =>
+        e.scrollHeight > e.clientHeight + 1 && getComputedStyle(e).overflowY !== "visible" &&
+        e.checkVisibility()).map((e) => e.id || e.className)"""
+    assert page.execute_script(cut) == []
+    assert by_id(page, "tokens").find_elements(By.CSS_SELECTOR, "button.link")[0].is_displayed()
+    media(page, "dark")
+    page.execute_script('dispatchEvent(new Event("afterprint"))')
+    WebDriverWait(page, 5).until(lambda _: page.execute_script(DRAWN)[0] != light[0])
+    media(page)
+
+
+def test_it_is_printed(page: Any) -> None:
+    printed = page.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert base64.b64decode(printed).startswith(b"%PDF")
+    assert page.execute_script("return document.documentElement.dataset.printing") is None
 
 
 @pytest.mark.parametrize("width", [1360, 380])
-def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
-    page.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-    )
-    try:
-        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        WebDriverWait(page, 5).until(lambda _: page.execute_script(wide) <= 0)
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+def test_it_fits_the_window(browser: Any, file: Path, width: int) -> None:
+    with window(browser, width):
+        require_fit(load(browser, file))
 
 
 def test_a_bare_scan_loads_as_well(done: Scan, browser: Any, tmp_path: Path) -> None:
     calm = without(done, tmp_path / "calm", ()).flag(ConflictRule(0.0, 0.0))
     bare = without(calm, tmp_path / "bare", ("rank", "top1", "top1_prob", "grad_head"))
-    page = load(browser, report(bare, tmp_path / "bare.html"))
+    page = load(browser, report([bare], tmp_path / "bare.html"))
     assert page.get_log("browser") == []
     assert "No token of this scan" in by_id(page, "pairs-note").text
+    page.find_element(By.CSS_SELECTOR, "#presets button").click()
+    total = len(bare.tokens())
+    assert by_id(page, "count").text.startswith(f"0 conflicts of {total} tokens (0%)")
+    assert by_id(page, "listed").text == "No conflict here."
     assert len(page.find_elements(By.CSS_SELECTOR, "#cards article")) == 10
 
 
@@ -231,7 +321,7 @@ def test_a_scan_that_kept_a_sample(browser: Any, model_folder: str, tmp_path: Pa
         entropy_below=9,
         prob_below=0.9,
     )
-    page = load(browser, report(kept, tmp_path / "report.html"))
+    page = load(browser, report([kept], tmp_path / "report.html"))
     assert "--keep-tokens sample:0.02" in by_id(page, "notices").text
     assert "none of these tokens was kept" in by_id(page, "pairs").text
     total = kept.manifest["counts"]["trained_tokens"]

@@ -93,7 +93,7 @@ def test_examples_of_a_report_are_turns(
 ) -> None:
     examples = page["examples"]
     groups = tokens.groupby(list(EACH))
-    assert (examples["of"], examples["noun"]) == (groups.ngroups, "turns")
+    assert (examples["of"], examples["noun"]) == (groups.ngroups, "turn")
     assert len(examples["rows"]) == groups.ngroups
     conflicts = scan.conflicts().groupby([*EACH]).size()
     for row in examples["rows"]:
@@ -102,13 +102,13 @@ def test_examples_of_a_report_are_turns(
         assert "".join(row["text"]) + "".join(row["gaps"]) == text_of(tokens, *place)
         assert row["columns"]["position"] == [*own["position"]]
         assert row["conflicts"] == len(row["flags"]) == conflicts.get(place, 0)
-    assert report(scan, tmp_path / "r.html").stat().st_size > 10_000
+    assert report([scan], tmp_path / "r.html").stat().st_size > 10_000
 
 
 def test_a_report_of_whole_rows_has_no_turns(tokens: Frame, tmp_path: Path) -> None:
     found = collect(scans_made.write(tmp_path / "s", tokens, rule=RULE, turns="together"))
     assert "turn" not in found["tokens"]["names"]
-    assert found["examples"]["noun"] == "examples"
+    assert found["examples"]["noun"] == "example"
     assert not any("turn" in row or "turn" in row["columns"] for row in found["examples"]["rows"])
 
 

@@ -55,10 +55,10 @@ def compare(*pair: Scan | str | Path, delta: float = math.log(2), by: By | None 
             "plot compare shows scans of the same data; `plot landscape A B "
             "--difference` shows where one data set has more"
         )
-    return _draw(a, b, _cells_and_groups(a, b, delta), delta)
+    return _draw(a, b, cells_and_groups(a, b, delta), delta)
 
 
-def _cells_and_groups(a: Scan, b: Scan, delta: float) -> pandas.DataFrame:
+def cells_and_groups(a: Scan, b: Scan, delta: float) -> pandas.DataFrame:
     """A row for each occupied cell of A's plane (group "cell") and for each group."""
     pieces = (
         pandas.concat([_by_cell(columns, values), by_group(columns, values, a.rule)])

@@ -1,35 +1,34 @@
-"""One offline HTML file of a finished scan: aggregates of all of it, and a chosen sample.
+"""One offline HTML file of finished scans: aggregates of all of each, and a chosen sample.
 
 Counts come from every token, out of core. Tokens in context and whole examples are chosen within a
 budget of bytes, and the page says what it shows out of how many.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eaft_probe.analysis.aggregates import counted
-from eaft_probe.analysis.histogram2d import ENTROPY_BINS, ENTROPY_STEP, PROB_BINS, PROB_STEP
 from eaft_probe.analysis.summary import summarize
 from eaft_probe.errors import BadInput, MissingColumn, one_line
 from eaft_probe.scans.scan import Scan
+from eaft_probe.settings import CompareSettings, make_settings
 from eaft_probe.storage.atomic import has_mark, require_replaceable, written_aside
 from eaft_probe.storage.remote import name_of
+from eaft_probe.view.labels import data_name, model_name
 from eaft_probe.view.notices import rejections, template_notices
 from eaft_probe.view.report.comparison import against as compared
-from eaft_probe.view.report.page import GENERATOR, Figure, library_versions, page
+from eaft_probe.view.report.data_sets import side_by_side
+from eaft_probe.view.report.page import GENERATOR, Figure, library_versions, number, page, percent
+from eaft_probe.view.report.planes import landscape
 from eaft_probe.view.report.selection import (
     Record,
     columns,
     examples,
-    last_part,
     listed,
     pairs,
     short,
@@ -39,35 +38,58 @@ READS = ("example", "position", "token", "char_start", "char_end", "logprob", "p
 
 
 def report(
-    scan: Scan,
+    scans: Sequence[Scan],
     out: str | Path,
     against: Scan | str | Path | None = None,
     *,
     overwrite: bool = False,
     **settings: Any,
 ) -> Path:
-    """Writes the report, aside and renamed, and returns its path: at most 8 MB for any scan.
+    """Writes the report, aside and renamed, and returns its path.
 
-    `against`: another scan, which the page compares with this one as `compare` does, in at most
-    1 MB more; `settings` are those of `compare`, whose errors are raised before anything is
-    written.
-    Raises `BadInput` if the scan has no tokens, or `out` cannot be written or is a file other
-    than an earlier report (`overwrite` replaces it), `MissingColumn` if the scan lacks a column
+    At most 8 MB for a scan of any size, and 3 MB more for each further scan: of several, the page
+    has the shares and landscapes side by side and shows the rest of one after the other.
+
+    `against`: another scan, which the page compares with the only one of `scans` as `compare`
+    does, in at most 1 MB more; `settings` are those of `compare`, of which several scans take the
+    seed. Their errors are raised before anything is written.
+    Raises `BadInput` if a scan has no tokens, or `out` cannot be written or is a file other
+    than an earlier report (`overwrite` replaces it), `MissingColumn` if a scan lacks a column
     that the report is about.
     """
-    path = Path(out)
+    path, wanted = Path(out), make_settings(CompareSettings, settings)
+    _require_of_use(len(scans), against is not None, wanted)
     if path.is_dir():
         raise BadInput(f"cannot write {path}: it is a folder; name a file with --out")
     if not overwrite:
         require_replaceable(path, "report", partial(has_mark, mark=GENERATOR))
     with _writing(path), TemporaryFile(dir=path.parent):
         pass  # an error now rather than after minutes of reading
-    # First, as it is the part that may refuse.
-    comparison = {} if against is None else {"against": compared(scan, against, **settings)}
-    text = page({**collect(scan), **comparison})
+    text = page(_payload(scans, against, wanted))
     with _writing(path), written_aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def _payload(
+    scans: Sequence[Scan], against: Scan | str | Path | None, settings: CompareSettings
+) -> Record:
+    # What compares comes first, as it may refuse.
+    sections = {} if against is None else {"against": compared(scans[0], against, settings)}
+    if len(scans) > 1:
+        sections["data_sets"] = side_by_side(scans, settings.seed)
+    return {**sections, "scans": [collect(scan, 1 / len(scans)) for scan in scans]}
+
+
+def _require_of_use(count: int, against: bool, settings: CompareSettings) -> None:
+    """Raises `BadInput` for settings that nothing would come of."""
+    if against and count > 1:
+        raise BadInput(
+            f"--against compares one scan with another, found {count} scans; "
+            "leave out --against to see them side by side"
+        )
+    if not against and count == 1 and (given := settings.changed("seed")):
+        raise BadInput(f"{given[0]} draws intervals: add --against B, or a second scan")
 
 
 @contextmanager
@@ -79,8 +101,8 @@ def _writing(path: Path) -> Iterator[None]:
         raise BadInput(f"cannot write {path}: {why}; choose another file with --out") from error
 
 
-def collect(scan: Scan) -> Record:
-    """Everything the page shows, as JSON values."""
+def collect(scan: Scan, share: float = 1) -> Record:
+    """Everything the page shows of one scan, as JSON values; it has that share of the bytes."""
     missing = next((c for c in READS if c not in scan.columns), None)
     if missing is not None:
         raise MissingColumn(f"{scan.path} has no column {missing!r}, which a report reads")
@@ -90,17 +112,17 @@ def collect(scan: Scan) -> Record:
     summary = summarize(scan)
     agreeing = counted(scan).agreeing() if "rank" in scan.columns else None
     return {
-        "data": last_part(summary["data"]),
-        "model": last_part(summary["model"]),
+        "data": data_name(scan),
+        "model": model_name(scan),
         "rule": summary["rule"],
         "headline": [f._asdict() for f in headline(summary, agreeing)],
         "notices": list(_notices(summary)),
-        "landscape": _landscape(scan),
+        "landscape": landscape(scan),
         "columns": columns(scan),
-        "tokens": listed(scan, summary),
+        "tokens": listed(scan, summary, share),
         "pairs": pairs(scan),
         "groups": _groups(summary),
-        "examples": examples(scan),
+        "examples": examples(scan, share),
         "provenance": _provenance(scan),
     }
 
@@ -113,25 +135,26 @@ def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
     total, nll, conflicts = (summary[n] for n in ("trained_tokens", "mean_nll", "conflicts"))
     flagged, examples = summary["examples_with_conflicts"], summary["examples"]
     choices = max(math.exp(min(nll, 700)), 1)  # e⁷⁰⁰ is still a float
-    share = f"{conflicts / total:.0%}"
+    share, label = f"{conflicts / total:.0%}", "are confident conflicts"
     if 5 * conflicts < total:  # above a fifth, "1 in 3" would say too little
         share = f"1 in {total / conflicts:,.0f}" if conflicts else "None"
+        label = "is a confident conflict"
     figures = [
         Figure(
             share,
-            "of the tokens to be learned is a confident conflict",
-            f"{conflicts:,} of {total:,} ({conflicts / total:.2%}): the model was sure of "
+            f"of the tokens to be learned {label}",
+            f"{conflicts:,} of {total:,} ({percent(conflicts / total)}): the model was sure of "
             "something else.",
         ),
         Figure(
             f"{flagged:,} of {examples:,}",
-            "examples have at least one conflict",
-            f"{flagged / examples:.0%} of what was scored; the worst are shown below.",
+            ("example has" if examples == 1 else "examples have") + " at least one conflict",
+            f"{percent(flagged / examples)} of what was scored; the worst are shown below.",
         ),
         Figure(
-            f"{nll:.2f} nats",
+            f"{number(nll)} nats",
             "is the mean surprise of a token (nll)",
-            f"As if each were drawn from {choices:,.3g} equally likely ones.",
+            f"As if each were drawn from {number(choices)} equally likely ones.",
         ),
     ]
     if agreeing is not None:
@@ -193,32 +216,3 @@ def _provenance(scan: Scan) -> list[tuple[str, list[tuple[str, str]]]]:
         (title, [(str(k), short(v)) for k, v in values.items() if v not in (None, [], {})])
         for title, values in sections.items()
     ]
-
-
-# --- the landscape ---
-
-
-def _landscape(scan: Scan) -> Record:
-    """The counts of all tokens and of the conflicts by cell, sparse."""
-    whole = counted(scan)
-    return {
-        "prob_cells": round(1 / PROB_STEP),
-        "entropy_cells": round(1 / ENTROPY_STEP),
-        "rows": ENTROPY_BINS,
-        "columns": PROB_BINS,
-        "counts": sparse(whole.plane().counts),
-        "conflicts": sparse(whole.conflict_plane().counts),
-        "vocab_size": scan.manifest["model"].get("vocab_size"),
-    }
-
-
-def sparse(counts: NDArray[np.int64]) -> list[int]:
-    """Row by row: the step to the next cell that is not empty, its count, and so on.
-
-    >>> sparse(np.array([[0, 7], [0, 9]]))
-    [1, 7, 2, 9]
-    """
-    flat = counts.ravel()
-    at = np.flatnonzero(flat)
-    pairs: list[int] = np.column_stack([np.diff(at, prepend=0), flat[at]]).ravel().tolist()
-    return pairs

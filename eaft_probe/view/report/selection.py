@@ -18,7 +18,7 @@ from eaft_probe.view.report.page import encode
 Record = dict[str, Any]  # JSON values by name
 
 # 8 MB in all: the page takes 0.95, a landscape with millions of tokens and of conflicts in every
-# cell 2.9, all the rest under 0.4.
+# cell 2.9, all the rest under 0.4. Several scans share tokens and examples; each has a landscape.
 TOKENS_BYTES, EXAMPLES_BYTES = 1_200_000, 2_500_000
 EXAMPLE_BYTES = 400_000  # one example's share: a longer one is shown in part
 MOST_CONFLICTS, MOST_OTHERS = 1_500, 2_500  # tokens that can be listed from the landscape
@@ -34,10 +34,14 @@ IN_CONTEXT = {
 }
 
 
-def listed(scan: Scan, summary: Mapping[str, Any]) -> Record:
-    """Tokens in context, conflicts first: evenly over the landscape and the same on every run."""
-    sample = _sample(scan, True, MOST_CONFLICTS) + _sample(scan, False, MOST_OTHERS)
-    tokens = list(within(sample, TOKENS_BYTES))
+def listed(scan: Scan, summary: Mapping[str, Any], share: float) -> Record:
+    """Tokens in context, conflicts first: evenly over the landscape and the same on every run.
+
+    `share`: of the page's tokens and bytes.
+    """
+    kinds = ((True, MOST_CONFLICTS), (False, MOST_OTHERS))
+    sample = [t for conflict, most in kinds for t in _sample(scan, conflict, int(share * most))]
+    tokens = list(within(sample, share * TOKENS_BYTES))
     if not tokens:
         raise ScanError(f"{scan.path} is damaged: its tokens belong to no example")
     return {
@@ -90,12 +94,12 @@ def pairs(scan: Scan) -> Record:
 Key = tuple[int, ...]  # what tells an example from others
 
 
-def examples(scan: Scan) -> Record:
-    """Whole examples, the largest share of conflicts first, within their bytes."""
+def examples(scan: Scan, share: float) -> Record:
+    """Whole examples, the largest share of conflicts first, within their share of the bytes."""
     return {
-        "rows": list(within(_filled(scan, _chosen(scan)), EXAMPLES_BYTES)),
+        "rows": list(within(_filled(scan, _chosen(scan)), share * EXAMPLES_BYTES)),
         "of": scan.renderings,
-        "noun": "turns" if scan.by_turn else "examples",
+        "noun": "turn" if scan.by_turn else "example",
         "kept": counted(scan).kept_columns(),
     }
 
@@ -213,7 +217,7 @@ def _gap(text: str, most: int) -> Gap:
 # --- from the scan, and how much of it ---
 
 
-def within(items: Iterable[Record], most: int) -> Iterator[Record]:
+def within(items: Iterable[Record], most: float) -> Iterator[Record]:
     """The first items that take at most so many bytes of the page, and at least one."""
     total = 0
     for item in items:

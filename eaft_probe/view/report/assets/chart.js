@@ -1,18 +1,7 @@
-// The landscape's picture: counts by rectangle, the bounds of entropy, the rule's box and the brush.
+// The landscape's picture: counts by rectangle, and the brush over them.
 
 const DRAWN = { prob: 2, entropy: 4 }; // cells to a rectangle: some 5 pixels each way
 const ENLARGED = 2; // nats
-
-const binary = (p) => (p <= 0 || p >= 1 ? 0 : -p * Math.log(p) - (1 - p) * Math.log(1 - p));
-
-function limits() {
-  const points = Array.from({ length: 257 }, (_, i) => i / 256);
-  const rest = land.vocab_size > 2 ? Math.log(land.vocab_size - 1) : null;
-  return points.flatMap((p) => [
-    { prob: p, entropy: binary(p), limit: "least" },
-    ...(rest === null ? [] : [{ prob: p, entropy: binary(p) + (1 - p) * rest, limit: "most" }]),
-  ]);
-}
 
 function rectangles(top, drawn) {
   const cells = [];
@@ -32,7 +21,7 @@ function rectangles(top, drawn) {
 }
 
 // The highest entropy there is, in whole nats, and never less than the rule's where cells reach.
-function top() {
+function highest() {
   const { rows, entropy_cells: scale } = land;
   const used = Math.floor(counts.findLastIndex((n) => n > 0) / land.columns) + 1;
   return Math.ceil(Math.min(Math.max(1, used / scale, report.rule.entropy_below ?? 0), rows / scale));
@@ -40,19 +29,14 @@ function top() {
 
 function spec() {
   const enlarged = byId("enlarge").checked;
-  const high = enlarged ? ENLARGED : top();
+  const high = enlarged ? ENLARGED : highest();
   const values = rectangles(high, enlarged ? { prob: 2, entropy: 1 } : DRAWN);
   const most = Math.max(2, values.reduce((a, v) => Math.max(a, v.tokens), 1));
-  const x = { field: "prob", type: "quantitative", title: "prob of the label",
-    scale: { domain: [0, 1], nice: false } };
-  const y = { field: "entropy", type: "quantitative", title: "entropy, nats",
-    scale: { domain: [0, high], nice: false } };
-  const rule = report.rule;
+  const axes = planeAxes(high);
   return {
-    $schema: "https://vega.github.io/schema/vega-lite/v6.json",
+    ...chartFrame(400),
     description: "Tokens by probability of the label and entropy. The bounds beside it do what " +
       "dragging does.",
-    width: "container", height: 400, background: "transparent",
     layer: [
       {
         data: { values }, mark: { type: "rect", strokeWidth: 0 },
@@ -61,38 +45,18 @@ function spec() {
             fill: colour("--accent"), fillOpacity: 0.12, stroke: colour("--accent"),
             strokeWidth: 2, strokeOpacity: 1 } } }],
         encoding: {
-          x, y, x2: { field: "prob2" }, y2: { field: "entropy2" },
+          ...axes, x2: { field: "prob2" }, y2: { field: "entropy2" },
           color: { field: "tokens", type: "quantitative", title: "tokens",
             scale: { type: "log", domain: [1, most], interpolate: "lab",
-              range: ["--seq-0", "--seq-1", "--seq-2", "--seq-3"].map(colour) },
+              range: SEQUENCE.map(colour) },
             legend: { orient: "top", direction: "horizontal", gradientLength: 180,
               gradientThickness: 8, titleOrient: "left", format: ",d" } },
           tooltip: [{ field: "tokens" }, { field: "conflicts" }],
         },
       },
-      {
-        data: { values: limits() },
-        mark: { type: "line", clip: true, strokeWidth: 1.25, color: colour("--muted") },
-        encoding: { x, y, strokeDash: { field: "limit", type: "nominal", legend: null,
-          scale: { domain: ["least", "most"], range: [[1, 0], [5, 4]] } } },
-      },
-      {
-        data: { values: rule.surprise_above !== undefined ? [] : [{ prob: 0,
-          prob2: Math.min(1, rule.prob_below), entropy: 0,
-          entropy2: Math.min(high, rule.entropy_below) }] },
-        mark: { type: "rect", fillOpacity: 0, stroke: colour("--conflict"), strokeWidth: 2.5 },
-        encoding: { x, y, x2: { field: "prob2" }, y2: { field: "entropy2" } },
-      },
+      boundsLayer(axes, land.vocab_size),
+      ruleLayer(axes, report.rule, high),
     ],
-    config: {
-      font: "system-ui, sans-serif",
-      view: { stroke: colour("--line"), cursor: "crosshair" },
-      axis: { labelColor: colour("--muted"), titleColor: colour("--ink"), gridColor: colour("--line"),
-        domainColor: colour("--line"), tickColor: colour("--line"), gridOpacity: 0.6,
-        labelFontSize: 12, titleFontSize: 13, titleFontWeight: 500, titlePadding: 8 },
-      legend: { labelColor: colour("--muted"), titleColor: colour("--ink"), labelFontSize: 12,
-        titleFontSize: 12, titleFontWeight: 500 },
-    },
   };
 }
 
@@ -103,25 +67,12 @@ function shownBrush(high) {
   return { x: prob, y: entropy.map((v) => Math.min(v, high)) };
 }
 
-// One drawing after the other: each is asynchronous, and the last asked for is to stand.
-const draw = () => (state.drawn = state.drawn.then(embed));
-
-async function embed() {
-  if (state.view) state.view.finalize();
-  const { view } = await vegaEmbed("#chart", spec(), {
-    ast: true, actions: false, renderer: "canvas", defaultStyle: false, tooltip: cellTip,
-  });
+async function draw() {
+  const view = await drawIn(byId("chart"), spec);
   view.addSignalListener("brush", brushed);
   view.addResizeListener(moveBrush);
   state.view = view;
   moveBrush(); // the region may have been chosen meanwhile
-}
-
-// A rectangle's numbers, where the pointer is.
-function cellTip(_, event, item, value) {
-  if (!value) return hideTip();
-  const at = { left: event.clientX + 12, top: event.clientY, bottom: event.clientY };
-  showTip(at, Object.entries(value).map(([k, v]) => [k, String(v)]));
 }
 
 function brushed(_, value) {
@@ -136,14 +87,14 @@ function brushed(_, value) {
 
 // Dragged to the chart's upper edge, a region reaches up to all there is.
 function atTop(chosen) {
-  const edge = top() * land.entropy_cells;
+  const edge = highest() * land.entropy_cells;
   return !byId("enlarge").checked && chosen.y1 >= edge ? { ...chosen, y1: land.rows } : chosen;
 }
 
 async function moveBrush() {
   const { view } = state;
   if (!view) return;
-  const high = byId("enlarge").checked ? ENLARGED : top();
+  const high = byId("enlarge").checked ? ENLARGED : highest();
   const wanted = shownBrush(high);
   const pixels = (name, pair) => (pair ? pair.map(view.scale(name)) : [0, 0]);
   view.signal("brush_x", pixels("x", wanted?.x)).signal("brush_y", pixels("y", wanted?.y));

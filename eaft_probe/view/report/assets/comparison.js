@@ -85,6 +85,105 @@ function movedList(title, kind, { summary, movers }) {
       tabindex: "0" }, element("ol", {}, ...tokens.map(mover))) : null);
 }
 
+// --- token by token, drawn ---
+
+const at = ({ x, y }, across, up) =>
+  ({ x: { ...x, field: across }, y: { ...y, field: up } });
+const CELL_EDGES = { x2: { field: "prob_to" }, y2: { field: "entropy_to" } };
+
+// A plane whose cells are coloured, and what stands over it.
+function movesSpec({ summary, moves }, cells, color, description, ...over) {
+  const high = Math.ceil(moves.cells.reduce((a, c) =>
+    Math.max(a, c.entropy_to, c.tokens < moves.few ? 0 : c.mean_entropy_b), 1));
+  const axes = planeAxes(high);
+  return {
+    ...chartFrame(PANEL), description,
+    layer: [
+      { data: { values: cells }, mark: { type: "rect", strokeWidth: 0 },
+        encoding: { ...at(axes, "prob_from", "entropy_from"), ...CELL_EDGES, color,
+          tooltip: ["tokens", "learned", "forgotten"].map((field) => ({ field })) } },
+      boundsLayer(axes, moves.vocab_size),
+      ruleLayer(axes, summary.rule, high),
+      ...over.map((layer) => layer(axes)),
+    ],
+  };
+}
+
+function wentSpec(against) {
+  const { cells, few } = against.moves;
+  const values = cells.filter((c) => c.tokens >= few);
+  const mark = { color: colour("--accent"), opacity: 1 };
+  const most = cells.reduce((a, c) => Math.max(a, c.tokens), 2);
+  return movesSpec(against, withShares(cells),
+    { field: "tokens", type: "quantitative", legend: null,
+      scale: { type: "log", domain: [1, most], range: ["--grey-0", "--grey-1"].map(colour) } },
+    "Where the tokens lie by probability of the label and entropy under A, with a line from each " +
+      "cell to their mean place under B.",
+    (axes) => ({ data: { values }, mark: { type: "rule", strokeWidth: 1.75, ...mark },
+      encoding: { ...at(axes, "mean_prob_a", "mean_entropy_a"),
+        x2: { field: "mean_prob_b" }, y2: { field: "mean_entropy_b" } } }),
+    (axes) => ({ data: { values }, mark: { type: "circle", size: 26, ...mark },
+      encoding: at(axes, "mean_prob_b", "mean_entropy_b") }));
+}
+
+function netSpec(against) {
+  const { cells, few } = against.moves;
+  const values = withShares(cells.filter((c) => c.tokens >= few));
+  const most = values.reduce((a, c) => Math.max(a, Math.abs(c.net)), 0.01);
+  return movesSpec(against, values,
+    { field: "net", type: "quantitative", title: "learned − forgotten",
+      scale: { domain: [-most, 0, most], interpolate: "rgb", range: ["--forgotten", "--even", "--learned"].map(colour) },
+      legend: { orient: "top", direction: "horizontal", gradientLength: 120, gradientThickness: 8,
+        titleOrient: "left", format: ".0%", values: [-most, 0, most] } },
+    "The share of the tokens that were learned less the share that were forgotten, by probability " +
+      "of the label and entropy under A.");
+}
+
+const withShares = (cells) => cells.map((cell) => ({ ...cell,
+  net: cell.learned_share - cell.forgotten_share,
+  learned: share(cell.learned_share), forgotten: share(cell.forgotten_share) }));
+
+function groupSpec({ summary }) {
+  const groups = Object.entries(summary.groups).filter(([, row]) => row.tokens);
+  const values = groups.flatMap(([group, row]) =>
+    KINDS.map((kind, order) => ({ group, kind, order, share: row[`${kind}_share`] })));
+  return {
+    ...chartFrame(PANEL),
+    description: "The shares learned, unchanged and forgotten by group; the tables have the numbers.",
+    data: { values: values.map((v) => ({ ...v, "of the group": share(v.share) })) },
+    mark: { type: "bar", height: { band: 0.6 } },
+    encoding: {
+      y: { field: "group", type: "nominal", sort: null, title: null, axis: { domain: false,
+        ticks: false, labelColor: colour("--ink") } },
+      x: { field: "share", type: "quantitative", title: "share of the group's tokens",
+        axis: { format: "%", tickCount: 5 }, scale: { domain: [0, 1] } },
+      order: { field: "order" },
+      color: { field: "kind", type: "nominal", title: null,
+        scale: { domain: KINDS, range: ["--learned", "--even", "--forgotten"].map(colour) },
+        legend: { orient: "top" } },
+      tooltip: ["group", "kind", "of the group"].map((field) => ({ field })),
+    },
+  };
+}
+
+const MOVES = [
+  [wentSpec, "Where the tokens went", "A line leads from where the tokens of a cell lie under A to " +
+    "a dot at their mean place under B. The grey shows how many there are. Lines also show " +
+    "regression to the mean: of two unrelated models all point inwards."],
+  [netSpec, "Learned or forgotten", "By the place under A: the share of a cell's tokens that were " +
+    "learned less the share that were forgotten. Cells with few tokens are left blank."],
+  [groupSpec, "By group", "Groups are those under A; the first table has the numbers."],
+];
+
+function showMoves(node, against) {
+  node.replaceChildren(element("div", { class: "panels" }, ...MOVES.map(([spec, title, text]) => {
+    const chart = element("div", { class: "chart" });
+    themed.push(() => drawIn(chart, () => spec(against)));
+    return element("figure", {}, element("h3", {}, title),
+      element("p", { class: "muted" }, text), chart);
+  })));
+}
+
 // --- as distributions ---
 
 function apartTables({ summary, meanings }) {
@@ -100,10 +199,17 @@ function apartTables({ summary, meanings }) {
     "Shares and means; A / B says how many times as frequent")];
 }
 
+function showApart(node, { planes, scans, summary }) {
+  showPlanes(node, planes.map((plane, i) => {
+    const name = `${"AB"[i]}: ${scans[i].title}`;
+    return { plane, name, heading: element("figcaption", {}, name) };
+  }), summary.rule);
+}
+
 // --- the section ---
 
 function showAgainst(against) {
-  const { summary, figure } = against;
+  const { summary } = against;
   const moved = summary.by === "tokens";
   byId("against").hidden = byId("against-link").hidden = false;
   byId("against-title").textContent = `Against ${against.scans[1].title}`;
@@ -116,10 +222,7 @@ function showAgainst(against) {
   byId("against-tables").append(...(moved ? movedTables : apartTables)(against).map((table) =>
     element("div", { class: "wide", role: "region", tabindex: "0",
       "aria-label": table.caption.textContent }, table)));
-  const { alt, width, height } = figure;
-  byId("against-figure").append(element("img", { id: "against-picture", alt, width, height,
-    src: `data:image/png;base64,${figure.png}` }));
-  byId("against-caption").textContent = figure.caption;
+  (moved ? showMoves : showApart)(byId("against-figure"), against);
   if (moved) {
     byId("against-movers").append(movedList("Worst forgotten", "forgotten", against),
       movedList("Best learned", "learned", against));

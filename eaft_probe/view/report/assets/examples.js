@@ -1,6 +1,6 @@
 // Examples: whole texts, every token coloured by a chosen column, its numbers on hover and focus.
 
-const examples = report.examples.rows;
+let examples; // of the scan that is shown
 const AT_ONCE = 10; // examples to begin with: a long one has thousands of tokens
 const STEPS = 5; // shades, from plain to strong
 const REVERSED = ["prob", "logprob", "top1_prob", "concentration"]; // strong where it is low
@@ -11,11 +11,9 @@ const SORTS = {
   "mean nll, highest first": (e) => -e.nll,
   "order of the data": (e) => e.example,
 };
-const NOUN = report.examples.noun; // each example is a row of the data, or one of its turns
 const titleOf = (place) =>
   `example ${place.example}` + (place.turn === undefined ? "" : `, turn ${place.turn}`);
 const sameExample = (a, b) => a.example === b.example && a.turn === b.turn;
-const UNMARKED = examples.some((e) => e.held < e.trained) ? "not trained, or not kept" : "not trained";
 const picked = { shown: AT_ONCE, pinned: null };
 
 // --- colour ---
@@ -52,12 +50,14 @@ function showLegend() {
   const bounds = edgesOf(name).map(number);
   const texts = [`below ${bounds[0]}`, ...bounds.slice(1).map((b, i) => `${bounds[i]} to ${b}`),
     `from ${bounds.at(-1)}`];
+  const unmarked =
+    examples.some((e) => e.held < e.trained) ? "not trained, or not kept" : "not trained";
   const steps = texts.map((text, i) => [REVERSED.includes(name) ? STEPS - 1 - i : i, text]);
   byId("legend").replaceChildren(
     element("span", {}, element("b", {}, name), column.unit ? `, ${column.unit}: ` : ": "),
     ...steps.map(([step, text]) => element("span", { class: "swatch", "data-shade": step }, text)),
     element("span", { class: "swatch conflict" }, "conflict"),
-    element("span", { class: "swatch gap" }, UNMARKED),
+    element("span", { class: "swatch gap" }, unmarked),
     element("span", { class: "muted meaning" }, column.meaning +
       (EDGES[name] ? "" : "; each shade holds a fifth of the tokens below")));
 }
@@ -152,10 +152,12 @@ function showExamples() {
   const others = shown.filter((e) => e !== picked.pinned);
   byId("cards").replaceChildren(...[...first, ...others].map(card));
   byId("more-examples").hidden = matches.length <= picked.shown;
-  byId("matching").textContent = matches.length
-    ? `Matching: ${whole(matches.length)} of ${whole(examples.length)} ${NOUN}; ` +
-      `${whole(shown.length)} shown.`
-    : "No example matches.";
+  const noun = report.examples.noun; // each is a row of the data, or one of its turns
+  const some = `${whole(matches.length)} of ${counted(examples.length, noun)}`;
+  const rest = shown.length < matches.length ? ` The first ${whole(shown.length)} are shown.` : "";
+  byId("matching").textContent = matches.length === 0 ? `No ${noun} matches.`
+    : matches.length === examples.length ? `${counted(examples.length, noun)}.${rest}`
+    : `${some} ${matches.length === 1 ? "matches" : "match"}.${rest}`;
   say(byId("matching").textContent);
 }
 
@@ -223,7 +225,7 @@ function moveFocus(event) {
 }
 
 function options(select, entries) {
-  select.append(...entries.map(([value, label]) => element("option", { value }, label)));
+  select.replaceChildren(...entries.map(([value, label]) => element("option", { value }, label)));
 }
 
 function keptChoices() {
@@ -233,15 +235,7 @@ function keptChoices() {
 }
 
 function startExamples() {
-  options(byId("colour"), report.columns.map((c) => [c.name, c.name]));
-  byId("colour").value = "prob";
   options(byId("sort"), Object.keys(SORTS).map((name) => [name, name]));
-  options(byId("kept"), [["", "all"], ...keptChoices()]);
-  byId("kept-label").hidden = !report.examples.kept.length;
-  byId("examples-note").textContent = examples.length < report.examples.of
-    ? `On this page: ${whole(examples.length)} of ${whole(report.examples.of)} ${NOUN}, those with ` +
-      "the largest share of conflicts."
-    : `On this page: all ${NOUN} of the scan (${whole(examples.length)}).`;
   for (const id of ["sort", "kept", "example-search", "with-conflicts"]) {
     byId(id).addEventListener("input", () => {
       Object.assign(picked, { shown: AT_ONCE, pinned: null });
@@ -267,6 +261,23 @@ function startExamples() {
   cards.addEventListener("mouseout", hideTip);
   cards.addEventListener("focusout", hideTip);
   cards.addEventListener("keydown", moveFocus);
+}
+
+function openExamples() {
+  const { rows, of, noun, kept } = report.examples;
+  examples = rows;
+  edges.clear();
+  Object.assign(picked, { shown: AT_ONCE, pinned: null });
+  options(byId("colour"), report.columns.map((c) => [c.name, c.name]));
+  byId("colour").value = "prob";
+  options(byId("kept"), [["", "all"], ...keptChoices()]);
+  byId("kept-label").hidden = !kept.length;
+  byId("example-search").value = "";
+  byId("with-conflicts").checked = false;
+  byId("examples-note").textContent = rows.length < of
+    ? `On this page: ${whole(rows.length)} of ${counted(of, noun)}, those with the largest share ` +
+      "of conflicts."
+    : `On this page: all ${counted(of, noun)} of the scan.`;
   showLegend();
   showExamples();
 }

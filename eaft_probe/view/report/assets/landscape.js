@@ -1,11 +1,16 @@
 // The landscape, brushed: exact counts of every token by cell, and the tokens that can be listed.
 
-const land = report.landscape;
-const tokens = report.tokens.rows.map((row) =>
-  Object.fromEntries(report.tokens.names.map((name, i) => [name, row[i]])));
-const counts = dense(land.counts);
-const conflictCounts = dense(land.conflicts);
 const LISTED = 60; // tokens to begin with
+let land, tokens, counts, conflictCounts, everything;
+
+// Of the scan that is shown.
+function readLandscape() {
+  land = report.landscape;
+  tokens = report.tokens.rows.map((row) =>
+    Object.fromEntries(report.tokens.names.map((name, i) => [name, row[i]])));
+  [counts, conflictCounts] = [dense(land.counts), dense(land.conflicts)];
+  everything = { x0: 0, x1: land.columns, y0: 0, y1: land.rows };
+}
 
 function dense(sparse) {
   const cells = new Float64Array(land.rows * land.columns);
@@ -15,9 +20,7 @@ function dense(sparse) {
 
 // --- the region: whole cells, so that its counts are exact ---
 
-const everything = { x0: 0, x1: land.columns, y0: 0, y1: land.rows };
-const state = { region: everything, listed: LISTED, view: null, dragging: false,
-  drawn: Promise.resolve() };
+const state = { region: null, listed: LISTED, view: null, dragging: false };
 
 const within = (lowest, value, highest) => Math.min(Math.max(value, lowest), highest);
 
@@ -53,6 +56,7 @@ function holds({ x0, x1, y0, y1 }, token) {
 // `source` is what the reader moved: it keeps what it shows, the others follow.
 function choose(chosen, source) {
   state.region = chosen;
+  byId("preset").textContent = ""; // of a button, which sets it
   state.listed = LISTED;
   const { prob, entropy } = bounds(chosen);
   const values = { "prob-from": prob[0], "prob-to": prob[1],
@@ -65,35 +69,47 @@ function choose(chosen, source) {
 }
 
 function showRegion() {
-  const count = inRegion(counts, state.region);
-  const conflicts = inRegion(conflictCounts, state.region);
   const only = byId("only-conflicts").checked;
+  const all = inRegion(counts, state.region), conflicts = inRegion(conflictCounts, state.region);
   const { prob, entropy } = bounds(state.region);
   const where = `prob ${number(prob[0])} to ${number(prob[1])}, ` +
     `entropy ${number(entropy[0])} to ${number(entropy[1])} nats`;
-  byId("count").textContent = `${whole(count)} of ${counted(report.tokens.of, "token")} ` +
-    `(${percent(count, report.tokens.of)}), ${whole(conflicts)} of them conflicts: ${where}`;
-  showList(only ? conflicts : count, only);
+  const total = counted(report.tokens.of, "token");
+  byId("count").textContent = only
+    ? `${counted(conflicts, "conflict")} of ${total} (${percent(conflicts, report.tokens.of)}): ${where}`
+    : `${whole(all)} of ${total} (${percent(all, report.tokens.of)}), ${amongThem(conflicts)}: ${where}`;
+  showList(only ? conflicts : all, only);
   say(byId("count").textContent);
 }
+
+const amongThem = (n) =>
+  n === 0 ? "none of them a conflict" : `${whole(n)} of them ${n === 1 ? "a conflict" : "conflicts"}`;
 
 // --- the tokens in it ---
 
 function showList(total, only) {
-  const search = byId("token-search").value.toLowerCase();
-  const matching = tokens.filter((t) =>
-    holds(state.region, t) && (!only || t.conflict) &&
-    (!search || (t.before + t.token + t.after).toLowerCase().includes(search)));
+  const search = byId("token-search").value;
+  const here = tokens.filter((t) => holds(state.region, t) && (!only || t.conflict));
+  const matching = here.filter((t) =>
+    (t.before + t.token + t.after).toLowerCase().includes(search.toLowerCase()));
   matching.sort((a, b) => a.prob - b.prob);
   const shown = matching.slice(0, state.listed);
   byId("tokens").replaceChildren(...shown.map(listItem));
   byId("more-tokens").hidden = shown.length === matching.length;
-  const noun = only ? "conflict" : "token";
-  const searched = search ? `contain “${search}” and ` : "";
-  byId("listed").textContent = total === 0
-    ? `No ${noun} here.`
-    : `${whole(matching.length)} of ${counted(total, noun)} ${searched}can be listed, the least ` +
-      `likely first; ${whole(shown.length)} shown.`;
+  const rest = shown.length < matching.length ? ` The first ${whole(shown.length)} are shown.` : "";
+  byId("listed").textContent =
+    listedInWords(matching.length, here.length, total, only ? "conflict" : "token", search) +
+    (matching.length > 1 ? ", the least likely first." : ".") + rest;
+}
+
+// "4 of 134 conflicts contain “monoxide”", "1 conflict contains “monoxide”", "No token here".
+function listedInWords(matching, here, total, noun, search) {
+  if (total === 0) return `No ${noun} here`;
+  const onPage = here < total ? ` on this page (of ${whole(total)})` : "";
+  if (!search) return `${counted(here, noun)}${onPage}`;
+  const some = matching === 0 ? `None of ${counted(here, noun)}`
+    : here === 1 ? counted(1, noun) : `${whole(matching)} of ${counted(here, noun)}`;
+  return `${some}${onPage} ${matching > 1 ? "contain" : "contains"} “${search}”`;
 }
 
 function listItem(token) {
@@ -120,11 +136,14 @@ function presets() {
   const box = [[0, up(low, land.prob_cells)], [0, up(sure, land.entropy_cells)]];
   const most = land.rows / land.entropy_cells;
   return [
-    [report.rule.surprise_above === undefined ? "Confident conflicts" : "Sure and wrong",
-      region(...box), true],
-    ["Sure and right", region([1 - box[0][1], 1], box[1]), false],
-    ["At a loss", region(box[0], [Math.max(3, sure), most]), false],
-    ["Everything", everything, false],
+    ["Confident conflicts", inBox(report.rule) ? region(...box) : everything, true,
+      "The model was sure of something else."],
+    // Above 1/2 no other token can be likelier.
+    ["Sure and right", region([Math.max(0.5, 1 - box[0][1]), 1], box[1]), false,
+      "The model was sure of the label: there is little to learn."],
+    ["At a loss", region(box[0], [Math.max(3, sure), most]), false,
+      "The model held much for possible, and the label for unlikely."],
+    ["Everything", everything, false, "All tokens of the scan."],
   ];
 }
 
@@ -136,13 +155,7 @@ function fromInputs(event) {
 }
 
 function startLandscape() {
-  byId("presets").append(...presets().map(([label, chosen, only]) =>
-    button(label, () => {
-      byId("only-conflicts").checked = only;
-      choose(chosen);
-    })));
   byId("region").addEventListener("submit", (event) => event.preventDefault());
-  byId("entropy-to").max = byId("entropy-from").max = land.rows / land.entropy_cells;
   for (const input of document.querySelectorAll("#region [type=number]")) {
     input.addEventListener("change", fromInputs);
   }
@@ -155,15 +168,28 @@ function startLandscape() {
   byId("chart").addEventListener("pointerdown", () => (state.dragging = true));
   addEventListener("pointerup", () => setTimeout(() => (state.dragging = false), 50));
   byId("enlarge").addEventListener("change", draw);
-  byId("caption").textContent = caption();
   themed.push(draw);
+}
+
+function showLandscape() {
+  readLandscape();
+  byId("presets").replaceChildren(...presets().map(([label, chosen, only, meaning]) =>
+    button(label, () => {
+      byId("only-conflicts").checked = only;
+      choose(chosen);
+      byId("preset").textContent = meaning;
+    })));
+  byId("entropy-to").max = byId("entropy-from").max = land.rows / land.entropy_cells;
+  byId("token-search").value = "";
+  byId("only-conflicts").checked = false;
+  byId("caption").textContent = caption();
   choose(everything);
 }
 
 function caption() {
   const { of, of_conflicts: all, conflicts } = report.tokens;
   const most = land.vocab_size ? " and the most (dashed)" : "";
-  const box = report.rule.surprise_above === undefined ? " Box: the conflict rule." : "";
+  const box = inBox(report.rule) ? " Box: the conflict rule." : "";
   return "Every token is counted; the colour shows how many there are, on a log scale." +
     `${box} Lines: the least (solid)${most} entropy possible at each probability. ` +
     `${counted(tokens.length, "token")} can be listed, spread evenly over the landscape: ` +

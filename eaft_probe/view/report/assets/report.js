@@ -1,14 +1,22 @@
 // The page's frame: payload, elements, theme, tooltip, tables. Text enters by textContent alone.
 
-const report = JSON.parse(document.getElementById("payload").textContent);
+const page = JSON.parse(document.getElementById("payload").textContent);
+let report = page.scans[0]; // the scan that is shown: every section but those that compare
 const byId = (id) => document.getElementById(id);
 const whole = (n) => n.toLocaleString("en");
 const counted = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 const number = (x) =>
   x === null || x === undefined ? "–"
-    : x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(1)
+    : x !== 0 && Math.abs(x) < 0.001 ? tiny(x)
     : String(Number(x.toPrecision(3)));
-const percent = (part, all) => `${Number(((100 * part) / all).toPrecision(3))}%`;
+// 0.0000012 as people write it: 1.2×10⁻⁶.
+function tiny(x) {
+  const [mantissa, power] = x.toExponential(1).split("e");
+  return `${mantissa}×10${[...power].map((c) => SUPERSCRIPT[c]).join("")}`;
+}
+const SUPERSCRIPT = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷",
+  8: "⁸", 9: "⁹" };
+const percent = (part, all) => `${number((100 * part) / all)}%`;
 
 // element("td", { class: "n" }, "12", child): attributes are our own, never the data's.
 function element(name, attributes = {}, ...children) {
@@ -41,12 +49,11 @@ function say(text) {
 
 // --- theme: the system's, until the reader presses the button ---
 
+const SEQUENCE = ["--seq-0", "--seq-1", "--seq-2", "--seq-3"];
 const themed = []; // what draws in colours of its own
 const systemDark = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : systemDark.matches;
-};
+const root = document.documentElement;
+const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
 
 function showTheme() {
   byId("theme").textContent = isDark() ? "Light theme" : "Dark theme";
@@ -55,12 +62,22 @@ function showTheme() {
 
 function startTheme() {
   byId("theme").addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    root.dataset.theme = isDark() ? "light" : "dark";
     showTheme();
   });
   systemDark.addEventListener("change", showTheme);
+  addEventListener("beforeprint", () => {
+    root.dataset.printing = "";
+    themed.forEach((draw) => draw()); // in microtasks: done before the browser goes on
+  });
+  addEventListener("afterprint", () => {
+    delete root.dataset.printing;
+    showTheme();
+  });
   showTheme();
 }
+
+const printing = () => root.dataset.printing !== undefined;
 
 // The colour that a custom property stands for in this theme.
 function colour(name) {
@@ -101,8 +118,8 @@ function table(names, rows, caption) {
     element("thead", {}, head), element("tbody", {}, ...body));
 }
 
-// "12", "-3%", "+1.0e-4", "12 (3%)", "1 to ∞", and what stands where there is no number.
-const NUMBER = "[-+]?[\\d.,∞]+(?:%|e.\\d+)?";
+// "12", "-3%", "+1.0×10⁻⁴", "12 (3%)", "1 to ∞", and what stands where there is no number.
+const NUMBER = "[-+]?[\\d.,∞]+(?:×10[⁻⁰¹²³⁴-⁹]+)?%?";
 const NUMERIC = new RegExp(`^(?:${NUMBER}(?: \\(${NUMBER}\\)| to ${NUMBER})?|–)$`);
 const isNumber = (value) => typeof value === "string" && NUMERIC.test(value);
 
@@ -114,11 +131,18 @@ function cell(value) {
 const quoted = (text) => element("code", {}, text === null ? "–" : marked(text));
 
 function showHeadline() {
-  byId("title").textContent = `${report.data} under ${report.model}`;
-  document.title = `${report.data} under ${report.model} · eaft-probe report`;
-  byId("rule").textContent = `A conflict: ${report.rule.text}`;
-  byId("notices").append(...report.notices.map((n) => element("p", { class: "notice" }, n)));
-  byId("headline").append(...report.headline.map(headlined));
+  const title = `${report.data} under ${report.model}`;
+  const rule = `Confident conflict: ${report.rule.text}`;
+  if (page.data_sets) {
+    byId("short-title").textContent = `In short: ${title}`;
+    byId("short-rule").textContent = rule;
+  } else {
+    byId("title").textContent = title;
+    document.title = `${title} · eaft-probe report`;
+    byId("rule").textContent = rule;
+  }
+  byId("notices").replaceChildren(...report.notices.map((n) => element("p", { class: "notice" }, n)));
+  byId("headline").replaceChildren(...report.headline.map(headlined));
 }
 
 const headlined = ({ figure, label, detail }) =>
@@ -133,8 +157,8 @@ function showPairs() {
     ? `The token in the data, and what the model was sure of instead: the ${whole(rows.length)} ` +
       `commonest of ${counted(of, "different pair")}, each with up to three places.`
     : "No token of this scan is a confident conflict under its rule.";
-  if (!rows.length) return void byId("pairs").remove();
-  byId("pairs").append(table(
+  byId("pairs").hidden = !rows.length;
+  if (rows.length) byId("pairs").replaceChildren(table(
     ["label", "the model's choice", "conflicts", "mean prob", "mean top1_prob", "in context"],
     rows.map((p) => [quoted(p.token), quoted(p.top1), whole(p.conflicts), number(p.prob),
       number(p.top1_prob), places(p)])));
@@ -161,25 +185,33 @@ function context(before, token, after, conflict) {
 }
 
 function showGroups() {
-  byId("groups").append(...report.groups.map((g) => table(g.names, g.rows, g.title)));
+  byId("groups").replaceChildren(...report.groups.map((g) => table(g.names, g.rows, g.title)));
 }
 
 function showProvenance() {
-  byId("sources").append(...report.provenance.map(([title, rows]) =>
+  byId("sources").replaceChildren(...report.provenance.map(([title, rows]) =>
     element("section", {},
       element("h3", {}, title),
       element("dl", { class: "facts" },
         ...rows.flatMap(([k, v]) => [element("dt", {}, k), element("dd", {}, v)])))));
 }
 
-function start() {
+function showScan(index) {
+  report = page.scans[index];
+  openExamples(); // first: the others link to examples
   showHeadline();
-  if (report.against) showAgainst(report.against);
   showPairs();
   showGroups();
   showProvenance();
+  showLandscape();
+}
+
+function start() {
   startLandscape();
   startExamples();
+  showScan(0);
+  if (page.data_sets) showDataSets(page.data_sets);
+  if (page.against) showAgainst(page.against);
   startTheme();
 }
 
