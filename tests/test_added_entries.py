@@ -1,4 +1,4 @@
-"""A statistic, a format, an objective, a plot and an engine are added in one place each."""
+"""Statistics, scores, formats, objectives, plots and engines are added in one place each."""
 
 import json
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import pandas
 import pytest
 
 from eaft_probe import Scan, engines, scan
+from eaft_probe.analysis.scores import SCORES, Score
 from eaft_probe.cli import _run
 from eaft_probe.columns.statistics import STATISTICS, Statistic
 from eaft_probe.data.formats import FORMATS, Example, row_format
@@ -35,7 +36,7 @@ def run(job):
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they were, after each test."""
     monkeypatch.setenv("COLUMNS", "150")
-    for registry in (STATISTICS, FORMATS, OBJECTIVES, PLOTS, ENGINES):
+    for registry in (STATISTICS, SCORES, FORMATS, OBJECTIVES, PLOTS, ENGINES):
         monkeypatch.setattr(registry, "_entries", dict(registry))
 
 
@@ -82,6 +83,18 @@ def test_a_statistic(data: str, model_folder: str, tmp_path: Path, capsys: Any) 
     tokens = Scan.open(out).tokens(["prob", "squared"])
     np.testing.assert_allclose(tokens["squared"], tokens["prob"] ** 2, rtol=1e-5)
     assert "p² (on request)" in listed("statistics", capsys)
+
+
+def test_a_score(finished: Scan, tmp_path: Path, capsys: Any) -> None:
+    least = Score("least", "nats", "a mean nll", ("logprob",), lambda r: r.mean(r.nll))
+    SCORES.add("least", least)
+    assert "a mean nll" in listed("scores", capsys)
+    out = tmp_path / "o.jsonl"
+    chosen = ["--out", str(out), "--where", "probe_least > 0"]
+    assert _run(["export", str(finished.path), *chosen]) == 0
+    assert [json.loads(line)["riddle"] for line in out.open()] == [f"what is {n}" for n in range(5)]
+    assert _run(["show", str(finished.path), "--rank-by", "least"]) == 0
+    assert "least " in capsys.readouterr().out
 
 
 def test_an_objective(finished: Scan, tmp_path: Path, capsys: Any) -> None:

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +27,12 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.objectives.gates import objective
 from eaft_probe.scans.scan import Scan
-from eaft_probe.settings import TrainSettings
+from eaft_probe.settings import ExportSettings, TrainSettings
 from eaft_probe.storage.atomic import _sweep
 from eaft_probe.verbs.compare import compare
-from eaft_probe.verbs.export.export import export
+from eaft_probe.verbs.export.choice import choose
+from eaft_probe.verbs.export.messages import conversation
+from eaft_probe.verbs.export.renderings import Gate, renderings
 from eaft_probe.verbs.train.scan_features import Scans
 from eaft_probe.view.plots import gates
 from eaft_probe.view.report.page import encode
@@ -110,11 +114,19 @@ def test_every_verb_refuses_it_in_one_line(
             Scans.opened(given, objective("flow"))
 
 
+def rows_of(scan: Scan) -> list[object]:
+    with tempfile.TemporaryDirectory() as folder:
+        return [*choose(scan, ExportSettings(), Path(folder))]
+
+
 READERS: dict[str, Callable[[Scan, Path], object]] = {
     "show": lambda s, _: show_summary(Console(file=io.StringIO()), summarize(s)),
     "show --example": lambda s, _: show_example(Console(file=io.StringIO()), s, 0),
-    "export": lambda s, out: export(s, out / "rows.jsonl", overwrite=True),
-    "export --for ms-swift": lambda s, out: export(s, out / "m.jsonl", for_="ms-swift"),
+    "export": lambda s, out: rows_of(s),
+    "export --for ms-swift": lambda s, out: [
+        [*conversation(r, None, "ms-swift", Counter())]
+        for r in renderings(s, Gate.of(s, ExportSettings(for_="ms-swift")))
+    ],
     "report": lambda s, _: encode(collect(s)),
     "plot landscape": lambda s, _: histogram(s),
     "plot gates": lambda s, _: gates(s),

@@ -5,6 +5,7 @@ What such a file cannot say is counted, never left out in silence. Read in the s
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,8 +22,8 @@ Lost = Counter[str]
 Write = Callable[[TurnGates, Lost], list[Row]]  # a message → the messages of a trainer's file
 
 NOT_FOUND = "message{s} whose content the chat template changes, trained as a whole"
-HALVES = "token{s} that share a character with a token of another gate"
-END = "end{s} of a turn that the trainer trains in full"
+HALVES = "part{s} of a character whose other parts have another gate"
+END = "end{s} of a turn that the trainer weights by itself"
 BEFORE = "token{s} of reasoning or headers that the trainer does not train so"
 CALLS = "token{s} of tool calls that the trainer does not train so"
 THOUGHTS = "message{s} with reasoning, which ms-swift reads only inside the content"
@@ -87,7 +88,9 @@ def ms_swift(turn: TurnGates, lost: Lost) -> list[Row]:
         return [{**message, "loss": False}]
     thoughts = [name for name in REASONING if message.pop(name, None)]
     lost[THOUGHTS] += bool(thoughts)
-    _count_outside(turn, lost, of_end=1, elsewhere=1)
+    # It trains an end behind what it trains, and forgets what it was to have otherwise.
+    ends = len(turn.content) > 0 and turn.content[-1] != 0
+    _count_outside(turn, lost, of_end=1 if ends else math.nan, elsewhere=1)
     if not turn.found or not len(turn.content):
         return [{**message, "loss_scale": _mean(turn.gates)}]
     *pieces, last = (
