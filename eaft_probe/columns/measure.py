@@ -1,6 +1,6 @@
 """Hidden states → columns, through the head in chunks: never a (tokens × vocabulary) tensor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -88,13 +88,26 @@ def measure_states(
     reference: Reference | None = None,
 ) -> TokenColumns:
     """(N, D) hidden states and (N,) labels → N values of each statistic."""
+    parts = _logit_slices(head, hidden)
+    return measure_slices(parts, head, hidden, labels, statistics, reference)
+
+
+def measure_slices(
+    parts: Iterable[tuple[slice, torch.Tensor]],
+    head: Head,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    statistics: Sequence[Statistic],
+    reference: Reference | None = None,
+) -> TokenColumns:
+    """As `measure_states`, of rows with their (n, V) float32 logits, which do not survive it."""
     labels = labels.to(hidden.device)
     # Filled in place: thousands of small results, kept until the end, would fragment the memory of
     # the large buffers of each batch (128 MB more at the peak on 40 rows of GSM8K).
     columns = {s.name: torch.empty(len(hidden), dtype=getattr(torch, s.dtype)) for s in statistics}
     with full_precision(hidden):
         reference_logits = reference_slices(reference)
-        for part, logits in _logit_slices(head, hidden):
+        for part, logits in parts:
             d = LogitSlice(logits, labels[part], hidden[part], head, next(reference_logits))
             for s in statistics:
                 columns[s.name][part] = s.compute(d)
@@ -124,11 +137,12 @@ def logit_chunks(head: Head, hidden: torch.Tensor) -> Iterator[tuple[int, torch.
         yield start, head.logits(states, out=buffer[: len(states)])
 
 
-def slices(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows of a product that the statistics go through at once."""
-    rows = max(1, SLICE_BYTES.get(logits.device.type, 256_000_000) // (4 * logits.shape[1]))
-    for at in range(0, len(logits), rows):
-        yield slice(at, min(at + rows, len(logits)))
+def slices(rows: torch.Tensor, vocab: int | None = None) -> Iterator[slice]:
+    """Rows of a product, (n, V) or (n,) of `vocab`, that the statistics go through at once."""
+    size = SLICE_BYTES.get(rows.device.type, 256_000_000)
+    step = max(1, size // (4 * (vocab or rows.shape[1])))
+    for at in range(0, len(rows), step):
+        yield slice(at, min(at + step, len(rows)))
 
 
 class LogitSlice:
