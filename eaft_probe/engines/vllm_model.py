@@ -7,6 +7,7 @@ log-probability and rank, which vLLM itself gives for every token of a prompt.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,23 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
-from eaft_probe.columns.measure import TokenColumns
+from eaft_probe.columns.measure import TokenColumns, measure
 from eaft_probe.columns.statistics import Statistic
-from eaft_probe.data.batches import TokenBatch, Window
-from eaft_probe.engines.vllm_worker import POSITIONS, REQUEST
+from eaft_probe.data.batches import TokenBatch, Window, batch_of
+from eaft_probe.engines.vllm_worker import POSITIONS, REQUEST, ColumnsExtension
 from eaft_probe.errors import BadInput, ModelError, ProbeError, one_line
-from eaft_probe.model.foreign import quiet
+from eaft_probe.model.foreign import loads, quiet
 from eaft_probe.model.gguf import model_folder
 from eaft_probe.model.head import Head
 from eaft_probe.model.lengths import borders, longest_input
-from eaft_probe.model.loading import DTYPES, load_tokenizer, resolve_device
+from eaft_probe.model.loading import CausalLM, load_tokenizer, loading_dtype, resolve_device
+from eaft_probe.model.proof import proof_ids
 from eaft_probe.model.resolve import ModelFiles, find_model
 
 # Ours against vLLM's log-softmax of the same logits, in nats or relative: what float32 rounds.
 BOUND = 1e-4
+# Between vLLM and `transformers`, in nats: on random ids, log-probabilities of about −20.
+APART = {torch.float32: 2e-3, torch.bfloat16: 1.0, torch.float16: 0.1}
 ENVIRONMENT = {
     # V2 makes the logits of all requests in chunks of its own; see `vllm_worker.py`.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -68,7 +72,8 @@ class VllmModel:
         above = ranks - 1 - columns["rank"]
         differs |= (above < 0) | (above > ties)
         if differs.any():
-            self._refuse(batch.window, int(differs.argmax()), logprobs, columns["logprob"])
+            first = int(differs.argmax())
+            raise self._differs(batch.window, first, columns["logprob"][first], logprobs[first])
         return TokenColumns({name: torch.from_numpy(c) for name, c in columns.items()})
 
     def _generated(self, windows: Sequence[Window]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -99,33 +104,30 @@ class VllmModel:
     def _columns(self, windows: Sequence[Window]) -> dict[str, NDArray[Any]]:
         """The worker's columns, sorted as the trained tokens are. A request that was interrupted
         and read again comes twice: the last counts."""
-        streams = [s for s in self.llm.collective_rpc("eaft_probe_take") if s is not None]
+        try:
+            answers = self.llm.collective_rpc("eaft_probe_take")
+        except Exception as error:  # of the worker, in a process of vLLM's
+            raise unusable(one_line(error)) from error
+        streams = [s for s in answers if s is not None]
         if not streams:
-            raise self._unusable("it made no logits of prompts")
+            raise unusable("it made no logits of prompts")
         table = pa.ipc.open_stream(streams[0]).read_all()
         columns = {name: table[name].to_numpy() for name in table.column_names}
         keys = np.stack([columns.pop("request"), columns.pop("position")], axis=1)[::-1]
         found, last = np.unique(keys, axis=0, return_index=True)
         wanted = [(request, p) for request, w in enumerate(windows) for p in positions(w)]
         if not np.array_equal(found, np.asarray(wanted)):
-            raise self._unusable(f"it made logits of {len(found):,} of {len(wanted):,} tokens")
+            raise unusable(f"it made logits of {len(found):,} of {len(wanted):,} tokens")
         return {name: column[::-1][last] for name, column in columns.items()}
 
-    def _refuse(
-        self, windows: Sequence[Window], index: int, theirs: NDArray[Any], ours: NDArray[Any]
-    ) -> None:
-        window, position = next(
-            (w, p) for n, (w, p) in enumerate((w, p) for w in windows for p in positions(w)) if n == index
-        )
+    def _differs(self, windows: Sequence[Window], index: int, *logprobs: float) -> ProbeError:
+        places = ((window, p) for window in windows for p in positions(window))
+        window, position = next(islice(places, index, None))
         token = self.tokenizer.convert_ids_to_tokens(int(window.ids[position]))
-        raise self._unusable(
-            f"token {token!r} at position {window.start + position} has log-probability "
-            f"{ours[index]:.5f} by its logits, and {theirs[index]:.5f} by its own account"
-        )
-
-    def _unusable(self, why: str) -> ProbeError:
-        return ProbeError(
-            f"vLLM {version()} cannot be used: {why}. Take --engine local, or another version"
+        ours, theirs = logprobs
+        return unusable(
+            f"token {token!r} at position {window.start + position} has log-probability {ours:.5f} "
+            f"by its logits, and {theirs:.5f} or another rank by its own account"
         )
 
 
@@ -139,22 +141,54 @@ def version() -> str:
     try:
         import vllm
     except ImportError as error:
-        raise BadInput(f"--engine vllm needs vLLM: pip install 'eaft-probe[vllm]' ({one_line(error)})") from error
+        raise BadInput(
+            f"--engine vllm needs vLLM: pip install 'eaft-probe[vllm]' ({one_line(error, 120)})"
+        ) from error
     return str(vllm.__version__)
 
 
+def unusable(why: str) -> ProbeError:
+    return ProbeError(f"vLLM {version()} cannot be used: {why}; take --engine local")
+
+
+@torch.inference_mode()
+def compared(served: VllmModel, local: CausalLM, statistics: Sequence[Statistic]) -> float:
+    """The largest difference of a log-probability between vLLM and `transformers`, in nats, on a
+    short input. Raises `ModelError` where it is more than two orders of summing give."""
+    ids = proof_ids(served.head.vocab_size)[0].numpy().astype(np.int32)
+    batch = batch_of(ids[:0], [Window(0, 0, ids, np.arange(len(ids)) > 0)])
+    theirs, ours = served.measure(batch), measure(local, batch, statistics)
+    difference = float((theirs["logprob"] - ours["logprob"]).abs().max())
+    if not difference <= (bound := APART[served.dtype]):
+        raise ModelError(
+            f"the log-probabilities of vLLM and transformers differ by {difference:.2g} nats, more "
+            f"than the {bound} that rounding explains; take --engine local"
+        )
+    return difference
+
+
+def available_memory() -> int:
+    """Bytes that no process uses."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@loads
 def load_vllm(
     name: str,
-    statistics: Sequence[Statistic],
-    engine_args: Mapping[str, object],
     *,
-    dtype: str,
-    device: str,
-    revision: str | None,
-    trust_remote_code: bool,
-    allow_pickle: bool,
+    statistics: Sequence[Statistic],
+    engine_arg: Mapping[str, object],
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> VllmModel:
-    """Starts vLLM with a model. Raises `ModelError`, or `BadInput` without vLLM."""
+    """Starts vLLM with a model, whose statistics are then measured in its workers.
+
+    `engine_arg`: what vLLM's `LLM` takes besides (tensor_parallel_size=8). Raises `ModelError`, or
+    `BadInput` without vLLM.
+    """
     version()
     os.environ.update(ENVIRONMENT)
     files = find_model(name, revision)
@@ -162,12 +196,52 @@ def load_vllm(
         files.require_safetensors()
     folder = model_folder(files)
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    with quiet():
+    with quiet(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            whole = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        whole = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
-    if borders(text):
-        raise ModelError(f"the numbers of {name} depend on the length of the input, which vLLM handles in its own way; take --engine local")
-    kind = served_dtype(dtype, device, config)
-    ...
+    _require_served(name, config)
+    kind = loading_dtype(dtype, resolve_device(device))
+    kind = (text.dtype or torch.float32) if isinstance(kind, str) else kind
+    llm = _started(
+        model=str(folder),
+        dtype=str(kind).removeprefix("torch."),
+        load_format="auto" if allow_pickle else "safetensors",
+        max_model_len=longest_input(text, tokenizer) + 1,
+        trust_remote_code=trust_remote_code,
+        **engine_arg,
+    )
+    begin = ([s.name for s in statistics], text.vocab_size)
+    shape = llm.collective_rpc("eaft_probe_begin", args=begin)[0]
+    weight = torch.empty(text.vocab_size, text.hidden_size, device="meta")
+    head = Head(weight, None, shape["scale"], shape["softcap"])
+    return VllmModel(llm, tokenizer, files, text, head, kind, whole.num_parameters())
+
+
+def _require_served(name: str, config: PreTrainedConfig) -> None:
+    from vllm import ModelRegistry
+
+    (*_, architecture) = config.architectures or ["a model without an architecture"]
+    if architecture not in ModelRegistry.get_supported_archs():
+        raise ModelError(f"vLLM {version()} does not serve {architecture}; take --engine local")
+    if borders(config.get_text_config()):
+        raise ModelError(
+            f"the numbers of {name} depend on how long its input is, which vLLM handles in a way "
+            f"of its own; take --engine local"
+        )
+
+
+def _started(**arguments: object) -> Any:
+    """vLLM with the arguments, those of ours last that the mapping of rows relies on."""
+    from vllm import LLM
+
+    try:
+        return LLM(
+            **{"enforce_eager": True, "seed": 0, "disable_log_stats": True} | arguments,
+            skip_tokenizer_init=True,
+            enable_prefix_caching=False,
+            worker_extension_cls=f"{ColumnsExtension.__module__}.{ColumnsExtension.__name__}",
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{k}={v}" for k, v in arguments.items())
+        raise ModelError(f"vLLM does not start with {given}: {one_line(error)}") from error

@@ -2,7 +2,7 @@
 
 vLLM makes the logits of a prompt for `prompt_logprobs` alone: `_get_prompt_logprobs_dict` of its
 model runner (V1) gives slices of the step's hidden states to the model's `compute_logits`. Where a
-slice lies in memory tells whose rows it holds, however many there are at once and in whatever order.
+slice lies in memory tells whose rows it holds, however many there are at once, in any order.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns.measure import LogitSlice, TokenColumns, measure_slices, slices
 from eaft_probe.columns.statistics import Statistic, chosen_statistics
+from eaft_probe.errors import ProbeError
 from eaft_probe.model.head import Head
 
 REQUEST, POSITIONS = "eaft_probe_request", "eaft_probe_positions"  # extra arguments of a request
@@ -33,18 +34,22 @@ TIES = Statistic("ties", "tokens", "tokens that are as likely as the label", _ti
 
 
 class ColumnsExtension:
-    """Mixed into vLLM's worker by `worker_extension_cls`, called by `collective_rpc`."""
+    """Mixed into vLLM's worker by `worker_extension_cls`, called by `collective_rpc`.
+
+    An error while vLLM computes would end it without a word: it is kept until it is asked for.
+    """
 
     model_runner: Any
 
-    def eaft_probe_begin(self, statistics: Sequence[str]) -> dict[str, Any]:
+    def eaft_probe_begin(self, statistics: Sequence[str], vocab: int) -> dict[str, Any]:
         """Measures from now on. What the head does to its product, for the chain factors."""
-        self.eaft_probe = Measuring.begun(self.model_runner, statistics)
+        self.eaft_probe = Measuring.begun(self.model_runner, statistics, vocab)
         processor = self.eaft_probe.processor
         return {"scale": processor.scale, "softcap": processor.soft_cap}
 
     def eaft_probe_take(self) -> bytes | None:
-        """The columns measured since the last call, as an Arrow stream; None on a rank without."""
+        """The columns measured since the last call, as an Arrow stream; None on a rank without.
+        Raises what went wrong."""
         return self.eaft_probe.take()
 
 
@@ -54,14 +59,18 @@ class Measuring:
 
     runner: Any
     processor: Any  # vLLM's logits processor
+    vocab: int
     statistics: Sequence[Statistic]
     states: torch.Tensor | None = None  # (rows of the step, D), while prompt rows are made
     tables: list[pa.RecordBatch] = field(default_factory=list)
+    error: Exception | None = None
 
     @classmethod
-    def begun(cls, runner: Any, names: Sequence[str]) -> "Measuring":
-        modules = [m for m in runner.model.modules() if hasattr(m, "soft_cap")]
-        self = cls(runner, modules[0], (*chosen_statistics(names, reference=False), TIES))
+    def begun(cls, runner: Any, names: Sequence[str], vocab: int) -> "Measuring":
+        processor = next((m for m in runner.model.modules() if hasattr(m, "soft_cap")), None)
+        if processor is None or (processor.soft_cap and processor.scale != 1):
+            raise ProbeError("it is not known what its head does to its product")
+        self = cls(runner, processor, vocab, (*chosen_statistics(names, reference=False), TIES))
         runner.model.compute_logits = self.watching(runner.model.compute_logits)
         runner._get_prompt_logprobs_dict = self.within(runner._get_prompt_logprobs_dict)
         return self
@@ -80,7 +89,10 @@ class Measuring:
         def wrapped(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             logits = compute_logits(hidden_states, *args, **kwargs)
             if self.states is not None and logits is not None:
-                self.measure(hidden_states, logits)
+                try:
+                    self.measure(hidden_states, logits)
+                except Exception as error:
+                    self.error = self.error or error
             return logits
 
         return wrapped
@@ -94,7 +106,10 @@ class Measuring:
         positions = positions[(positions > first) & (positions <= first + len(states))]
         rows = torch.from_numpy(positions - first - 1).long().to(logits.device)
         labels = torch.tensor([request.prompt_token_ids[p] for p in positions])
-        parts = ((part, logits[rows[part]].float()) for part in slices(rows, logits.shape[1]))
+        if logits.shape[1] < self.vocab:
+            raise ProbeError(f"its logits are {logits.shape[1]:,} of {self.vocab:,} tokens")
+        logits = logits[:, : self.vocab]  # without the columns that fill up the shards
+        parts = ((part, logits[rows[part]].float()) for part in slices(rows, self.vocab))
         head = self.head(states)
         columns = measure_slices(parts, head, states[rows], labels, self.statistics)
         self.tables.append(_table(own[REQUEST], positions, columns))
@@ -116,6 +131,8 @@ class Measuring:
         return Head(weight, None, float(self.processor.scale), self.processor.soft_cap)
 
     def take(self) -> bytes | None:
+        if self.error is not None:
+            raise self.error
         tables, self.tables = self.tables, []
         if not tables:
             return None
@@ -123,7 +140,7 @@ class Measuring:
         with pa.ipc.new_stream(sink, tables[0].schema) as stream:
             for table in tables:
                 stream.write_batch(table)
-        return sink.getvalue().to_pybytes()
+        return bytes(sink.getvalue())
 
 
 def _table(request: int, positions: NDArray[np.int32], columns: TokenColumns) -> pa.RecordBatch:

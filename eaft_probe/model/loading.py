@@ -155,7 +155,7 @@ def load_model(
     with quiet():
         model = whole_model(
             model_folder(place),
-            dtype=_dtype(dtype, device),
+            dtype=loading_dtype(dtype, device),
             device_map=device_map or ({"": device} if load_in_4bit else None),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
@@ -254,7 +254,8 @@ def _device(model: PreTrainedModel) -> torch.device:
     return torch.device(next(used, "cpu"))
 
 
-def _dtype(dtype: str, device: str) -> torch.dtype | str:
+def loading_dtype(dtype: str, device: str) -> torch.dtype | str:
+    """What a model is loaded in; "auto" is the checkpoint's own."""
     if dtype == "auto":
         return torch.float32 if device == "cpu" else "auto"
     if dtype not in DTYPES:

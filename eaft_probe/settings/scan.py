@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from eaft_probe.errors import BadInput
 from eaft_probe.settings.common import (
@@ -70,7 +70,12 @@ class MachineSettings(Settings):
     tokens_per_batch: Literal["auto"] | int = option(
         "tokens of a batch, padding included: auto or a number", "auto", at_least=1
     )
-    engine: str = option("what runs the units: local, or ray on a cluster", "local")
+    engine: str = option(
+        "what runs the units: local, ray on a cluster, or vllm, which reads them in vLLM", "local"
+    )
+    engine_arg: dict[str, Any] = option(
+        "arguments of vLLM, name=value,…, e.g. tensor_parallel_size=8", {}
+    )
     workers: int | None = option(
         "processes that score, each with its own model",
         unset="one per GPU, or this one on a CPU",
@@ -92,6 +97,8 @@ class MachineSettings(Settings):
             raise BadInput("--tp uses the processes of torchrun: remove --workers and --engine")
         if self.address is not None and self.engine != "ray":
             raise BadInput("--address names a Ray cluster: add --engine ray")
+        if self.engine_arg and self.engine != "vllm":
+            raise BadInput("--engine-arg is for vLLM: add --engine vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,24 @@ class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, Ma
         if len(set(self.keep)) < len(self.keep):
             raise BadInput("--keep names the same column twice")
         self._require_kept()
+        if self.engine == "vllm":
+            self._require_served()
+
+    def _require_served(self) -> None:
+        """Raises `BadInput` for what vLLM cannot do."""
+        reasons = {
+            "reference": "its logits and a reference's are never at hand together",
+            "adapter": "it reads whole models; merge the adapter into the model first",
+            "device_map": "it places the model itself, by --engine-arg tensor_parallel_size=N",
+            "attn_implementation": "it has attention of its own",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name) is not None:
+                raise BadInput(f"{flag(name)} cannot be used with --engine vllm: {reason}")
+        if "grad_hidden" in self.statistics:
+            raise BadInput(
+                "grad_hidden cannot be measured with --engine vllm, which splits the head's weights"
+            )
 
     def identity(self) -> dict[str, object]:
         """The settings that the numbers of a scan may depend on: what a rerun must repeat.
@@ -128,6 +153,7 @@ class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, Ma
         """
         free = ["engine", "workers", "threads", "address", "overwrite", "strict", "tp"]
         free += ["surprise_above", "calibrate", "rate"]
+        free += [] if self.engine_arg else ["engine_arg"]
         if self.keep_tokens == "all":
             free += ["keep_tokens", *(f.name for f in fields(RuleSettings))]
         return self.identity_without(*free)

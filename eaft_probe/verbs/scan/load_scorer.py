@@ -1,13 +1,17 @@
 """What loads the models of a scan, in whichever process they are to work."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eaft_probe.columns.statistics import chosen_statistics
+from eaft_probe.columns.measure import measure
+from eaft_probe.columns.statistics import Statistic, chosen_statistics
 from eaft_probe.data.formats import RowFormat
+from eaft_probe.engines.vllm_model import VllmModel, available_memory, compared, load_vllm
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Progress
@@ -16,6 +20,9 @@ from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.remote import PATHS
 from eaft_probe.verbs.scan.perturbation import Perturbation
 from eaft_probe.verbs.scan.score_unit import Scorer
+
+WHOLE_UNIT = 1 << 40  # tokens of a batch: vLLM itself decides what it computes together
+SERVED = ("dtype", "device", "revision", "trust_remote_code", "allow_pickle")
 
 
 @dataclass(frozen=True)
@@ -37,22 +44,29 @@ class Loading:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         settings = self.settings if device is None else replace(self.settings, device=device)
-        model = self.held or _load(settings.model, settings)
-        if self.perturbation is not None:
-            self.perturbation.apply(model)
-        reference = None
-        if settings.reference is not None:
-            reference = _load(settings.reference, settings, adapter=None)
-            require_same_vocabulary(model, reference, settings.reference, settings.model)
-        statistics = chosen_statistics(settings.statistics, reference is not None)
+        statistics = chosen_statistics(settings.statistics, settings.reference is not None)
+        budget, reference = self.tokens_per_batch, None
+        model: CausalLM | VllmModel
+        if settings.engine == "vllm":
+            model = _served(settings, statistics, progress)
+            measured, budget = model.measure, WHOLE_UNIT
+        else:
+            model = self.held or _load(settings.model, settings)
+            if self.perturbation is not None:
+                self.perturbation.apply(model)
+            if settings.reference is not None:
+                reference = _load(settings.reference, settings, adapter=None)
+                require_same_vocabulary(model, reference, settings.reference, settings.model)
+            measured = partial(measure, model, statistics=statistics, reference=reference)
         return Scorer(
             work,
             model,
             reference,
+            measured,
             self.row_format,
             statistics,
             settings,
-            self.tokens_per_batch,
+            budget,
             progress,
         )
 
@@ -70,6 +84,25 @@ def with_absolute_paths(settings: ScanSettings) -> ScanSettings:
 
 def _load(name: str, settings: ScanSettings, **changed: None) -> CausalLM:
     return load_model(name, **settings.loading() | changed, tp=settings.tp)
+
+
+def _served(
+    settings: ScanSettings, statistics: Sequence[Statistic], progress: Progress
+) -> VllmModel:
+    """The model in vLLM, compared with `transformers` where it fits on this machine."""
+    loading = settings.loading()
+    given = {name: loading[name] for name in SERVED}
+    served = load_vllm(
+        settings.model, statistics=statistics, engine_arg=settings.engine_arg, **given
+    )
+    size = served.parameters * served.dtype.itemsize
+    if size * 1.5 > available_memory():
+        progress.note(f"{settings.model} is not compared with transformers: it does not fit here")
+        return served
+    local = load_model(settings.model, **given | {"dtype": str(served.dtype)[6:], "device": "cpu"})
+    difference = compared(served, local, statistics)
+    progress.note(f"log-probabilities of vLLM and transformers differ by at most {difference:.2g}")
+    return served
 
 
 def require_same_vocabulary(

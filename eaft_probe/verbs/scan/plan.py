@@ -16,6 +16,7 @@ from eaft_probe.data.rendering.chat_template import reads_date
 from eaft_probe.data.rendering.render import chat_templates
 from eaft_probe.data.sources import Source
 from eaft_probe.data.units import UnitPlan
+from eaft_probe.engines.vllm_model import version
 from eaft_probe.errors import ScanError
 from eaft_probe.model.loaded import configuration_identity, identity
 from eaft_probe.model.loading import CausalLM, load_tokenizer, own_tokenizer, resolve_device
@@ -42,7 +43,8 @@ def make_plan(
     return {
         "settings": settings.identity(),
         "device": device,
-        # Other shards give other last digits.
+        # vLLM's numbers depend on its version, and other shards give other last digits.
+        **({"engine": f"vllm {version()}"} if settings.engine == "vllm" else {}),
         **({"processes": int(os.environ["WORLD_SIZE"])} if settings.tp else {}),
         "tokens_per_batch": batch_tokens(settings, device),
         "data": {
@@ -141,7 +143,7 @@ def threads(settings: ScanSettings, device: str, resumed: Plan) -> int | None:
     scan that goes on has the number that it began with; a new one the cores, shared by its workers,
     or on a cluster, whose machines nobody knows yet, one.
     """
-    if device != "cpu" or settings.tp:
+    if device != "cpu" or settings.tp or settings.engine == "vllm":
         return None
     if settings.threads:
         return settings.threads

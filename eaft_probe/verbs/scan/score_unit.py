@@ -1,13 +1,13 @@
 """One unit → one part: read, render, batch, measure, write."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from eaft_probe.analysis.partial_aggregates import unit_totals
 from eaft_probe.analysis.token_filter import kept_tokens
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.columns.measure import TokenColumns, measure
+from eaft_probe.columns.measure import TokenColumns
 from eaft_probe.columns.statistics import Statistic
 from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, require_stride, windows
 from eaft_probe.data.formats import Example, RowFormat
@@ -15,6 +15,7 @@ from eaft_probe.data.reading import Reader
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.data.units import Unit
+from eaft_probe.engines.vllm_model import VllmModel
 from eaft_probe.errors import BadInput, ProbeError, RowError
 from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
@@ -32,8 +33,9 @@ class Scorer:
     def __init__(
         self,
         work: Workspace | None,
-        model: CausalLM,
+        model: CausalLM | VllmModel,
         reference: CausalLM | None,
+        measure: Callable[[TokenBatch], TokenColumns],
         row_format: RowFormat,
         statistics: Sequence[Statistic],
         settings: ScanSettings,
@@ -42,6 +44,7 @@ class Scorer:
     ) -> None:
         """`work`: where the parts go; None where they are not written."""
         self.work, self.model, self.reference = work, model, reference
+        self.measure = measure
         self.halved: set[str] = set()  # batches of the unit at hand
         self.statistics, self.settings = statistics, settings
         self.budget, self.progress = budget, progress
@@ -142,7 +145,7 @@ class Scorer:
         """The batch's columns; in halves where a GPU has no memory for it, or once had none."""
         if name not in self.halved:
             try:
-                return [(batch, measure(self.model, batch, self.statistics, self.reference))]
+                return [(batch, self.measure(batch))]
             except torch.OutOfMemoryError as error:
                 if self.settings.tp:  # the other ranks wait for this one in the middle of a batch
                     raise ProbeError(
