@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from eaft_probe.columns.measure import PRODUCT_BYTES
+from eaft_probe.columns.measure import PRODUCT_BYTES, measure
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.batches import TokenBatch, Window, batches
 from eaft_probe.data.opening import data_format, open_data, selection
@@ -60,8 +60,9 @@ class Work:
         budget = batch_tokens(self.settings, str(self.model.device))
         work = Workspace(Folder(folder), {"data": {}})
         work.begin(overwrite=False)
+        columns = partial(measure, self.model, statistics=statistics)
         return Scorer(
-            work, self.model, None, row_format, statistics, self.settings, budget, Silent()
+            work, self.model, None, columns, row_format, statistics, self.settings, budget, Silent()
         )
 
     @cached_property

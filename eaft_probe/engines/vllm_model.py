@@ -237,7 +237,13 @@ def _started(**arguments: object) -> Any:
 
     try:
         return LLM(
-            **{"enforce_eager": True, "seed": 0, "disable_log_stats": True} | arguments,
+            **{
+                "enforce_eager": True,
+                "seed": 0,
+                "disable_log_stats": True,
+                "use_tqdm_on_load": False,
+            }
+            | arguments,
             skip_tokenizer_init=True,
             enable_prefix_caching=False,
             worker_extension_cls=f"{ColumnsExtension.__module__}.{ColumnsExtension.__name__}",
