@@ -4,6 +4,7 @@ The statistics are made in vLLM's workers (`vllm_worker.py`) and compared here w
 log-probability and rank, which vLLM itself gives for every token of a prompt.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,9 @@ def load_vllm(
     """
     version()
     os.environ.update(ENVIRONMENT)
+    device, _, worker = device.partition(":")
+    if worker:
+        _take_gpus(int(worker), engine_arg)
     files = find_model(name, revision)
     if not allow_pickle:
         files.require_safetensors()
@@ -216,6 +220,15 @@ def load_vllm(
     weight = torch.empty(text.vocab_size, text.hidden_size, device="meta")
     head = Head(weight, None, shape["scale"], shape["softcap"])
     return VllmModel(llm, tokenizer, files, text, head, kind, whole.num_parameters())
+
+
+def _take_gpus(worker: int, engine_arg: Mapping[str, Any]) -> None:
+    """vLLM takes the first GPUs that it sees: this worker sees its own alone."""
+    sizes = (engine_arg.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    size = math.prod(map(int, sizes))
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(1024)))
+    own = seen.split(",")[worker * size : (worker + 1) * size]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
 
 
 def _require_served(name: str, config: PreTrainedConfig) -> None:

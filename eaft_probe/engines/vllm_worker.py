@@ -101,7 +101,9 @@ class Measuring:
     def measure(self, states: torch.Tensor, logits: torch.Tensor) -> None:
         """Of a slice of the step's states and its (n, V) logits: the trained rows."""
         request, first = self.place(states)
-        own = request.sampling_params.extra_args
+        own = request.sampling_params.extra_args or {}
+        if POSITIONS not in own:  # somebody else's request
+            return
         positions = np.frombuffer(own[POSITIONS], np.int32)  # of labels, rising
         positions = positions[(positions > first) & (positions <= first + len(states))]
         rows = torch.from_numpy(positions - first - 1).long().to(logits.device)
