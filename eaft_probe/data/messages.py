@@ -50,8 +50,9 @@ class Spelling:
 
     def read(self, role: object) -> str | None:
         """The role by its usual name."""
-        plain = str(role).strip().lower().replace(" ", "_").replace("-", "_")
-        return self.roles.get(str(role)) or self.roles.get(plain) or ROLES.get(plain)
+        name = str(role)
+        plain = name if name in ROLES else name.strip().lower().replace(" ", "_").replace("-", "_")
+        return self.roles.get(name) or self.roles.get(plain) or ROLES.get(plain)
 
 
 USUAL = Spelling()
@@ -93,6 +94,8 @@ def read_messages(
 def _turns(items: list[object]) -> list[object]:
     """One item a message: of texts that take turns, of a turn and its answer in one item, and of
     Arrow's maps, which are lists of (key, value)."""
+    if all(isinstance(item, dict) and ("role" in item or "from" in item) for item in items):
+        return items
     if len(items) > 1 and all(isinstance(item, str) for item in items):
         return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(items)]
     return [turn for item in items for turn in _item_turns(item)]
@@ -115,6 +118,8 @@ def _item_turns(item: object) -> list[object]:
 
 def read_tools(value: object) -> Sequence[object] | None:
     """The tools of a row: a list of objects, all or each as JSON text. Raises `RowError`."""
+    if not value:
+        return None
     tools = checked(from_json(value, "tools") or [], list, "tools")
     return encodable([from_json(t, "tools") for t in tools], "tools") or None
 
@@ -138,7 +143,10 @@ def _message(value: object, spelling: Spelling, what: str) -> Message:
 
 def _key(value: Mapping[str, object], keys: Sequence[str]) -> str:
     """The first of the keys that the message has."""
-    return next((key for key in keys if key in value), keys[0])
+    for key in keys:
+        if key in value:
+            return key
+    return keys[0]
 
 
 def _role(name: object, spelling: Spelling, what: str) -> str:

@@ -1,9 +1,10 @@
 """The columns of a row by the names that formats know, and those that belong to its prompt."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
+from typing import NamedTuple
 
 from eaft_probe.data.formats.format import Example, Row
 from eaft_probe.errors import RowError
@@ -45,10 +46,18 @@ LABELS = ("role", "from", "type")  # fields of a message or a part that say what
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
+class Known(NamedTuple):
+    """What the columns of a row are to a format."""
+
+    renamed: Names  # the data's name → the format's, of columns that it knows by another
+    belonging: tuple[str, ...]  # those of PROMPT_COLUMNS besides its own, by the format's names
+    media: tuple[str, ...]
+
+
 @lru_cache(1024)  # the rows of a data set have few sets of columns
-def renamings(names: tuple[str, ...], columns: tuple[str, ...]) -> Names:
-    """The data's names of columns that are not there by the names that a format, which needs
-    `columns`, knows: → the format's. Case, hyphens and spaces do not matter."""
+def known_columns(names: tuple[str, ...], columns: tuple[str, ...]) -> Known:
+    """What the columns `names` are to a format that needs `columns`. Case, hyphens and spaces do
+    not matter, where no column has the very name."""
     plain = {_plain(name): name for name in reversed(names)}
     wanted = {c: OTHER_NAMES.get(c, ()) for c in columns} | {
         c: others for c, others in PROMPT_COLUMNS.items() if c not in columns
@@ -59,7 +68,9 @@ def renamings(names: tuple[str, ...], columns: tuple[str, ...]) -> Names:
         free = next((n for n in theirs if n not in (*columns, *renamed)), None)
         if ours not in names and free is not None:
             renamed[free] = ours
-    return renamed
+    known = {renamed.get(name, name) for name in names}
+    belonging = tuple(c for c in PROMPT_COLUMNS if c in known and c not in columns)
+    return Known(renamed, belonging, tuple(name for name in MEDIA if name in known))
 
 
 def _plain(name: str) -> str:
@@ -83,27 +94,26 @@ def reached(row: Row, name: str) -> tuple[object, ...]:
     return reached(row[outer], inner) if dot and isinstance(row.get(outer), Mapping) else ()
 
 
-def require_text_only(row: Row) -> None:
+def require_text_only(row: Row, media: Iterable[str]) -> None:
     """Raises `RowError` for a row that shows more than text."""
-    for name in MEDIA:
-        if not _is_empty(row.get(name)):
+    for name in media:
+        if not _is_empty(row[name]):
             raise RowError(
                 f"the row has something in column {name!r}, and only text can be scored; remove "
                 f"the column to score the text alone"
             )
 
 
-def not_read(row: Row, example: Example, reads: frozenset[str]) -> Iterator[str]:
-    """The row's columns that belong to its prompt or its answer and show in no message."""
-    read = reads | ({"tools", "functions"} if example.tools else set())
-    present = [name for name in (*PROMPT_COLUMNS, *MEDIA) if name in row and name not in read]
-    if not present or example.labelled:
-        return
-    thoughts = (v for m in example.messages for v in m.extra.values() if isinstance(v, str))
-    shown = "\n".join((*(m.content for m in example.messages), *thoughts))
-    for name in present:
-        is_target = name == "label" and row[name] is True
-        if not is_target and not _is_empty(row[name]) and not _is_shown(row[name], shown):
+def not_read(row: Row, example: Example, names: Iterable[str]) -> Iterator[str]:
+    """Those of the row's columns `names`, which belong to its prompt or its answer, that show in
+    no message."""
+    texts = [text for m in example.messages for text in (m.content, *m.extra.values())]
+    shown = "\n".join(text for text in texts if isinstance(text, str))
+    for name in names:
+        is_read = (name == "label" and row[name] is True) or (
+            name in ("tools", "functions") and bool(example.tools)
+        )
+        if not (is_read or _is_empty(row[name]) or _is_shown(row[name], shown)):
             yield name
 
 

@@ -6,7 +6,14 @@ It is inferred from the columns; where none fits, the error looks at the values 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from eaft_probe.data.formats.columns import Names, mapped, not_read, renamings, require_text_only
+from eaft_probe.data.formats.columns import (
+    Known,
+    Names,
+    known_columns,
+    mapped,
+    not_read,
+    require_text_only,
+)
 from eaft_probe.data.formats.entries import KEYS
 from eaft_probe.data.formats.format import FORMATS, Example, Row
 from eaft_probe.data.formats.hints import hint
@@ -25,33 +32,44 @@ class RowFormat:
 
     def __call__(self, row: Row) -> Example:
         """Reads one row. Raises `RowError` with the reason where it cannot."""
-        row, theirs = _named(row, self.columns, self.name)
+        row, known = _named(row, self.columns, self.name)
         entry = FORMATS[self.name]
         missing = [c for c in entry.columns if c not in row]
         if missing:
             raise RowError(f"no column {missing[0]!r}, which format {self.name!r} needs")
         if self.name not in ("text", "labelled"):
-            require_text_only(row)
+            require_text_only(row, known.media)
         example = entry.read(row, self._spelling())
         if row.get("finish") == "length" and example.messages:  # a rollout's answer that was cut
             last = replace(example.messages[-1], ends=False)
             example = replace(example, messages=(*example.messages[:-1], last))
         key = next((str(row[k]) for k in KEYS if row.get(k) is not None), "")
-        left = [*example.not_read, *not_read(row, example, entry.reads.union(entry.columns))]
-        columns = tuple(str(theirs.get(c, c)) for c in left)
-        return replace(example, key=encodable(key, "the key"), not_read=columns)
+        left = self._left(row, example, known)
+        return replace(example, key=encodable(key, "the key"), not_read=left)
+
+    def _left(self, row: Row, example: Example, known: Known) -> tuple[str, ...]:
+        """The columns that are not read, by the data's names."""
+        left, names = list(example.not_read), known.belonging + known.media
+        if names and not example.labelled:
+            reads = FORMATS[self.name].reads
+            left += not_read(row, example, (c for c in names if c not in reads))
+        if not left:
+            return ()
+        theirs = dict(self.columns) | {ours: old for old, ours in known.renamed.items()}
+        return tuple(str(theirs.get(c, c)) for c in left)
 
     def _spelling(self) -> Spelling:
         names = self.columns
         return Spelling(names.get("role"), names.get("content"), self.roles)
 
 
-def _named(row: Row, columns: Names, name: str) -> tuple[Row, Names]:
-    """The row by the names that a format knows, and the data's name of each that was another."""
+def _named(row: Row, columns: Names, name: str) -> tuple[Row, Known]:
+    """The row by the names that a format knows, and what its columns are to it."""
     row = mapped(row, columns)
-    renamed = renamings(tuple(row), FORMATS[name].columns)
-    theirs = dict(columns) | {ours: old for old, ours in renamed.items()}
-    return ({renamed.get(k, k): v for k, v in row.items()} if renamed else row), theirs
+    known = known_columns(tuple(row), FORMATS[name].columns)
+    if known.renamed:
+        row = {known.renamed.get(k, k): v for k, v in row.items()}
+    return row, known
 
 
 def infer_format(

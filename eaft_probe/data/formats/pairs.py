@@ -6,7 +6,15 @@ from string import ascii_uppercase
 from eaft_probe.data.formats.columns import parsed_structure
 from eaft_probe.data.formats.conversations import as_context, tools_of
 from eaft_probe.data.formats.format import Example, Row
-from eaft_probe.data.messages import ROLE_KEYS, Message, Spelling, read_calls, read_messages, text
+from eaft_probe.data.messages import (
+    ROLE_KEYS,
+    Message,
+    Spelling,
+    encodable,
+    read_calls,
+    read_messages,
+    text,
+)
 from eaft_probe.errors import RowError
 
 FOLLOWING = ("input", "query", "context")  # each after a blank line behind the question
@@ -47,7 +55,7 @@ def _question(row: Row, question: str, answer: str, choices: Choices) -> str:
         "\n".join(f"{label}. {choice}" for label, choice in choices)
         or (given if isinstance(given, str) else ""),
     ]
-    return "\n\n".join(filter(None, asked))
+    return encodable("\n\n".join(filter(None, asked)), "the question")
 
 
 def plain_pair(row: Row, prompt: str, completion: str) -> Example:
