@@ -1,6 +1,7 @@
 """Finished scans written by hand: real distributions over a small vocabulary, in plain float64."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,27 @@ def keeping_columns(scan: Scan, values: Mapping[str, str]) -> Scan:
             table = table.append_column(name, pa.array([value] * len(table)))
         write_parquet(file, table)
     return resealed(scan, config={**scan.manifest["config"], "keep": [*values]})
+
+
+def forecast_of(scan: Scan, folder: Path) -> Scan:
+    """The same scan with a forecast that was never made: random alignment, three objectives."""
+    shutil.copytree(scan.path, folder)
+    (folder / "alignment").mkdir()
+    random = np.random.default_rng(3)
+    for part in range(len(scan.manifest["parts"])):
+        place = pa.concat_tables(scan.token_parts(["example", "turn", "position"], part))
+        for name in ("retain_alignment", "eval_alignment"):
+            values = random.normal(size=len(place)).astype(np.float32)
+            place = place.append_column(name, pa.array(values))
+        write_parquet(folder / "alignment" / part_name(part), place.combine_chunks())
+    write_json(folder / "alignment" / "manifest.json", {"held_out": False, "seed": 0})
+    rates = {"sft": (1.0, 1.0, 1.0), "eaft": (1.2, 1.1, 1.4), "dft": (None, None, None)}
+    rows = [
+        {"objective": n, "exchange_rate": v, "exchange_rate_low": a, "exchange_rate_high": b}
+        for n, (v, a, b) in rates.items()
+    ]
+    pandas.DataFrame(rows).to_parquet(folder / "forecast.parquet")
+    return Scan.open(folder)
 
 
 def written(folder: Path, manifest: Mapping[str, Any]) -> Scan:

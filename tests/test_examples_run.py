@@ -85,6 +85,12 @@ def prepared(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
         for name in "abc":
             assert run(f"eaft-probe scan {name}.jsonl --out scan-{name}", model_folder) == 0
         assert run("eaft-probe gradients scan", model_folder) == 0
+        own = "rollout data.jsonl --max-new-tokens 8 --out drawn.jsonl --then-scan own --model"
+        assert _run([*own.split(), model_folder]) == 0
+        step = (
+            "forecast data.jsonl --retain-data chats.jsonl --eval-data held.jsonl --objective sft"
+        )
+        assert _run([*step.split(), "--out", "forecast", "--model", model_folder]) == 0
         for name in ("sft", "eaft"):
             assert (
                 run(

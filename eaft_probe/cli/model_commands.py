@@ -137,7 +137,8 @@ def gradients(given: Given, folder: Dir, as_json: Json = False) -> None:
 
 
 @command(
-    "forecast data.jsonl --model org/name --retain-data chats.jsonl --out forecast",
+    "forecast data.jsonl --model org/name --retain-data chats.jsonl --eval-data held.jsonl "
+    "--out forecast",
     "forecast forecast --objective dft,chord",
 )
 @flags(ForecastSettings)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+import scans_made
 
 from eaft_probe import Scan
 from eaft_probe.columns.conflicts import ConflictRule
@@ -34,6 +35,9 @@ Charts = Callable[[str], Chart]
 
 def subject(name: str, scan: Scan, run: Path) -> list[Any]:
     (given,) = (p.name for p in parameters(name) if p.kind is p.VAR_POSITIONAL)
+    if given == "forecasts":
+        folder = scan.path.with_name("forecast")
+        return [Scan.open(folder) if folder.exists() else scans_made.forecast_of(scan, folder)]
     return {"scans": [scan], "runs": [run], "pair": [scan, scan]}[given]
 
 

@@ -63,6 +63,11 @@ def by_objective(table: pandas.DataFrame) -> dict[str, dict[str, object]]:
 
 def _row(scan: Scan, name: str, made: dict[str, object]) -> dict[str, object]:
     base = reference_scan(scan)
+    if base is None and "reference_logprob" in objective_named(name).reads:
+        raise BadInput(
+            f"objective {name!r} compares with a reference model, and {scan.path} was made without "
+            f"--reference; make it anew with one"
+        )
     frozen = resolved(objective_named(name), scan, base)
     reads = [*dict.fromkeys([*frozen.reads, *ALIGNMENT_COLUMNS, "example"])]
 

@@ -115,8 +115,9 @@ class _Run:
         objectives = self._objectives()
         if not (self.out / FORECAST).exists():
             self.progress.note(self._cost(len(objectives)))
+        config = self._config(objectives)
         scan = self._scanned()
-        made = self._made(scan, objectives)
+        made = {"scan": scan_identity(scan), **config}
         stored = alignment_manifest(scan.path)
         if stored and stored["made"] == made and (scan.path / FORECAST).exists():
             return Forecast.open(scan.path)
@@ -161,16 +162,17 @@ class _Run:
                 shutil.copy2(finished.path / name, self.out / name)
         return scan_verb(self.data, self.out, progress=self.progress, **asdict(self._as_scan()))
 
-    def _made(self, scan: Scan, objectives: Sequence[Objective]) -> dict[str, Any]:
-        """What a rerun must repeat."""
+    def _config(self, objectives: Sequence[Objective]) -> dict[str, Any]:
+        """What a rerun must repeat, besides the scan. Raises `BadInput` for data that cannot be
+        opened, before the long work."""
         free = {"overwrite", "workers", "threads", "engine", "address", "scan"}
         config = {k: v for k, v in without_paths(asdict(self.settings)).items() if k not in free}
         config["objective"] = [str(o) for o in objectives]
         for name in ("retain_data", "eval_data"):
             if config[name] is not None:
                 config[name] = open_data(getattr(self.settings, name), self._other()).fingerprint()
-        made: dict[str, Any] = json.loads(json.dumps({"scan": scan_identity(scan), **config}))
-        return made
+        plain: dict[str, Any] = json.loads(json.dumps(config))
+        return plain
 
     def _other(self) -> ScanSettings:
         """How data of any kind are read."""

@@ -20,12 +20,12 @@ from eaft_probe.view.plots.chart import PLOTS, TABLES, Chart, ending, plot, requ
 
 if TYPE_CHECKING:  # below, any file here
     from eaft_probe.view.plots.compare import compare
+    from eaft_probe.view.plots.conflicts import positions, tokens
     from eaft_probe.view.plots.dynamics import dynamics
+    from eaft_probe.view.plots.forecast import forecast
     from eaft_probe.view.plots.gates import gates
     from eaft_probe.view.plots.gradients import gradients
     from eaft_probe.view.plots.landscape import landscape
-    from eaft_probe.view.plots.pairs import tokens
-    from eaft_probe.view.plots.positions import positions
     from eaft_probe.view.plots.stability import stability
     from eaft_probe.view.plots.topk import topk
 
@@ -79,6 +79,7 @@ __all__ = [
     "compare",
     "draw",
     "dynamics",
+    "forecast",
     "gates",
     "gradients",
     "landscape",
