@@ -54,6 +54,7 @@ FUNCTIONS: list[tuple[Callable[..., Any], type[Any]]] = [
 OF_SCAN = (
     *("open", "tokens", "tokens_table", "token_parts", "examples", "conflicts", "sql", "frame"),
     *("quantiles", "columns", "rule", "flag", "keep_tokens", "totals", "turns"),
+    *("summary", "worst", "report", "to_dataset"),
 )
 COMMANDS = {"estimate": "scan"}  # `scan --dry-run`
 HEAD = """\
@@ -78,6 +79,36 @@ cannot be used.
 
 The package loads what it needs on first use: opening, comparing and drawing finished scans loads
 no torch.
+
+## In a notebook
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from eaft_probe import scan
+
+model = AutoModelForCausalLM.from_pretrained("org/name")
+tokenizer = AutoTokenizer.from_pretrained("org/name")
+rows = [{"prompt": "What is 2 + 2?", "completion": "It is five."}]
+
+done = scan(rows, "my-scan", model=model, tokenizer=tokenizer)
+done  # at the end of a cell: the summary, as `eaft-probe show` prints it
+done.worst(3)  # the examples with the most conflicts, as a pandas frame
+done.report()  # the page of `eaft-probe report`, below the cell
+done.to_dataset("examples")  # a datasets.Dataset
+```
+
+* **Rows** are a list of dictionaries, a `datasets.Dataset`, a `DatasetDict` (with `split=`), a
+  pandas frame or a generator. A generator is copied to a temporary file, so memory does not grow
+  with it. The same rows continue an interrupted scan, whichever of these holds them, except that
+  a `Dataset` has a fingerprint of its own.
+* **A loaded model** may be quantized, have PEFT adapters, or be in the middle of training. It is
+  scored in evaluation mode, with the same checks as a model from files, and is afterwards as it
+  was, also after an error: modes, weights, buffers, gradients and hooks. The scan knows it by a
+  hash over its parameters and buffers, so after one optimizer step it is another model, and the
+  same folder needs `overwrite=True`. Such a scan can be compared with any other; `gradients` and
+  `--base-scan`, which load the model again, refuse it.
+* **A progress bar** appears below the cell, or on a terminal; `progress=` takes an object of your
+  own instead.
 """
 
 

@@ -15,6 +15,7 @@ ROOMS = (
     "errors",
     "registry",
     "progress",
+    "progress_bar",
     "launcher",
     "settings",
     "storage",

@@ -62,7 +62,7 @@ def print_json(value: object) -> None:
 @contextmanager
 def reported(how_to_resume: str) -> Iterator[Progress]:
     """Shows long work on standard error; an interruption says how to resume."""
-    from eaft_probe.view.progress_bar import TerminalProgress
+    from eaft_probe.progress_bar import TerminalProgress
 
     progress = TerminalProgress(Console(stderr=True))
     try:

@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -136,19 +137,22 @@ def load_model(
     allow_pickle: bool = False,
     merge_adapter: bool = False,
     load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
     tp: bool = False,
 ) -> CausalLM:
     """Loads and proves a model. Raises `ModelError`.
 
     `dtype` "auto": the checkpoint's on a GPU, float32 on a CPU, where half precision is slower.
     `merge_adapter`: the adapter is added to the weights, to train on from them. `load_in_4bit`:
-    linear layers except the head in NF4, for QLoRA (arXiv 2305.14314); needs bitsandbytes. `tp`:
-    this rank holds its shards, see `tensor_parallel.py`; all ranks load at once.
+    linear layers except the head in NF4, as for QLoRA (arXiv 2305.14314); `load_in_8bit`: in
+    LLM.int8() (arXiv 2208.07339). `tp`: this rank holds its shards, see `tensor_parallel.py`;
+    all ranks load at once.
     """
     place = find_model(name, revision)
     if not allow_pickle:
         place.require_safetensors()
     device = resolve_device(device)
+    quantization = _quantization(load_in_4bit, load_in_8bit, device)
     tokenizer = load_tokenizer(
         name, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
     )
@@ -156,14 +160,14 @@ def load_model(
         model = whole_model(
             model_folder(place),
             dtype=loading_dtype(dtype, device),
-            device_map=device_map or ({"": device} if load_in_4bit else None),
+            device_map=device_map or ({"": device} if quantization else None),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
-            quantization_config=_four_bits(device) if load_in_4bit else None,
+            quantization_config=quantization,
             distributed_config=DistributedConfig(tp_plan="auto") if tp else None,
         )
-        if load_in_4bit:
+        if quantization:
             keep_trainable(model)
         elif device_map is None and not tp:
             model.to(device)
@@ -263,8 +267,14 @@ def loading_dtype(dtype: str, device: str) -> torch.dtype | str:
     return DTYPES[dtype]
 
 
-def _four_bits(device: str) -> BitsAndBytesConfig:
+def _quantization(load_in_4bit: bool, load_in_8bit: bool, device: str) -> BitsAndBytesConfig | None:
     """Products in bfloat16 on a GPU, where adapters and the rest are float32 all the same."""
+    if not (load_in_4bit or load_in_8bit):
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("quantizing needs bitsandbytes; run pip install 'eaft-probe[qlora]'")
+    if load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -10,7 +10,6 @@ from typing import Any
 from eaft_probe.columns.conflicts import RULE_FILE
 from eaft_probe.errors import ScanError
 from eaft_probe.scans.alignment import ALIGNMENT, FORECAST
-from eaft_probe.scans.hub_card import CARD, is_own_card
 from eaft_probe.scans.manifest import MANIFEST
 from eaft_probe.scans.part_writer import (
     CACHE,
@@ -24,6 +23,7 @@ from eaft_probe.scans.part_writer import (
     UNITS,
 )
 from eaft_probe.scans.scan import Scan
+from eaft_probe.scans.shown.hub_card import CARD, is_own_card
 from eaft_probe.storage.atomic import file_inside, json_bytes, parsed_json, read_json
 from eaft_probe.storage.folder import Destination, Folder
 

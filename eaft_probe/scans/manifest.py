@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, 
 
 from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.model.resolve import LOADED
+from eaft_probe.settings import QUANTIZED
+from eaft_probe.settings.option import flag
 from eaft_probe.storage.atomic import file_inside, json_bytes, parsed_json, read_json
 from eaft_probe.storage.folder import Destination
 
@@ -146,13 +148,21 @@ def is_loaded(model: Mapping[str, Any]) -> bool:
     return str(model.get("identity", "")).startswith(LOADED)
 
 
-def require_model_files(model: Mapping[str, Any], scan: Path) -> None:
-    """Raises `BadInput` where no files can be known to be those of the manifest's model."""
+def require_model_files(manifest: Mapping[str, Any], scan: Path, *quantized: str) -> None:
+    """Raises `BadInput` where no files have the weights that a scan was made under: a program held
+    its model, or they were quantized otherwise than the `quantized` settings that are on."""
+    model, config = manifest["model"], manifest["config"]
     if is_loaded(model):
         raise BadInput(
             f"{scan} was made under a model that a program held ({model['name']}), so no files are "
             f"known to have its weights; save the model and scan with the name of its folder"
         )
+    for name in QUANTIZED:
+        if config.get(name) and name not in quantized:
+            raise BadInput(
+                f"{scan} was made with {flag(name)}, so under other weights than those in the "
+                f"files of {model['name']}; scan without it"
+            )
 
 
 def write_manifest(place: Destination, manifest: Mapping[str, Any]) -> None:

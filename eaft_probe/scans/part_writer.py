@@ -24,6 +24,7 @@ GRADIENTS = "gradients.parquet"  # exact norms of a sample of tokens, where some
 CACHE = "cache"  # of figures, by an earlier version; nothing reads it
 LOCK = ".lock"  # held by a run of this machine as long as it is at work there
 REPORT_KEY = b"eaft_probe.unit"  # what a unit did besides its rows, in its examples part
+VIEWABLE = {"compression": "zstd", "write_page_index": True}  # viewers read single pages by it
 RULE_KEY = (
     b"eaft_probe.rule"  # by which conflicts.parquet was flagged, which rule.json may be ahead of
 )
@@ -102,7 +103,7 @@ def _encoding(schema: pa.Schema) -> dict[str, object]:
     counting = [n for n in ("position", "char_start", "char_end") if n in schema.names]
     plain = {*floats, *counting}
     return {
-        "compression": "zstd",
+        **VIEWABLE,
         "compression_level": 3,  # level 9 saved 1 % and took 2.5 times as long
         "use_dictionary": [f.name for f in schema if f.name not in plain],
         "column_encoding": {
@@ -110,7 +111,6 @@ def _encoding(schema: pa.Schema) -> dict[str, object]:
             **dict.fromkeys(counting, "DELTA_BINARY_PACKED"),
         },
         "row_group_size": 500_000,  # some 20 MB: dataset viewers open groups up to 100 MB
-        "write_page_index": True,  # by which they read some rows of a group
     }
 
 

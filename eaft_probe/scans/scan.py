@@ -18,7 +18,6 @@ from eaft_probe.columns.quantiles import quantiles
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import MissingColumn, ProbeError, ScanError, one_line
 from eaft_probe.scans.alignment import ALIGNMENT_COLUMNS, PLACE, aligned, alignment_manifest
-from eaft_probe.scans.hub_card import CARD, is_own_card, write_card
 from eaft_probe.scans.keys import EACH, TOGETHER
 from eaft_probe.scans.manifest import MANIFEST, read_manifest
 from eaft_probe.scans.part_reader import connected, flagged_tokens, flags, row_groups, text_around
@@ -29,10 +28,13 @@ from eaft_probe.scans.part_writer import (
     REJECTED,
     RULE_KEY,
     TOTALS,
+    VIEWABLE,
     sha256,
 )
 from eaft_probe.scans.remote_cache import mirrored, not_finished
 from eaft_probe.scans.schemas import CONFLICT_SCHEMA, TOTALS_SCHEMA, conflicts_shape, shapes
+from eaft_probe.scans.shown.hub_card import CARD, is_own_card, write_card
+from eaft_probe.scans.shown.notebook import InNotebook
 from eaft_probe.scans.verification import check_parts, footer, reading
 from eaft_probe.storage.atomic import file_inside, written_aside
 from eaft_probe.storage.folder import Folder
@@ -41,12 +43,11 @@ from eaft_probe.storage.remote import Store, local
 if TYPE_CHECKING:
     import pandas
 
-WRITTEN_ONCE = (PLAN, REJECTED, TOTALS)
-REWRITTEN = (RULE_FILE, CONFLICTS, GRADIENTS, CARD)
+WRITTEN_ONCE, REWRITTEN = (PLAN, REJECTED, TOTALS), (RULE_FILE, CONFLICTS, GRADIENTS, CARD)
 
 
-@dataclass(frozen=True)
-class Scan:
+@dataclass(frozen=True, repr=False)
+class Scan(InNotebook):
     """A finished scan. `Scan.open("eaft-scan").tokens(["prob", "conflict"])` is a data frame."""
 
     path: Path
@@ -317,8 +318,7 @@ class Scan:
         schema = CONFLICT_SCHEMA.with_metadata({RULE_KEY: rule.thresholds})
         try:
             with written_aside(self.path / CONFLICTS) as aside:
-                options = {"compression": "zstd", "write_page_index": True}  # for viewers
-                with pq.ParquetWriter(aside.absolute(), schema, **options) as writer:
+                with pq.ParquetWriter(aside.absolute(), schema, **VIEWABLE) as writer:
                     for part in self._conflicts_by_part(rule):
                         writer.write_table(part)
                 yield

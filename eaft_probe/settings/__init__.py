@@ -19,6 +19,7 @@ from eaft_probe.settings.option import Settings
 from eaft_probe.settings.reading import make_settings, read_config, typed
 from eaft_probe.settings.rollout import RolloutSettings
 from eaft_probe.settings.scan import (
+    QUANTIZED,
     EstimateSettings,
     RenderSettings,
     RuleSettings,
@@ -29,6 +30,7 @@ from eaft_probe.settings.scan import (
 from eaft_probe.settings.train import TrainSettings
 
 __all__ = [
+    "QUANTIZED",
     "CompareSettings",
     "DataSettings",
     "EstimateSettings",

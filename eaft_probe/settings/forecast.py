@@ -42,10 +42,11 @@ class ForecastSettings(ScanSettings, LoraSettings, FrontierSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype not in ("float32", "auto") or self.load_in_4bit:
+        bits = "4 bits" if self.load_in_4bit else "8 bits" if self.load_in_8bit else None
+        if self.dtype not in ("float32", "auto") or bits:
             raise BadInput(
-                f"a forecast takes differences of two passes, which in "
-                f"{'4 bits' if self.load_in_4bit else self.dtype} are noise; give --dtype float32"
+                f"a forecast takes differences of two passes, which in {bits or self.dtype} are "
+                f"noise; give --dtype float32"
             )
         if self.engine == "vllm" or self.tp or self.device_map is not None:
             raise BadInput(

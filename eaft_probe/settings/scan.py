@@ -14,6 +14,7 @@ from eaft_probe.settings.common import (
 )
 from eaft_probe.settings.option import Panel, Settings, flag, option
 
+QUANTIZED = ("load_in_4bit", "load_in_8bit")
 MOST_PROCESSES = 1024  # or threads of one: torch crashes where the system gives no more of them
 
 
@@ -105,6 +106,8 @@ class MachineSettings(Settings):
 class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, MachineSettings):
     """Everything a scan depends on."""
 
+    load_in_4bit: bool = option("quantize the weights to 4 bits (NF4) with bitsandbytes", False)
+    load_in_8bit: bool = option("quantize the weights to 8 bits with bitsandbytes", False)
     reference: str | None = option(
         "model to measure KL(reference ‖ model) against, as column kl_reference"
     )
@@ -123,6 +126,7 @@ class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, Ma
                 "--tp distributes the model itself: remove --device-map, and merge an --adapter "
                 "into the model first"
             )
+        self._require_one_quantization()
         if len(set(self.keep)) < len(self.keep):
             raise BadInput("--keep names the same column twice")
         self._require_kept()
@@ -154,9 +158,17 @@ class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, Ma
         free = ["engine", "workers", "threads", "address", "overwrite", "strict", "tp"]
         free += ["surprise_above", "calibrate", "rate"]
         free += [] if self.engine_arg else ["engine_arg"]
+        free += [n for n in QUANTIZED if not getattr(self, n)]  # which older plans do not have
         if self.keep_tokens == "all":
             free += ["keep_tokens", *(f.name for f in fields(RuleSettings))]
         return self.identity_without(*free)
+
+    def _require_one_quantization(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise BadInput("give either --load-in-4bit or --load-in-8bit, not both")
+        if (self.load_in_4bit or self.load_in_8bit) and (self.tp or self.engine == "vllm"):
+            what = "--tp" if self.tp else "--engine vllm"
+            raise BadInput(f"{what} cannot quantize a model with --load-in-4bit or --load-in-8bit")
 
     def _require_kept(self) -> None:
         share = kept_share(self.keep_tokens)

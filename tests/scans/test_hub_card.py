@@ -10,7 +10,7 @@ import scans_made
 
 from eaft_probe import Scan
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.scans.hub_card import MARK
+from eaft_probe.scans.shown.hub_card import MARK
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_names_of_the_data_format_nothing(made: Scan) -> None:
 
 
 def test_a_rare_conflict_is_not_rounded_to_none() -> None:
-    from eaft_probe.scans.hub_card import _percent
+    from eaft_probe.scans.shown.hub_card import _percent
 
     assert _percent(1, 100_000) == "below 0.01 %"
     assert _percent(0, 100_000) == "0.00 %"

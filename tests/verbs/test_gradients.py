@@ -441,7 +441,7 @@ def test_the_command_prints_its_numbers(fresh: Scan, capsys: pytest.CaptureFixtu
 def test_ctrl_c_says_how_to_go_on(
     fresh: Scan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eaft_probe.view.progress_bar import TerminalProgress
+    from eaft_probe.progress_bar import TerminalProgress
 
     monkeypatch.setattr(TerminalProgress, "advance", Stop(4).advance)
     assert _run(["gradients", str(fresh.path)]) == 130

@@ -1,5 +1,6 @@
 """A scan under a model that the program holds: the numbers of its files, and nothing changed."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,18 @@ def test_an_adapter_in_training_counts(tmp_path: Path, quiet_peft: None) -> None
     merged = model.eval().merge_and_unload()
     truth = scanned(merged, tmp_path / "b").tokens(["logprob"])
     assert (adapted.tokens(["logprob"]) - truth).abs().to_numpy().max() < 1e-4
+
+
+def test_the_notebook_of_the_documentation_runs(
+    tmp_path: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    (code,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "tokenizer=" in b]
+    monkeypatch.chdir(tmp_path)
+    cell: dict[str, Any] = {}
+    exec(code.replace("org/name", model_folder), cell)
+    assert cell["done"].to_dataset("examples")["key"][:] == ["0"]
+    assert cell["done"].manifest["model"]["name"] == Path(model_folder).name
 
 
 # --- nothing of the model is changed ---

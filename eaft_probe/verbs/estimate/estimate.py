@@ -25,6 +25,7 @@ from eaft_probe.model.lengths import longest_input
 from eaft_probe.model.loading import load_tokenizer, resolve_device
 from eaft_probe.model.resolve import find_model
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.progress_bar import watched
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
 from eaft_probe.settings import EstimateSettings, make_settings
 from eaft_probe.verbs.estimate.costs import disk_bytes
@@ -72,6 +73,7 @@ class Estimate:
         return "\n".join(_lines(self))
 
 
+@watched
 def estimate(data: Any = None, *, progress: Progress | None = None, **settings: Any) -> Estimate:
     """What a scan of `data` with these settings would take.
 

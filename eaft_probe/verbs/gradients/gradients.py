@@ -25,6 +25,7 @@ from eaft_probe.model.loading import load_model
 from eaft_probe.model.resolve import find_model
 from eaft_probe.model.token_gradients import WholeModel
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.progress_bar import watched
 from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.keys import named_place
 from eaft_probe.scans.manifest import require_model_files
@@ -43,6 +44,7 @@ SAME_NLL = 0.01
 Arrays = dict[str, NDArray[Any]]
 
 
+@watched
 def gradients(
     folder: str | Path, *, progress: Progress | None = None, **settings: Any
 ) -> FullGradients:
@@ -83,7 +85,7 @@ def _of_scan(scan: Scan, settings: GradientSettings) -> GradientSettings:
 def _made(scan: Scan, settings: GradientSettings) -> Provenance:
     """Raises `BadInput` where the model is not the scan's."""
     scanned, name = scan.manifest["model"], str(settings.model)
-    require_model_files(scanned, scan.path)
+    require_model_files(scan.manifest, scan.path)
     model = find_model(name, settings.revision).identity()
     adapter = folder_identity(settings.adapter)
     if (model, adapter) != (scanned["identity"], scanned["adapter_identity"]):

@@ -16,6 +16,8 @@ from eaft_probe.errors import BadInput, ScanError
 from eaft_probe.scans.folder import stored_plan
 from eaft_probe.scans.rejections import rejected
 from eaft_probe.scans.scan import Scan
+from eaft_probe.settings import QUANTIZED
+from eaft_probe.settings.option import flag
 from eaft_probe.storage.remote import Store, local
 
 SOURCE = "source"  # the column that is added to the examples
@@ -153,6 +155,7 @@ def _shared(scan: Scan) -> dict[str, object]:
         "the adapter's weights": model.get("adapter_identity"),
         "the model's configuration or tokenizer": plan.get("model_files"),
         "dtype": model.get("dtype"),
+        **{flag(name): bool(config.get(name)) for name in QUANTIZED},
         "the chat template": manifest["chat_template"],
         "--max-length": model.get("max_length"),
         "--train-on": config.get("train_on"),

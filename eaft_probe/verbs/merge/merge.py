@@ -25,6 +25,7 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.engines.torchrun import Ranks
 from eaft_probe.errors import ScanError
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.progress_bar import watched
 from eaft_probe.scans.folder import Plan, is_finished, stored_plan
 from eaft_probe.scans.manifest import SUMS, write_manifest
 from eaft_probe.scans.part_writer import (
@@ -64,6 +65,7 @@ OPENED = ("model", "adapter")  # as the first scan's command named them, for `gr
 FROM_PLAN = ("model_files", "reference_identity", "today")
 
 
+@watched
 def merge(
     scans: Sequence[Scan | str | Path],
     out: str | Path,

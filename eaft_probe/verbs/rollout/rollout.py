@@ -23,6 +23,7 @@ from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
 from eaft_probe.model.loading import load_model
 from eaft_probe.model.sampling import Answer, Generator, Sampling
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.progress_bar import watched
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import RolloutSettings, ScanSettings, as_scan, make_settings
 from eaft_probe.storage.atomic import require_writable
@@ -77,6 +78,7 @@ class Rollout:
         return "\n".join(lines)
 
 
+@watched
 def rollout(
     data: Any = None,
     out: str | Path = "rollout.jsonl",

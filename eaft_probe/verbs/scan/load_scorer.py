@@ -16,7 +16,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Progress
 from eaft_probe.scans.upload import Workspace
-from eaft_probe.settings import ScanSettings
+from eaft_probe.settings import QUANTIZED, ScanSettings
 from eaft_probe.storage.remote import PATHS
 from eaft_probe.verbs.scan.perturbation import Perturbation
 from eaft_probe.verbs.scan.score_unit import Scorer
@@ -51,7 +51,8 @@ class Loading:
             model = _served(settings, statistics, progress)
             measured, budget = model.measure, WHOLE_UNIT
         else:
-            model = self.held or _load(settings.model, settings)
+            quantized: dict[str, bool] = {name: getattr(settings, name) for name in QUANTIZED}
+            model = self.held or _load(settings.model, settings, **quantized)
             if self.perturbation is not None:
                 self.perturbation.apply(model)
             if settings.reference is not None:
@@ -82,7 +83,7 @@ def with_absolute_paths(settings: ScanSettings) -> ScanSettings:
     return replace(settings, **paths)
 
 
-def _load(name: str, settings: ScanSettings, **changed: None) -> CausalLM:
+def _load(name: str, settings: ScanSettings, **changed: bool | None) -> CausalLM:
     return load_model(name, **settings.loading() | changed, tp=settings.tp)
 
 

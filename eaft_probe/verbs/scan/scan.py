@@ -28,12 +28,13 @@ from eaft_probe.errors import BadInput
 from eaft_probe.model.loaded import borrowed
 from eaft_probe.model.loading import CausalLM, own_tokenizer
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.progress_bar import watched
 from eaft_probe.scans.folder import Plan, earlier_plan, has_parts, is_finished, plan_digest
 from eaft_probe.scans.part_writer import UNITS, unit_report
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
 from eaft_probe.scans.upload import Workspace, destination, workspace
-from eaft_probe.settings import ModelSettings, ScanSettings, make_settings
+from eaft_probe.settings import QUANTIZED, ModelSettings, ScanSettings, make_settings
 from eaft_probe.storage.folder import Folder
 from eaft_probe.verbs.scan.finish import finish
 from eaft_probe.verbs.scan.fold_totals import FOLD, fold
@@ -42,6 +43,7 @@ from eaft_probe.verbs.scan.perturbation import Perturbation
 from eaft_probe.verbs.scan.plan import make_plan, template_date, threads
 
 
+@watched
 def scan(
     data: Any = None,
     out: str | Path = "eaft-scan",
@@ -95,7 +97,7 @@ def perturbed_scan(
 def _require_not_loaded_again(settings: ScanSettings) -> None:
     """Raises `BadInput` where settings say how the model that is given should be loaded."""
     defaults = ScanSettings()
-    for name in (*(f.name for f in fields(ModelSettings)), "engine", "workers", "tp"):
+    for name in (*(f.name for f in fields(ModelSettings)), *QUANTIZED, "engine", "workers", "tp"):
         if getattr(settings, name) != getattr(defaults, name):
             raise BadInput(f"the model is loaded already: leave out {name}=")
 

@@ -200,7 +200,7 @@ def require_same_data(
 def require_same_model(scan: Scan, settings: TrainSettings) -> None:
     """The groups are those of the model that a run starts from. Raises `BadInput`."""
     scanned = scan.manifest["model"]
-    require_model_files(scanned, scan.path)
+    require_model_files(scan.manifest, scan.path, *["load_in_4bit"] * settings.load_in_4bit)
     model = find_model(settings.model, settings.revision).identity()
     if (scanned["identity"], scanned["adapter_identity"]) != (
         model,

@@ -28,6 +28,7 @@ from eaft_probe.objectives.gates import objective as objective_named
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.progress_bar import watched
 from eaft_probe.scans.training_log import read_log
 from eaft_probe.settings import TrainSettings, as_scan, make_settings
 from eaft_probe.verbs.scan.plan import date_of_plan_file
@@ -47,6 +48,7 @@ from eaft_probe.verbs.train.run_folder import Run
 __all__ = ["Run", "train"]
 
 
+@watched
 def train(
     data: Any = None,
     out: str | Path = "eaft-run",
