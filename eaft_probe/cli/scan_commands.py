@@ -181,7 +181,7 @@ def plot(
 @flags(ReportSettings)
 def report(
     given: Given,
-    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="finished scans")],
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="finished scans")],
 ) -> None:
     """Write finished scans as one offline HTML page: landscapes to brush, examples to read."""
     from eaft_probe.scans.scan import Scan

@@ -147,7 +147,7 @@ def test_headline_speaks_plainly() -> None:
         "1 in 59 of the tokens to be learned is a confident conflict",
         "70 of 120 examples have at least one conflict",
         "40% of the tokens are what the model would have said",
-        "3.15 nats is the mean surprise of a token (nll)",
+        "3.15 nats is the mean loss of a token (nll)",
     ]
     few = headline({**summary, "conflicts": 0, "examples": 1, "mean_nll": 9}, None)
     assert few[0].figure == "None"

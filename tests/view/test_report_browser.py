@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
+import scans_made
 from hostile import ATTACKS, hostile_scan
 from pages import (
     CONTRAST,
@@ -306,6 +308,21 @@ def test_a_bare_scan_loads_as_well(done: Scan, browser: Any, tmp_path: Path) -> 
     assert by_id(page, "count").text.startswith(f"0 conflicts of {total} tokens (0%)")
     assert by_id(page, "listed").text == "No conflict here."
     assert len(page.find_elements(By.CSS_SELECTOR, "#cards article")) == 10
+
+
+def test_conflicts_by_surprise_are_all_counted(
+    labels: pandas.DataFrame, browser: Any, tmp_path: Path
+) -> None:
+    """They lie in no box of the landscape."""
+    rule = ConflictRule(surprise_above=2.5)
+    surprising = scans_made.write(tmp_path / "s", labels, 1, rule)
+    page = load(browser, report([surprising], tmp_path / "r.html"))
+    page.find_element(By.CSS_SELECTOR, "#presets button").click()
+    conflicts = int((labels["surprise"] > 2.5).sum())
+    assert by_id(page, "count").text.startswith(f"{conflicts} conflicts of 1,500 tokens")
+    assert by_id(page, "rule").text == f"Confident conflict: {rule}"
+    assert "Box" not in by_id(page, "caption").text
+    assert page.get_log("browser") == []
 
 
 def test_a_scan_that_kept_a_sample(browser: Any, model_folder: str, tmp_path: Path) -> None:

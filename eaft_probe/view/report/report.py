@@ -153,7 +153,7 @@ def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
         ),
         Figure(
             f"{number(nll)} nats",
-            "is the mean surprise of a token (nll)",
+            "is the mean loss of a token (nll)",
             f"As if each were drawn from {number(choices)} equally likely ones.",
         ),
     ]
