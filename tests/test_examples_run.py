@@ -22,6 +22,7 @@ DATA = ("data", "held", "chats", "gsm8k/test", "gsm8k/train")
 ROWS = 24
 COLUMNS: dict[str, Callable[[str, str], object]] = {
     "messages=traj": lambda q, a: {"traj": said(q, a, "role", "content")},
+    "messages=data.turns": lambda q, a: {"data": {"turns": said(q, a, "role", "content")}},
     "role=from,content=value": lambda q, a: {"messages": said(q, a, "from", "value")},
     "question=prompt,answer=reply": lambda q, a: {"prompt": q, "reply": a},
 }
