@@ -18,7 +18,7 @@ from eaft_probe.cli import _run
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 ELSEWHERE = ("s3://", "torchrun", "accelerate", "--engine", "--workers", "org/large", "$o")
-DATA = ("data", "held", "chats", "gsm8k/test", "gsm8k/train")
+DATA = ("data", "held", "chats", "gsm8k/test", "gsm8k/train", "fastchat/dummy_conversation")
 ROWS = 24
 COLUMNS: dict[str, Callable[[str, str], object]] = {
     "messages=traj": lambda q, a: {"traj": said(q, a, "role", "content")},
@@ -72,7 +72,8 @@ def prepared(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """What the pages speak of: data, scans and runs."""
     folder = tmp_path_factory.mktemp("prepared")
     for i, name in enumerate((*DATA, "a", "b", "c")):
-        write(folder / f"{name}.jsonl", lambda q, a: {"question": q, "answer": a}, f"word{i}")
+        ending = "json" if name.startswith("fastchat/") else "jsonl"
+        write(folder / f"{name}.{ending}", lambda q, a: {"question": q, "answer": a}, f"word{i}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         statistics = "--statistics entropy_top5,entropy_top50,grad_hidden"
@@ -101,7 +102,7 @@ def prepared(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
             )
         for name in ("tuned", "supervised", "ours", "demo/scan", "gsm8k-scan", "tuned-scan"):
             shutil.copytree("scan", name)
-        for name in ("rollouts", "theirs"):
+        for name in ("rollouts", "theirs", "chat-scan"):
             shutil.copytree("own-scan", name)
         shutil.copytree("run-eaft", "run")
     return folder
