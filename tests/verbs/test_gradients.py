@@ -216,6 +216,7 @@ def test_the_file_holds_the_scan_s_columns(fresh: Scan) -> None:
         "grad_head",
         "prob",
         "entropy",
+        "surprise",
     ]
     assert file.column_names == names
     assert all(f.metadata[b"meaning"] for f in file.schema)
