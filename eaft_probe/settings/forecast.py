@@ -37,7 +37,6 @@ class FrontierSettings(Settings):
 class ForecastSettings(ScanSettings, LoraSettings, FrontierSettings):
     """A scan, and what a step on it would do."""
 
-    dtype: str = option("float32; differences of two passes in half precision are noise", "float32")
     scan: str | None = option("finished scan of DATA under the model, whose parts are taken")
 
     def __post_init__(self) -> None:

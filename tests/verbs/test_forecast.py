@@ -305,6 +305,20 @@ def test_with_lora_the_adapter_alone_moves(made: dict[str, Any], tmp_path: Path)
     assert any(d.any() for n, d in direction.items() if "lora_B" in n)
 
 
+def test_a_finished_scan_of_the_data_is_taken_as_it_is(
+    made: dict[str, Any], model_folder: str, tmp_path: Path
+) -> None:
+    done = scan(made["data"], tmp_path / "s", model=model_folder, rows_per_unit=9)
+    settings = made["settings"] | {"scan": str(done.path), "objective": ["sft"]}
+    taken = forecast(made["data"], tmp_path / "f", **settings).scan
+    assert taken.manifest["parts"] == done.manifest["parts"]
+    columns = ["token", "retain_alignment", "eval_alignment"]
+    pandas.testing.assert_frame_equal(taken.tokens(columns), made["done"].scan.tokens(columns))
+    other = made["settings"] | {"scan": str(done.path), "rows_per_unit": 5}
+    with pytest.raises(BadInput, match="other settings"):
+        forecast(made["data"], tmp_path / "g", **other)
+
+
 # --- what is refused ---
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from eaft_probe.analysis.exact_gradients import scan_identity
 from eaft_probe.data.opening import open_data
 from eaft_probe.errors import BadInput
-from eaft_probe.model.loading import CausalLM, load_model
+from eaft_probe.model.loading import CausalLM, load_model, resolve_device
 from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.objectives.gates import objective as objective_named
 from eaft_probe.objectives.objective import Objective
@@ -97,6 +97,11 @@ def forecast(
     chosen: ForecastSettings = make_settings(ForecastSettings, settings)
     if Store.of(out) is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise BadInput("a forecast is made by one process, in a folder of this machine")
+    if chosen.dtype == "auto" and resolve_device(chosen.device) != "cpu":
+        raise BadInput(
+            "on a GPU a model may be in half precision, where differences of two passes are noise; "
+            "give --dtype float32"
+        )
     if chosen.retain_data is None:
         raise BadInput("a forecast needs data that must not be forgotten: give --retain-data R")
     return _Run(data, Path(out), chosen, progress or Silent()).run()
