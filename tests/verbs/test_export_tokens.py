@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from eaft_probe import GatedLossMixin, Scan, export, scan, train
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput
+from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.objectives.gates import objective as objective_named
+from eaft_probe.objectives.scan_columns import resolved, token_columns
 from eaft_probe.objectives.trainer import GatedTrainer
 
 trl = pytest.importorskip("trl")
@@ -97,6 +99,27 @@ def test_weights_are_the_objective_s_gates(masked: bool, finished: Scan, tmp_pat
         assert label == (-100 if masked and token.conflict else token.token_id)
     untrained = sum(w == 0 for row in rows for w in row["weights"])
     assert untrained == sum(x == -100 for row in rows for x in row["labels"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_gives_weights_or_says_why_not(
+    name: str, finished: Scan, tmp_path: Path
+) -> None:
+    """The gates that figures draw, with the scan as its own reference."""
+    base = {"base_scan": str(finished.path)} if name == "rho" else {}
+    given = {"for_": "tokens", "objective": name, **base}
+    if objective_named(name).anchor:
+        with pytest.raises(BadInput, match=f"eaft-probe train --objective {name}"):
+            export(finished, tmp_path / "t.jsonl", **given)
+        return
+    export(finished, tmp_path / "t.jsonl", **given)
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").open()]
+    chosen = resolved(objective_named(name), finished, finished if base else None)
+    pieces = token_columns(finished, ["example", "position", *chosen.reads], finished)
+    for piece in pieces:
+        places = zip(piece["example"].tolist(), piece["position"].tolist(), strict=True)
+        weights = [rows[example]["weights"][position] for example, position in places]
+        np.testing.assert_allclose(weights, chosen(piece), rtol=1e-6)
 
 
 def test_an_objective_of_another_scan(

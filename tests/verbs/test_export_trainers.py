@@ -124,6 +124,7 @@ def test_calls_and_thoughts() -> None:
         ("A A CAT SAT E", [(" A", 1, 1), (" CAT", 1, 0)], "axolotl", ["1 message whose content"]),
         (SHOWN, [(" say", 0, 1), (" a cat", 1, 1)], "ms-swift", ["1 message of other roles"]),
         (SHOWN, [(" a", 1, 0)], "ms-swift", ["1 conversation without a token"]),
+        (SHOWN, [(" a", 1, -1), (" cat sat", 1, 1)], "ms-swift", ["1 token with a weight below 0"]),
     ],
 )
 def test_what_a_format_cannot_say_is_counted(

@@ -28,6 +28,7 @@ BEFORE = "token{s} of reasoning or headers that the trainer does not train so"
 CALLS = "token{s} of tool calls that the trainer does not train so"
 THOUGHTS = "message{s} with reasoning, which ms-swift reads only inside the content"
 ROLES = "message{s} of other roles than assistant, which the trainer does not train"
+NEGATIVE = "token{s} with a weight below 0, which the trainer does not train"
 VARYING = "message{s} whose gate varies, written as its mean"
 
 
@@ -42,6 +43,7 @@ def conversation(
     if not any(turn.trained for turn in turns):
         lost["conversation{s} without a token that is still trained"] += 1
         return
+    lost[NEGATIVE] += int((rendering.gates < 0).sum())
     row: Row = {"messages": [m for turn in turns for m in TRAINERS[trainer](turn, lost)]}
     if tools:
         row["tools"] = tools if trainer == "axolotl" else json.dumps(tools, ensure_ascii=False)
