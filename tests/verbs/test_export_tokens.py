@@ -169,6 +169,17 @@ def test_the_file_scans_as_the_data_did(finished: Scan, model_folder: str, tmp_p
     np.testing.assert_allclose(again.tokens()["logprob"], finished.tokens()["logprob"], atol=1e-4)
 
 
+def test_a_scan_of_a_loaded_model_needs_its_tokenizer(model_folder: str, tmp_path: Path) -> None:
+    rows = [{"question": "who", "answer": "a fox"}]
+    held = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    made = scan(rows, tmp_path / "s", model=held, tokenizer=tokenizer)
+    with pytest.raises(BadInput, match="give its tokenizer's folder as --model"):
+        export(made, tmp_path / "t.jsonl", for_="tokens", data=rows)
+    written = export(made, tmp_path / "t.jsonl", for_="tokens", data=rows, model=model_folder)
+    assert written.trained_tokens == len(made.tokens())
+
+
 def test_a_row_without_a_trained_token_is_left_out_and_said(finished: Scan, tmp_path: Path) -> None:
     all_flagged = finished.flag(ConflictRule(99, 1.1))
     try:

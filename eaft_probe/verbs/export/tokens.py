@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from eaft_probe.data.batches import window_start
 from eaft_probe.data.rendering.render import Renderer
+from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import load_tokenizer
 from eaft_probe.scans.folder import stored_plan
-from eaft_probe.scans.manifest import require_model_files
+from eaft_probe.scans.manifest import is_loaded
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import ExportSettings
 from eaft_probe.verbs.export.files import Row
@@ -45,8 +46,11 @@ class TokenRows:
         """With the tokenizer of the scan's model. Raises `ModelError` where it does not load."""
         scanned, plan = scan.manifest["model"], stored_plan(scan)
         paths = plan.get("opened") or plan.get("settings") or {}
-        if settings.model is None:
-            require_model_files(scanned, scan.path)
+        if settings.model is None and is_loaded(scanned):
+            raise BadInput(
+                f"{scan.place} was made under a model that a program held; give its tokenizer's "
+                f"folder as --model"
+            )
         tokenizer = load_tokenizer(
             settings.model or paths.get("model") or scanned["name"],
             revision=scanned["revision"],
