@@ -317,6 +317,7 @@ def test_a_finished_scan_of_the_data_is_taken_as_it_is(
     other = made["settings"] | {"scan": str(done.path), "rows_per_unit": 5}
     with pytest.raises(BadInput, match="other settings"):
         forecast(made["data"], tmp_path / "g", **other)
+    assert not (tmp_path / "g").exists()
 
 
 # --- what is refused ---

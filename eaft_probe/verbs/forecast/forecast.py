@@ -154,18 +154,25 @@ class _Run:
         return replace(ScanSettings(**{n: getattr(self.settings, n) for n in names}), **changes)
 
     def _scanned(self) -> Scan:
-        source = self.settings.scan
-        if source is not None and not (self.out / "manifest.json").exists():
-            finished = Scan.open(source, verify=True)
-            if self.out.exists() and any(self.out.iterdir()):
-                raise BadInput(f"{self.out} is not empty; choose another --out")
-            of_scan = ("tokens", "examples")
-            self.out.mkdir(parents=True, exist_ok=True)
-            for kind in of_scan:
-                shutil.copytree(finished.path / kind, self.out / kind)
-            for name in ("plan.json", "rejected.jsonl", "manifest.json"):
-                shutil.copy2(finished.path / name, self.out / name)
-        return scan_verb(self.data, self.out, progress=self.progress, **asdict(self._as_scan()))
+        taken = self.settings.scan is not None and not (self.out / "manifest.json").exists()
+        if taken:
+            self._take(Scan.open(str(self.settings.scan), verify=True))
+        try:
+            return scan_verb(self.data, self.out, progress=self.progress, **asdict(self._as_scan()))
+        except BadInput:
+            if taken:  # it is a scan of something else
+                shutil.rmtree(self.out)
+            raise
+
+    def _take(self, finished: Scan) -> None:
+        """Copies the files of a scan into the folder, which is empty. Raises `BadInput`."""
+        if self.out.exists() and any(self.out.iterdir()):
+            raise BadInput(f"{self.out} is not empty; choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        for kind in ("tokens", "examples"):
+            shutil.copytree(finished.path / kind, self.out / kind)
+        for name in ("plan.json", "rejected.jsonl", "manifest.json"):
+            shutil.copy2(finished.path / name, self.out / name)
 
     def _config(self, objectives: Sequence[Objective]) -> dict[str, Any]:
         """What a rerun must repeat, besides the scan. Raises `BadInput` for data that cannot be
