@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from eaft_probe.errors import BadInput
 from eaft_probe.settings.common import DataSettings, ModelSettings, TemplateSettings
@@ -49,6 +49,10 @@ class AnswersAtOnceSettings(Settings):
         "answers sampled at once: auto (32; 128 on a GPU) or a number", "auto", at_least=1
     )
     rows_per_unit: int = option("rows that are answered and resumed together", 64, at_least=1)
+    engine: Literal["local", "vllm"] = option("what samples: transformers, or vLLM", "local")
+    engine_arg: dict[str, Any] = option(
+        "arguments of vLLM, name=value,…, e.g. tensor_parallel_size=8", {}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,4 +67,5 @@ class RolloutSettings(
 
     def identity(self) -> dict[str, object]:
         """The settings that the answers depend on: what a rerun must repeat."""
-        return self.identity_without("strict", "then_scan", "overwrite")
+        local = ("engine", "engine_arg") if self.engine == "local" else ()
+        return self.identity_without("strict", "then_scan", "overwrite", *local)

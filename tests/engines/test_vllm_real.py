@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from eaft_probe import Scan, scan
+from eaft_probe import Scan, rollout, scan
 from eaft_probe.errors import ModelError
 
 pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it")
@@ -64,12 +64,12 @@ def test_its_numbers_are_those_of_the_local_engine(
     assert served.manifest == again.manifest
     assert served.manifest["counts"] == local.manifest["counts"]
     assert json.loads((tmp_path / "served/plan.json").read_text())["engine"].startswith("vllm ")
+    assert local.tokens()["position"].max() == CONTEXT - 1
     require_alike(local, served)
 
 
 def require_alike(local: Scan, served: Scan) -> None:
     ours, theirs = local.tokens(), served.tokens()
-    assert ours["position"].max() == CONTEXT - 1
     for name in ("example", "position", "token_id", "rank", "top1_id"):
         assert (ours[name] == theirs[name]).all(), name
     for name in ("logprob", "entropy", "entropy_top20", "varentropy", "prob", "concentration"):
@@ -84,3 +84,23 @@ def test_a_model_that_it_does_not_serve_is_refused(data: Path, tmp_path: Path) -
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(ModelError, match="does not serve GPT2Unheard; take --engine local"):
         scan(data, tmp_path / "scan", engine="vllm", model=str(tmp_path / "model"))
+
+
+def test_its_answers_are_those_of_transformers_and_are_scanned(data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "model": folder(tmp_path / "model", "llama"),
+        "temperature": 0.0,
+        "max_new_tokens": 8,
+    }
+    local = rollout(data, tmp_path / "local.jsonl", then_scan=str(tmp_path / "own"), **settings)
+    served = rollout(
+        data,
+        tmp_path / "served.jsonl",
+        engine="vllm",
+        engine_arg=ENGINE,
+        then_scan=str(tmp_path / "scan"),
+        **settings,
+    )
+    assert served.path.read_text() == local.path.read_text()
+    assert local.scan is not None and served.scan is not None
+    require_alike(local.scan, served.scan)

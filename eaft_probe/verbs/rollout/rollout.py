@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.opening import data_format, open_data, selection
 from eaft_probe.data.prompts import Prompt, Prompts, json_line
@@ -19,8 +20,10 @@ from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Source, require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
+from eaft_probe.engines.vllm_model import VllmModel
+from eaft_probe.engines.vllm_sampling import VllmGenerator
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
-from eaft_probe.model.loading import load_model
+from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.model.sampling import Answer, Generator, Sampling
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.progress_bar import watched
@@ -28,6 +31,7 @@ from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import RolloutSettings, ScanSettings, as_scan, make_settings
 from eaft_probe.storage.atomic import require_writable
 from eaft_probe.verbs.rollout.files import PLAN, REJECTED, RolloutFiles
+from eaft_probe.verbs.scan.load_scorer import serve
 from eaft_probe.verbs.scan.plan import date_of_plan_file, make_plan
 from eaft_probe.verbs.scan.scan import scan
 
@@ -189,8 +193,14 @@ class Answerer:
         sampling = Sampling(
             settings.n, settings.temperature, settings.top_p, settings.max_new_tokens
         )
-        model = load_model(settings.model, **settings.loading())
-        self.sampler = Generator(model, sampling, batch_size)
+        model: CausalLM | VllmModel
+        self.sampler: Generator | VllmGenerator
+        if settings.engine == "vllm":
+            model = serve(as_scan(settings), chosen_statistics([], False), progress)
+            self.sampler = VllmGenerator(model, sampling)
+        else:
+            model = load_model(settings.model, **settings.loading())
+            self.sampler = Generator(model, sampling, batch_size)
         self.prompts = Prompts(Renderer(model.tokenizer, RenderOptions.of(as_scan(settings))))
         self.reader = Reader(row_format, self._prompt, settings.strict)
         self.model, self.max_length = model, settings.max_length or model.max_length
@@ -270,13 +280,14 @@ class Answerer:
 
 def _scanned(done: Rollout, folder: str, settings: RolloutSettings, progress: Progress) -> Rollout:
     """The rollout with a scan of its answers under the model that gave them."""
-    names = ("model", "tool_calls", "max_length", "overwrite", "chat_template", "template_arg")
+    names = ["model", "tool_calls", "max_length", "overwrite", "chat_template", "template_arg"]
+    names += ["engine", "engine_arg", "today"]
     answers = scan(
         done.path,
         folder,
         progress=progress,
         keep=["row", "sample", "finish", "retokenized", "temperature", "top_p"],
         **settings.loading(),
-        **{name: getattr(settings, name) for name in (*names, "today")},
+        **{name: getattr(settings, name) for name in names},
     )
     return replace(done, scan=answers)

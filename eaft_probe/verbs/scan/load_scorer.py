@@ -48,7 +48,7 @@ class Loading:
         budget, reference = self.tokens_per_batch, None
         model: CausalLM | VllmModel
         if settings.engine == "vllm":
-            model = _served(settings, statistics, progress)
+            model = serve(settings, statistics, progress)
             measured, budget = model.measure, WHOLE_UNIT
         else:
             quantized: dict[str, bool] = {name: getattr(settings, name) for name in QUANTIZED}
@@ -87,9 +87,7 @@ def _load(name: str, settings: ScanSettings, **changed: bool | None) -> CausalLM
     return load_model(name, **settings.loading() | changed, tp=settings.tp)
 
 
-def _served(
-    settings: ScanSettings, statistics: Sequence[Statistic], progress: Progress
-) -> VllmModel:
+def serve(settings: ScanSettings, statistics: Sequence[Statistic], progress: Progress) -> VllmModel:
     """The model in vLLM, compared with `transformers` where it fits on this machine."""
     loading = settings.loading()
     given = {name: loading[name] for name in SERVED}
