@@ -160,7 +160,8 @@ def _plots() -> str:
         "## plots",
         "Figures of finished scans; the [gallery](plots.md) shows each of them. A figure is a "
         "matplotlib `Figure` with the frame that it was drawn from as `data`; `write(path)` and "
-        "`write_data(path)` save them.",
+        "`write_data(path)` save them, `savefig` at 300 dots an inch too. `labelled(title)` puts a "
+        "line above it, `labelled(caption=False)` leaves out the caption.",
         "```python\nfrom eaft_probe import plots\n\n"
         'plots.landscape("scan", style="scatter").data\n```',
     ]

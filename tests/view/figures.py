@@ -75,14 +75,16 @@ def flagged(tokens: pandas.DataFrame, rule: ConflictRule = RULE) -> pandas.Serie
 
 
 def drawn(chart: Chart) -> Chart:
-    """Laid out, for which it is drawn and every text measured: whatever would warn does."""
-    chart.lay_out()
+    """With every text measured: whatever would warn does."""
+    chart.draw_without_rendering()
     return chart
 
 
 def fitting(chart: Chart) -> Chart:
-    """The same, and nothing is cut off in a file: at less dots an inch, glyphs are rounded up."""
-    drawn(chart).set_dpi(FILE_DPI)
+    """Every text is measured, and nothing is cut off in a file: at less dots an inch, glyphs are
+    rounded up."""
+    chart.lay_out()
+    chart.set_dpi(FILE_DPI)
     box, size = chart.get_tightbbox(), chart.get_size_inches()
     assert (box.min > -0.05).all()
     assert (box.max < size + 0.05).all()  # inches

@@ -209,8 +209,7 @@ def test_texts_of_the_data_are_drawn_not_obeyed(few: Frame, tmp_path: Path) -> N
         scans_made.write(tmp_path / n, t, parts=1, source=HOSTILE, model="$m_{" + n, words=WORDS)
         for n, t in (("a", few), ("b", nudged(few)))
     ]
-    made = plots.compare(*pair)
-    made.write(tmp_path / "f.png")
+    made = drawn(plots.compare(*pair))
     texts = "".join(t.get_text() for t in made.findobj(Text))
     assert "\\u202e" in texts
     assert not set("\u202e\u200b\0数🙂") & set(texts)

@@ -19,7 +19,7 @@ from eaft_probe.objectives.gates import objective
 from eaft_probe.view.labels import names, percent
 from eaft_probe.view.plots import PLOTS
 
-BEYOND = [(1e6, 1e6), (-50, -50)]
+BEYOND, BELOW = (1e6, 1e6), (-50, -50)
 NAMES = [
     ("x" * 100, "y" * 100),
     ("x" * 30 + " " + "y" * 18 + "a", "x" * 30 + " " + "y" * 18 + "b"),
@@ -32,8 +32,9 @@ NAMES = [
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        *(("landscape", rule) for rule in ((99, 2), (9, 0.5))),
-        *((name, rule) for name in of_scans() for rule in BEYOND),
+        *(("landscape", rule) for rule in ((99, 2), (9, 0.5), BELOW)),
+        *((name, BEYOND) for name in of_scans()),
+        ("stability", BELOW),
     ],
 )
 def test_a_rule_beyond_the_axes_takes_no_room(name, rule, few, tmp_path: Path) -> None:

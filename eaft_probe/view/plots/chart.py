@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from eaft_probe.errors import BadInput, ProbeError, one_line
@@ -119,9 +120,7 @@ class Chart(Figure):
             return
         self.laid_out, dpi = True, self.get_dpi()
         self.set_dpi(LAYOUT_DPI)
-        self.set_layout_engine("constrained")
-        self.draw_without_rendering()
-        self.set_layout_engine("none")
+        ConstrainedLayoutEngine().execute(self)
         self.set_dpi(dpi)
 
     def savefig(self, *arguments: Any, **settings: Any) -> None:
@@ -199,7 +198,9 @@ def new_chart(
     with matplotlib.rc_context(STYLE):
         chart = Chart(figsize=(width, height), layout="constrained")
         chart.data, chart.is_table, chart.note, chart.height = data, is_table, note, height
-        yield chart.labelled()
+        yield chart
+        chart.set_layout_engine("none")  # from here on `lay_out` does it
+        chart.labelled()
 
 
 # --- what figures of scans have in common ---
