@@ -203,10 +203,13 @@ def render(given: Given, data: Data = None, as_json: Json = False) -> None:
     out = console()
     if "sample" not in given and not as_json:
         given.setdefault("limit", 5)
-    for row in verb.render(data, **given):
-        if as_json:
-            print_json(verb.rejected_json(row) if isinstance(row, Rejected) else verb.as_json(*row))
-        elif isinstance(row, Rejected):
-            out.print(f"row {row.row}: rejected: {row.reason}", style="yellow", markup=False)
-        else:
-            show_rendered(out, *row)
+    with reported("run the same command again") as progress:
+        for row in verb.render(data, progress=progress, **given):
+            if as_json and isinstance(row, Rejected):
+                print_json(verb.rejected_json(row))
+            elif isinstance(row, Rejected):
+                out.print(f"row {row.row}: rejected: {row.reason}", style="yellow", markup=False)
+            elif as_json:
+                print_json(verb.as_json(*row))
+            else:
+                show_rendered(out, *row)

@@ -1,27 +1,32 @@
 """The data of a command: its source, its format, and which of its rows count."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain, islice
 from typing import Any
 
+from eaft_probe.data.files.options import FileOptions
 from eaft_probe.data.formats import FORMATS, MAPPABLE, Row, RowFormat, infer_format, reached
 from eaft_probe.data.messages import ROLES
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection
 from eaft_probe.errors import BadInput, DataError, RowError
+from eaft_probe.progress import Silent
 from eaft_probe.settings import ScanSettings
 
+SILENT = Silent()
 FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
 
 
-def open_data(data: Any, settings: ScanSettings) -> Source:
-    """The source that `data` and the settings name."""
-    return open_source(
-        data,
-        config_name=settings.config_name,
-        split=settings.split,
-        revision=settings.data_revision or settings.revision,
-    )
+def open_data(
+    data: Any, settings: ScanSettings, note: Callable[[str], object] = SILENT.note
+) -> Source:
+    """The source that `data` and the settings name. `note` is told what of it is not read."""
+    options = FileOptions.of(asdict(settings))
+    source = open_source(data, options, settings.data_revision or settings.revision)
+    for line in source.notes():
+        note(line)
+    return source
 
 
 def data_format(

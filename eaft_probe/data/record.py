@@ -2,14 +2,14 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from eaft_probe.data.files.lines import parse_json
 from eaft_probe.data.messages import checked
-from eaft_probe.data.readers import parse_json
 from eaft_probe.errors import ProbeError, RowError
 
 
@@ -58,6 +58,10 @@ class Source(ABC):
     def files(self) -> Mapping[str, str]:
         """File → its fingerprint alone, where there are files."""
         return {}
+
+    def notes(self) -> Sequence[str]:
+        """What of the data is not read, a line each; everything else is."""
+        return ()
 
     def require_unchanged(self) -> None:
         """Raises `ProbeError` where a file is no longer the one that was opened, as far as its

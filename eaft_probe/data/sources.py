@@ -15,8 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eaft_probe.data.files.folders import folder_files
+from eaft_probe.data.files.options import FileOptions
+from eaft_probe.data.files.readers import SUFFIXES, DataFile, is_data
+from eaft_probe.data.files.tables import without_nulls
+from eaft_probe.data.files.unpacking import data_suffix
 from eaft_probe.data.in_memory import rows_in_memory
-from eaft_probe.data.readers import READERS, data_suffix, read_file, without_nulls
 from eaft_probe.data.record import Record, file_fingerprint
 from eaft_probe.data.record import Source as Source
 from eaft_probe.data.standard_input import StandardInput
@@ -25,6 +29,9 @@ from eaft_probe.storage.atomic import require_utf8
 from eaft_probe.storage.remote import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
+DEFAULTS = FileOptions()
+KNOWN = ", ".join((*SUFFIXES, ".zip"))
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
 def require_same_content(source: Source, fingerprint: str) -> None:
@@ -42,16 +49,20 @@ def require_same_content(source: Source, fingerprint: str) -> None:
 class Files(Source):
     """Rows of one or more files, one after the other."""
 
-    def __init__(self, name: str, paths: Sequence[Path]) -> None:
-        super().__init__(name, paths)
-        self.paths = paths
+    def __init__(self, name: str, files: Sequence[DataFile], notes: Sequence[str] = ()) -> None:
+        self.paths = [Path(file.name) for file in files]
+        super().__init__(name, self.paths)
+        self._files, self._notes = files, notes
 
     def records(self) -> Iterator[Record]:
         row = 0
-        for path, name in zip(self.paths, self._names, strict=True):
-            for line, value in read_file(path):
+        for file, name in zip(self._files, self._names, strict=True):
+            for line, value in file.rows():
                 yield Record(row, name, line, value)
                 row += 1
+
+    def notes(self) -> Sequence[str]:
+        return [*self._notes, *filter(None, (file.note() for file in self._files))]
 
     def fingerprint(self) -> str:
         """sha256 over the content of every file; names and folders do not matter.
@@ -83,7 +94,7 @@ class Files(Source):
         return fingerprints
 
     def reopened(self) -> "Files":
-        return Files(self.name, self.paths)
+        return Files(self.name, self._files, self._notes)
 
 
 class Rows(Source):
@@ -108,40 +119,45 @@ class Rows(Source):
         return digest.hexdigest()
 
 
-def open_source(
-    data: Any,
-    *,
-    config_name: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-) -> Source:
+def open_source(data: Any, options: FileOptions = DEFAULTS, revision: str | None = None) -> Source:
     """Finds the data that `data` names.
 
-    `data` is None (the bundled demo), a path, a folder, a glob, a hub id, "-" for JSON lines on
+    `data` is None (the bundled demo), a path, a folder, a glob, a hub id, "-" for JSON on
     standard input, or rows as `rows_in_memory` takes them. Raises `DataError`.
     """
     if data is None:
-        return Files("demo", (DEMO,))
+        return Files("demo", (DataFile.at(DEMO, DEFAULTS),))
     if not isinstance(data, str | Path):
-        return Rows("rows", rows_in_memory(data, split))
+        return Rows("rows", rows_in_memory(data, options.split))
     name = str(data)
     require_utf8(name)
     if name == "-":
         if sys.stdin is None:
             raise DataError("standard input is closed, but DATA is `-`, which reads from it")
-        return StandardInput(sys.stdin.buffer)
+        return StandardInput(sys.stdin.buffer, options)
     path = _path(name)
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        return Rows(name, _from_disk(path, split))
+        return Rows(name, _from_disk(path, options.split))
     if path.is_dir():
-        return Files(name, _data_files(name, path.rglob("*")))
+        return _required(Files(name, *folder_files(path, options)))
     if path.exists():
-        return Files(name, (_data_file(name, path),))
+        return _required(Files(name, (_data_file(name, path, options),)))
     if any(c in name for c in "*?["):
-        return Files(name, _data_files(name, map(Path, glob.glob(name, recursive=True))))
-    if HUB_ID.fullmatch(name) and data_suffix(path) not in READERS and not path.parent.exists():
-        return Rows(name, _from_hub(name, config_name, split, revision))
+        paths = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if is_data(p))
+        return _required(Files(name, [DataFile.at(p, options) for p in paths]))
+    if HUB_ID.fullmatch(name) and data_suffix(path) not in SUFFIXES and not path.parent.exists():
+        return Rows(name, _from_hub(name, options, revision))
     raise DataError(f"no such file or folder: {name}")
+
+
+def _required(files: Files) -> Files:
+    """Raises `DataError` where there are none, or a name that cannot be written down."""
+    if not files.paths:
+        left_out = "".join(f"; {note}" for note in files.notes())
+        raise DataError(f"{files.name}: no data files found; looked for {KNOWN}{left_out}")
+    for path in files.paths:
+        require_utf8(path)
+    return files
 
 
 def _path(name: str) -> Path:
@@ -157,21 +173,13 @@ def _path(name: str) -> Path:
     return path
 
 
-def _data_file(name: str, path: Path) -> Path:
+def _data_file(name: str, path: Path, options: FileOptions) -> DataFile:
     if not path.is_file():  # it is read twice: to plan, and to score
         raise DataError(f"{name} is not a regular file; use `-` to read from standard input")
-    if data_suffix(path) not in READERS:
-        raise DataError(f"{name}: unknown file type; expected one of {', '.join(READERS)}")
-    return path
-
-
-def _data_files(name: str, paths: Iterable[Path]) -> Sequence[Path]:
-    files = sorted(p for p in paths if data_suffix(p) in READERS and p.is_file())
-    if not files:
-        raise DataError(f"{name}: no data files found; looked for {', '.join(READERS)}")
-    for path in files:
-        require_utf8(path)
-    return files
+    if not is_data(path):
+        hint = "; save the sheet as CSV" if path.suffix.lower() in SPREADSHEETS else ""
+        raise DataError(f"{name}: unknown file type; expected one of {KNOWN}{hint}")
+    return DataFile.at(path, options)
 
 
 def require_outside(out: str | Path, data: Any, flag: str = "--out") -> None:
@@ -202,11 +210,13 @@ def _from_disk(path: Path, split: str) -> Sequence[object]:
     return loaded[split]  # type: ignore[no-any-return]
 
 
-def _from_hub(name: str, config: str | None, split: str, revision: str | None) -> Sequence[object]:
+def _from_hub(name: str, options: FileOptions, revision: str | None) -> Sequence[object]:
     import datasets
 
     try:
-        return datasets.load_dataset(name, config, split=split, revision=revision)  # type: ignore[no-any-return]
+        return datasets.load_dataset(  # type: ignore[no-any-return]
+            name, options.config_name, split=options.split, revision=revision
+        )
     except Exception as error:  # the hub client raises some twenty kinds
         raise DataError(
             f"{name} is not a file, and the hub did not load it as a data set: {one_line(error)}"

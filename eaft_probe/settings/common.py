@@ -7,6 +7,26 @@ from typing import Any, ClassVar, Literal
 from eaft_probe.errors import BadInput
 from eaft_probe.settings.option import Panel, Settings, option
 
+TAB = ("tab", "\\t", "\t")  # how people write it
+
+
+def require_delimiter(delimiter: str | None) -> None:
+    """Raises `BadInput` for what cannot separate fields."""
+    if delimiter in (None, *TAB) or (len(delimiter) == 1 and delimiter not in '"\r\n'):
+        return
+    raise BadInput(f"--delimiter must be one character, or tab, found {delimiter!r}")
+
+
+def require_encoding(encoding: str | None) -> None:
+    """Raises `BadInput` for the name of no encoding."""
+    try:
+        "".encode(encoding or "utf-8")
+    except (LookupError, ValueError) as error:
+        raise BadInput(
+            f"--encoding: {encoding!r} is unknown; common ones are utf-8, utf-16, cp1252, "
+            f"shift_jis and gb18030"
+        ) from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
@@ -15,8 +35,12 @@ class DataSettings(Settings):
     PANEL: ClassVar[Panel] = Panel.DATA
 
     config_name: str | None = option("configuration of a hub data set")
-    split: str = option("split of a hub or saved data set", "train")
+    split: str = option("split of a hub or saved data set, a folder or a JSON file", "train")
     data_revision: str | None = option("revision of a hub data set", unset="--revision")
+    delimiter: str | None = option(
+        "what separates the fields of CSV, e.g. ';' or tab", unset="told from the first rows"
+    )
+    encoding: str | None = option("encoding of text files, e.g. cp1252", unset="utf-8")
     format: str | None = option("row format, if the columns leave it open; see `list formats`")
     columns: dict[str, str] = option(
         "names of the data's columns, ours=theirs,…, e.g. question=prompt or messages=data.chat", {}
@@ -29,6 +53,11 @@ class DataSettings(Settings):
     seed: int = option("seed of --sample", 0)
     strict: bool = option("stop at the first row that cannot be used", False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_delimiter(self.delimiter)
+        require_encoding(self.encoding)
+
     def identity_without(self, *names: str) -> dict[str, object]:
         """All settings but those, for a plan.
 
@@ -40,6 +69,8 @@ class DataSettings(Settings):
             "template_arg": {},
             "stride": 1,
             "roles": {},
+            "delimiter": None,
+            "encoding": None,
         }
         left_out = {*names, "chat_template", "today"}
         settings = ((k, v) for k, v in asdict(self).items() if k not in left_out)

@@ -11,15 +11,18 @@ from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.model.loading import load_tokenizer
+from eaft_probe.progress import Progress, Silent
 from eaft_probe.settings import RenderSettings, as_scan, make_settings
 
 
-def render(data: Any = None, **settings: Any) -> Iterator[tuple[int, Rendered] | Rejected]:
+def render(
+    data: Any = None, *, progress: Progress | None = None, **settings: Any
+) -> Iterator[tuple[int, Rendered] | Rejected]:
     """(row number, rendering) of each rendering of `data`, as a scan with the same settings would
     read it, or why a row has none. Raises `BadInput`."""
     chosen: RenderSettings = make_settings(RenderSettings, settings)
     reading = as_scan(chosen)
-    source = open_data(data, reading)
+    source = open_data(data, reading, (progress or Silent()).note)
     tokenizer = load_tokenizer(
         chosen.model,
         adapter=chosen.adapter,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 
+from eaft_probe.data.files.options import FileOptions
 from eaft_probe.data.sources import Source, open_source
 from eaft_probe.errors import DataError
 
@@ -56,9 +57,9 @@ def test_the_fingerprint_is_that_of_the_rows_whoever_holds_them() -> None:
 
 
 def test_a_split_is_chosen() -> None:
-    assert len(rows_of(open_source(HOLDERS["DatasetDict"](), split="test"))) == 1
+    assert len(rows_of(open_source(HOLDERS["DatasetDict"](), FileOptions(split="test")))) == 1
     with pytest.raises(DataError, match=r"without a split 'dev'; give split=, one of train, test"):
-        open_source(HOLDERS["DatasetDict"](), split="dev")
+        open_source(HOLDERS["DatasetDict"](), FileOptions(split="dev"))
 
 
 def test_what_a_frame_lacks_is_none() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from eaft_probe.data.files.tables import without_nulls
 from eaft_probe.data.messages import Message, read_messages, read_tools, text
-from eaft_probe.data.readers import without_nulls
 from eaft_probe.errors import RowError
 
 ARGUMENTS = {"city": "Paris", "zone": None}

@@ -87,8 +87,9 @@ def test_rejected_rows_count() -> None:
     assert rows_of(planned(rows)[1]) == [[0, 1, 2]]
 
 
-def test_planning_holds_one_unit_at_a_time(tmp_path: Path) -> None:
+def test_planning_holds_one_unit_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drawn sample is held, and nothing else that grows with the rows."""
+    monkeypatch.setattr("eaft_probe.data.files.unpacking.BUFFER", 10_000)
 
     def peak(count: int, **selection: int) -> int:
         path = tmp_path / f"{count}.jsonl"

@@ -4,10 +4,12 @@ The property: it works, or an error of `eaft_probe.errors` comes out whose messa
 line, within SECONDS; and what is valid by construction is counted right.
 """
 
+import bz2
 import gc
 import gzip
 import io
 import json
+import lzma
 import os
 import signal
 import tempfile
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,8 +33,8 @@ from hypothesis import strategies as st
 from eaft_probe.analysis.aggregates import OfTotals
 from eaft_probe.analysis.partial_aggregates import columns_of, sums_of, table_of
 from eaft_probe.analysis.summary import summarize
+from eaft_probe.data.files.readers import SUFFIXES
 from eaft_probe.data.formats import FORMATS, Example, Message, RowFormat, infer_format
-from eaft_probe.data.readers import READERS
 from eaft_probe.data.rendering import chat_template as templates
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import open_source
@@ -274,11 +276,11 @@ def _json(value: Any) -> str:
         return "[" * 5000 + "]" * 5000
 
 
-def _csv(found: list[dict[str, str]]) -> bytes:
+def _csv(found: list[dict[str, str]], delimiter: str = ",") -> bytes:
     import csv
 
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(found[0]))
+    writer = csv.DictWriter(text, list(found[0]), delimiter=delimiter)
     writer.writeheader()
     writer.writerows(found)
     return text.getvalue().encode()
@@ -297,10 +299,16 @@ def _arrow(found: list[dict[str, str]]) -> bytes:
     return sink.getvalue()
 
 
+def _array(found: list[Any]) -> bytes:
+    return ("[" + ",".join(map(_json, found)) + "]").encode()
+
+
+JSON_WRITERS = (_lines, _array)
 WRITERS: dict[str, Callable[[Any], bytes]] = {
-    ".jsonl": _lines,
-    ".json": lambda found: ("[" + ",".join(map(_json, found)) + "]").encode(),
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), _lines),
+    ".json": _array,
     ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
@@ -308,6 +316,8 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
     ".gz": gzip.compress,
     ".zst": lambda content: zstandard.compress(content),
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
 }
 suffixes, packings = st.sampled_from(sorted(WRITERS)), st.sampled_from(sorted(PACKED))
 
@@ -345,8 +355,8 @@ def damaged(draw: Callable[..., Any], contents: st.SearchStrategy[bytes]) -> byt
 
 @st.composite
 def files(draw: Callable[..., Any]) -> tuple[str, bytes]:
-    suffix, packed = draw(st.sampled_from(sorted(READERS))), draw(packings)
-    if suffix in (".jsonl", ".json"):
+    suffix, packed = draw(st.sampled_from(SUFFIXES)), draw(packings)
+    if WRITERS.get(suffix) in JSON_WRITERS:
         content = WRITERS[suffix](draw(json_rows))
     elif suffix == ".txt":
         content = draw(texts).encode("utf-8", "surrogatepass")

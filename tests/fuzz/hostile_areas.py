@@ -265,6 +265,8 @@ GROWING: dict[str, tuple[str, Callable[[int], bytes]]] = {
     "deep line": (".jsonl", lambda n: b"[" * n),
     "deep object": (".jsonl", lambda n: b'{"a":' * (n // 5)),
     "string": (".json", lambda n: b'[{"text":"a"},{"text":"' + b"x" * n + b'"}]'),
+    "spaces": (".json", lambda n: b" " * n + b"[]"),
+    "member": (".json", lambda n: b'{"data":[{"text":"' + b"x" * n + b'"}],"a":1}'),
     "number": (".json", lambda n: b"[" + b"1" * n + b"]"),
     "elements": (".json", lambda n: b"[" + b"1," * (n // 2) + b"1]"),
     "brackets in a text": (".jsonl", lambda n: b'{"text": "' + b"[" * n + b'"}'),

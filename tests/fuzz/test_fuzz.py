@@ -117,7 +117,7 @@ def test_a_line_larger_than_any_row_rejects_itself(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kilobyte of an archive unpacks to a line that no memory holds."""
-    monkeypatch.setattr("eaft_probe.data.readers.LONGEST_ROW", 50)
+    monkeypatch.setattr("eaft_probe.data.files.lines.LONGEST_ROW", 50)
     rows = [b'{"text": "a"}', b'{"text": "' + b"x" * 200 + b'"}', b'{"text": "b"}']
     content = b"\n\n".join(rows)
     path = tmp_path / f"x{suffix}"

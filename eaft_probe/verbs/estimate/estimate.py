@@ -82,7 +82,7 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     """
     chosen: EstimateSettings = make_settings(EstimateSettings, settings)
     progress = progress or Silent()
-    source = open_data(data, chosen)
+    source = open_data(data, chosen, progress.note)
     row_format = data_format(source, chosen, EXAMPLE_COLUMNS)
     progress.note(f"counting the rows of {source.name}")
     units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eaft_probe.data.files.options import FileOptions
 from eaft_probe.data.record import Record, Source
 from eaft_probe.data.sources import open_source, require_same_content
 from eaft_probe.data.units import Selection
@@ -83,10 +84,8 @@ def _several(data: Any) -> list[Any]:
 
 def _opened(scan: Scan, place: Any) -> Source:
     config = scan.manifest["config"]
-    names = ("config_name", "split")
-    options = {name: config[name] for name in names if config.get(name) is not None}
     revision = config.get("data_revision") or config.get("revision")
-    return open_source(place, revision=revision, **options)
+    return open_source(place, FileOptions.of(config), revision)
 
 
 def _where_it_lay(scan: Scan, facts: Mapping[str, Any], others: bool) -> Source:

@@ -182,7 +182,9 @@ class _Run:
         config["objective"] = [str(o) for o in objectives]
         for name in ("retain_data", "eval_data"):
             if config[name] is not None:
-                config[name] = open_data(getattr(self.settings, name), self._other()).fingerprint()
+                held_out = getattr(self.settings, name)
+                source = open_data(held_out, self._other(), self.progress.note)
+                config[name] = source.fingerprint()
         plain: dict[str, Any] = json.loads(json.dumps(config))
         return plain
 
@@ -193,6 +195,8 @@ class _Run:
             "columns": {},
             "config_name": None,
             "split": "train",
+            "delimiter": None,
+            "encoding": None,
         }
         return self._as_scan(limit=None, sample=None, **any_kind)
 

@@ -76,7 +76,7 @@ def read_rows(
 ) -> Rows:
     """The first rows for which `keep` holds, of at most `most` tokens. Raises `DataError`."""
     lost, windows, turns, tokens = Counter[str](), list[Window](), list[int | None](), 0
-    source = open_data(data, settings)
+    source = open_data(data, settings)  # what of it is not read was said when the run was planned
     for rendered, window in read_windows(source, settings, model, lost, keep):
         tokens += len(window.ids)
         if windows and tokens > most:

@@ -104,7 +104,7 @@ def rollout(
     chosen: RolloutSettings = make_settings(RolloutSettings, settings)
     progress = progress or Silent()
     reading = as_scan(chosen)
-    source = open_data(data, reading)
+    source = open_data(data, reading, progress.note)
     files = RolloutFiles(_writable(Path(out), data))
     row_format = data_format(source, reading)
     units = UnitPlan.of(source, selection(reading), chosen.rows_per_unit)

@@ -112,7 +112,7 @@ def _scan(
     perturbation: Perturbation | None = None,
 ) -> Scan:
     require_outside(out, data)
-    source = open_data(data, settings)
+    source = open_data(data, settings, progress.note)
     row_format = data_format(source, settings, EXAMPLE_COLUMNS)
     units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
     chosen_statistics(settings.statistics, settings.reference is not None)

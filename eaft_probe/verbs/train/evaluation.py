@@ -41,8 +41,8 @@ def read_held_out(
     Raises `DataError`."""
     if data is None:
         return [], []
-    first, tokens, lost = list[Window](), 0, Counter[str]()
-    source = open_data(data, settings)
+    first, tokens, lost, notes = list[Window](), 0, Counter[str](), list[str]()
+    source = open_data(data, settings, notes.append)
     for _, window in read_windows(source, settings, model, lost):
         tokens += len(window.ids)
         if first and tokens > most:
@@ -51,7 +51,7 @@ def read_held_out(
     source.require_unchanged()
     if not first:
         raise DataError(f"{data}: no row has a trained token; `eaft-probe render` shows why")
-    return first, [f"{data}: {sentence}" for sentence in sentences(lost)]
+    return first, [*notes, *(f"{data}: {sentence}" for sentence in sentences(lost))]
 
 
 def _means(

@@ -59,6 +59,7 @@ def measured_against(
     that is the trained one with the adapter off, or one copy."""
     other, same = settings.reference, replace(as_scan(settings), limit=None, sample=None)
     any_kind = replace(same, format=None, columns={}, config_name=None, split="train")
+    any_kind = replace(any_kind, delimiter=None, encoding=None)
     target, notes = read_held_out(settings.eval_data, same, model, settings.eval_tokens)
     retain, more = read_held_out(settings.retain_data, any_kind, model, settings.eval_tokens)
     if objective.anchor is None and other is not None:

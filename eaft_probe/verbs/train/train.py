@@ -78,7 +78,7 @@ def train(
     model = load(chosen.model, chosen, arguments)
     with launch.shared_folder() as cache, ExitStack() as held:
         with arguments.main_process_first(local=True):
-            rows = _rows(data, chosen, scans, model, cache)
+            rows = _rows(data, chosen, scans, model, cache, progress)
         # If the first process failed soon after, it would remove what the others still read.
         PartialState().wait_for_everyone()
         lost = sentences(rows.lost)
@@ -111,10 +111,15 @@ def _objective(settings: TrainSettings) -> Objective:
 
 
 def _rows(
-    data: Any, settings: TrainSettings, scans: scan_features.Scans, model: CausalLM, cache: str
+    data: Any,
+    settings: TrainSettings,
+    scans: scan_features.Scans,
+    model: CausalLM,
+    cache: str,
+    progress: Progress,
 ) -> Rows:
     reading = as_scan(settings)
-    source = open_data(data, reading)
+    source = open_data(data, reading, progress.note)
     return Rows.read(source, reading, model, scans.features(source, reading, model), cache)
 
 

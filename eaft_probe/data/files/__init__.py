@@ -1,0 +1,1 @@
+"""Files as people have them: packed, encoded, delimited, nested; one row after the other."""

@@ -1,0 +1,70 @@
+"""Rows of Parquet and Arrow files, in Python's types."""
+
+from contextlib import suppress
+from itertools import chain
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eaft_probe.data.files.lines import Read
+from eaft_probe.data.files.unpacking import seekable
+from eaft_probe.errors import RowError, one_line
+
+
+def read_parquet(file: IO[bytes]) -> Read:
+    batches = pq.ParquetFile(seekable(file)).iter_batches(batch_size=256)
+    return chain.from_iterable(_rows(_decoded(batch)) for batch in batches)
+
+
+def _rows(batch: pa.RecordBatch) -> Read:
+    """The rows in Python's types; one with a value that none of them holds (the year 300,000) is
+    an error of its own and no other's."""
+    nested = any(map(pa.types.is_nested, batch.schema.types))
+    try:
+        rows = batch.to_pylist(maps_as_pydicts="strict")
+    except Exception as error:  # OverflowError, ValueError, pytz's KeyError, a key twice in a map
+        if len(batch) == 1:
+            yield None, RowError(f"a value that cannot be read: {one_line(error)}")
+        else:
+            yield from chain.from_iterable(_rows(batch.slice(i, 1)) for i in range(len(batch)))
+    else:
+        yield from ((None, without_nulls(row) if nested else row) for row in rows)
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With bytes as text where they are: some writers do not mark text as such."""
+    for i, column in enumerate(batch.columns):
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            with suppress(pa.ArrowInvalid):
+                batch = batch.set_column(i, batch.schema.names[i], column.cast(pa.large_string()))
+    return batch
+
+
+def without_nulls(row: Any) -> Any:
+    """A row of a table without the nulls that fill up its structs: a struct in Arrow has every
+    field that any row of the column has, so {"city": "Rome"} comes back with "zone": None."""
+    return {k: _without_nulls(v) for k, v in row.items()} if isinstance(row, dict) else row
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def read_arrow(file: IO[bytes]) -> Read:
+    """The stream format that `datasets` writes, or the file format."""
+    file = seekable(file)
+    try:
+        reader = pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        opened = pa.ipc.open_file(file)
+        reader = (opened.get_batch(i) for i in range(opened.num_record_batches))
+    try:
+        for batch in reader:
+            batch.validate(full=True)  # Arrow trusts what it maps, and would read beyond its end
+            yield from _rows(_decoded(batch))
+    except MemoryError as error:
+        raise pa.ArrowInvalid("a batch needs more memory than there is; is it damaged?") from error

@@ -1,0 +1,43 @@
+"""Parquet and Arrow: what their types hold in Python's."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from files_made import read, refusal, write
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("content", [b"", b"no table at all, only text" * 10])
+def test_a_damaged_table_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = write(tmp_path, "d" + suffix, content)
+    assert str(path) in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (pa.array([b"caf\xc3\xa9"]), "café"),
+        (pa.array([b"\xff\xd8"]), b"\xff\xd8"),
+        (pa.array([b"a"], pa.large_binary()), "a"),
+        (
+            pa.array([[[("role", "user")]]], pa.list_(pa.map_(pa.string(), pa.string()))),
+            [{"role": "user"}],
+        ),
+        (pa.array([{"a": 1, "b": None}]), {"a": 1}),
+    ],
+)
+def test_a_value_of_a_table(tmp_path: Path, column: pa.Array, value: Any) -> None:
+    pq.write_table(pa.table({"c": column}), tmp_path / "d.parquet")
+    assert read(tmp_path / "d.parquet") == [{"c": value}]
+
+
+def test_a_key_that_a_map_holds_twice_costs_its_row(tmp_path: Path) -> None:
+    kind = pa.map_(pa.string(), pa.string())
+    column = pa.array([[("a", "1")], [("a", "1"), ("a", "2")], [("b", "1")]], kind)
+    pq.write_table(pa.table({"c": column}), tmp_path / "d.parquet")
+    first, twice, last = read(tmp_path / "d.parquet")
+    assert (first, last) == ({"c": {"a": "1"}}, {"c": {"b": "1"}})
+    assert "cannot be read" in twice
