@@ -102,5 +102,6 @@ def test_its_answers_are_those_of_transformers_and_are_scanned(data: Path, tmp_p
         **settings,
     )
     assert served.path.read_text() == local.path.read_text()
-    assert local.scan is not None and served.scan is not None
+    assert local.scan is not None
+    assert served.scan is not None
     require_alike(local.scan, served.scan)
