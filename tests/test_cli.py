@@ -376,7 +376,7 @@ def test_list_prints_every_entry(
         entries
     )
     if what == "objectives":
-        assert "gate=power, alpha=1.0, sharpness=30.0, center=0.17, k=20, entropy=top" in printed
+        assert "gate=power, alpha=1, sharpness=30, center=0.17, k=20, entropy=top" in printed
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "eaft_probe"
 # From the ground up; a room imports from those before it and from itself.
 ROOMS = (
     "text",
+    "quantities",
     "errors",
     "registry",
     "progress",
@@ -47,6 +48,7 @@ LIGHT = (
     "eaft_probe.verbs.compare",
     "eaft_probe.view.plots",
     "eaft_probe.view.report.report",
+    "eaft_probe.view.coloured",
     "eaft_probe.view.terminal",
 )
 

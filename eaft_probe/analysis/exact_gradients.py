@@ -18,6 +18,7 @@ from eaft_probe.analysis.rank_correlation import CLOSED, EXACT, WEIGHT, agreemen
 from eaft_probe.analysis.stratified_sample import ACROSS, BY, coarse_cell
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import ScanError, one_line
+from eaft_probe.quantities import counted_noun, percent
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.part_writer import GRADIENTS, write_parquet
 from eaft_probe.scans.scan import Scan
@@ -145,9 +146,10 @@ class FullGradients:
 
     def __str__(self) -> str:
         return (
-            f"exact gradient norms of {len(self.table):,} of {self.of:,} tokens, from "
-            f"{self.table['cell'].nunique()} cells with {100 * self.covered:.3g} % of all; "
-            f"conflict: {self.scan.rule}"
+            f"Exact gradient norms of {len(self.table):,} of {counted_noun(self.of, 'token')}. "
+            f"They are drawn from {counted_noun(self.table['cell'].nunique(), 'cell')} of "
+            f"probability and entropy, which hold {percent(self.covered)} of the tokens. "
+            f"Conflict: {self.scan.rule}"
         )
 
 

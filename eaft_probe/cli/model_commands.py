@@ -119,7 +119,7 @@ def train(
 
 @command(
     "gradients scan --sample 512",
-    "gradients scan --sample 200 --seed 1 --json",
+    "gradients scan --sample 200 --seed 1 --overwrite --json",
 )
 @flags(GradientSettings)
 def gradients(given: Given, folder: Dir, as_json: Json = False) -> None:
@@ -133,7 +133,8 @@ def gradients(given: Given, folder: Dir, as_json: Json = False) -> None:
         print_json(norms.summary())
         return
     console().print(str(norms), markup=False)
-    show_frame(console(), norms.agreement())
+    ends = {"low": "95 % from", "high": "95 % to"}
+    show_frame(console(), norms.agreement().rename(columns=ends))
 
 
 @command(
@@ -198,9 +199,9 @@ def render(given: Given, data: Data = None, as_json: Json = False) -> None:
     """
     from eaft_probe.data.reading import Rejected
     from eaft_probe.verbs import render as verb
-    from eaft_probe.view.terminal import show_rendered
+    from eaft_probe.view.coloured import show_rendered, show_trained_legend
 
-    out = console()
+    out, shown = console(), 0
     if "sample" not in given and not as_json:
         given.setdefault("limit", 5)
     with reported("run the same command again") as progress:
@@ -213,3 +214,6 @@ def render(given: Given, data: Data = None, as_json: Json = False) -> None:
                 print_json(verb.as_json(*row))
             else:
                 show_rendered(out, *row)
+                shown += 1
+    if shown:
+        show_trained_legend(out)

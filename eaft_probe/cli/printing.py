@@ -82,19 +82,21 @@ def show_scan(
     orders the worst examples, which the JSON lists then; by default their conflicts."""
     from eaft_probe.analysis.scores import worst_rows
     from eaft_probe.analysis.summary import summarize, worst_examples
-    from eaft_probe.view.terminal import legend, show_example, show_score, show_summary
+    from eaft_probe.view.coloured import show_example, show_legend, show_score
+    from eaft_probe.view.terminal import show_summary
 
     ranked = [] if rank_by is None else worst_rows(scan, rank_by, worst)
 
     def show(summary: Mapping[str, Any]) -> None:
         show_summary(console(), summary)
         scores = dict(ranked)
-        for example in scores if rank_by else worst_examples(scan, worst):
+        examples = list(scores) if rank_by else worst_examples(scan, worst)
+        for example in examples:
             if rank_by:
                 show_score(console(), rank_by, scores[example])
             show_example(console(), scan, example)
-        if worst:
-            console().print(legend(scan))
+        if examples:
+            show_legend(console(), scan)
 
     listed = {"ranked": [{"example": e, rank_by: score} for e, score in ranked]} if rank_by else {}
     print_summary(summarize(scan) | listed, as_json, check, show)

@@ -47,7 +47,7 @@ def show(given: Given, folder: Dir, as_json: Json = False, fail_if: FailIf = Non
     """Summary of a scan, its conflicts by group, and the worst examples."""
     settings, check = make_settings(ShowSettings, given), parse_check(fail_if)
     from eaft_probe.scans.scan import Scan
-    from eaft_probe.view.terminal import legend, show_example
+    from eaft_probe.view.coloured import show_example, show_legend
 
     scan = Scan.open(folder, verify=settings.verify)
     if settings.export is not None:
@@ -62,7 +62,7 @@ def show(given: Given, folder: Dir, as_json: Json = False, fail_if: FailIf = Non
         if not show_example(console(), scan, settings.example):
             kept = "" if scan.keeps_all else " with a kept token"
             raise BadInput(f"{folder} has no example {settings.example}{kept}")
-        console().print(legend(scan))
+        show_legend(console(), scan)
     elif settings.export is None or as_json or check:
         show_scan(scan, as_json, check, settings.worst, settings.rank_by)
 

@@ -312,8 +312,8 @@ def _distribution_notes(a: Scan, b: Scan, totals: Mapping[str, int]) -> Iterator
     yield from _rule_notes(a, b)
     if not totals["intervals"]:
         yield (
-            f"no intervals: they need at least {FEWEST} examples, and A has "
-            f"{totals['examples_a']:,}, B {totals['examples_b']:,}"
+            f"no intervals: they need at least {FEWEST} examples in each; A has "
+            f"{totals['examples_a']:,}, B has {totals['examples_b']:,}"
         )
 
 

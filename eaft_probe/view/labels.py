@@ -10,10 +10,10 @@ from pathlib import Path
 from matplotlib import font_manager
 from matplotlib.textpath import text_to_path
 
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.remote import HUB_ID, name_of
 from eaft_probe.text import printable
-from eaft_probe.view.notices import counted_noun
 
 FONT = "DejaVu Sans"  # ships with matplotlib: the same figure everywhere
 TITLE_SIZE, CAPTION_SIZE = 8, 5.5  # points

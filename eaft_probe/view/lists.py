@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
+from eaft_probe.quantities import number
 from eaft_probe.registry import Registry
 
 LISTS = Registry[Callable[[], Table]]("list")
@@ -20,7 +21,10 @@ def objectives() -> Table:
     from eaft_probe.objectives.gates import OBJECTIVES, Objective, settable
 
     def fields(kind: type[Objective]) -> str:
-        return ", ".join(f"{name}={getattr(kind(), name)}" for name in settable(kind))
+        values = {name: getattr(kind(), name) for name in settable(kind)}
+        return ", ".join(
+            f"{k}={number(v) if isinstance(v, float) else v}" for k, v in values.items()
+        )
 
     rows = ((name, kind.formula, fields(kind)) for name, kind in OBJECTIVES.items())
     return _table(("name", "gate", "fields (--set)"), rows)

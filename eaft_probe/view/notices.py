@@ -1,19 +1,10 @@
-"""Counts, and what a chat template did with the data, in sentences."""
+"""What a chat template did with the data, in sentences."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from eaft_probe.quantities import counted_noun
 from eaft_probe.text import printable
-
-
-def counted_noun(count: int, noun: str) -> str:
-    """The count with its noun, in the plural unless it is 1.
-
-    >>> counted_noun(1, "token"), counted_noun(2000, "token")
-    ('1 token', '2,000 tokens')
-    """
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
 
 MOST_REASONS = 5  # of rejected rows
 TEMPLATE_NOTICES = {

@@ -34,10 +34,11 @@ from eaft_probe.verbs.export.choice import choose
 from eaft_probe.verbs.export.messages import conversation
 from eaft_probe.verbs.export.renderings import Gate, renderings
 from eaft_probe.verbs.train.scan_features import Scans
+from eaft_probe.view.coloured import show_example
 from eaft_probe.view.plots import gates
 from eaft_probe.view.report.page import encode
 from eaft_probe.view.report.report import collect
-from eaft_probe.view.terminal import show_example, show_summary
+from eaft_probe.view.terminal import show_summary
 
 SECONDS = 20  # that one command may take; on a quiet machine it is one at most
 RULE = ConflictRule(0.6, 0.3)

@@ -152,7 +152,7 @@ def test_the_command_prints_words_or_json(
     more = ["--estimate-rows", "30", "--tokens-per-second", "9", "--price-per-hour", "2"]
     assert _run([*given, *more, "--devices", "8"]) == 0
     printed = capsys.readouterr().out
-    for said in ("120 rows in 1 units; 30 drawn at random", "(95 %:", "on 8 devices", "price"):
+    for said in ("120 rows in 1 unit; 30 drawn at random", "(95 %:", "on 8 devices", "price"):
         assert said in printed
     (tmp_path / "c.yaml").write_text("dry-run: true\ntokens_per_second: 9\n")
     config = ["scan", data, "--model", model_folder, "--config", str(tmp_path / "c.yaml")]

@@ -433,7 +433,7 @@ def test_the_command_prints_its_numbers(fresh: Scan, capsys: pytest.CaptureFixtu
     }
     assert _run(["gradients", folder, "--sample", "40"]) == 0
     shown = capsys.readouterr().out
-    assert "exact gradient norms of 40 of" in shown
+    assert "Exact gradient norms of 40 of" in shown
     assert "conflict_rank_correlation" in shown
     assert _run(["gradients", folder, "--seed", "3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

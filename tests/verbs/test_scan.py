@@ -366,7 +366,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
             raise torch.OutOfMemoryError("no memory")
         return measure(model, batch, *more)
 
-    monkeypatch.setattr("eaft_probe.verbs.scan.score_unit.measure", small_memory)
+    monkeypatch.setattr("eaft_probe.verbs.scan.load_scorer.measure", small_memory)
     done = scan(ROWS, tmp_path / "small", model=model_folder)
     assert done.manifest["counts"]["halved"] > 0
     assert np.abs(done.tokens()["logprob"] - whole["logprob"]).max() < 1e-4

@@ -14,10 +14,10 @@ from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.scans.keys import EACH
 from eaft_probe.scans.scan import Scan
 from eaft_probe.verbs.compare import compare
+from eaft_probe.view.coloured import show_example
 from eaft_probe.view.plots.landscape import sample
 from eaft_probe.view.report.largest_changes import largest_changes
 from eaft_probe.view.report.report import collect, report
-from eaft_probe.view.terminal import show_example
 
 Frame = pandas.DataFrame
 RULE = ConflictRule(3, 0.3)

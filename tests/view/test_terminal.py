@@ -1,11 +1,23 @@
 """What a terminal shows: the data's text, and never its control sequences."""
 
 import io
+import re
 
+import pytest
 from rich.console import Console
 
-from eaft_probe import scan
-from eaft_probe.view.terminal import CONFLICT, coloured, printable, show_example
+from eaft_probe import Scan, scan
+from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.text import printable
+from eaft_probe.verbs.render import render
+from eaft_probe.view.coloured import (
+    CONFLICT,
+    coloured,
+    show_example,
+    show_legend,
+    show_rendered,
+    show_trained_legend,
+)
 
 
 def test_control_characters_are_shown_not_obeyed() -> None:
@@ -27,4 +39,62 @@ def test_markup_and_escapes_in_data_stay_text(tmp_path, model_folder) -> None:
     out = io.StringIO()
     assert show_example(Console(file=out, width=200), done, 0)
     assert "\x1b" not in out.getvalue()
-    assert "[bold]y[/bold]" in out.getvalue()
+    assert "[bold]y[/bold]" in re.sub("[«»]", "", out.getvalue())
+
+
+# --- without colour ---
+
+CONVERSATION = {"question": "what is it", "answer": "it is here and no more"}
+
+
+@pytest.fixture(scope="module")
+def flagged(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Scan:
+    """A scan of which every second token or so is a conflict."""
+    out = tmp_path_factory.mktemp("flagged") / "s"
+    done = scan([CONVERSATION], out, model=model_folder, entropy_below=9.0, prob_below=1.0)
+    return done.flag(ConflictRule(9.0, float(done.tokens(["prob"])["prob"].median())))
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def file() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
+
+
+@pytest.mark.parametrize("console", [file(), terminal()], ids=["file", "terminal"])
+def test_conflicts_stand_between_marks(flagged: Scan, console: Console) -> None:
+    """With colours too: not everybody sees them."""
+    assert show_example(console, flagged, 0)
+    tokens = flagged.tokens(["token", "conflict"])
+    marked = re.findall("«(.*?)»", re.sub(r"\x1b\[[\d;]*m", "", shown(console)))
+    assert marked == tokens["token"][tokens["conflict"]].tolist()
+    assert 0 < len(marked) < len(tokens)
+
+
+def test_the_legend_says_what_the_marks_are(flagged: Scan) -> None:
+    plain, coloured_one = file(), terminal()
+    for console in (plain, coloured_one):
+        show_legend(console, flagged)
+    assert shown(plain) == "«…»: a conflict\n"
+    assert "«conflict»" in shown(coloured_one)
+    assert "p < 0.05" in shown(coloured_one)
+
+
+def test_trained_text_is_marked_where_there_is_no_colour(model_folder: str) -> None:
+    (found,) = render([CONVERSATION], model=model_folder)
+    plain, coloured_one = file(), terminal()
+    for console in (plain, coloured_one):
+        show_rendered(console, *found)
+        show_trained_legend(console)
+    first, _, rest = shown(plain).partition("«")
+    assert rest.startswith(CONVERSATION["answer"])
+    assert CONVERSATION["question"] in first
+    assert shown(plain).endswith("«…»: trained\n")
+    assert "«" not in shown(coloured_one)

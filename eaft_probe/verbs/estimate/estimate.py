@@ -5,7 +5,7 @@ of tokens/s: the one that is given, or what this machine reaches on a few of the
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from eaft_probe.model.loading import load_tokenizer, resolve_device
 from eaft_probe.model.resolve import find_model
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.progress_bar import watched
+from eaft_probe.quantities import bytes_text, counted_noun, duration, number, percent
 from eaft_probe.scans.schemas import EXAMPLE_COLUMNS
 from eaft_probe.settings import EstimateSettings, make_settings
 from eaft_probe.verbs.estimate.costs import disk_bytes
@@ -137,7 +138,9 @@ def _measured(
     if settings.tp:
         raise BadInput("--dry-run with --tp: give --tokens-per-second, which a short scan shows")
     unit = Unit(0, tuple(records[:TIMED_ROWS]))
-    progress.note(f"scoring {len(unit.records)} rows to see how fast this machine is")
+    progress.note(
+        f"scoring {counted_noun(len(unit.records), 'row')} to see how fast this machine is"
+    )
     budget = batch_tokens(settings, resolve_device(settings.device))
     scorer = Loading(None, row_format, with_absolute_paths(settings), budget)(Silent())
     began = time.perf_counter()
@@ -175,24 +178,28 @@ def _lines(e: Estimate) -> Iterator[str]:
     looked = "all of them" if e.sampled_rows == e.rows else f"{e.sampled_rows:,} drawn at random"
     yield f"{e.data} under {e.model}"
     yield (
-        f"{e.rows:,} rows in {e.units:,} units; {looked} were tokenized, "
-        f"{100 * e.rejected_share:.2g} % of those cannot be scored"
+        f"{counted_noun(e.rows, 'row')} in {counted_noun(e.units, 'unit')}; {looked} were "
+        f"tokenized, {percent(e.rejected_share)} of those cannot be scored"
     )
-    yield f"scored tokens  {_interval(e.trained_tokens)}"
-    yield f"read tokens    {_interval(e.read_tokens)}"
+    yield f"scored tokens  {_interval(e.trained_tokens, number)}"
+    yield f"read tokens    {_interval(e.read_tokens, number)}"
     at_most = " at most, as if every token were flagged;" if e.keep_tokens == "flagged" else ""
-    totals = "" if e.keep_tokens == "all" else " and up to 10 for totals"
-    yield f"disk, in MB    {_interval(e.disk_bytes.times(1e-6), ',.3g')}{at_most}{totals}"
+    totals = "" if e.keep_tokens == "all" else " and up to 10 MB for totals"
+    yield f"disk           {_interval(e.disk_bytes, bytes_text)}{at_most}{totals}"
     many = f" on {e.devices:,} devices" if e.devices > 1 else ""
     how = "as measured on this machine" if e.measured else "as given"
     yield (
-        f"time, in hours {_interval(e.hours, ',.3g')}{many}, at {e.tokens_per_second:,.0f} scored "
-        f"tokens/s a device, {how}; loading not counted"
+        f"time           {_interval(e.hours.times(3600), duration)}{many}, at "
+        f"{e.tokens_per_second:,.0f} scored tokens/s a device, {how}; loading not counted"
     )
     if e.price is not None:
-        yield f"price          {_interval(e.price, ',.2f')}"
+        yield f"price          {_interval(e.price, _money)}"
 
 
-def _interval(value: Interval, write: str = ",.0f") -> str:
-    ends = f" (95 %: {value.low:{write}} to {value.high:{write}})"
-    return f"{value.value:{write}}" + (ends if value.low < value.high else "")
+def _interval(value: Interval, write: Callable[[float], str]) -> str:
+    ends = f" (95 %: {write(value.low)} to {write(value.high)})"
+    return write(value.value) + (ends if value.low < value.high else "")
+
+
+def _money(amount: float) -> str:
+    return "less than 0.01" if 0 < amount < 0.01 else f"{amount:,.2f}"

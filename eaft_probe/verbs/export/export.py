@@ -19,6 +19,7 @@ from eaft_probe.data.record import Record
 from eaft_probe.data.sources import require_outside
 from eaft_probe.errors import BadInput, RowError, ScanError
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import ExportSettings, make_settings
 from eaft_probe.storage.remote import Store, local
@@ -58,7 +59,7 @@ class Export:
         return {"path": str(self.path), **{n: getattr(self, n) for n in names}, "lost": lost}
 
     def __str__(self) -> str:
-        rows = f"{self.written:,} row{'s' * (self.written != 1)} written to {self.path}"
+        rows = f"{counted_noun(self.written, 'row')} written to {self.path}"
         if self.kind == "rows":
             return rows
         return f"{rows}; {self.trained_tokens:,} of {self.scored_tokens:,} tokens are trained"
@@ -68,7 +69,7 @@ class Export:
         lost = [f"{n:,} {what.format(s='s' * (n != 1))}" for what, n in self.lost.items()]
         notes = [f"the file does not say it all: {'; '.join(lost)}"] if lost else []
         if self.rejected and self.kind != "rows":
-            notes.append(f"{self.rejected:,} rejected row{'s' * (self.rejected != 1)} left out")
+            notes.append(f"{counted_noun(self.rejected, 'rejected row')} left out")
         return notes
 
 

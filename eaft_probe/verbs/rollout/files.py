@@ -138,6 +138,6 @@ class RolloutFiles:
         Raises `DataError`."""
         shutil.rmtree(self.file(PARTS))
         raise DataError(
-            f"nothing to answer in {plan['data']['source']}: all {counts['rows']} rows were "
-            f"rejected; see {self.file(REJECTED)} for the reasons"
+            f"nothing to answer in {plan['data']['source']}: no row of "
+            f"{counts['rows']:,} can be used; {self.file(REJECTED)} says why"
         )

@@ -27,6 +27,7 @@ from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.model.sampling import Answer, Generator, Sampling
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.progress_bar import watched
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import RolloutSettings, ScanSettings, as_scan, make_settings
 from eaft_probe.storage.atomic import require_writable
@@ -65,18 +66,18 @@ class Rollout:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.answers:,} answers to {self.prompts:,} prompts, {self.tokens:,} tokens, "
-            f"in {self.path}"
+            f"{counted_noun(self.answers, 'answer')} to {counted_noun(self.prompts, 'prompt')}, "
+            f"{counted_noun(self.tokens, 'token')}, in {self.path}"
         ]
         notes = {
-            "were cut at --max-new-tokens": self.cut,
-            "are empty; a scan rejects them": self.empty,
-            "read back as other tokens than were sampled": self.retokenized,
+            "cut at --max-new-tokens": self.cut,
+            "empty, which a scan rejects": self.empty,
+            "with a text that reads back as other tokens than were sampled": self.retokenized,
         }
-        lines += [f"{n:,} of {self.answers:,} answers {what}" for what, n in notes.items() if n]
+        lines += [f"{counted_noun(n, 'answer')} {what}" for what, n in notes.items() if n]
         if self.rejected:
             lines.append(
-                f"{self.rejected:,} of {self.rows:,} rows were not answered, see "
+                f"{self.rejected:,} of {counted_noun(self.rows, 'row')} not answered, see "
                 f"{RolloutFiles(self.path).file(REJECTED)}"
             )
         return "\n".join(lines)

@@ -52,8 +52,9 @@ def finish(work: Workspace, settings: ScanSettings, facts: Mapping[str, Any]) ->
         for kind in ("tokens", "examples", UNITS):
             shutil.rmtree(folder / kind, ignore_errors=True)
         raise NothingScored(
-            f"nothing to score in {plan['data']['source']}: all {counts['rejected']:,} rows were "
-            f"rejected, most often because of this: {_commonest(folder / REJECTED)}; "
+            f"nothing to score in {plan['data']['source']}: no row of "
+            f"{counts['rejected']:,} can be used, most often because of this: "
+            f"{_commonest(folder / REJECTED)}; "
             f"{folder / REJECTED} lists them"
         )
     joined = {} if units == folder else {**join_units(work.folder, count), "last_row": last_row}

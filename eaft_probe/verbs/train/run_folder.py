@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ProbeError, one_line
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.training_log import LOG
 from eaft_probe.settings import TrainSettings
 from eaft_probe.storage.atomic import locked, require_writable, write_json
@@ -81,7 +82,8 @@ class Run:
             change = _change(self.before["retain_nll"], last["retain_nll"])
             changes.append(f"forgot: retain nll {change}, KL from the base {last['retain_kl']:.4f}")
         changes = changes or [f"nll {last['nll']:.4f} of the last training tokens"]
-        return f"{last['step']} steps of {last['objective']}; {'; '.join(changes)}; nats a token"
+        steps = counted_noun(last["step"], "step")
+        return f"{steps} of {last['objective']}; {'; '.join(changes)}; nats a token"
 
 
 def _change(before: float, after: float) -> str:
@@ -260,7 +262,8 @@ def _card(run: Run, settings: TrainSettings, lost: Sequence[str]) -> list[str]:
         f"# {run.path.name}",
         "",
         f"{names['model']} fine-tuned by `eaft-probe train`, objective {last['objective']}, "
-        f"{last['step']} steps, {last['tokens_seen']:,} trained tokens. {LOG} has its history.",
+        f"{counted_noun(last['step'], 'step')}, "
+        f"{counted_noun(last['tokens_seen'], 'trained token')}. {LOG} has its history.",
         "",
         *(f"{sentence}.\n" for sentence in lost),
         "| nats a token | before | after |",

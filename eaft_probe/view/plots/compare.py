@@ -15,12 +15,12 @@ from matplotlib.ticker import NullFormatter
 
 from eaft_probe.analysis.histogram2d import cell
 from eaft_probe.errors import BadInput
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import require_delta
 from eaft_probe.verbs.compare import By, by_group, comparison_kind, means_and_shares, token_changes
 from eaft_probe.view.labels import caption, data_name, model_name, names, percent
-from eaft_probe.view.notices import counted_noun
 from eaft_probe.view.plots.chart import PAGE, Chart, new_chart, open_scans, plot, token_count
 from eaft_probe.view.plots.landscape import FEW
 from eaft_probe.view.plots.plane import BOUNDS, Grid, draw_plane, guides

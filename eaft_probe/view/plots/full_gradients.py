@@ -19,9 +19,9 @@ from eaft_probe.analysis.exact_gradients import FullGradients
 from eaft_probe.analysis.histogram2d import cell
 from eaft_probe.analysis.rank_correlation import CLOSED, EXACT, MEASURES, WEIGHT, means
 from eaft_probe.analysis.stratified_sample import BY
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.scan import Scan
 from eaft_probe.view.labels import caption, number, percent
-from eaft_probe.view.notices import counted_noun
 from eaft_probe.view.plots.chart import COLOURS, CONFLICT, YELLOW_PURPLE, Chart, new_chart
 from eaft_probe.view.plots.plane import BOUNDS, FOR_A_MEAN, Grid, draw_plane, grey, guides
 

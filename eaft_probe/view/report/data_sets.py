@@ -13,10 +13,10 @@ from eaft_probe.analysis.bootstrap import (
 )
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.groups import GROUPS
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.remote import name_of
 from eaft_probe.view.labels import data_name, model_name
-from eaft_probe.view.notices import counted_noun
 from eaft_probe.view.report.planes import panel
 from eaft_probe.view.report.selection import Record
 
