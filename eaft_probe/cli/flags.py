@@ -143,7 +143,11 @@ def _parsed(hint: object, value: Any, name: str) -> object:
     if not all(item.count("=") == 1 for item in items):
         raise BadInput(f"--{name} takes name=value,…, found {','.join(items)!r}")
     pairs = dict(item.split("=") for item in items)
-    return {k: _value(v) for k, v in pairs.items()} if name in ("template_arg", "engine_arg") else pairs
+    return (
+        {k: _value(v) for k, v in pairs.items()}
+        if name in ("template_arg", "engine_arg")
+        else pairs
+    )
 
 
 def _value(text: str) -> object:
