@@ -361,10 +361,10 @@ def test_a_batch_too_large_for_the_memory_is_halved(
 ) -> None:
     whole = scan(ROWS, tmp_path / "whole", model=model_folder).tokens()
 
-    def small_memory(model: Any, batch: Any, *more: Any) -> Any:
+    def small_memory(model: Any, batch: Any, **more: Any) -> Any:
         if len(batch.window) > 3:
             raise torch.OutOfMemoryError("no memory")
-        return measure(model, batch, *more)
+        return measure(model, batch, **more)
 
     monkeypatch.setattr("eaft_probe.verbs.scan.load_scorer.measure", small_memory)
     done = scan(ROWS, tmp_path / "small", model=model_folder)
