@@ -109,11 +109,23 @@ def _item_turns(item: object) -> list[object]:
     if isinstance(item, dict) and not any(key in item for key in ROLE_KEYS):
         for pair in PAIRS:
             if all(key in item for key in pair):
-                return [
-                    {"role": role, "content": item[key]}
-                    for role, key in zip(("user", "assistant"), pair, strict=True)
-                ]
+                return _pair_turns(item, *pair)
     return [item]
+
+
+def _pair_turns(item: Mapping[str, object], asked: str, answered: str) -> list[object]:
+    """XTuner's system prompt stands before its turn, a thought belongs to the answer."""
+    kept = {k: item[k] for k in (*REASONING, *TRAIN_FIELDS) if item.get(k) not in (None, "")}
+    for name, value in item.items():
+        known = name in kept or name in (asked, answered, "system", "id")
+        if isinstance(value, str) and value.strip() and not known:
+            raise RowError(f"a turn has a text {name!r} beside {asked!r} and {answered!r}")
+    system = item.get("system")
+    return [
+        *([{"role": "system", "content": system}] if system else ()),
+        {"role": "user", "content": item[asked]},
+        {"role": "assistant", "content": item[answered], **kept},
+    ]
 
 
 def read_tools(value: object) -> Sequence[object] | None:

@@ -90,3 +90,9 @@ def file_fingerprint(file: BufferedReader) -> str:
     """The fingerprint of data that are this file alone."""
     content = hashlib.file_digest(file, "sha256").digest()
     return hashlib.sha256(content).hexdigest()
+
+
+def path_fingerprint(path: Path) -> str:
+    """That of the file at a path."""
+    with path.open("rb") as file:
+        return file_fingerprint(file)

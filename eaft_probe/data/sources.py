@@ -21,7 +21,7 @@ from eaft_probe.data.files.readers import SUFFIXES, DataFile, is_data
 from eaft_probe.data.files.tables import without_nulls
 from eaft_probe.data.files.unpacking import data_suffix
 from eaft_probe.data.in_memory import rows_in_memory
-from eaft_probe.data.record import Record, file_fingerprint
+from eaft_probe.data.record import Record, path_fingerprint
 from eaft_probe.data.record import Source as Source
 from eaft_probe.data.standard_input import StandardInput
 from eaft_probe.errors import BadInput, DataError, ProbeError, one_line
@@ -87,11 +87,7 @@ class Files(Source):
 
     @cached_property
     def _fingerprints(self) -> list[str]:
-        fingerprints = []
-        for path in self.paths:
-            with path.open("rb") as file:
-                fingerprints.append(file_fingerprint(file))
-        return fingerprints
+        return [path_fingerprint(path) for path in self.paths]
 
     def reopened(self) -> "Files":
         return Files(self.name, self._files, self._notes)
@@ -111,8 +107,9 @@ class Rows(Source):
             yield Record(row, name_of(self.name), None, shown)
 
     def fingerprint(self) -> str:
-        if self._fingerprint is not None:
-            return str(self._fingerprint)
+        if self._fingerprint is not None:  # a saved data set keeps it when a shard is replaced
+            prints = [str(self._fingerprint), *map(path_fingerprint, self._stamps)]
+            return hashlib.sha256("".join(prints).encode()).hexdigest()
         digest = hashlib.sha256()
         for value in self.rows:
             digest.update(json.dumps(value, default=str, sort_keys=True).encode() + b"\n")

@@ -229,28 +229,84 @@ def test_what_both_preferences_begin_with_is_the_prompt(value: str) -> None:
     assert example.not_read == ("rejected",)
 
 
+def test_a_turn_and_its_answer_in_one_item_keep_the_rest() -> None:
+    """XTuner."""
+    item = {"input": ASK, "output": SAY, "thinking": "A mole."}
+    example = read({"conversation": [{"system": "Be brief.", **item}, {**item, "system": ""}]})
+    pair = [("user", ASK), ("assistant", SAY)]
+    assert turns(example) == [("system", "Be brief."), *pair, *pair]
+    assert [m.extra for m in example.messages][2::2] == [{"thinking": "A mole."}] * 2
+    with pytest.raises(RowError, match="a turn has a text 'context' beside 'input' and 'output'"):
+        read({"conversation": [{**item, "context": "A tower."}]})
+
+
+def test_a_chosen_conversation_repeats_the_messages() -> None:
+    row = {"messages": [{"role": "system", "content": "A"}, USER], "chosen": [USER, BOT]}
+    assert [r for r, _ in turns(read(row))] == ["system", "user", "assistant"]
+    kim = {"messages": [USER], "chosen": [{"role": "kim", "content": SAY}]}
+    assert turns(infer_format([kim], {}, {"kim": "assistant"})(kim))[1] == ("assistant", SAY)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": ["q1", "q2"], "completion": ["a1", "a2"]}, "prompt is a list of texts"),
+        ({"prompt": [USER], "completion": ["a1", "a2"]}, "completion is a list of texts"),
+        ({"prompt": ASK, "completion": None}, "the completion is empty"),
+    ],
+)
+def test_what_is_no_prompt_and_completion(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        read(row)
+
+
+def test_an_export_keeps_thoughts_and_names_what_else_it_holds() -> None:
+    def node(parent: str, role: str, **content: Any) -> dict[str, Any]:
+        return {"parent": parent, "message": {"author": {"role": role}, "content": content}}
+
+    thoughts = [{"summary": "s", "content": "A mole."}, {"summary": "A tower.", "content": ""}]
+    nodes = {
+        "u": node("", "user", parts=[ASK]),
+        "t": node("u", "assistant", content_type="thoughts", thoughts=thoughts),
+        "a": node("t", "assistant", parts=[SAY]),
+    }
+    row = {"mapping": nodes, "current_node": "a"}
+    assert turns(read(row)) == [("user", ASK), ("assistant", SAY)]
+    assert read(row).messages[1].extra == {"reasoning_content": "A mole.\n\nA tower."}
+    assert read(row).not_read == ()
+    nodes["b"] = node("a", "assistant", content_type="reasoning_recap", content="9 s")
+    assert read({**row, "current_node": "b"}).not_read == ("mapping",)
+
+
 # --- what is no target, no text, or not read ---
 
 
 @pytest.mark.parametrize(
     "row",
-    [{"prompt": ASK, "completion": SAY}, {"messages": [USER, BOT]}],
-    ids=["plain", "messages"],
+    [
+        {"prompt": ASK, "completion": SAY},
+        {"messages": [USER, BOT]},
+        {"instruction": ASK, "output": SAY},
+        {"question": ASK, "answer": SAY},
+    ],
+    ids=str,
 )
 def test_rows_whose_label_is_false_are_no_targets(row: dict[str, Any]) -> None:
     """KTO."""
     assert read({**row, "label": True}).not_read == ()
     for label in (False, "False", "false"):
-        with pytest.raises(RowError, match="label is false"):
-            read({**row, "label": label})
+        for name in ("label", "kto_tag"):
+            with pytest.raises(RowError, match="label is false"):
+                read({**row, name: label})
 
 
 def test_a_label_of_something_else_is_named() -> None:
-    assert read({"question": ASK, "answer": SAY, "label": False}).not_read == ("label",)
+    for row in ({"question": ASK, "answer": SAY}, {"prompt": ASK, "completion": SAY}):
+        assert read({**row, "label": 0}).not_read == ("label",)
     assert read({"text": SAY, "label": 0}).not_read == ()
 
 
-@pytest.mark.parametrize("name", ["images", "image", "videos", "video", "audios", "audio"])
+@pytest.mark.parametrize("name", ["images", "Image", "videos", "video", "audios", "audio"])
 def test_a_row_with_more_than_text_is_rejected(name: str) -> None:
     row = {"messages": [USER, BOT]}
     for empty in (None, [], ""):
@@ -273,6 +329,10 @@ def test_a_row_with_more_than_text_is_rejected(name: str) -> None:
         ({"messages": [USER, BOT], "parent_id": "m1"}, ["parent_id"]),
         ({"question": ASK, "answer": SAY, "Complex_CoT": "A mole."}, ["Complex_CoT"]),
         ({"question": ASK, "answer": SAY, "solution": "In Piedmont."}, ["answer"]),
+        ({"question": "A notable tower?", "answer": SAY, "response": "no"}, ["response"]),
+        ({"question": "Is it? No or yes?", "answer": SAY, "response": "No"}, []),
+        ({"question": "yes?", "answer": SAY, "final_decision": "yes"}, ["final_decision"]),
+        ({"messages": [USER, BOT], "final_decision": None}, []),
         ({"question": ASK, "answers": [SAY, "Turin"]}, ["answers"]),
         ({"question": ASK, "answer": SAY, "context": {"title": ["A"]}}, ["context"]),
         ({"question": ASK, "answer": SAY, "choices": 3.5, "tools": "a saw"}, ["tools"]),

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,16 @@ def test_a_saved_data_set_and_one_with_splits(tmp_path: Path) -> None:
     message = refusal(tmp_path / "two", split="dev")
     assert "'dev'" in message
     assert "train, test" in message
+
+
+def test_a_shard_of_a_saved_data_set_that_is_replaced_is_other_data(tmp_path: Path) -> None:
+    for name, rows in (("one", ROWS), ("two", ROWS[::-1])):
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / name)
+    before = open_source(tmp_path / "one").fingerprint()
+    assert before == open_source(tmp_path / "one").fingerprint()
+    shard = "data-00000-of-00001.arrow"
+    shutil.copy(tmp_path / "two" / shard, tmp_path / "one" / shard)
+    assert open_source(tmp_path / "one").fingerprint() != before
 
 
 def test_the_shards_of_a_saved_data_set_are_read_as_files(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Rows of Parquet and Arrow files, in Python's types."""
 
-from contextlib import suppress
+from collections.abc import Iterator
 from itertools import chain
 from typing import IO, Any
 
@@ -8,13 +8,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.data.files.lines import Read
-from eaft_probe.data.files.unpacking import seekable
+from eaft_probe.data.files.unpacking import BrokenFile, seekable
 from eaft_probe.errors import RowError, one_line
 
 
 def read_parquet(file: IO[bytes]) -> Read:
-    batches = pq.ParquetFile(seekable(file)).iter_batches(batch_size=256)
-    return chain.from_iterable(_rows(_decoded(batch)) for batch in batches)
+    table, count = pq.ParquetFile(seekable(file)), 0
+    for batch in table.iter_batches(batch_size=256):
+        count += len(batch)
+        yield from _rows_of(batch)
+    if count != table.metadata.num_rows:  # damaged pages may end early, without an error
+        raise BrokenFile(f"{count:,} of its {table.metadata.num_rows:,} rows can be read")
+
+
+def _rows_of(batch: pa.RecordBatch) -> Read:
+    names = batch.schema.names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BrokenFile(f"it has the column {twice!r} twice; rename one of them")
+    return chain.from_iterable(map(_rows, _decoded(batch)))
 
 
 def _rows(batch: pa.RecordBatch) -> Read:
@@ -32,13 +43,19 @@ def _rows(batch: pa.RecordBatch) -> Read:
         yield from ((None, without_nulls(row) if nested else row) for row in rows)
 
 
-def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """With bytes as text where they are: some writers do not mark text as such."""
+def _decoded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """With bytes as text where they are: some writers do not mark text as such. Row by row where
+    a row's are not."""
     for i, column in enumerate(batch.columns):
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-            with suppress(pa.ArrowInvalid):
+            try:
                 batch = batch.set_column(i, batch.schema.names[i], column.cast(pa.large_string()))
-    return batch
+            except pa.ArrowInvalid:
+                if len(batch) > 1:
+                    for n in range(len(batch)):
+                        yield from _decoded(batch.slice(n, 1))
+                    return
+    yield batch
 
 
 def without_nulls(row: Any) -> Any:
@@ -65,6 +82,6 @@ def read_arrow(file: IO[bytes]) -> Read:
     try:
         for batch in reader:
             batch.validate(full=True)  # Arrow trusts what it maps, and would read beyond its end
-            yield from _rows(_decoded(batch))
+            yield from _rows_of(batch)
     except MemoryError as error:
         raise pa.ArrowInvalid("a batch needs more memory than there is; is it damaged?") from error

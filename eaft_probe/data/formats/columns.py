@@ -1,6 +1,7 @@
 """The columns of a row by the names that formats know, and those that belong to its prompt."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -38,7 +39,7 @@ PROMPT_COLUMNS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("answer", "answers", "response", "output", "solution", "completion"), ()),
     "final_decision": (),
     **dict.fromkeys(("chosen", "rejected", "rejected_response"), ()),
-    "label": (),  # of KTO: rows of false are no targets
+    "label": ("kto_tag",),  # of KTO: rows of false are no targets
     "parent_id": (),  # the row answers another one
     "chat_template_kwargs": (),
 }
@@ -70,7 +71,7 @@ def known_columns(names: tuple[str, ...], columns: tuple[str, ...]) -> Known:
             renamed[free] = ours
     known = {renamed.get(name, name) for name in names}
     belonging = tuple(c for c in PROMPT_COLUMNS if c in known and c not in columns)
-    return Known(renamed, belonging, tuple(name for name in MEDIA if name in known))
+    return Known(renamed, belonging, tuple(name for name in names if _plain(name) in MEDIA))
 
 
 def _plain(name: str) -> str:
@@ -97,7 +98,7 @@ def reached(row: Row, name: str) -> tuple[object, ...]:
 def require_text_only(row: Row, media: Iterable[str]) -> None:
     """Raises `RowError` for a row that shows more than text."""
     for name in media:
-        if not _is_empty(row[name]):
+        if not is_empty(row[name]):
             raise RowError(
                 f"the row has something in column {name!r}, and only text can be scored; remove "
                 f"the column to score the text alone"
@@ -110,14 +111,18 @@ def not_read(row: Row, example: Example, names: Iterable[str]) -> Iterator[str]:
     texts = [text for m in example.messages for text in (m.content, *m.extra.values())]
     shown = "\n".join(text for text in texts if isinstance(text, str))
     for name in names:
-        is_read = (name == "label" and row[name] is True) or (
+        value = row[name]
+        is_read = (name == "label" and value is True) or (
             name in ("tools", "functions") and bool(example.tools)
         )
-        if not (is_read or _is_empty(row[name]) or _is_shown(row[name], shown)):
+        is_verdict = name == "final_decision" or (
+            name == "label" and isinstance(value, int | float) and len(example.messages) > 1
+        )
+        if not (is_read or is_empty(value) or (_is_shown(value, shown) and not is_verdict)):
             yield name
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     return value is None or (isinstance(value, list | dict) and not value)
@@ -127,12 +132,18 @@ def _is_shown(value: object, text: str) -> bool:
     """Whether all that a value says stands in the text. Numbers say nothing, true and false do."""
     if isinstance(value, str):
         parsed = parsed_structure(value)
-        return value.strip() in text if parsed is None else _is_shown(parsed, text)
+        return _stands_in(value.strip(), text) if parsed is None else _is_shown(parsed, text)
     if isinstance(value, Mapping):
         value = value.get("contexts", [v for k, v in value.items() if k not in LABELS])
     if isinstance(value, list | tuple):
         return all(_is_shown(v, text) for v in value)
     return not isinstance(value, bool)
+
+
+def _stands_in(words: str, text: str) -> bool:
+    """As words of their own: "no" does not stand in "notable"."""
+    whole = rf"(?<!\w){re.escape(words)}(?!\w)"  # ASCII alone: Chinese has no spaces
+    return words in text and re.search(whole, text, re.ASCII) is not None
 
 
 def parsed_structure(value: str) -> object:

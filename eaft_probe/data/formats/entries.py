@@ -22,12 +22,12 @@ KEYS = ("key", "id", "uuid", "conversation_id", "task_id")
 
 @row_format("messages", "messages", "a list of {role, content}, with tools and tool calls")
 def _read_messages(row: Row, spelling: Spelling) -> Example:
-    return conversation(row, read_messages(row["messages"], spelling))
+    return conversation(row, read_messages(row["messages"], spelling), spelling)
 
 
 @row_format("sharegpt", "conversations", "a list of {from, value}; human, gpt, system, tool roles")
 def _read_sharegpt(row: Row, spelling: Spelling) -> Example:
-    return conversation(row, read_messages(row["conversations"], spelling))
+    return conversation(row, read_messages(row["conversations"], spelling), spelling)
 
 
 @row_format("chat-export", "mapping current_node", "a conversation in ChatGPT's data export")
@@ -45,6 +45,11 @@ def _read_prompt_completion(row: Row, spelling: Spelling) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         return plain_pair(row, "prompt", "completion")
+    if completion is None:
+        raise RowError("the completion is empty")
+    for name in ("prompt", "completion"):  # columns of a table, not turns
+        if isinstance(row[name], list) and any(isinstance(v, str) for v in row[name]):
+            raise RowError(f"{name} is a list of texts; expected a text or a list of messages")
     context = as_context(read_messages(prompt, spelling, "prompt"))
     answers = read_messages(completion, spelling, "completion")
     return Example("", (*context, *answers), tools=tools_of(row))

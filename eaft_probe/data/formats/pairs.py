@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
-from eaft_probe.data.formats.columns import parsed_structure
-from eaft_probe.data.formats.conversations import as_context, tools_of
+from eaft_probe.data.formats.columns import is_empty, parsed_structure
+from eaft_probe.data.formats.conversations import as_context, require_target, tools_of
 from eaft_probe.data.formats.format import Example, Row
 from eaft_probe.data.messages import (
     ROLE_KEYS,
@@ -24,14 +24,16 @@ Choices = Sequence[tuple[str, str]]  # label, text
 
 def pair(row: Row, question: str, answer: str, spelling: Spelling) -> Example:
     """The columns `question` and `answer` as turns of a conversation."""
+    require_target(row)
     choices, tools = _choices(row.get("choices")), _tools(row)
+    history = row.get("history")
     if _is_conversation(row[question]):
         asked = as_context(read_messages(row[question], spelling, question))
     else:
         asked = (Message("user", _question(row, question, answer, choices)),)
     messages = (
         *_system(row),
-        *(read_messages(row["history"], spelling, "history") if row.get("history") else ()),
+        *(() if is_empty(history) else read_messages(history, spelling, "history")),
         *asked,
         _answer(row, answer, choices, bool(tools)),
     )

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from files_made import read, refusal, write
 
+from eaft_probe.errors import DataError
+
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 @pytest.mark.parametrize("content", [b"", b"no table at all, only text" * 10])
@@ -41,3 +43,33 @@ def test_a_key_that_a_map_holds_twice_costs_its_row(tmp_path: Path) -> None:
     first, twice, last = read(tmp_path / "d.parquet")
     assert (first, last) == ({"c": {"a": "1"}}, {"c": {"b": "1"}})
     assert "cannot be read" in twice
+
+
+def test_a_byte_that_is_no_text_costs_no_other_row(tmp_path: Path) -> None:
+    column = pa.array([b"a", b"\xff", b"c"])
+    pq.write_table(pa.table({"b": column, "c": column}), tmp_path / "d.parquet")
+    values = ["a", b"\xff", "c"]
+    assert read(tmp_path / "d.parquet") == [{"b": v, "c": v} for v in values]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"])] * 3, names=["q", "a", "a"])
+    if suffix == ".parquet":
+        pq.write_table(table, tmp_path / "d.parquet")
+    else:
+        with pa.ipc.new_file(tmp_path / "d.arrow", table.schema) as writer:
+            writer.write_table(table)
+    assert "has the column 'a' twice" in refusal(tmp_path / f"d{suffix}")
+
+
+def test_a_damaged_table_never_loses_rows_without_a_word(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"q": ["q"] * 300, "a": ["aaaa"] * 300}), tmp_path / "d.parquet")
+    whole, reasons = (tmp_path / "d.parquet").read_bytes(), list[str]()
+    for at in range(len(whole)):
+        path = write(tmp_path, "d.parquet", whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            assert len(read(path)) == 300
+        except DataError as error:
+            reasons.append(str(error))
+    assert any("of its 300 rows can be read" in reason for reason in reasons)
