@@ -44,8 +44,8 @@ class Source(ABC):
     """
 
     def __init__(self, name: str, on_disk: Iterable[Path] = ()) -> None:
-        self.name = name
-        self._stamps = {path: _stamp(path) for path in on_disk}  # before anything is read
+        self.name, self.on_disk = name, tuple(on_disk)
+        self._stamps = {path: _stamp(path) for path in self.on_disk}  # before anything is read
 
     @abstractmethod
     def records(self) -> Iterator[Record]:

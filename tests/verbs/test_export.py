@@ -374,7 +374,7 @@ def test_targets_that_are_refused(finished: Scan, data: Path, tmp_path: Path) ->
     (tmp_path / "folder" / "notes.txt").write_text("mine")
     for target, overwrite, said in (
         (precious, False, "exists; choose another name or give --overwrite"),
-        (tmp_path / "folder", True, "neither a file nor a saved data set"),
+        (tmp_path / "folder", True, "not a folder of a saved data set alone"),
         (tmp_path / "o.xlsx", False, "unknown ending '.xlsx'; expected .jsonl"),
         ("", False, "--out is empty"),
         ("s3://bucket/o.jsonl", False, "is a URL"),
@@ -402,6 +402,55 @@ def test_a_file_and_a_saved_data_set_are_replaced_if_asked(
     export(finished, tmp_path / name, overwrite=True, rank_by="hes", top=1, **sound)
     assert len(list(open_source(str(tmp_path / name)).records())) == 1
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_nothing_that_is_still_needed_is_replaced(
+    finished: Scan, data: Path, model_folder: str, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_list(ROWS[:2]).save_to_disk(str(saved))
+    (part,) = saved.glob("data-*.arrow")
+    made = scanned(str(part), tmp_path / "s", model_folder)
+    before = sorted(saved.iterdir())
+    with pytest.raises(BadInput, match=r"holds the data, .*, which would be lost"):
+        export(made, saved, overwrite=True)
+    (tmp_path / "link").symlink_to(saved)
+    (tmp_path / "plain").write_text("mine")
+    for name in ("link", "plain"):
+        with pytest.raises(BadInput, match="not a folder of a saved data set alone"):
+            export(finished, tmp_path / name, overwrite=True)
+    made.path.rename(saved / "scan")
+    with pytest.raises(BadInput, match="not a folder of a saved data set alone"):
+        export(finished, saved, overwrite=True)
+    (saved / "scan").rename(saved / "data-scan.arrow")
+    with pytest.raises(BadInput, match="holds the scan, which would be lost"):
+        export(saved / "data-scan.arrow", saved, overwrite=True, data=str(data))
+    assert sorted(saved.iterdir()) == sorted([*before, saved / "data-scan.arrow"])
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.parquet"])
+def test_a_column_of_the_user_s_stays_whatever_its_name(
+    name: str, model_folder: str, tmp_path: Path
+) -> None:
+    rows = [{**row, "probe_note": row["tag"], "probe_hes": 7} for row in ROWS[:2]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    made = scanned(str(tmp_path / "rows.parquet"), tmp_path / "s", model_folder)
+    export(made, tmp_path / name)
+    back = [r.parse() for r in open_source(str(tmp_path / name)).records()]
+    assert [row["probe_note"] for row in back] == [row["tag"] for row in rows]
+    assert all(row["probe_hes"] != 7 for row in back)
+
+
+def test_json_has_null_for_what_is_not_a_number(model_folder: str, tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "x": [float("nan"), 1.5]}, {**ROWS[1], "x": [float("inf"), -0.5]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    made = scanned(str(tmp_path / "rows.parquet"), tmp_path / "s", model_folder)
+    done = export(made, tmp_path / "o.jsonl")
+    text = (tmp_path / "o.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert [row["x"] for row in read(tmp_path / "o.jsonl")] == [[None, 1.5], [None, -0.5]]
+    assert "2 numbers that JSON has no word for" in done.notes()[0]
 
 
 # --- the command ---

@@ -152,6 +152,19 @@ def test_what_was_cut_is_not_trained() -> None:
     ]
 
 
+def test_a_trained_header_that_may_be_the_content_is_not_taken_for_it() -> None:
+    answer = {"role": "assistant", "content": "is"}
+    pieces = [("<assistant>", 1, 0), ("is", 1, 1), (" E", 1, 1)]
+    made = rendering("U say <b> <assistant>is E", [QUESTION, answer], pieces)
+    made.tokens["char_start"][1:2], made.tokens["char_end"][1:2] = 21, 23
+    rows, lost = written(made, "axolotl")
+    assert "train_detail" not in rows[0]["messages"][1]
+    assert any("content the chat template changes or repeats" in line for line in lost)
+    alone = rendering("U say <b> <assistant>is isE", [QUESTION, answer], pieces[1:2])
+    alone.tokens["char_start"][:], alone.tokens["char_end"][:] = 21, 23
+    assert not written(alone, "axolotl")[1]
+
+
 def test_damaged_messages_are_one_line() -> None:
     made = rendering(SHOWN, [{"role": "user", "content": 3}], MASKED)
     with pytest.raises(ScanError, match="the messages of example 0 cannot be read"):
@@ -293,6 +306,14 @@ def test_llamafactory_s_own_reader(
         assert weights == pytest.approx(wanted, rel=1e-5)
         trained = [label != -100 for label in read["labels"]]
         assert trained == [w > 1e-6 for w in read["loss_weights"]]
+
+
+def test_what_is_not_in_the_file_is_not_called_trained(finished: Scan, tmp_path: Path) -> None:
+    nothing = {"objective": "profit", "set": {"threshold": 1}}
+    for trainer in ("ms-swift", "tokens"):
+        done = export(finished, tmp_path / f"{trainer}.jsonl", for_=trainer, **nothing)
+        assert done.trained_tokens == 0
+        assert f"0 of {done.scored_tokens} tokens are trained" in str(done)
 
 
 def test_rows_without_messages_are_refused(model_folder: str, tmp_path: Path) -> None:

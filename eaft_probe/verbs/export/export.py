@@ -5,7 +5,7 @@ a file of the format that its ending says. One row is held at a time.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from eaft_probe.analysis.scores import SCORES
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.record import Record
 from eaft_probe.data.sources import require_outside
@@ -62,7 +63,9 @@ class Export:
         rows = f"{counted_noun(self.written, 'row')} written to {self.path}"
         if self.kind == "rows":
             return rows
-        return f"{rows}; {self.trained_tokens:,} of {self.scored_tokens:,} tokens are trained"
+        are = "is" if 1 in (self.trained_tokens, self.scored_tokens) else "are"
+        scored = counted_noun(self.scored_tokens, "token")
+        return f"{rows}; {self.trained_tokens:,} of {scored} {are} trained"
 
     def notes(self) -> list[str]:
         """What was left out, or is not said by the file."""
@@ -102,6 +105,7 @@ def export(
     found = scanned_sources(opened, data)
     for one in found:
         require_outside(path, one.source.name)
+        _require_kept(path, one.source.on_disk, f"the data, {one.source.name}")
     with TemporaryDirectory(prefix="eaft-probe-") as folder:
         choice = choose(opened, chosen, Path(folder))
         progress.start("export", choice.count)
@@ -119,12 +123,20 @@ def _require_usable(scan: Scan, path: Path, settings: ExportSettings) -> None:
     require_target(path, settings.for_ != "rows", settings.overwrite)
     if path.absolute().resolve().is_relative_to(scan.path.resolve()):
         raise BadInput(f"--out {path} lies in the scan; choose another path")
+    _require_kept(path, [scan.path], "the scan")
     row_format = str(scan.manifest["data"]["format"])
     if settings.for_ not in ("rows", "tokens") and row_format in PLAIN:
         raise BadInput(
             f"--for {settings.for_} writes conversations, but the rows of {scan.place} are of "
             f"format {row_format!r}; use --for tokens"
         )
+
+
+def _require_kept(path: Path, needed: Iterable[Path], name: str) -> None:
+    """Raises `BadInput` where what replaces `path` would take something needed with it."""
+    target = path.absolute().resolve()
+    if any(file.absolute().resolve().is_relative_to(target) for file in needed):
+        raise BadInput(f"--out {path} holds {name}, which would be lost; choose another path")
 
 
 PLAIN = ("text", "labelled")  # formats without messages of their own
@@ -146,6 +158,8 @@ class _Writing:
         self.path, self.kind = path, settings.for_
         self.gate = None if self.kind == "rows" else Gate.of(scan, settings)
         self.tokens = self._token_rows() if self.kind == "tokens" else None
+        scores = (f"{PREFIX}{name}" for name in SCORES)  # of an earlier export, too
+        self.added = {*probe_schema(scan).names, *scores}
         self.counts = Counter[str]()
         self.lost = Counter[str]()
 
@@ -155,7 +169,7 @@ class _Writing:
         return TokenRows.of(self.scan, self.settings)
 
     def run(self) -> Export:
-        write(self.path, self.rows, self._schema())
+        write(self.path, self.rows, self._schema(), self.lost)
         kept, scored = self.counts["kept"], self.counts["scored"]
         chosen, written = self.choice.count, self.counts["written"]
         counts = (chosen, self.choice.rejected, written, kept, scored)
@@ -167,7 +181,7 @@ class _Writing:
         known = known_schema(self.found) if self.kind == "rows" else None
         if known is None:
             return None
-        own = [column for column in known if not column.name.startswith(PREFIX)]
+        own = [column for column in known if column.name not in self.added]
         return pa.schema([*own, *probe_schema(self.scan)])
 
     def rows(self) -> Iterator[Row]:
@@ -188,7 +202,7 @@ class _Writing:
             if record is None:
                 raise ScanError(f"{self.scan.path} is damaged: its data have no row {number}")
             if self.gate is None:
-                yield _with_scores(record, probe)
+                yield self._with_scores(record, probe)
             while rendering is not None and rendering.example <= number:
                 if rendering.example == number:
                     yield from self._handed_on(rendering, self._example(record))
@@ -205,18 +219,21 @@ class _Writing:
 
     def _handed_on(self, rendering: Rendering, example: Example) -> Iterator[Row]:
         self.counts["scored"] += len(rendering.kept)
-        self.counts["kept"] += int(rendering.kept.sum())
+        trained = int((rendering.kept & (rendering.gates != 0)).sum())
         if self.tokens is not None:
             ids = example.labelled[0] if example.labelled else None
-            yield from self.tokens(rendering, ids, self.lost)
+            rows = self.tokens(rendering, ids, self.lost)
         else:
             self.lost[TEMPLATED] += example.plain
-            yield from conversation(rendering, example.tools, self.kind, self.lost)
+            rows = conversation(rendering, example.tools, self.kind, self.lost)
+        for row in rows:
+            self.counts["kept"] += trained
+            trained = 0  # all of them are counted with the first row
+            yield row
 
-
-def _with_scores(record: Record, probe: Probe) -> Row:
-    """The row as it was, and its `probe_` columns; of one that cannot be read those alone."""
-    row: Row = {}
-    with suppress(RowError):
-        row = {k: v for k, v in record.parse().items() if not k.startswith(PREFIX)}
-    return row | probe
+    def _with_scores(self, record: Record, probe: Probe) -> Row:
+        """The row as it was, and its `probe_` columns; of one that cannot be read those alone."""
+        row: Row = {}
+        with suppress(RowError):
+            row = {k: v for k, v in record.parse().items() if k not in self.added}
+        return row | probe

@@ -6,7 +6,6 @@ What such a file cannot say is counted, never left out in silence. Read in the s
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +13,13 @@ import numpy as np
 
 from eaft_probe.data.messages import REASONING
 from eaft_probe.errors import ScanError
-from eaft_probe.verbs.export.files import Row
+from eaft_probe.verbs.export.files import Lost, Row
 from eaft_probe.verbs.export.renderings import Gates, Rendering
 from eaft_probe.verbs.export.spans import TurnGates, turn_gates
 
-Lost = Counter[str]
 Write = Callable[[TurnGates, Lost], list[Row]]  # a message → the messages of a trainer's file
 
-NOT_FOUND = "message{s} whose content the chat template changes, trained as a whole"
+NOT_FOUND = "message{s} whose content the chat template changes or repeats, trained as a whole"
 HALVES = "part{s} of a character whose other parts have another gate"
 END = "end{s} of a turn that the trainer weights by itself"
 BEFORE = "token{s} of reasoning or headers that the trainer does not train so"

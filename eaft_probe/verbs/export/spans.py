@@ -58,7 +58,8 @@ def turn_gates(rendering: Rendering, turn: int, message: Message) -> TurnGates:
         return TurnGates(message, none, np.zeros(len(content), np.float32), none, none, 0)
     if not content:
         return TurnGates(message, gates, none, none, gates, 0)
-    place = _place(rendering.text, int(tokens["char_start"][0]), message)
+    start, past = int(tokens["char_start"][0]), int(tokens["char_end"].max())
+    place = _place(rendering.text, start, past, message)
     if place is None:
         return TurnGates(message, gates, none, none, none, 0)
     shown, lead, length = place
@@ -68,9 +69,10 @@ def turn_gates(rendering: Rendering, turn: int, message: Message) -> TurnGates:
     return TurnGates(message, gates, padded, gates[before], gates[after], halves)
 
 
-def _place(text: str, start: int, message: Message) -> tuple[int, int, int] | None:
-    """Where the text of a turn that begins at `start` shows the content, how many of its first
-    characters it leaves out, and how many it shows. Behind a thought, which may say the same."""
+def _place(text: str, start: int, past: int, message: Message) -> tuple[int, int, int] | None:
+    """Where the text of a turn from `start` to `past` shows the content, how many of its first
+    characters it leaves out, and how many it shows. Behind a thought, which may say the same;
+    None where a header, too, may be the content."""
     content = message["content"]
     for thought in (message.get(name) for name in REASONING):
         if isinstance(thought, str) and thought.strip():
@@ -78,6 +80,9 @@ def _place(text: str, start: int, message: Message) -> tuple[int, int, int] | No
             start = max(start, at + len(thought.strip())) if at >= 0 else start
     for shown in (content, content.strip()):
         at = text.find(shown, start) if shown else -1
+        headed = at >= 0 and text[start:at].strip()
+        if headed and text.find(shown, at + 1, past) >= 0:
+            return None
         if at >= 0:
             return at, content.find(shown), len(shown)
     return None
