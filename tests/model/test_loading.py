@@ -53,7 +53,7 @@ def test_a_folder_loads(folder: Path) -> None:
     assert model.dtype == torch.float32
     assert model.device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert model.max_length == 64
-    assert model.files.folder == folder
+    assert model.name == str(folder)
     assert model.tokenizer.decode(model.tokenizer("fox").input_ids) == "fox"
     assert not model.body.training
 

@@ -150,7 +150,7 @@ def test_impossible_tokens_are_as_if_they_were_not(name: str) -> None:
         hidden = problem.inputs["hidden"][:n].clone().requires_grad_()
         heads = (Head(w[kept], least[kept]) for w in (problem.inputs["weight"], problem.other[0]))
         head, reference = next(heads), Reference(next(heads), problem.other[1][:n])
-        base = {c: v[:n] for c, v in problem.base.items()}
+        base = {c: v[:n] for c, v in (problem.base | problem.of_examples()).items()}
         pull = reference if chosen.anchor else None
         made = gated_loss(head, hidden, own, chosen, n, base, pull)
         made.loss.backward()
@@ -174,7 +174,7 @@ def test_bfloat16_autocast_leaves_distributions_in_float32(name: str) -> None:
                     torch.tensor(problem.labels),
                     chosen,
                     37,
-                    problem.base,
+                    problem.base | problem.of_examples(),
                     reference,
                 )
             )
