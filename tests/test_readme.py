@@ -120,5 +120,5 @@ def test_the_examples_with_a_scan_run(
         blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
         assert blocks
         for code in blocks:
-            exec(code.replace("smollm2", model_folder), {})
+            exec(re.sub("smollm2|org/name", model_folder, code), {})
     assert Path("scan/manifest.json").exists()
