@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from eaft_probe import scan
+from eaft_probe.data.files.options import FileOptions
+from eaft_probe.data.files.readers import DataFile
 from eaft_probe.data.record import Record
 from eaft_probe.data.sources import Files
 from eaft_probe.errors import ProbeError, ScanError
@@ -168,8 +170,9 @@ class Growing(Files):
 
 def test_rows_to_train_on_are_of_one_version(tmp_path: Path, model_folder: str, data: Path) -> None:
     model = load_model(model_folder, device="cpu")
+    growing = Growing("rows", [DataFile.at(data, FileOptions())])
     with pytest.raises(ProbeError, match=r"rows\.jsonl changed"):
-        Rows.read(Growing("rows", (data,)), ScanSettings(), model, [], str(tmp_path / "cache"))
+        Rows.read(growing, ScanSettings(), model, [], str(tmp_path / "cache"))
 
 
 def test_a_data_set_on_disk_that_changes_ends_a_scan(tmp_path: Path, model_folder: str) -> None:
