@@ -236,7 +236,7 @@ def forecast_of(scan: Scan, folder: Path) -> Scan:
             values = random.normal(size=len(place)).astype(np.float32)
             place = place.append_column(name, pa.array(values))
         write_parquet(folder / "alignment" / part_name(part), place.combine_chunks())
-    write_json(folder / "alignment" / "manifest.json", {"held_out": False, "seed": 0})
+    write_json(folder / "alignment" / "manifest.json", {"made": {}, "held_out": False, "seed": 0})
     rates = {"sft": (1.0, 1.0, 1.0), "eaft": (1.2, 1.1, 1.4), "dft": (None, None, None)}
     rows = [
         {"objective": n, "exchange_rate": v, "exchange_rate_low": a, "exchange_rate_high": b}

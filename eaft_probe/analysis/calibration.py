@@ -92,7 +92,9 @@ def _require_own(scan: Scan, own: Scan) -> None:
         )
     for name, wanted in SAMPLING.items():
         found = own.rows(
-            f"SELECT DISTINCT {name} FROM examples WHERE {name} IS DISTINCT FROM ?", [f"{wanted}"]
+            f"SELECT DISTINCT {name} FROM examples "
+            f"WHERE TRY_CAST({name} AS DOUBLE) IS DISTINCT FROM ?",
+            [wanted],
         )
         if found:
             raise BadInput(

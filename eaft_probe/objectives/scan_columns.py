@@ -48,7 +48,8 @@ def excess_above(columns: Arrays, example: NDArray[np.int64]) -> Floats:
     above: Floats = np.zeros(len(excess))
     order = np.lexsort((excess, example))
     for of_one in np.split(order, np.flatnonzero(np.diff(example[order])) + 1):
-        above[of_one] = 1 - np.searchsorted(excess[of_one], excess[of_one], "right") / len(of_one)
+        not_above = np.searchsorted(excess[of_one], excess[of_one], "right")
+        above[of_one] = (len(of_one) - not_above) / len(of_one)  # 1 - 4/5 would be below 1/5
     return above
 
 

@@ -65,13 +65,17 @@ def aligned(
         yield table
 
 
+def unfinished(folder: str | Path) -> BadInput:
+    return BadInput(
+        f"{folder} holds no finished forecast; `eaft-probe forecast DATA --retain-data R "
+        f"--out DIR` makes one"
+    )
+
+
 def forecast_table(folder: Path) -> "pandas.DataFrame":
     """forecast.parquet: a row for each objective. Raises `BadInput` where there is none."""
     file = folder / FORECAST
     if not file.is_file():
-        raise BadInput(
-            f"{folder} holds no finished forecast; `eaft-probe forecast DATA --retain-data R "
-            f"--out DIR` makes one"
-        )
+        raise unfinished(folder)
     with reading(file):
         return pq.read_table(file.absolute(), partitioning=None).to_pandas()

@@ -64,7 +64,12 @@ def test_a_rate_that_cannot_be_reached_is_refused(scan: Scan, tmp_path: Path) ->
         calibrated(scan, own.path, 0.9, 0.1)
 
 
-@pytest.mark.parametrize("drawn", [{"temperature": "0.7"}, {"top_p": "0.9"}])
+def test_a_temperature_of_1_may_be_spelled_as_any_number(scan: Scan, tmp_path: Path) -> None:
+    whole = rollouts(tmp_path / "whole", temperature="1", top_p="1e0")
+    assert calibrated(scan, whole.path, 0.1).rate == 0.1
+
+
+@pytest.mark.parametrize("drawn", [{"temperature": "0.7"}, {"top_p": "0.9"}, {"top_p": "x"}])
 def test_answers_drawn_otherwise_are_refused(
     drawn: dict[str, str], scan: Scan, tmp_path: Path
 ) -> None:

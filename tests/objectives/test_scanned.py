@@ -96,6 +96,21 @@ def test_columns_of_whole_examples_do_not_end_at_a_row_group(
     assert list(found) == ["base_logprob", "nll_fall", "excess_above", "weight"]
 
 
+@pytest.mark.parametrize("tokens", [5, 10, 49])
+def test_rho_keeps_its_share_of_an_example_and_not_a_token_more(
+    tmp_path: Path, tokens: int
+) -> None:
+    own = scans_made.measured(scans_made.places(600)).iloc[:tokens]
+    own = own.assign(example=0, position=np.arange(tokens))
+    scan, base = (
+        scans_made.write(tmp_path / n, own.assign(logprob=values.astype(np.float32)))
+        for n, values in (("own", -np.arange(tokens)), ("base", -np.ones(tokens)))
+    )
+    for kept in range(1, tokens):
+        rho = resolved(objective("rho", {"keep": kept / tokens, "rank": "example"}), scan, base)
+        assert sum(rho(c).sum() for c in token_columns(scan, rho.reads, base)) == kept
+
+
 def test_without_a_base_the_scan_is_its_own(scan: Scan, own: pandas.DataFrame) -> None:
     found = read(scan, ["base_prob", "base_mean_nll"])
     np.testing.assert_array_equal(found["base_prob"], own["prob"])

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -244,14 +245,62 @@ def test_a_finished_one_is_returned_as_it_is(made: dict[str, Any]) -> None:
     pandas.testing.assert_frame_equal(again.table, made["done"].table)
 
 
+def test_other_settings_replace_a_finished_one_only_when_told_to(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(made["done"].scan.path, tmp_path / "f"))
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    other = made["settings"] | {"checks": 2, "objective": ["sft"]}
+    with pytest.raises(BadInput, match=r"other settings \(--objective, --checks\)"):
+        forecast(made["data"], folder, **other)
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()} == before
+    assert len(forecast(made["data"], folder, overwrite=True, **other).table) == 1
+
+
+def test_one_killed_while_it_is_replaced_is_not_a_finished_one(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(made["done"].scan.path, tmp_path / "f"))
+    (folder / "alignment" / "manifest.json").unlink()
+    monkeypatch.setattr(frontier.Frontier, "table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        forecast(made["data"], folder, **made["settings"] | {"checks": 2})
+    assert not (folder / "forecast.parquet").exists()
+    with pytest.raises(BadInput, match="holds no finished forecast"):
+        first_order(folder, ["sft"])
+    with pytest.raises(BadInput, match="holds no finished forecast"):
+        Forecast.open(folder)
+
+
+def test_parts_of_two_runs_are_never_taken_for_one(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the first part under another direction."""
+    folder = Path(shutil.copytree(made["done"].scan.path, tmp_path / "f"))
+    (folder / "alignment" / "manifest.json").unlink()
+    real, files = alignment.write_parquet, list[Path]()
+
+    def one(file: Path, table: Any) -> None:
+        files.append(file)
+        if len(files) == 2:
+            raise KeyboardInterrupt
+        real(file, table)
+
+    other = made["settings"] | {"retain_data": made["eval"]}
+    monkeypatch.setattr(alignment, "write_parquet", one)
+    with pytest.raises(KeyboardInterrupt):
+        forecast(made["data"], folder, **other)
+    assert not (folder / "alignment" / alignment.WRITTEN).exists()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_one_goes_on_with_its_direction(
     made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the second of four perturbed scans, then once more before the steps."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     real, calls = alignment.perturbed_scan, list[str]()
 
     def second(*given: Any) -> Scan:
@@ -320,6 +369,41 @@ def test_a_finished_scan_of_the_data_is_taken_as_it_is(
     assert not (tmp_path / "g").exists()
 
 
+def test_a_reference_is_the_base_of_rho_alone(
+    made: dict[str, Any], model_folder: str, tmp_path: Path
+) -> None:
+    """Whatever sets the rule, which is of the scan alone."""
+    reference = shutil.copytree(model_folder, tmp_path / "reference")
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    model.save_pretrained(reference)
+    drawn = [row | {"temperature": 1, "top_p": 1} for row in chats(12, 4)]
+    own = written(tmp_path / "own.jsonl", drawn)
+    own_scan = scan(own, tmp_path / "own", model=model_folder, keep=["temperature", "top_p"])
+    rule = {"calibrate": str(own_scan.path), "rate": 0.1}
+    settings = made["settings"] | rule | {"reference": str(reference), "objective": ["rho"]}
+    done = forecast(made["data"], tmp_path / "f", **settings)
+    assert done.table["objective"].tolist()[0] == "sft"
+    names = ["tail", "rho"]
+    found = first_order(done.scan.path, names).set_index("objective")["retain_change"].tolist()
+    without = made["done"].scan.path
+    wanted = first_order(without, ["tail"])["retain_change"].tolist()
+    assert found[:1] == wanted
+    assert found[1] not in wanted
+
+
+def test_rows_of_retained_data_that_cannot_be_read_are_counted(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    broken, said = tmp_path / "broken.jsonl", Said()
+    broken.write_text(Path(made["retain"]).read_text() + '{"messages"\n{"messages"\n')
+    settings = made["settings"] | {"retain_data": str(broken), "objective": ["sft"]}
+    forecast(made["data"], tmp_path / "f", progress=said, **settings)
+    assert "--retain-data: 2 rows left out; `eaft-probe render` says why" in said.notes
+
+
 # --- what is refused ---
 
 
@@ -327,6 +411,7 @@ def test_a_finished_scan_of_the_data_is_taken_as_it_is(
     ("given", "why"),
     [
         ({"retain_data": None}, "give --retain-data R"),
+        ({"retain_data": "-"}, "give a file or a list of rows"),
         ({"dtype": "bfloat16"}, "in bfloat16 are noise; give --dtype float32"),
         ({"objective": ["rho"]}, "give --reference M"),
         ({"objective": ["dtf"]}, "did you mean 'dft'"),

@@ -18,7 +18,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.objectives.gates import objective as objective_named
 from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
-from eaft_probe.scans.alignment import ALIGNMENT, ALIGNMENT_COLUMNS, alignment_manifest
+from eaft_probe.scans.alignment import ALIGNMENT, ALIGNMENT_COLUMNS, alignment_manifest, unfinished
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 
@@ -46,11 +46,8 @@ def first_order(folder: str | Path, objectives: Sequence[str]) -> pandas.DataFra
     """
     scan = Scan.open(folder)
     made = alignment_manifest(scan.path)
-    if made is None:
-        raise BadInput(
-            f"{folder} holds no finished forecast; `eaft-probe forecast DATA --retain-data R "
-            f"--out DIR` makes one"
-        )
+    if not made or made["made"] is None:
+        raise unfinished(folder)
     names = objectives or [n for n in OBJECTIVES if n != "rho" or reference_scan(scan)]
     return pandas.DataFrame([_row(scan, name, made) for name in names])
 
@@ -62,8 +59,9 @@ def by_objective(table: pandas.DataFrame) -> dict[str, dict[str, object]]:
 
 
 def _row(scan: Scan, name: str, made: dict[str, object]) -> dict[str, object]:
-    base = reference_scan(scan)
-    if base is None and "reference_logprob" in objective_named(name).reads:
+    compares = "reference_logprob" in objective_named(name).reads
+    base = reference_scan(scan) if compares else None  # of the others the scan is its own base
+    if compares and base is None:
         raise BadInput(
             f"objective {name!r} compares with a reference model, and {scan.path} was made without "
             f"--reference; make it anew with one"

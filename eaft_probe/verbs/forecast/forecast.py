@@ -30,7 +30,8 @@ from eaft_probe.scans.alignment import ALIGNMENT, FORECAST, alignment_manifest
 from eaft_probe.scans.keys import sortable
 from eaft_probe.scans.part_writer import write_parquet
 from eaft_probe.scans.scan import Scan
-from eaft_probe.settings import ForecastSettings, ScanSettings, make_settings
+from eaft_probe.settings import ForecastSettings, RuleSettings, ScanSettings, make_settings
+from eaft_probe.settings.option import flag
 from eaft_probe.storage.atomic import write_json
 from eaft_probe.storage.remote import Store, without_paths
 from eaft_probe.verbs.forecast import alignment
@@ -72,10 +73,12 @@ class Forecast:
     @classmethod
     def open(cls, folder: str | Path) -> "Forecast":
         """Raises `BadInput` where `folder` is no finished forecast."""
-        from eaft_probe.scans.alignment import forecast_table
+        from eaft_probe.scans.alignment import forecast_table, unfinished
 
         scan = Scan.open(folder)
-        made = alignment_manifest(scan.path) or {}
+        made = alignment_manifest(scan.path)
+        if not made or made["made"] is None:
+            raise unfinished(scan.path)
         return cls(scan, forecast_table(scan.path), made)
 
 
@@ -104,6 +107,9 @@ def forecast(
         )
     if chosen.retain_data is None:
         raise BadInput("a forecast needs data that must not be forgotten: give --retain-data R")
+    given = (data, chosen.retain_data, chosen.eval_data)
+    if any(isinstance(d, Iterator) or (isinstance(d, str | Path) and str(d) == "-") for d in given):
+        raise BadInput("a forecast reads its data several times: give a file or a list of rows")
     return _Run(data, Path(out), chosen, progress or Silent()).run()
 
 
@@ -121,12 +127,14 @@ class _Run:
         if not (self.out / FORECAST).exists():
             self.progress.note(self._cost(len(objectives)))
         config = self._config(objectives)
+        self._require_same(config)
         scan = self._scanned()
         made = {"scan": scan_identity(scan), **config}
         stored = alignment_manifest(scan.path)
         if stored and stored["made"] == made and (scan.path / FORECAST).exists():
             return Forecast.open(scan.path)
-        (scan.path / ALIGNMENT / "manifest.json").unlink(missing_ok=True)
+        for file in (FORECAST, f"{ALIGNMENT}/manifest.json"):
+            (scan.path / file).unlink(missing_ok=True)
         self._forecast(scan, objectives, made)
         return Forecast.open(scan.path)
 
@@ -146,6 +154,18 @@ class _Run:
             f"{s.step_tokens:,} tokens and two measurements of the retained and held-out data; "
             f"memory: the weights, one copy and one gradient"
         )
+
+    def _require_same(self, config: dict[str, Any]) -> None:
+        """Raises `BadInput` where the folder holds a finished forecast with other settings."""
+        made = (alignment_manifest(self.out) or {}).get("made")
+        if self.settings.overwrite or made is None:
+            return
+        other = [n for n in {**made, **config} if n != "scan" and made.get(n) != config.get(n)]
+        if other:
+            raise BadInput(
+                f"{self.out} holds a finished forecast with other settings "
+                f"({', '.join(map(flag, other))}); choose another --out, or --overwrite"
+            )
 
     # --- the scan ---
 
@@ -183,10 +203,14 @@ class _Run:
         for name in ("retain_data", "eval_data"):
             if config[name] is not None:
                 held_out = getattr(self.settings, name)
-                source = open_data(held_out, self._other(), self.progress.note)
+                reading = self._other() if name == "retain_data" else self._like_data()
+                source = open_data(held_out, reading, self.progress.note)
                 config[name] = source.fingerprint()
         plain: dict[str, Any] = json.loads(json.dumps(config))
         return plain
+
+    def _like_data(self) -> ScanSettings:
+        return self._as_scan(limit=None, sample=None)
 
     def _other(self) -> ScanSettings:
         """How data of any kind are read."""
@@ -210,7 +234,7 @@ class _Run:
         if s.lora_r is not None:
             lora = Lora(s.lora_r, s.lora_alpha, tuple(s.lora_target), s.seed)
         parameters = movable(model.whole, lora)
-        retain, target, step = self._rows(model, scan)
+        retain, target, step = self._rows(model)
         require_many(retain, "--retain-data")
         require_many(target, "--eval-data" if s.eval_data else "the held-out tenth of the data")
         directions = []
@@ -218,9 +242,11 @@ class _Run:
             same = {"scan": made["scan"], "rows": rows.fingerprint, "lora": lora and asdict(lora)}
             same = json.loads(json.dumps(same))
             directions.append(alignment.direction(folder, name, model, parameters, rows, same))
-        settings = self._as_scan(reference=None, statistics=[], keep=[])
+        rule = dict.fromkeys(f.name for f in fields(RuleSettings))  # it is of the scan alone
+        settings = self._as_scan(reference=None, statistics=[], keep=[], **rule)
         same = {"scan": made["scan"], **{d.name: d.sha256 for d in directions}}
         if not alignment.is_written(scan, same):
+            (folder / alignment.WRITTEN).unlink(missing_ok=True)  # of the parts that go now
             alignment.write_alignment(scan, self.data, settings, lora, directions, self.progress)
             write_json(folder / alignment.WRITTEN, same)
         if s.reference is not None:
@@ -228,7 +254,7 @@ class _Run:
                 self.data,
                 folder / REFERENCE,
                 progress=self.progress,
-                **asdict(self._as_scan(model=s.reference, reference=None, adapter=None)),
+                **asdict(self._as_scan(model=s.reference, reference=None, adapter=None, **rule)),
             )
         facts = {
             "seed": s.seed,
@@ -261,21 +287,27 @@ class _Run:
     def _load(self) -> CausalLM:
         return load_model(self.settings.model, **self.settings.loading(), merge_adapter=True)
 
-    def _rows(self, model: CausalLM, scan: Scan) -> tuple[Rows, Rows, Rows]:
+    def _rows(self, model: CausalLM) -> tuple[Rows, Rows, Rows]:
         """Retained rows, held-out rows, and those of the step."""
         s, own = self.settings, self._as_scan()
-        whole = replace(own, limit=None, sample=None)
-        retain = read_rows(s.retain_data, self._other(), model, s.eval_tokens)
+        retain = self._held_out("retain_data", self._other(), model)
 
         def is_held_out(row: int) -> bool:
             return bool(held_out(np.array([row]), s.seed)[0])
 
         if s.eval_data is not None:
-            target = read_rows(s.eval_data, whole, model, s.eval_tokens)
+            target = self._held_out("eval_data", self._like_data(), model)
             return retain, target, read_rows(self.data, own, model, s.step_tokens)
         target = read_rows(self.data, own, model, s.eval_tokens, is_held_out)
         step = read_rows(self.data, own, model, s.step_tokens, lambda row: not is_held_out(row))
         return retain, target, step
+
+    def _held_out(self, name: str, reading: ScanSettings, model: CausalLM) -> Rows:
+        """The rows of that data set, with a note on each thing left out of it."""
+        rows = read_rows(getattr(self.settings, name), reading, model, self.settings.eval_tokens)
+        for sentence in rows.lost:
+            self.progress.note(f"{flag(name)}: {sentence}")
+        return rows
 
 
 def _gates(scan: Scan, objective: Objective, rows: Rows) -> list[NDArray[np.float32]]:

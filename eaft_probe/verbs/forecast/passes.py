@@ -23,7 +23,7 @@ from eaft_probe.objectives.forward import gate
 from eaft_probe.objectives.objective import Column, Columns, Objective
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.train.dataset import read_windows
+from eaft_probe.verbs.train.dataset import read_windows, sentences
 
 Gradient = dict[str, torch.Tensor]  # by the parameter's name
 Floats = NDArray[np.float64]
@@ -46,7 +46,7 @@ class Rows:
 
     windows: Sequence[Window]
     turns: Sequence[int | None]  # of each window, under --turns each
-    lost: Sequence[str] = ()
+    lost: Sequence[str] = ()  # sentences on what was left out
 
     @property
     def tokens(self) -> int:
@@ -88,7 +88,7 @@ def read_rows(
         raise DataError(
             f"{source.name}: no row has a token that is scored; `eaft-probe render` shows why"
         )
-    return Rows(windows, turns)
+    return Rows(windows, turns, sentences(lost))
 
 
 def require_many(rows: Rows, what: str) -> None:
