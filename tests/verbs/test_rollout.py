@@ -148,7 +148,7 @@ def test_the_lines(tmp_path: Path, counting: str, sampled: list[Answer]) -> None
     assert str(done).splitlines()[0] == (
         f"10 answers to 5 prompts, {done.tokens} tokens, in {tmp_path / 'r.jsonl'}"
     )
-    assert f"{done.cut} answers cut at --max-new-tokens" in str(done)
+    assert (done.cut, str(done).splitlines()[1]) == (1, "1 answer cut at --max-new-tokens")
 
 
 def test_strings_stay_strings(tmp_path: Path, counting: str, sampled: list[Answer]) -> None:
