@@ -127,7 +127,8 @@ def _progress() -> Iterator[Receiver]:
     if os.environ.get("RANK", "0") != "0":
         yield Silent()
     elif in_notebook() or (sys.stderr is not None and sys.stderr.isatty()):
-        shown = NotebookProgress() if in_notebook() else TerminalProgress(Console(stderr=True))
+        console = Console(stderr=True, emoji=False)
+        shown = NotebookProgress() if in_notebook() else TerminalProgress(console)
         try:
             yield shown
         finally:

@@ -19,14 +19,14 @@ def counted_noun(count: int, noun: str) -> str:
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:
     """So many significant digits; what is below 0.0001 with its power of ten.
 
-    >>> number(0.50927), number(-2.2e-7, 2), number(12345.6), number(1.0), number(float("nan"))
-    ('0.509', '-2.2e-7', '12,346', '1', '–')
+    >>> number(0.50927), number(-2.2e-7, 2), number(12345.6), number(999.7), number(float("nan"))
+    ('0.509', '-2.2e-7', '12,346', '1,000', '–')
     """
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if abs(value) >= 10**digits:
+    if round(abs(value)) >= 10**digits:
         return f"{value:{sign},.0f}"
     return f"{value:{sign}.{digits}g}".replace("e-0", "e-")
 

@@ -15,3 +15,12 @@ def printable(text: str) -> str:
         c if c in "\n\t" or category(c) not in STEERING else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def in_one_line(text: str) -> str:
+    """The same, with a space for any white space.
+
+    >>> in_one_line("a\\n\\n<b>\\tc")
+    'a <b> c'
+    """
+    return " ".join(printable(text).split())

@@ -17,6 +17,7 @@ from eaft_probe.errors import MissingColumn
 from eaft_probe.registry import Registry
 from eaft_probe.scans.scan import Scan
 
+NOT_YET = "this version cannot measure it yet"
 Floats = NDArray[np.float64]
 
 
@@ -170,7 +171,8 @@ def require_score(scan: Scan, name: str) -> Score:
     if missing := _missing(scan, score):
         how = f"rescan with --statistics {missing}"
         if missing not in STATISTICS:
-            how = f"`eaft-probe {score.source}` makes it"
+            measured = score.source != "scan"
+            how = f"`eaft-probe {score.source}` makes it" if measured else NOT_YET
         raise MissingColumn(
             f"score {name!r} reads column {missing!r}, which {scan.place} does not have; {how}"
         )

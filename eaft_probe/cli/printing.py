@@ -52,7 +52,7 @@ def is_first_process() -> bool:
 
 
 def console() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)
 
 
 def print_json(value: object) -> None:
@@ -64,7 +64,7 @@ def reported(how_to_resume: str) -> Iterator[Progress]:
     """Shows long work on standard error; an interruption says how to resume."""
     from eaft_probe.progress_bar import TerminalProgress
 
-    progress = TerminalProgress(Console(stderr=True))
+    progress = TerminalProgress(Console(stderr=True, emoji=False))
     try:
         yield progress
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ def show_rendered(console: Console, row: int, rendered: "Rendered") -> None:
     """A rendering with its trained tokens coloured, and what of the row it does not show."""
     trained, total = int(rendered.trained[1:].sum()), counted_noun(len(rendered.ids), "token")
     turn = "" if rendered.of_turn is None else f", turn {rendered.of_turn}"
-    console.print(f"row {row}{turn}: {trained} of {total} trained", style="bold")
+    console.print(f"row {row}{turn}: {trained:,} of {total} trained", style="bold")
     if rendered.left_out:
         print_line(console, f"not shown: {left_out(rendered.left_out)}", "yellow")
     if rendered.not_read:
@@ -73,7 +73,7 @@ def _show_rendering(
         place,
     )
     total = counted_noun(trained, "token")
-    where = f"in {total}" if scan.keeps_all else f"among the {len(tokens)} kept of {total}"
+    where = f"in {total}" if scan.keeps_all else f"among the {len(tokens):,} kept of {total}"
     print_line(
         console,
         f"{named_place(scan.example_key, place)} ({key}): "

@@ -20,7 +20,9 @@ SUMMARY = '<pre style="line-height:1.3;white-space:pre;overflow-x:auto">{code}</
 
 def summary_html(scan: Scan) -> str:
     """What `show` prints, in its colours."""
-    console = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
+    console = Console(
+        file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False, emoji=False
+    )
     show_summary(console, summarize(scan))
     return console.export_html(inline_styles=True, code_format=SUMMARY)
 

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scans_made
 
 from eaft_probe import Scan
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.scans.shown.hub_card import MARK
+from eaft_probe.scans.shown.hub_card import MARK, card
 
 
 @pytest.fixture
@@ -82,9 +81,16 @@ def test_names_of_the_data_format_nothing(made: Scan) -> None:
     assert MARK in text
 
 
-def test_a_rare_conflict_is_not_rounded_to_none() -> None:
-    from eaft_probe.scans.shown.hub_card import _percent
+def test_a_name_stays_in_its_line(made: Scan) -> None:
+    made.manifest["data"]["source"] = "a\n\n<img src=x>\n# b.jsonl"
+    made.manifest["model"]["name"] = "m\n|n"
+    text = card(made, ConflictRule(), 3)
+    assert "# `a <img src=x> # b.jsonl` under `m |n`\n" in text
+    assert "\n<img" not in text
+    assert "a <img src=x> # b.jsonl under m |n, examples" in repr(made)
 
-    assert _percent(1, 100_000) == "below 0.01 %"
-    assert _percent(0, 100_000) == "0.00 %"
-    assert np.isclose(float(_percent(1, 8).split()[0]), 12.5)
+
+def test_small_numbers_are_not_rounded_to_none(made: Scan) -> None:
+    made.manifest["counts"]["trained_tokens"] = 100_000
+    assert numbers(card(made, ConflictRule(), 1))["confident conflicts"] == "1 (&lt;0.01 %)"
+    assert numbers(card(made, ConflictRule(), 0))["confident conflicts"] == "0 (0 %)"

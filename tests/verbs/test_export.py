@@ -21,6 +21,7 @@ from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.data.sources import open_source
 from eaft_probe.errors import BadInput, ProbeError
+from eaft_probe.verbs.export.export import Export
 from eaft_probe.verbs.merge.merge import merge
 
 Row = dict[str, Any]
@@ -451,6 +452,15 @@ def test_json_has_null_for_what_is_not_a_number(model_folder: str, tmp_path: Pat
     assert "Infinity" not in text
     assert [row["x"] for row in read(tmp_path / "o.jsonl")] == [[None, 1.5], [None, -0.5]]
     assert "2 numbers that JSON has no word for" in done.notes()[0]
+
+
+def test_a_single_token_is_trained(tmp_path: Path) -> None:
+    said = [str(Export(tmp_path, "tokens", 1, 0, 1, n, of)) for n, of in ((1, 1), (1, 9), (2, 9))]
+    assert [text.split("; ")[1] for text in said] == [
+        "1 of 1 token is trained",
+        "1 of 9 tokens is trained",
+        "2 of 9 tokens are trained",
+    ]
 
 
 # --- the command ---

@@ -3,11 +3,14 @@
 import io
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from eaft_probe import Scan, scan
+from eaft_probe.cli.printing import console
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.text import printable
 from eaft_probe.verbs.render import render
 from eaft_probe.view.coloured import (
@@ -98,3 +101,15 @@ def test_trained_text_is_marked_where_there_is_no_colour(model_folder: str) -> N
     assert CONVERSATION["question"] in first
     assert shown(plain).endswith("«…»: trained\n")
     assert "«" not in shown(coloured_one)
+
+
+def test_names_of_the_data_are_not_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print("row :fire:", markup=False)
+    assert capsys.readouterr().out == "row :fire:\n"
+
+
+def test_large_counts_have_commas() -> None:
+    out, zeros = file(), np.zeros((2001, 2), np.int32)
+    places = zeros[:, 0], np.ones(2001, bool), zeros[:, 0].astype(np.int16), zeros
+    show_rendered(out, 0, Rendered("text", "", (), True, *places, 0))
+    assert "row 0: 2,000 of 2,001 tokens trained" in shown(out)

@@ -13,9 +13,10 @@ import yaml
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import ScanError
+from eaft_probe.quantities import decimals, percent
 from eaft_probe.scans.part_writer import CONFLICTS
 from eaft_probe.storage.folder import Destination, Folder
-from eaft_probe.text import printable
+from eaft_probe.text import in_one_line
 
 if TYPE_CHECKING:
     from eaft_probe.scans.scan import Scan
@@ -76,17 +77,12 @@ def _numbers(scan: "Scan", rule: ConflictRule, conflicts: int) -> list[tuple[str
     if not scan.keeps_all:
         numbers.append(("of them kept here", f"{scan.kept:,} ({scan.keep_tokens})"))
     if not scan.keep_tokens.startswith("sample"):  # which has some of the conflicts
-        percent = _percent(conflicts, counts["trained_tokens"])
-        numbers.append(("confident conflicts", f"{conflicts:,} ({percent})"))
+        share = percent(conflicts / max(counts["trained_tokens"], 1))
+        numbers.append(("confident conflicts", f"{conflicts:,} ({share})"))
     numbers.append(("conflict rule", str(rule)))
     if scan.keeps_all:
-        numbers += [(f"mean {n}", f"{mean:.3f} nats") for n, mean in _means(scan).items()]
+        numbers += [(f"mean {n}", f"{decimals(mean)} nats") for n, mean in _means(scan).items()]
     return numbers
-
-
-def _percent(count: int, total: int) -> str:
-    share = count / max(total, 1)
-    return "below 0.01 %" if 0 < share < 1e-4 else f"{100 * share:.2f} %"
 
 
 def _means(scan: "Scan") -> dict[str, float]:
@@ -109,9 +105,9 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _cell(value: object) -> str:
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
-    return printable(text).replace("|", "\\|").replace("<", "&lt;")
+    return in_one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _code(name: str) -> str:
     """Somebody's name for a file or a model, which formats nothing here."""
-    return f"`{printable(name.replace('`', ''))}`"
+    return f"`{in_one_line(name.replace('`', ''))}`"

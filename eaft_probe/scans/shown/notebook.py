@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from eaft_probe.errors import BadInput
+from eaft_probe.text import in_one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from eaft_probe.scans.scan import Scan
 
+NAMES = (("data", "source"), ("model", "name"))  # in the manifest
 Table = Literal["tokens", "examples", "conflicts"]
 
 
@@ -43,7 +45,7 @@ class InNotebook:
     """The part of `Scan` that people look at."""
 
     def __repr__(self: "Scan") -> str:  # type: ignore[misc]
-        data, model = self.manifest["data"]["source"], self.manifest["model"]["name"]
+        data, model = (in_one_line(self.manifest[of][n]) for of, n in NAMES)
         counts = self.manifest["counts"]
         return (
             f"Scan({self.place}: {data} under {model}, examples: {counts['examples']:,}, "
