@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from eaft_probe import Scan, scan
-from eaft_probe.cli.printing import console
+from eaft_probe.cli import printing
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.data.rendering.rendered import Rendered
 from eaft_probe.text import printable
@@ -104,7 +104,7 @@ def test_trained_text_is_marked_where_there_is_no_colour(model_folder: str) -> N
 
 
 def test_names_of_the_data_are_not_emoji(capsys: pytest.CaptureFixture[str]) -> None:
-    console().print("row :fire:", markup=False)
+    printing.console().print("row :fire:", markup=False)
     assert capsys.readouterr().out == "row :fire:\n"
 
 
