@@ -32,7 +32,7 @@ def rows_in_memory(data: Any, split: str) -> Iterable[object]:
     if not isinstance(data, Iterable) or isinstance(data, bytes):
         raise DataError(f"data should be a path, {KINDS}; found a {type(data).__name__}")
     of_arrow = hasattr(data, "features")  # a streamed data set
-    return CopiedRows(map(_plain, data) if of_arrow else data)
+    return CopiedRows(map(_plain_row, data) if of_arrow else data)
 
 
 class FrameRows:
@@ -40,15 +40,17 @@ class FrameRows:
 
     def __init__(self, frame: Any) -> None:
         self.frame = frame
+        self._names = [str(name) for name in frame.columns]
+        if twice := [name for name in self._names if self._names.count(name) > 1]:
+            raise DataError(f"the frame has the column {twice[0]!r} twice; rename one of them")
 
     def __iter__(self) -> Iterator[object]:
         from pandas import isna
 
-        names = [str(name) for name in self.frame.columns]
         for cells in self.frame.itertuples(index=False, name=None):
             missing = (isna(cell) is True for cell in cells)  # of a list: an array
             plain = (None if m else _plain(cell) for cell, m in zip(cells, missing, strict=True))
-            yield dict(zip(names, plain, strict=True))
+            yield dict(zip(self._names, plain, strict=True))
 
 
 class CopiedRows:
@@ -72,6 +74,11 @@ class CopiedRows:
         copy = io.BufferedReader(FromStart(self._copy.fileno()))
         for _ in range(self._count):
             yield pickle.load(copy)
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with all its columns, also those that are null."""
+    return {name: _plain(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 from eaft_probe.data.files.folders import folder_files
 from eaft_probe.data.files.options import FileOptions
-from eaft_probe.data.files.readers import SUFFIXES, DataFile, is_data
+from eaft_probe.data.files.readers import KNOWN, SUFFIXES, DataFile, is_data
 from eaft_probe.data.files.tables import without_nulls
 from eaft_probe.data.files.unpacking import data_suffix
 from eaft_probe.data.in_memory import rows_in_memory
@@ -30,7 +30,6 @@ from eaft_probe.storage.remote import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
 DEFAULTS = FileOptions()
-KNOWN = ", ".join((*SUFFIXES, ".zip"))
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
@@ -199,7 +198,10 @@ def require_outside(out: str | Path, data: Any, flag: str = "--out") -> None:
 def _from_disk(path: Path, split: str) -> Sequence[object]:
     import datasets
 
-    loaded = datasets.load_from_disk(str(path))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no whole saved data set: {one_line(error)}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded  # type: ignore[no-any-return]
     if split not in loaded:

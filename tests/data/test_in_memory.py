@@ -72,6 +72,17 @@ def test_what_a_frame_lacks_is_none() -> None:
     assert type(first["c"]) is int
 
 
+def test_a_streamed_row_keeps_a_column_that_is_null() -> None:
+    rows = [{"a": "x", "b": {"c": "y"}}, {"a": None, "b": {"c": None}}]
+    streamed = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    assert rows_of(open_source(streamed)) == [rows[0], {"a": None, "b": {}}]
+
+
+def test_a_frame_with_two_columns_of_a_name_is_refused() -> None:
+    with pytest.raises(DataError, match="the frame has the column 'a' twice"):
+        open_source(pandas.DataFrame([["q", "x", "y"]], columns=["q", "a", "a"]))
+
+
 @pytest.mark.parametrize("data", [3, b"rows", {"messages": []}, lambda: ROWS, print])
 def test_what_holds_no_rows_is_refused(data: Any) -> None:
     with pytest.raises(DataError, match="a list of rows, a "):

@@ -60,6 +60,7 @@ def turns(example: Example) -> list[tuple[str, str]]:
         {"chosen": f"\n\nHuman: {ASK}\n\nAssistant: {SAY}"},  # HH-RLHF
         {"chat": [USER, BOT]},
         {"instruction": ASK, "context": "", "response": SAY, "history": [], "choices": None},
+        {"instruction": ASK, "output": SAY, "history": "[]"},
     ],
     ids=str,
 )

@@ -67,6 +67,13 @@ def test_a_shard_of_a_saved_data_set_that_is_replaced_is_other_data(tmp_path: Pa
     assert open_source(tmp_path / "one").fingerprint() != before
 
 
+@pytest.mark.parametrize("state", [b"{bad", b"{}"])
+def test_a_saved_data_set_that_is_not_whole_is_refused(tmp_path: Path, state: bytes) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path)
+    write(tmp_path, "state.json", state)
+    assert "is no whole saved data set" in refusal(tmp_path)
+
+
 def test_the_shards_of_a_saved_data_set_are_read_as_files(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path)
     assert rows_of(open_source(next(tmp_path.glob("*.arrow")))) == ROWS

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from eaft_probe.data.files.options import FileOptions
-from eaft_probe.data.files.readers import DataFile, is_data
+from eaft_probe.data.files.readers import KNOWN, DataFile, is_data
 from eaft_probe.data.files.unpacking import is_hidden
 from eaft_probe.errors import DataError, one_line
 
@@ -21,6 +21,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 SHOWN = 3  # names in a note
+_FRONT = re.compile(r"---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 _SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])")
 
@@ -36,10 +37,13 @@ def folder_files(folder: Path, options: FileOptions) -> tuple[list[DataFile], No
     notes = Notes()
     paths = _configured(folder, options, notes)
     if paths is None:
-        paths = sorted(p for p in folder.rglob("*") if is_data(p))
-        paths = _without(folder, paths, is_hidden, "hidden", notes)
+        found = sorted(folder.rglob("*"))
+        _note_others(folder, [p for p in found if not is_data(p)], notes)
+        paths = _without(folder, list(filter(is_data, found)), is_hidden, "hidden", notes)
         paths = _without(folder, paths, lambda p: p.name.lower() in DESCRIPTIONS, "no rows", notes)
         paths = _of_split(folder, paths, options.split, notes)
+    if other := next((path for path in paths if not is_data(path)), None):
+        raise DataError(f"{folder}: its README.md lists {other.name}; expected one of {KNOWN}")
     files = list[DataFile]()
     for path in paths:
         try:
@@ -63,6 +67,14 @@ def _without(
         more = f" and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
         notes.append(f"{folder}: left out {', '.join(left_out[:SHOWN])}{more} ({why})")
     return [path for path, name in names.items() if not is_left_out(name)]
+
+
+def _note_others(folder: Path, others: Iterable[Path], notes: Notes) -> None:
+    """Notes what is no data, but might be meant as such. A README is never."""
+    names = ((path, path.relative_to(folder)) for path in others)
+    seen = [path for path, name in names if not is_hidden(name) and name.name != "README.md"]
+    rest = _without(folder, seen, lambda n: (folder / n).is_file(), "unknown type", notes)
+    _without(folder, rest, lambda n: (folder / n).is_symlink(), "a link", notes)
 
 
 # --- splits ---
@@ -129,7 +141,7 @@ def _configured(folder: Path, options: FileOptions, notes: Notes) -> list[Path] 
 
 def _lists_files(readme: Path) -> bool:
     try:
-        _, front, _ = readme.read_text().split("---", 2)
-        return "configs" in yaml.safe_load(front)
+        front = _FRONT.match(readme.read_text())
+        return front is not None and "configs" in yaml.safe_load(front[1])
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         return False

@@ -70,12 +70,13 @@ def read_paragraphs(file: IO[bytes]) -> Read:
     """Blank-line paragraphs, numbered by their first line."""
     first, size, lines = 0, 0, list[bytes]()
     for number, line in chain(numbered(file), [(0, b"")]):  # the end closes the last one
-        if isinstance(line, RowError):
-            yield number, line
-        elif line.strip():
+        if isinstance(line, RowError) or line.strip():
             first = first if size else number
-            size += len(line)
-            lines.append(line)
+            if isinstance(line, RowError):
+                size += LONGEST_ROW + 1
+            else:
+                size += len(line)
+                lines.append(line)
             if size > LONGEST_ROW:
                 lines.clear()
         elif size:

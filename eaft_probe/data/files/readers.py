@@ -37,6 +37,7 @@ TABLES: dict[str, Callable[[io.BufferedReader], Read]] = {
     ".arrow": read_arrow,
 }
 SUFFIXES = (*TEXTS, ".json", *TABLES)
+KNOWN = ", ".join((*SUFFIXES, ".zip"))
 UNREADABLE = (
     *(OSError, EOFError, UnicodeError, BrokenFile, csv.Error, pa.ArrowException),
     *(lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError),

@@ -22,7 +22,7 @@ COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
     ".gz": partial(pa.CompressedInputStream, compression="gzip"),
     ".zst": partial(pa.CompressedInputStream, compression="zstd"),
     ".bz2": partial(pa.CompressedInputStream, compression="bz2"),
-    ".xz": lzma.open,
+    ".xz": lambda raw: _Xz(raw),
 }
 BYTE_ORDER_MARKS = {  # longer ones first: that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -59,12 +59,44 @@ def _decompressed(raw: io.BufferedReader, suffix: str) -> io.BufferedReader:
     return raw if decompress is None else io.BufferedReader(decompress(raw), BUFFER)
 
 
+class _Xz(io.RawIOBase):
+    """Every stream of a .xz: `lzma.open` takes a damaged one behind the first for its end."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self._blocks, self._rest = _streams(raw), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            self._rest = next(filter(None, self._blocks), b"")
+        part, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _streams(raw: io.BufferedReader) -> Iterator[bytes]:
+    packed = raw.read(BUFFER)
+    while packed:
+        stream = lzma.LZMADecompressor()
+        while not stream.eof:
+            packed = packed or (raw.read(BUFFER) if stream.needs_input else b"")
+            if not packed and stream.needs_input:
+                raise EOFError("it ends in the middle of a stream")
+            yield stream.decompress(packed, BUFFER)
+            packed = b""
+        packed = stream.unused_data.lstrip(b"\0")  # zeros may stand between streams
+        while not packed and (more := raw.read(BUFFER)):
+            packed = more.lstrip(b"\0")
+
+
 def zip_member(path: Path, suffixes: tuple[str, ...]) -> str:
     """The one member that is data. Raises `DataError` where there is none, or more than one."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if data_suffix(m.filename) in suffixes]
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
     members = [m for m in members if not is_hidden(Path(m.filename))]
     if len(members) != 1:

@@ -34,6 +34,19 @@ def test_what_is_no_data_is_left_out_and_named(tmp_path: Path, name: str) -> Non
     assert f"left out {name} (" in notes(tmp_path)
 
 
+def test_what_might_be_data_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "in/data.jsonl", jsonl(ROWS))
+    write(tmp_path, "out/more.jsonl", jsonl(ROWS))
+    for name in ("b.xlsx", "c.tar.gz", "d", "README.md", ".git/config"):
+        write(tmp_path, f"in/{name}", b"x")
+    (tmp_path / "in" / "sub").symlink_to(tmp_path / "out")
+    assert read(tmp_path / "in") == ROWS
+    assert notes(tmp_path / "in").splitlines() == [
+        f"{tmp_path / 'in'}: left out b.xlsx, c.tar.gz, d (unknown type)",
+        f"{tmp_path / 'in'}: left out sub (a link)",
+    ]
+
+
 def test_a_folder_may_be_hidden_itself(tmp_path: Path) -> None:
     write(tmp_path, ".cache/data.jsonl", jsonl(ROWS))
     assert read(tmp_path / ".cache") == ROWS
@@ -121,9 +134,19 @@ def test_a_card_of_the_hub_says_which_files_make_a_split(tmp_path: Path) -> None
     assert read(tmp_path, config_name="main") == TRAIN
     assert read(tmp_path, config_name="main", split="held_out") == TEST
     assert read(tmp_path, config_name="extra") == MORE
+    dashed = CARD.replace("license: mit", "pretty_name: a --- b")
+    write(tmp_path, "README.md", dashed.encode())
+    assert read(tmp_path, config_name="extra") == MORE
     assert "split 'held_out', configuration 'extra'" in notes(tmp_path, config_name="main")
     assert "available: main, extra (--config-name)" in refusal(tmp_path)
     assert "available: train, held_out" in refusal(tmp_path, config_name="main", split="test")
+
+
+def test_a_card_that_lists_files_of_another_type(tmp_path: Path) -> None:
+    card = "---\nconfigs:\n- config_name: default\n  data_files: t.xml\n---\n"
+    write(tmp_path, "README.md", card.encode())
+    write(tmp_path, "t.xml", b"<a/>")
+    assert "its README.md lists t.xml; expected one of .jsonl, " in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(

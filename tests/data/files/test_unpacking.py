@@ -1,5 +1,6 @@
 """Archives: every frame is read, damage is refused, a .zip holds one data file."""
 
+import lzma
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,22 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, packing: str, damage: str)
 def test_every_frame_of_an_archive_is_read(tmp_path: Path, packing: str) -> None:
     content = PACKINGS[packing](jsonl(ROWS[:2])) + PACKINGS[packing](jsonl(ROWS[2:]))
     assert read(write(tmp_path, f"d.jsonl{packing}", content)) == ROWS
+
+
+@pytest.mark.parametrize("damage", [3, 40, -3])
+def test_a_damaged_second_stream_is_refused(tmp_path: Path, damage: int) -> None:
+    second = bytearray(lzma.compress(MANY))
+    second[damage] ^= 255
+    first = lzma.compress(jsonl(ROWS))
+    path = write(tmp_path, "d.jsonl.xz", first + bytes(second))
+    assert str(path) in refusal(path)
+    assert read(write(tmp_path, "e.jsonl.xz", first + bytes(600_000) + first)) == ROWS * 2
+
+
+def test_a_zip_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    content = bytearray(zipped(data__jsonl=MANY))
+    content[content.index(b"PK\x01\x02") + 6] = 200  # the version needed to unpack
+    assert "cannot read" in refusal(write(tmp_path, "d.zip", bytes(content)))
 
 
 def test_a_zip_holds_one_data_file(tmp_path: Path) -> None:
