@@ -76,7 +76,7 @@ def test_a_byte_order_mark_alone_is_no_paragraph(tmp_path: Path) -> None:
 def test_a_paragraph_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eaft_probe.data.files.lines.LONGEST_ROW", 100_000)
     for end in (b"\n", b" "):  # many lines, and one between two others
-        content = b"a\n\nthe fox\n" + (b"the fox" + end) * 100_000 + b"\nit\n\nb\nc\n"
+        content = b"a\n\nthe fox\n" + (b"the fox" + end) * 100_000 + b"it\nend\n\nb\nc\n"
         first, long, last = read(write(tmp_path, "d.txt", content))
         assert (first, last) == ({"text": "a"}, {"text": "b\nc"})
         assert "a paragraph of more than 100,000 bytes; blank lines" in long
