@@ -31,7 +31,7 @@ def test_it_shows_the_summary(made: Scan) -> None:
     text = html.unescape(re.sub("<[^>]*>", "", shown))
     flagged = len(made.conflicts())
     assert text.startswith(f"{flagged} of 400 trained tokens")
-    assert "by class of token" in text
+    assert "By class of token" in text
     assert "<b>" in text  # a token, not a tag
     assert "<b>" not in shown
     assert made.summary() == summarize(made)
