@@ -52,6 +52,8 @@ class ForecastSettings(ScanSettings, LoraSettings, FrontierSettings):
                 "a forecast moves the model's weights, which --engine vllm, --tp and --device-map "
                 "do not allow; remove them"
             )
+        if self.scan is not None and self.overwrite:
+            raise BadInput("--scan takes the parts of a finished scan: remove --overwrite")
         if self.adapter is not None:
             raise BadInput("a forecast moves the model's own weights: merge the --adapter first")
         if self.keep_tokens != "all":

@@ -416,6 +416,7 @@ def test_rows_of_retained_data_that_cannot_be_read_are_counted(
         ({"objective": ["rho"]}, "give --reference M"),
         ({"objective": ["dtf"]}, "did you mean 'dft'"),
         ({"keep_tokens": "flagged"}, "needs every token"),
+        ({"scan": "s", "overwrite": True}, "remove --overwrite"),
         ({"tp": True}, "--tp"),
     ],
 )

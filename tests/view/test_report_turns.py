@@ -1,6 +1,7 @@
 """What is shown of scans by turn (--turns each): every place names its turn."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_an_example_is_shown_turn_by_turn(scan: Scan, tokens: Frame) -> None:
     for turn, group in own.groupby("turn"):
         n = conflicts.get((example, turn), 0)
         title = f"example {example}, turn {turn} (): {n} conflicts in {len(group)} tokens"
-        after = found.split(title)[1]
+        after = re.sub("[«»]", "", found.split(title)[1])
         assert text_of(tokens, example, turn) in after
     assert found.count(f"example {example},") == own["turn"].nunique()
 

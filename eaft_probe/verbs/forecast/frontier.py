@@ -69,6 +69,7 @@ class Frontier:
                 if not found:
                     length = self._length(step, str(objective))
                 known[key] = self._measured(step, length, str(objective))
+                del step  # else two gradients, this and the next, are in memory
             found.append(known[key])
             progress.advance(1, self.step_rows.tokens)
         rows = self._rows(objectives, found)
@@ -191,7 +192,7 @@ def _note(objective: Objective, row: Mapping[str, Any], half: float | None) -> s
     if row["gain"] is None:
         notes.append("its gates are 0 on all tokens of the step")
     elif row["exchange_rate"] is None:
-        notes.append("no rate: the interval of the gain reaches 0")
+        notes.append("no rate: the interval of the gain, or of that of sft, reaches 0")
     elif half is not None and abs(row["exchange_rate"] / half - 1) > UNSTABLE:
         notes.append(f"unstable: {half:.3g} at half the length")
     if objective.anchor is not None:

@@ -39,10 +39,10 @@ LEVELS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 @plot
 def stability(*scans: Scan | str | Path) -> Chart:
-    """The flagged share of tokens for every pair of thresholds; a cross marks the scan's rule
-    where that is such a pair.
+    """The flagged share of tokens for every pair of thresholds; a cross marks the scan's rule.
 
-    A steep slope at the cross means that conclusions depend on the thresholds. Shares are exact.
+    A rule by surprise is no such pair, and has no cross. A steep slope at the cross means that
+    conclusions depend on the thresholds. Shares are exact.
     """
     opened = open_scans(scans)
     shares = [_flagged(s) for s in opened]
