@@ -363,7 +363,7 @@ def test_files_of_others_are_left_alone(again: Callable[..., Scan]) -> None:
 
 def test_nothing_to_score(again: Callable[..., Scan]) -> None:
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 3}]
-    with pytest.raises(DataError, match=r"memory://stored/scan/rejected\.jsonl says why"):
+    with pytest.raises(DataError, match=r"memory://stored/scan/rejected\.jsonl lists them"):
         again(rows=rows[1:], format="prompt-completion")
     assert set(held()) == {"rejected.jsonl"}
     again(rows=rows, format="prompt-completion")  # nothing that would be in the way
