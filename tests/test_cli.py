@@ -96,7 +96,7 @@ def test_a_truncated_part_is_one_line(
 
 
 def test_targets_and_flags_that_cannot_be(finished: str, tmp_path: Path) -> None:
-    assert _run(["show", finished, "--export", str(tmp_path / "no" / "x.jsonl")]) == 1
+    assert _run(["show", finished, "--export", str(tmp_path / "no" / "x.jsonl")]) == 2
     assert _run(["show", finished, "--export", ""]) == 2
     assert _run(["show", finished, "--worst", "-1"]) == 2
     assert _run(["show", finished, "--example", "1", "--json"]) == 2
