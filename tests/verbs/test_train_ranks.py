@@ -51,7 +51,7 @@ BAD = {
     "library": (["--overwrite", "--optim", "lomo"], "lomo"),
     "held-out": (["--overwrite", "--eval-data", "nowhere.jsonl"], "nowhere.jsonl"),
     "pipe": (["--overwrite", "--retain-data", "-"], "standard input"),
-    "resume": (["--resume", "--objective", "dft"], "--resume needs the same"),
+    "resume": (["--resume", "--objective", "dft"], "another objective"),
 }
 
 

@@ -177,12 +177,11 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
         earlier: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{folder / CONFIG} is damaged; choose another --out") from error
-    for name, value in json.loads(json.dumps(plan)).items():
-        if name not in FREE and earlier.get(name) != value:
-            raise BadInput(
-                f"{folder} was trained with another {NAMES.get(name, name)} "
-                f"({earlier.get(name)!r}, now {value!r}); --resume needs the same"
-            )
+    now = json.loads(json.dumps(plan))
+    different = (name for name in now if name not in FREE and earlier.get(name) != now[name])
+    found = [f"another {NAMES.get(n, n)} ({earlier.get(n)!r}, now {now[n]!r})" for n in different]
+    if found:
+        raise BadInput(f"{folder} was trained with {', '.join(found)}; --resume needs the same")
     return earlier
 
 
