@@ -65,7 +65,7 @@ def test_a_format(
 ) -> None:
     @row_format("riddle", "riddle solution", "a riddle and its solution")
     def read(row: Mapping[str, Any], spelling: Spelling) -> Example:
-        return pair(row, "riddle", "solution", spelling)
+        return pair(row, spelling, "riddle", "solution")
 
     out = tmp_path / "s"
     assert _run(["scan", data, "--model", model_folder, "--out", str(out)]) == 0

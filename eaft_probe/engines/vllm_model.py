@@ -28,7 +28,7 @@ from eaft_probe.model.head import Head
 from eaft_probe.model.lengths import borders, longest_input
 from eaft_probe.model.loading import CausalLM, load_tokenizer, loading_dtype, resolve_device
 from eaft_probe.model.proof import proof_ids
-from eaft_probe.model.resolve import ModelFiles, find_model
+from eaft_probe.model.resolve import find_model
 
 # Ours against vLLM's log-softmax of the same logits, in nats or relative: what float32 rounds.
 BOUND = 1e-4
@@ -49,7 +49,7 @@ class VllmModel:
 
     llm: Any
     tokenizer: PreTrainedTokenizerBase
-    files: ModelFiles
+    name: str
     config: PreTrainedConfig
     head: Head  # without its weights
     dtype: torch.dtype
@@ -219,7 +219,7 @@ def load_vllm(
     shape = llm.collective_rpc("eaft_probe_begin", args=begin)[0]
     weight = torch.empty(text.vocab_size, text.hidden_size, device="meta")
     head = Head(weight, None, shape["scale"], shape["softcap"])
-    return VllmModel(llm, tokenizer, files, text, head, kind, whole.num_parameters())
+    return VllmModel(llm, tokenizer, name, text, head, kind, whole.num_parameters())
 
 
 def _take_gpus(worker: int, engine_arg: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The formats. Of several that fit a row the first is taken: the richer stand before the poorer."""
 
+from functools import partial
+
 from eaft_probe.data.formats.columns import OTHER_NAMES, PROMPT_COLUMNS, QUESTIONS
 from eaft_probe.data.formats.conversations import (
     as_context,
@@ -55,47 +57,18 @@ def _read_prompt_completion(row: Row, spelling: Spelling) -> Example:
     return Example("", (*context, *answers), tools=tools_of(row))
 
 
-@row_format("question-attempt", "question attempt", "s1K: question, thinking, attempt")
-def _read_question_attempt(row: Row, spelling: Spelling) -> Example:
-    return pair(row, "question", "attempt", spelling)
-
-
-@row_format(
-    "question-solution",
-    "question solution",
-    "question, solution; an answer is named",
-)
-def _read_question_solution(row: Row, spelling: Spelling) -> Example:
-    return pair(row, "question", "solution", spelling)
-
-
-@row_format("problem-solution", "problem solution", "problem, solution; an answer is named")
-def _read_problem_solution(row: Row, spelling: Spelling) -> Example:
-    return pair(row, "problem", "solution", spelling)
-
-
-@row_format("alpaca", "instruction output", "instruction, optional input, output")
-def _read_alpaca(row: Row, spelling: Spelling) -> Example:
-    return pair(row, "instruction", "output", spelling)
-
-
-@row_format(
-    "instruction-response",
-    "instruction response",
-    "instruction, optional input, response",
-)
-def _read_instruction_response(row: Row, spelling: Spelling) -> Example:
-    return pair(row, "instruction", "response", spelling)
-
-
-@row_format("question-answer", "question answer", "question, answer")
-def _read_question_answer(row: Row, spelling: Spelling) -> Example:
-    return pair(row, "question", "answer", spelling)
-
-
-@row_format("query-response", "query response", "query, response")
-def _read_query_response(row: Row, spelling: Spelling) -> Example:
-    return pair(row, "query", "response", spelling)
+for _name, _question, _answer, _meaning in (
+    ("question-attempt", "question", "attempt", "s1K: question, thinking, attempt"),
+    ("question-solution", "question", "solution", "question, solution; an answer is named"),
+    ("problem-solution", "problem", "solution", "problem, solution; an answer is named"),
+    ("alpaca", "instruction", "output", "instruction, optional input, output"),
+    ("instruction-response", "instruction", "response", "instruction, optional input, response"),
+    ("question-answer", "question", "answer", "question, answer"),
+    ("query-response", "query", "response", "query, response"),
+):
+    row_format(_name, f"{_question} {_answer}", _meaning)(
+        partial(pair, question=_question, answer=_answer)
+    )
 
 
 @row_format("preference", "chosen", "the chosen answer, or the chosen conversation")
@@ -105,7 +78,7 @@ def _read_preference(row: Row, spelling: Spelling) -> Example:
         return chosen_conversation(row, spelling)
     if asked == "prompt" and isinstance(row[asked], str):  # as TRL reads it
         return plain_pair(row, "prompt", "chosen")
-    return pair(row, asked, "chosen", spelling)
+    return pair(row, spelling, asked, "chosen")
 
 
 @row_format("transcript", "chat", "a text that names its speakers: USER: … ASSISTANT: …", "system")

@@ -22,7 +22,7 @@ FOLLOWING = ("input", "query", "context")  # each after a blank line behind the 
 Choices = Sequence[tuple[str, str]]  # label, text
 
 
-def pair(row: Row, question: str, answer: str, spelling: Spelling) -> Example:
+def pair(row: Row, spelling: Spelling, question: str, answer: str) -> Example:
     """The columns `question` and `answer` as turns of a conversation."""
     require_target(row)
     choices, tools = _choices(row.get("choices")), _tools(row)

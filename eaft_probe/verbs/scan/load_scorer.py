@@ -51,13 +51,7 @@ class Loading:
             model = serve(settings, statistics, progress)
             measured, budget = model.measure, WHOLE_UNIT
         else:
-            quantized: dict[str, bool] = {name: getattr(settings, name) for name in QUANTIZED}
-            model = self.held or _load(settings.model, settings, **quantized)
-            if self.perturbation is not None:
-                self.perturbation.apply(model)
-            if settings.reference is not None:
-                reference = _load(settings.reference, settings, adapter=None)
-                require_same_vocabulary(model, reference, settings.reference, settings.model)
+            model, reference = self._loaded(settings)
             measured = partial(measure, model, statistics=statistics, reference=reference)
         return Scorer(
             work,
@@ -70,6 +64,18 @@ class Loading:
             budget,
             progress,
         )
+
+    def _loaded(self, settings: ScanSettings) -> tuple[CausalLM, CausalLM | None]:
+        """The model and the reference."""
+        quantized: dict[str, bool] = {name: getattr(settings, name) for name in QUANTIZED}
+        model = self.held or _load(settings.model, settings, **quantized)
+        if self.perturbation is not None:
+            self.perturbation.apply(model)
+        if settings.reference is None:
+            return model, None
+        reference = _load(settings.reference, settings, adapter=None)
+        require_same_vocabulary(model, reference, settings.reference, settings.model)
+        return model, reference
 
 
 def with_absolute_paths(settings: ScanSettings) -> ScanSettings:
