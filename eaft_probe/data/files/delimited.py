@@ -8,6 +8,7 @@ from io import BufferedReader, StringIO, TextIOWrapper
 
 from eaft_probe.data.files import lines
 from eaft_probe.data.files.lines import ENCODING_HINT, Read
+from eaft_probe.data.files.stray_quotes import Fields, trusted
 from eaft_probe.data.files.unpacking import BUFFER, BrokenFile
 from eaft_probe.errors import RowError, one_line
 
@@ -28,16 +29,18 @@ def read_delimited(file: BufferedReader, delimiter: str | None) -> Read:
     spaced = 0 < first.count(delimiter) == first.count(f"{delimiter} ")  # a, b
     # Undecodable bytes become lone surrogates, which reject their own row and no other.
     text = TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
-    rows = _rows(text, delimiter, spaced)
+    raw = list[str]()
+    rows = _rows(text, raw, delimiter, spaced)
     names = _names(next(rows, (0, []))[1])
-    for line, fields in rows:
+    for line, fields in trusted(rows, raw, delimiter, len(names)):
         yield line, fields if isinstance(fields, RowError) else _row(names, fields, delimiter)
 
 
-def _bounded(text: TextIOWrapper) -> Iterator[str]:
+def _bounded(text: TextIOWrapper, raw: list[str]) -> Iterator[str]:
     for line in iter(partial(text.readline, lines.LONGEST_ROW + 1), ""):
         if len(line) > lines.LONGEST_ROW:
             raise csv.Error(f"a line of more than {lines.LONGEST_ROW:,} characters")
+        raw.append(line)
         yield line
 
 
@@ -66,13 +69,14 @@ def _delimiter(head: str) -> str:
     return max(DELIMITERS, key=score)
 
 
-def _rows(
-    text: TextIOWrapper, delimiter: str, spaced: bool
-) -> Iterator[tuple[int, list[str] | RowError]]:
-    """Rows with the line where they begin; blank lines are none."""
-    reader = csv.reader(_bounded(text), delimiter=delimiter, skipinitialspace=spaced, strict=True)
+def _rows(text: TextIOWrapper, raw: list[str], delimiter: str, spaced: bool) -> Iterator[Fields]:
+    """Rows with the line where they begin, `raw` having their lines; blank lines are none."""
+    reader = csv.reader(
+        _bounded(text, raw), delimiter=delimiter, skipinitialspace=spaced, strict=True
+    )
     while True:
         line = reader.line_num + 1
+        raw.clear()
         try:
             fields = next(reader)
         except StopIteration:

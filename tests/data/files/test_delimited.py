@@ -86,6 +86,41 @@ def test_a_row_that_does_not_fit_is_rejected_alone(tmp_path: Path) -> None:
     assert lines_of(path) == [2, 3, 4, 5, 6, 7]
 
 
+BROKEN = 'a,b\n"He said "hi"\n'  # whose text goes on, or does not
+
+
+@pytest.mark.parametrize(
+    ("behind", "kept"),
+    [
+        ('x,y\nthe end",1\nx,y\n"p","q"\n', [("x", "y"), ("p", "q")]),
+        ('x,y\na "word" more,z\nx,y\nthe end",1\n', []),
+        ('x,y\n"then" more,z\nx,y\n', [("x", "y")]),
+        ('x,y\n"left, and\nnever",came,back",1\nx,y\n', [("x", "y")]),
+        ('x,y\n"p, ""q""\nr",z\n5" nails,2\n', [("x", "y"), ('p, "q"\nr', "z"), ('5" nails', "2")]),
+        ("x,y\n\nz,1\n", [("x", "y"), ("z", "1")]),
+    ],
+)
+def test_what_may_be_the_rest_of_a_broken_row_is_no_row(
+    tmp_path: Path, behind: str, kept: list[tuple[str, str]]
+) -> None:
+    rows = read(write(tmp_path, "d.csv", (BROKEN + behind).encode()))
+    assert "a quote within a field must be doubled" in rows[0]
+    assert [(r["a"], r["b"]) for r in rows if isinstance(r, dict)] == kept
+    assert len(rows) == 1 + len(list(csv.reader(io.StringIO(behind)))) - behind.count("\n\n")
+
+
+def test_a_broken_row_ends_within_the_longest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that not all of a file is held back."""
+    monkeypatch.setattr("eaft_probe.data.files.lines.LONGEST_ROW", 100)
+    content = BROKEN + "x,y\n" * 30 + '5" nails,2\n'
+    assert read(write(tmp_path, "d.csv", content.encode()))[1:] == [
+        *({"a": "x", "b": "y"} for _ in range(30)),
+        {"a": '5" nails', "b": "2"},
+    ]
+
+
 def test_a_quote_that_is_not_closed_is_refused(tmp_path: Path) -> None:
     """Or the rest of the file would be one field."""
     message = refusal(write(tmp_path, "d.csv", b'a,b\n1,2\n3,"4\n5,6\n7,8\n'))
