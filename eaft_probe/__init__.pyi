@@ -224,6 +224,7 @@ def forecast(
     eval_data: str | None = ...,
     eval_tokens: int = ...,
     step_tokens: int = ...,
+    step: Literal['plain', 'preconditioned'] = ...,
     checks: int = ...,
     lora_r: int | None = ...,
     lora_alpha: int = ...,

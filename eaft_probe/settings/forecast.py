@@ -1,7 +1,7 @@
 """The settings of `forecast`."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from eaft_probe.errors import BadInput
 from eaft_probe.settings.option import Panel, Settings, option
@@ -28,6 +28,11 @@ class FrontierSettings(Settings):
         "tokens to read from the start of each of the two", 20_000, at_least=1
     )
     step_tokens: int = option("tokens of DATA that a step is taken on", 20_000, at_least=1)
+    step: Literal["plain", "preconditioned"] = option(
+        "direction of a step: the gradient, or as AdamW scales it, by its root mean square over 8 "
+        "micro-batches",
+        "plain",
+    )
     checks: int = option(
         "tokens whose alignment is checked by an exact backward pass", 4, at_least=1
     )
@@ -37,7 +42,9 @@ class FrontierSettings(Settings):
 class ForecastSettings(ScanSettings, LoraSettings, FrontierSettings):
     """A scan, and what a step on it would do."""
 
-    scan: str | None = option("finished scan of DATA under the model, whose parts are taken")
+    scan: str | None = option(
+        "finished scan or forecast of DATA under the model, whose parts are taken"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

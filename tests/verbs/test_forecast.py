@@ -179,6 +179,45 @@ def test_a_step_gains_and_costs_what_float64_says(made: dict[str, Any], model_fo
     assert table.loc["dft", "exchange_rate"] == pytest.approx(costs["dft"] / costs["sft"], rel=0.02)
 
 
+def test_a_preconditioned_step_is_divided_as_adam_divides(
+    made: dict[str, Any], model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the root mean square over 8 parts of the rows. The alignment is taken from a forecast."""
+    monkeypatch.setattr(alignment, "perturbed_scan", interrupted)
+    own = {"scan": str(made["done"].scan.path), "step": "preconditioned", "objective": ["sft"]}
+    done = forecast(made["data"], tmp_path / "f", **made["settings"] | own)
+    assert done.made["step"] == "preconditioned"
+    truth, held = oracle(model_folder), made["scans"]["eval"]
+    truth.moved()
+    before, nlls = truth.mean_nll(held), truth.nlls(done.scan)
+    count = sum(map(len, nlls))
+    parts = [truth.gradient(torch.cat(nlls[i::8]).sum() / count) for i in range(8)]
+    direction = {}
+    for name in truth.start:
+        own_parts = torch.stack([p[name] for p in parts])
+        scale = (8 * own_parts).pow(2).mean(0).sqrt() + 1e-8
+        direction[name] = own_parts.sum(0) / scale
+    truth.moved(direction, done.made["step_length"])
+    row = done.table.iloc[0]
+    assert row["gain"] == pytest.approx(before - truth.mean_nll(held), rel=5e-3)
+    assert 0.8e-4 <= row["retain_kl"] <= 1.25e-4
+    assert row["gain"] != pytest.approx(made["done"].table["gain"][0], rel=0.02)
+
+
+def test_a_length_that_was_not_found_is_said(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And tokens that were not there are not counted as checked."""
+    monkeypatch.setattr(frontier, "MOST_TRIES", 0)
+    own = {"scan": str(made["done"].scan.path), "step_tokens": 1, "checks": 1000}
+    done = forecast(made["data"], tmp_path / "f", **made["settings"] | own)
+    notes = done.table.set_index("objective")["note"]
+    assert "0 lengths were tried, and it has a KL of" in notes["sft"]
+    assert "lengths" not in notes["dft"]
+    assert done.made["checked_tokens"] == done.made["step_tokens"] < 1000
+    assert f"checked on {done.made['step_tokens']} tokens" in str(done)
+
+
 def test_the_length_is_that_at_which_sft_costs_a_ten_thousandth(made: dict[str, Any]) -> None:
     kl = made["done"].table.set_index("objective").loc["sft", "retain_kl"]
     assert 0.8e-4 <= kl <= 1.25e-4
@@ -367,6 +406,9 @@ def test_a_finished_scan_of_the_data_is_taken_as_it_is(
     with pytest.raises(BadInput, match="other settings"):
         forecast(made["data"], tmp_path / "g", **other)
     assert not (tmp_path / "g").exists()
+    settings["scan"] = str(made["scans"]["retain"].path)
+    with pytest.raises(BadInput, match="already holds another scan than"):
+        forecast(made["data"], tmp_path / "f", **settings)
 
 
 def test_a_reference_is_the_base_of_rho_alone(

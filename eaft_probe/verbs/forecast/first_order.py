@@ -23,6 +23,8 @@ from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 
 TENTH = 10  # one in so many rows is held out where there is no --eval-data
+RATIO = ("ratio", "ratio_low", "ratio_high")
+NO_EFFECT = "no effect: its gates are 0 on all tokens"
 REFERENCE = "reference"  # the scan under --reference, within ALIGNMENT
 
 
@@ -40,7 +42,7 @@ def reference_scan(scan: Scan) -> Scan | None:
 def first_order(folder: str | Path, objectives: Sequence[str]) -> pandas.DataFrame:
     """A row for each objective, by default every one: `retain_change` and `eval_change`, the change
     of the two mean nll for a plain gradient step of size 1, and their `ratio`, each with its 95 %
-    interval over examples (`_low`, `_high`).
+    interval over examples (`_low`, `_high`); and a `note`, where it has no effect.
 
     Raises `BadInput` where `folder` is no finished forecast.
     """
@@ -82,7 +84,9 @@ def _row(scan: Scan, name: str, made: dict[str, object]) -> dict[str, object]:
     for figure, of in (("retain_change", 1), ("eval_change", 2)):
         row[figure] = float(sums[:, of].sum() / sums[:, 0].sum())
         row[f"{figure}_low"], row[f"{figure}_high"] = interval(draws[:, of] / draws[:, 0])
-    low, high = interval(draws[:, 1] / draws[:, 2])
     total = sums.sum(0)
-    row |= {"ratio": float(total[1] / total[2]) if total[2] else None}
-    return row | {"ratio_low": low, "ratio_high": high}
+    if not sums[:, 1:].any():
+        return row | dict.fromkeys(RATIO) | {"note": NO_EFFECT}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (total[1] / total[2], *interval(draws[:, 1] / draws[:, 2]))
+    return row | dict(zip(RATIO, ratio, strict=True)) | {"note": ""}

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from eaft_probe.analysis.exact_gradients import scan_identity
 from eaft_probe.data.opening import open_data
@@ -24,10 +23,9 @@ from eaft_probe.model.loading import CausalLM, load_model, resolve_device
 from eaft_probe.objectives.gates import OBJECTIVES
 from eaft_probe.objectives.gates import objective as objective_named
 from eaft_probe.objectives.objective import Objective
-from eaft_probe.objectives.scan_columns import resolved, token_columns
 from eaft_probe.progress import Progress, Silent
+from eaft_probe.quantities import counted_noun, number
 from eaft_probe.scans.alignment import ALIGNMENT, FORECAST, alignment_manifest
-from eaft_probe.scans.keys import sortable
 from eaft_probe.scans.part_writer import write_parquet
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import ForecastSettings, RuleSettings, ScanSettings, make_settings
@@ -35,17 +33,14 @@ from eaft_probe.settings.option import flag
 from eaft_probe.storage.atomic import write_json
 from eaft_probe.storage.remote import Store, without_paths
 from eaft_probe.verbs.forecast import alignment
-from eaft_probe.verbs.forecast.first_order import REFERENCE, by_objective, held_out, reference_scan
+from eaft_probe.verbs.forecast.first_order import REFERENCE, by_objective, held_out
 from eaft_probe.verbs.forecast.frontier import Frontier
 from eaft_probe.verbs.forecast.passes import Rows, read_rows, require_many
+from eaft_probe.verbs.forecast.step_gates import step_gates
 from eaft_probe.verbs.scan.perturbation import Lora, movable
 from eaft_probe.verbs.scan.scan import scan as scan_verb
 
 DEFAULT = [n for n in OBJECTIVES if n not in ("rho", "tail", "sft-kl", "asft")]
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share >= 1e-4 else "below 0.01 %"
 
 
 @dataclass(frozen=True)
@@ -62,12 +57,14 @@ class Forecast:
         return {"path": self.scan.place, **facts, "objectives": by_objective(self.table)}
 
     def __str__(self) -> str:
-        error = max(self.made["check_error"].values())
+        made, error = self.made, 100 * max(self.made["check_error"].values())
         return (
-            f"a step of length {self.made['step_length']:.3g} on "
-            f"{self.made['step_tokens']:,} tokens; retained: {self.made['retain_rows']:,} rows, "
-            f"held out: {self.made['eval_rows']:,} rows; alignment checked on "
-            f"{self.made['made']['checks']:,} tokens, worst error {percent(error)} of the largest"
+            f"a {made['step']} step of length {number(made['step_length'])} on "
+            f"{counted_noun(made['step_tokens'], 'token')}; retained: "
+            f"{counted_noun(made['retain_rows'], 'row')}, held out: "
+            f"{counted_noun(made['eval_rows'], 'row')}; alignment checked on "
+            f"{counted_noun(made['checked_tokens'], 'token')}, worst error {number(error, 2)} % of "
+            f"the largest"
         )
 
     @classmethod
@@ -146,13 +143,13 @@ class _Run:
         return chosen
 
     def _cost(self, objectives: int) -> str:
-        s = self.settings
+        s, plain = self.settings, self.settings.step == "plain"
         return (
             f"this takes a scan of the data and four more of the same cost, gradients of "
             f"{s.eval_tokens:,} tokens each of retained and held-out data, {s.checks} backward "
             f"passes to check, and for each of {objectives} objectives one backward pass of "
             f"{s.step_tokens:,} tokens and two measurements of the retained and held-out data; "
-            f"memory: the weights, one copy and one gradient"
+            f"memory: the weights, one copy and {'one gradient' if plain else 'three gradients'}"
         )
 
     def _require_same(self, config: dict[str, Any]) -> None:
@@ -174,23 +171,34 @@ class _Run:
         return replace(ScanSettings(**{n: getattr(self.settings, n) for n in names}), **changes)
 
     def _scanned(self) -> Scan:
-        taken = self.settings.scan is not None and not (self.out / "manifest.json").exists()
-        if taken:
-            self._take(Scan.open(str(self.settings.scan), verify=True))
+        given, taken = self.settings.scan, not (self.out / "manifest.json").exists()
+        if given is not None:
+            self._take(Scan.open(given, verify=taken))
         try:
             return scan_verb(self.data, self.out, progress=self.progress, **asdict(self._as_scan()))
         except BadInput:
-            if taken:  # it is a scan of something else
+            if given is not None and taken:  # it is a scan of something else
                 shutil.rmtree(self.out)
             raise
 
     def _take(self, finished: Scan) -> None:
-        """Copies the files of a scan into the folder, which is empty. Raises `BadInput`."""
+        """Copies the parts of a scan, and alignment, into the folder, which is empty or has them.
+        Raises `BadInput`."""
+        if (self.out / "manifest.json").exists():
+            if Scan.open(self.out).manifest["parts"] != finished.manifest["parts"]:
+                raise BadInput(
+                    f"{self.out} already holds another scan than {finished.path}; choose another "
+                    f"--out, or remove --scan"
+                )
+            return
         if self.out.exists() and any(self.out.iterdir()):
             raise BadInput(f"{self.out} is not empty; choose another --out")
         self.out.mkdir(parents=True, exist_ok=True)
         for kind in ("tokens", "examples"):
             shutil.copytree(finished.path / kind, self.out / kind)
+        if (finished.path / ALIGNMENT).exists():  # what it is of is compared before it is used
+            unlike = shutil.ignore_patterns("manifest.json", "work", REFERENCE)
+            shutil.copytree(finished.path / ALIGNMENT, self.out / ALIGNMENT, ignore=unlike)
         for name in ("plan.json", "rejected.jsonl", "manifest.json"):
             shutil.copy2(finished.path / name, self.out / name)
 
@@ -256,11 +264,13 @@ class _Run:
                 progress=self.progress,
                 **asdict(self._as_scan(model=s.reference, reference=None, adapter=None, **rule)),
             )
-        facts = {
+        facts: dict[str, Any] = {
             "seed": s.seed,
             "held_out": s.eval_data is None,
+            "step": s.step,
             "step_rows": len(step.numbers),
             "step_tokens": step.tokens,
+            "checked_tokens": min(s.checks, step.tokens),
             "retain_rows": len(retain.numbers),
             "retain_tokens": retain.tokens,
             "eval_rows": len(target.numbers),
@@ -274,11 +284,11 @@ class _Run:
         checks = alignment.checked(scan, model, parameters, step, directions, s.checks, s.seed)
         for name, error in checks.items():
             self.progress.note(
-                f"{name}_alignment of {s.checks:,} tokens against exact backward passes: worst "
-                f"error {percent(error)} of the largest"
+                f"{name}_alignment of {counted_noun(facts['checked_tokens'], 'token')} against "
+                f"exact backward passes: worst error {number(100 * error, 2)} % of the largest"
             )
-        frontier = Frontier(model, parameters, base, step, target, retain, s.seed)
-        gates = {str(o): _gates(scan, o, step) for o in objectives}
+        frontier = Frontier(model, parameters, base, step, target, retain, s.seed, s.step)
+        gates = {str(o): step_gates(scan, o, step) for o in objectives}
         table, length = frontier.table(objectives, gates, self.progress)
         facts |= {"check_error": checks, "step_length": length}
         write_parquet(scan.path / FORECAST, pa.Table.from_pandas(table, preserve_index=False))
@@ -308,43 +318,3 @@ class _Run:
         for sentence in rows.lost:
             self.progress.note(f"{flag(name)}: {sentence}")
         return rows
-
-
-def _gates(scan: Scan, objective: Objective, rows: Rows) -> list[NDArray[np.float32]]:
-    """(T,) gates of each window, from the scan's columns; 0 where nothing is trained. Raises
-    `BadInput` where the scan has other tokens."""
-    base = reference_scan(scan) if objective.name == "rho" else None
-    frozen = resolved(objective, scan, base)
-    key = scan.token_key
-    reads = [*dict.fromkeys([*frozen.reads, *key])]
-    numbers = rows.numbers
-    known, keys = list[NDArray[np.float32]](), list[NDArray[np.complex128]]()
-    for columns in token_columns(scan, reads, base):
-        inside = np.isin(columns["example"], numbers)
-        own = {n: c[inside] for n, c in columns.items()}
-        known.append(np.asarray(frozen(own), np.float32))
-        keys.append(sortable(own, key))
-    gates, places = np.concatenate(known), np.concatenate(keys)
-    return list(_by_window(gates, places, rows, key))
-
-
-def _by_window(
-    gates: NDArray[np.float32], places: NDArray[Any], rows: Rows, key: Sequence[str]
-) -> Iterator[NDArray[np.float32]]:
-    for window, turn in zip(rows.windows, rows.turns, strict=True):
-        at = np.flatnonzero(window.trained)
-        columns = {
-            "example": np.full(len(at), window.example),
-            "turn": np.full(len(at), turn or 0),
-            "position": window.start + at,
-        }
-        wanted = sortable({n: columns[n] for n in key}, key)
-        index = np.searchsorted(places, wanted).clip(max=max(len(places) - 1, 0))
-        if not len(places) or not np.array_equal(places[index], wanted):
-            raise BadInput(
-                f"the scan has other tokens in row {window.example} than were read now; scan the "
-                f"data again"
-            )
-        of_window = np.zeros(len(window.ids), np.float32)
-        of_window[at] = gates[index]
-        yield of_window

@@ -20,7 +20,8 @@ from eaft_probe.errors import NonFinite
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.progress import Progress
-from eaft_probe.verbs.forecast.passes import Floats, Gradient, Rows, gradient, norm, sums_by_row
+from eaft_probe.quantities import number
+from eaft_probe.verbs.forecast.passes import DIRECTIONS, Floats, Gradient, Rows, norm, sums_by_row
 
 WANTED_KL = 1e-4  # nats, of a step of sft on the retained rows
 WITHIN = 1.25  # a factor
@@ -33,7 +34,7 @@ NO_TAIL = "nothing has fallen below the base in a first step, so it drops nothin
 
 @dataclass
 class Frontier:
-    """The models and rows of the measurements. `model` moves, `base` stays."""
+    """The models and rows of the measurements. `model` moves and is restored, `base` stays."""
 
     model: CausalLM
     parameters: Mapping[str, torch.nn.Parameter]
@@ -42,11 +43,16 @@ class Frontier:
     eval_rows: Rows
     retain_rows: Rows
     seed: int
+    kind: str  # of the step, one of DIRECTIONS
     start: Gradient = field(default_factory=dict)
     before: list[Floats] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.start = {n: p.detach().clone() for n, p in self.parameters.items()}
+        own = dict(self.base.whole.named_parameters())  # a new adapter's are none of them
+        self.start = {
+            n: own[n].detach() if n in own else p.detach().clone()
+            for n, p in self.parameters.items()
+        }
         self.before = [sums_by_row(self.model, r) for r in (self.eval_rows, self.retain_rows)]
 
     def table(
@@ -65,23 +71,23 @@ class Frontier:
             own = gates[str(objective)]
             key = b"".join(g.tobytes() for g in own)
             if key not in known:
-                step = gradient(self.model, self.parameters, self.step_rows, own)
+                step = DIRECTIONS[self.kind](self.model, self.parameters, self.step_rows, own)
                 if not found:
                     length = self._length(step, str(objective))
                 known[key] = self._measured(step, length, str(objective))
-                del step  # else two gradients, this and the next, are in memory
+                del step  # else this one and the next are both in memory
             found.append(known[key])
             progress.advance(1, self.step_rows.tokens)
         rows = self._rows(objectives, found)
         return pandas.DataFrame(rows), length
 
     def _length(self, step: Gradient, name: str) -> float:
-        """At which sft's KL is about WANTED_KL."""
+        """At which sft's KL is about WANTED_KL; after MOST_TRIES the next guess."""
         length = FIRST_STEP
         for _ in range(MOST_TRIES):
             sums = self._stepped(step, length, name)[1]
             kl = float(sums[:, 2].sum() / sums[:, 0].sum())
-            if WANTED_KL / WITHIN <= kl <= WANTED_KL * WITHIN:
+            if is_wanted(kl):
                 break
             length *= float(np.clip(math.sqrt(WANTED_KL / max(kl, 1e-12)), 1 / 30, 30))
         return length
@@ -153,6 +159,11 @@ class Frontier:
         return figures
 
 
+def is_wanted(kl: float) -> bool:
+    """Whether a step of sft has the KL that its length was chosen for."""
+    return WANTED_KL / WITHIN <= kl <= WANTED_KL * WITHIN
+
+
 def _mean(weights: Floats, values: Floats, counted: Floats, column: int) -> Floats:
     total: Floats = (weights @ values[:, column]) / (weights @ counted[:, 0])
     return total
@@ -195,6 +206,9 @@ def _note(objective: Objective, row: Mapping[str, Any], half: float | None) -> s
         notes.append("no rate: the interval of the gain, or of that of sft, reaches 0")
     elif half is not None and abs(row["exchange_rate"] / half - 1) > UNSTABLE:
         notes.append(f"unstable: {half:.3g} at half the length")
+    if objective.name == "sft" and not is_wanted(row["retain_kl"]):
+        reached = f"a KL of {number(row['retain_kl'])} nats, not {WANTED_KL:g}"
+        notes.append(f"{MOST_TRIES} lengths were tried, and it has {reached}")
     if objective.anchor is not None:
         notes.append(NO_ANCHOR)
     if objective.name == "tail":
