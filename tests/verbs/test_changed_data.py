@@ -95,6 +95,7 @@ def parts(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("*/part-*")}
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("change", SEEN)
 def test_a_scan_ends_and_goes_on_with_the_old_data(
