@@ -5,23 +5,30 @@ It is the same for every answer, so the differences between the answers' log-lik
 """
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaft_probe import scan
 from eaft_probe.cli import _run
 
+lm_eval = pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'eaft-probe[eval]'")
+from lm_eval.__main__ import cli_evaluate  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+# Without the 14,000 files of tasks that it ships, which it reads in 8 s before every evaluation.
+TASKS = TaskManager(include_defaults=False)
 PAGE = (Path(__file__).parents[2] / "docs/train.md").read_text(encoding="utf-8")
 ASKED = [
     ("Lily had a red ball.", ["She liked to play with it.", "It lid cup was tin."], 0),
@@ -46,7 +53,6 @@ PERPLEXITY = {
 @pytest.fixture
 def choices(tmp_path: Path) -> dict[str, Any]:
     """The page's task, as a file beside its rows and as what it holds."""
-    pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'eaft-probe[eval]'")
     text = next(b for b in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "choices" in b)
     (tmp_path / "choices.yaml").write_text(text)
     rows = [{"question": q, "choices": c, "label": label} for q, c, label in ASKED]
@@ -76,34 +82,36 @@ def conversation(question: str, answer: str) -> dict[str, Any]:
     }
 
 
-def command_of_page(folder: Path) -> dict[str, Any]:
-    """What the page's command writes, run in `folder` without a network; samples by task."""
-    joined = PAGE.replace("\\\n", "")
-    (line,) = re.findall(r"^lm_eval (.*choices\.yaml.*)$", joined, re.MULTILINE)
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    ran = subprocess.run(
-        [sys.executable, "-m", "lm_eval", *shlex.split(line)],
-        cwd=folder,
-        env=os.environ | offline,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    (results,) = folder.rglob("results_*.json")
-    (samples,) = folder.rglob("samples_choices_*.jsonl")
-    rows = [json.loads(row) for row in samples.read_text().splitlines()]
-    return json.loads(results.read_text()) | {"samples": {"choices": rows}}
+@pytest.fixture
+def command_of_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Runs the page's command without a network; what it writes, samples by task."""
+    (line,) = re.findall(r"^lm_eval (.*choices\.yaml.*)$", PAGE.replace("\\\n", ""), re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *shlex.split(line)])
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # which the command sets
+    for config in (datasets.config, constants):
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **given: TASKS)
+
+    def ran() -> dict[str, Any]:
+        cli_evaluate()
+        (results,) = tmp_path.rglob("results_*.json")
+        (samples,) = tmp_path.rglob("samples_choices_*.jsonl")
+        rows = [json.loads(row) for row in samples.read_text().splitlines()]
+        return json.loads(results.read_text()) | {"samples": {"choices": rows}}
+
+    return ran
 
 
 def evaluate(task: dict[str, Any], rows: Path, model_args: str, **given: Any) -> dict[str, Any]:
-    """The same in this process."""
-    from lm_eval import simple_evaluate
-
+    """The same from Python."""
     files = {"data_files": str(rows), "cache_dir": str(rows.parent / "cache")}
-    found: dict[str, Any] = simple_evaluate(
+    found: dict[str, Any] = lm_eval.simple_evaluate(
         "hf",
         f"{model_args},dtype=float32",
         tasks=[task | {"dataset_kwargs": files}],
+        task_manager=TASKS,
         device="cpu",
         batch_size=3,
         bootstrap_iters=0,
@@ -172,9 +180,12 @@ def run(stories: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return train(PAIRS, stories, tmp_path_factory.mktemp("eaft") / "run", "--objective", "eaft")
 
 
-def test_a_run_is_scored_as_it_is(run: str, stories: str, choices: object, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("choices")
+def test_a_run_is_scored_as_it_is(
+    run: str, stories: str, command_of_page: Callable[[], Any], tmp_path: Path
+) -> None:
     (tmp_path / "run").symlink_to(run)
-    harness = command_of_page(tmp_path)
+    harness = command_of_page()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     found, expected = of_answers(harness), all_by_hand(model, tokenizer)
     agree(found, expected)
@@ -184,7 +195,6 @@ def test_a_run_is_scored_as_it_is(run: str, stories: str, choices: object, tmp_p
     differences_agree(found, scanned(ANSWERS, run, tmp_path / "answers"))
 
 
-@pytest.mark.usefixtures("choices")  # which skips without the harness
 def test_the_perplexity_of_a_run(run: str, tmp_path: Path) -> None:
     """The harness puts a <s> before a text, and this tokenizer another unless told not to."""
     rows = [{"text": text} for text in STORIES]
