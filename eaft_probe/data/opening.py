@@ -12,7 +12,8 @@ from eaft_probe.data.sources import Source, open_source
 from eaft_probe.data.units import Selection
 from eaft_probe.errors import BadInput, DataError, RowError
 from eaft_probe.progress import Silent
-from eaft_probe.settings import ScanSettings
+from eaft_probe.settings import DataSettings, ScanSettings
+from eaft_probe.settings.option import flag
 
 SILENT = Silent()
 FORMAT_ROWS = 100  # rows looked at to infer the format; malformed ones come first at times
@@ -27,6 +28,14 @@ def open_data(
     for line in source.notes():
         note(line)
     return source
+
+
+def require_obeyed(source: Source, settings: DataSettings) -> None:
+    """Raises `BadInput` where a setting chooses among parts that the source does not have."""
+    parts = {"split": "splits", "config_name": "configurations", "data_revision": "revisions"}
+    for name, what in parts.items():
+        if settings.changed(name) and not source.obeys(name):
+            raise BadInput(f"{source.name} has no {what}: remove {flag(name)}")
 
 
 def data_format(

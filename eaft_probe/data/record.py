@@ -59,6 +59,10 @@ class Source(ABC):
         """File → its fingerprint alone, where there are files."""
         return {}
 
+    def obeys(self, setting: str) -> bool:
+        """Whether `split`, `config_name` or `data_revision` chooses what is read of it."""
+        return False
+
     def notes(self) -> Sequence[str]:
         """What of the data is not read, a line each; everything else is."""
         return ()

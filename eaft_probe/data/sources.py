@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eaft_probe.data.files.folders import folder_files
+from eaft_probe.data.files.folders import folder_files, matching_files
 from eaft_probe.data.files.options import FileOptions
 from eaft_probe.data.files.readers import KNOWN, SUFFIXES, DataFile, is_data
 from eaft_probe.data.files.tables import without_nulls
@@ -30,6 +30,7 @@ from eaft_probe.storage.remote import HUB_ID, Store, local, name_of
 
 DEMO = Path(__file__).with_name("demo.jsonl")
 DEFAULTS = FileOptions()
+OF_THE_HUB = ("split", "config_name", "data_revision")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
@@ -48,10 +49,16 @@ def require_same_content(source: Source, fingerprint: str) -> None:
 class Files(Source):
     """Rows of one or more files, one after the other."""
 
-    def __init__(self, name: str, files: Sequence[DataFile], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[DataFile],
+        notes: Sequence[str] = (),
+        obeyed: Collection[str] = (),
+    ) -> None:
         self.paths = [Path(file.name) for file in files]
         super().__init__(name, self.paths)
-        self._files, self._notes = files, notes
+        self._files, self._notes, self._obeyed = files, notes, obeyed
 
     def records(self) -> Iterator[Record]:
         row = 0
@@ -62,6 +69,10 @@ class Files(Source):
 
     def notes(self) -> Sequence[str]:
         return [*self._notes, *filter(None, (file.note() for file in self._files))]
+
+    def obeys(self, setting: str) -> bool:
+        of_files = setting == "split" and any(file.split for file in self._files)
+        return of_files or setting in self._obeyed
 
     def fingerprint(self) -> str:
         """sha256 over the content of every file; names and folders do not matter.
@@ -86,19 +97,23 @@ class Files(Source):
 
     @cached_property
     def _fingerprints(self) -> list[str]:
-        return [path_fingerprint(path) for path in self.paths]
+        pairs = zip(self._files, self.paths, strict=True)
+        return [file.fingerprint(path_fingerprint(path)) for file, path in pairs]
 
     def reopened(self) -> "Files":
-        return Files(self.name, self._files, self._notes)
+        return Files(self.name, self._files, self._notes, self._obeyed)
 
 
 class Rows(Source):
     """Rows already in memory or memory-mapped: a list of dictionaries or a `datasets.Dataset`."""
 
-    def __init__(self, name: str, rows: Iterable[object]) -> None:
+    def __init__(self, name: str, rows: Iterable[object], obeyed: Collection[str] = ()) -> None:
         super().__init__(name, (Path(f["filename"]) for f in getattr(rows, "cache_files", ())))
-        self.rows = rows
+        self.rows, self._obeyed = rows, obeyed
         self._fingerprint: str | None = getattr(rows, "_fingerprint", None)  # of `datasets`
+
+    def obeys(self, setting: str) -> bool:
+        return setting in self._obeyed
 
     def records(self) -> Iterator[Record]:
         for row, value in enumerate(self.rows):
@@ -124,7 +139,8 @@ def open_source(data: Any, options: FileOptions = DEFAULTS, revision: str | None
     if data is None:
         return Files("demo", (DataFile.at(DEMO, DEFAULTS),))
     if not isinstance(data, str | Path):
-        return Rows("rows", rows_in_memory(data, options.split))
+        splits = {"split"} if isinstance(data, Mapping) else ()
+        return Rows("rows", rows_in_memory(data, options.split), splits)
     name = str(data)
     require_utf8(name)
     if name == "-":
@@ -133,16 +149,16 @@ def open_source(data: Any, options: FileOptions = DEFAULTS, revision: str | None
         return StandardInput(sys.stdin.buffer, options)
     path = _path(name)
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        return Rows(name, _from_disk(path, options.split))
+        splits = {"split"} if (path / "dataset_dict.json").exists() else ()
+        return Rows(name, _from_disk(path, options.split), splits)
     if path.is_dir():
         return _required(Files(name, *folder_files(path, options)))
     if path.exists():
         return _required(Files(name, (_data_file(name, path, options),)))
     if any(c in name for c in "*?["):
-        paths = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if is_data(p))
-        return _required(Files(name, [DataFile.at(p, options) for p in paths]))
+        return _required(Files(name, *matching_files(str(path), options)))
     if HUB_ID.fullmatch(name) and data_suffix(path) not in SUFFIXES and not path.parent.exists():
-        return Rows(name, _from_hub(name, options, revision))
+        return Rows(name, _from_hub(name, options, revision), OF_THE_HUB)
     raise DataError(f"no such file or folder: {name}")
 
 

@@ -30,7 +30,10 @@ class StandardInput(Source):
             yield Record(row, self.name, line, value)
 
     def fingerprint(self) -> str:
-        return file_fingerprint(self._opened())
+        return self._file.fingerprint(file_fingerprint(self._opened()))
+
+    def obeys(self, setting: str) -> bool:
+        return setting == "split" and bool(self._file.split)
 
     def notes(self) -> Sequence[str]:
         return list(filter(None, (self._file.note(),)))

@@ -58,6 +58,11 @@ class DataSettings(Settings):
         require_delimiter(self.delimiter)
         require_encoding(self.encoding)
 
+    def require_sample(self) -> None:
+        """Raises `BadInput` for a seed that nothing is drawn by."""
+        if self.sample is None and self.changed("seed"):
+            raise BadInput("--seed draws the rows of --sample: add --sample N")
+
     def identity_without(self, *names: str) -> dict[str, object]:
         """All settings but those, for a plan.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.opening import data_format, open_data, require_obeyed, selection
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.rendering.rendered import Rendered
@@ -21,8 +21,10 @@ def render(
     """(row number, rendering) of each rendering of `data`, as a scan with the same settings would
     read it, or why a row has none. Raises `BadInput`."""
     chosen: RenderSettings = make_settings(RenderSettings, settings)
+    chosen.require_sample()
     reading = as_scan(chosen)
     source = open_data(data, reading, (progress or Silent()).note)
+    require_obeyed(source, reading)
     tokenizer = load_tokenizer(
         chosen.model,
         adapter=chosen.adapter,

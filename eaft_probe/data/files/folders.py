@@ -1,8 +1,11 @@
 """Which files of a folder are its data: not what is put beside them."""
 
+import glob
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -29,28 +32,57 @@ _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True
 Notes = list[str]
 
 
-def folder_files(folder: Path, options: FileOptions) -> tuple[list[DataFile], Notes]:
-    """The data files of a folder, in the order of their names, and which files were left out.
+class Found(NamedTuple):
+    """Data files in the order of their names."""
+
+    files: list[DataFile]
+    notes: Notes  # which others were left out
+    obeyed: Collection[str] = ()  # the settings that choose among all of them
+
+
+def folder_files(folder: Path, options: FileOptions) -> Found:
+    """The data files of a folder.
 
     Raises `DataError` where the folder has splits or configurations, and not the one asked for.
     """
-    notes = Notes()
+    notes, obeyed = Notes(), {"config_name", "split"}
     paths = _configured(folder, options, notes)
     if paths is None:
-        found = sorted(folder.rglob("*"))
-        _note_others(folder, [p for p in found if not is_data(p)], notes)
+        found, obeyed = sorted(folder.rglob("*")), set()
+        _note_others(folder, found, notes)
         paths = _without(folder, list(filter(is_data, found)), is_hidden, "hidden", notes)
-        paths = _without(folder, paths, lambda p: p.name.lower() in DESCRIPTIONS, "no rows", notes)
-        paths = _of_split(folder, paths, options.split, notes)
+        paths = _without(folder, paths, _only_describes, "no rows", notes)
+        if splits := set(filter(None, map(split_of, _names(folder, paths)))):
+            paths, obeyed = _of_split(folder, paths, splits, options.split, notes), {"split"}
     if other := next((path for path in paths if not is_data(path)), None):
         raise DataError(f"{folder}: its README.md lists {other.name}; expected one of {KNOWN}")
+    return Found(_opened(paths, options, notes), notes, obeyed)
+
+
+def matching_files(pattern: str, options: FileOptions) -> Found:
+    """The data files that a glob matches, but none of a folder that it matches."""
+    found, notes = sorted(map(Path, glob.glob(pattern, recursive=True))), Notes()
+    folder = Path(os.path.commonpath([path.parent for path in found])) if found else Path()
+    entered = {parent for path in found for parent in path.parents}
+    folders = [path for path in found if path.is_dir() and path not in entered]
+    _without(folder, folders, lambda _: True, "a folder", notes)
+    _note_others(folder, [path for path in found if path not in folders], notes)
+    paths = _without(folder, list(filter(is_data, found)), _only_describes, "no rows", notes)
+    return Found(_opened(paths, options, notes), notes)
+
+
+def _only_describes(path: Path) -> bool:
+    return path.name.lower() in DESCRIPTIONS
+
+
+def _opened(paths: Iterable[Path], options: FileOptions, notes: Notes) -> list[DataFile]:
     files = list[DataFile]()
     for path in paths:
         try:
             files.append(DataFile.at(path, options))
         except DataError as error:  # a .zip of something else
             notes.append(f"left out: {error}")
-    return files, notes
+    return files
 
 
 def _without(
@@ -69,9 +101,9 @@ def _without(
     return [path for path, name in names.items() if not is_left_out(name)]
 
 
-def _note_others(folder: Path, others: Iterable[Path], notes: Notes) -> None:
+def _note_others(folder: Path, found: Iterable[Path], notes: Notes) -> None:
     """Notes what is no data, but might be meant as such. A README is never."""
-    names = ((path, path.relative_to(folder)) for path in others)
+    names = ((path, path.relative_to(folder)) for path in found if not is_data(path))
     seen = [path for path, name in names if not is_hidden(name) and name.name != "README.md"]
     rest = _without(folder, seen, lambda n: (folder / n).is_file(), "unknown type", notes)
     _without(folder, rest, lambda n: (folder / n).is_symlink(), "a link", notes)
@@ -94,17 +126,20 @@ def split_of(name: Path) -> str | None:
     return None
 
 
-def _of_split(folder: Path, paths: list[Path], split: str, notes: Notes) -> list[Path]:
-    """The files of a split. Where none names the first, `train`, those that name no split."""
-    splits = {split_of(path.relative_to(folder)) for path in paths}
-    if splits <= {None}:
-        return paths
+def _of_split(
+    folder: Path, paths: list[Path], splits: Collection[str], split: str, notes: Notes
+) -> list[Path]:
+    """The files of one of the splits. Where none is the first, `train`, those that name none."""
     wanted = SPLITS.get(split, split)
     chosen = None if wanted == "train" and wanted not in splits else wanted
-    if chosen not in splits:
-        raise _no_split(folder, split, sorted(filter(None, splits)))
+    if chosen not in map(split_of, _names(folder, paths)):
+        raise _no_split(folder, split, sorted(splits))
     why = f"not of split {split!r}; see --split"
     return _without(folder, paths, lambda p: split_of(p) != chosen, why, notes)
+
+
+def _names(folder: Path, paths: Iterable[Path]) -> Iterator[Path]:
+    return (path.relative_to(folder) for path in paths)
 
 
 def _no_split(folder: Path, split: str, available: Iterable[str]) -> DataError:

@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 
 from eaft_probe.data.files import lines
 from eaft_probe.data.files.lines import Read, parse_json, read_lines
-from eaft_probe.data.files.unpacking import BUFFER, BrokenFile
+from eaft_probe.data.files.unpacking import BrokenFile
 from eaft_probe.data.formats import FORMATS
 from eaft_probe.errors import RowError
 
@@ -140,20 +140,23 @@ def _begin(file: BufferedReader) -> tuple[bytes, _Start]:
 
 @dataclass(frozen=True, slots=True)
 class JsonLayout:
-    """How the rows of a file lie in it; which of its members is read, and which are not."""
+    """How the rows of a file lie in it; which of its members is read, and which are not.
+
+    `split`: the name of that member, where it is one of several or named as a split.
+    """
 
     read: Callable[[BufferedReader], Read]
     part: str = ""
     left_out: Sequence[str] = ()
+    split: str = ""
 
 
 def json_layout(file: BufferedReader, split: str) -> JsonLayout:
     """How to read a file of JSON. Raises `BrokenFile`, also where it has no such split."""
-    second_line = [line for line in file.peek(BUFFER).splitlines() if not line.isspace()][1:2]
     first, start = _begin(file)
     if first == b"[":
         return JsonLayout(_read_array)
-    if first != b"{" or any(map(_is_object, second_line)):
+    if first != b"{":
         return JsonLayout(read_lines)
     outline = _outline(file, start)
     if not outline.alone:
@@ -161,16 +164,11 @@ def json_layout(file: BufferedReader, split: str) -> JsonLayout:
     if outline.arrays and not outline.is_row:
         name = outline.chosen(split)
         others = [n for n in outline.names if n != name]
-        return JsonLayout(partial(_read_part, start=outline.arrays[name]), name, others)
+        is_split = len(outline.arrays) > 1 or name in SPLIT_NAMES
+        read = partial(_read_part, start=outline.arrays[name])
+        return JsonLayout(read, name, others, name if is_split else "")
     by_id = outline.names and outline.only_objects and not outline.is_row
     return JsonLayout(_read_by_id if by_id else _read_objects)
-
-
-def _is_object(text: bytes) -> bool:
-    try:
-        return isinstance(parse_json(text), dict)
-    except RowError:
-        return False
 
 
 def _read_array(file: BufferedReader) -> Read:

@@ -13,6 +13,7 @@ Value = Any  # of a row: bytes of JSON, a parsed row, or the `RowError` that it 
 Read = Iterator[tuple[int | None, Value]]  # with the line where it begins
 
 LONGEST_ROW = 10_000_000  # bytes of a line, paragraph or field; tokens take 100 times that
+FIRST_LINES = 99  # that tell whether a .json holds JSON lines
 DEEPEST = 100  # levels of nesting in a row; what walks it calls itself for each of them
 ENCODING_HINT = "if it is an older Windows file, try --encoding cp1252"
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
@@ -64,6 +65,31 @@ def read_lines(file: IO[bytes]) -> Read:
     for number, line in numbered(file):
         if isinstance(line, RowError) or not line.isspace():
             yield number, line
+
+
+def are_json_lines(file: IO[bytes]) -> bool:
+    """Whether half of the first lines are objects, so that the very first may be broken.
+
+    Other JSON has a line with a bracket or a comma before and behind each such line, so an odd
+    number of lines is looked at. An array that is cut may lack the last. One line may be anything.
+    """
+    first, size = list[bytes](), 0
+    for line in iter(partial(file.readline, LONGEST_ROW + 1), b""):
+        size += len(line)
+        if len(line) > LONGEST_ROW or len(first) == FIRST_LINES:
+            break
+        first += [] if line.isspace() else [line.strip()]
+        if size > LONGEST_ROW and len(first) > 1 and len(first) % 2:
+            break
+    most = 2 * sum(map(_is_object, first)) - len(first)
+    return len(first) > 1 and (most > 0 or (most == 0 and first[0].startswith(b"{")))
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        return text.startswith(b"{") and isinstance(parse_json(text), dict)
+    except RowError:
+        return False
 
 
 def read_paragraphs(file: IO[bytes]) -> Read:

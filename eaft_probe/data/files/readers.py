@@ -4,6 +4,7 @@ What a file may hold is bounded by construction: a row has a length and a depth.
 """
 
 import csv
+import hashlib
 import io
 import lzma
 import zipfile
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from eaft_probe.data.files.delimited import read_delimited
 from eaft_probe.data.files.json_values import JsonLayout, json_layout
-from eaft_probe.data.files.lines import Read, read_lines, read_paragraphs
+from eaft_probe.data.files.lines import Read, are_json_lines, read_lines, read_paragraphs
 from eaft_probe.data.files.options import FileOptions
 from eaft_probe.data.files.tables import read_arrow, read_parquet
 from eaft_probe.data.files.unpacking import BrokenFile, as_utf8, data_suffix, unpacked, zip_member
@@ -79,8 +80,24 @@ class DataFile:
         others = ", ".join(self._layout.left_out)
         return f"{self.name}: read the rows of {self._layout.part!r}, left out {others}"
 
+    @property
+    def split(self) -> str:
+        """The split that is read, where the file has splits."""
+        return self._layout.split if self.suffix == ".json" else ""
+
+    def fingerprint(self, content: str) -> str:
+        """That of the content, and of the split that is read: two of one file are not the same."""
+        return (
+            hashlib.sha256(f"{content}/{self.split}".encode()).hexdigest()
+            if self.split
+            else content
+        )
+
     @cached_property
     def _layout(self) -> JsonLayout:
+        with self._readable() as file:
+            if are_json_lines(as_utf8(file, self.options.encoding)):
+                return JsonLayout(read_lines)
         with self._readable() as file:
             return json_layout(as_utf8(file, self.options.encoding), self.options.split)
 

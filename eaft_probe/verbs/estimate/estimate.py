@@ -13,7 +13,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from eaft_probe.data.formats import RowFormat
-from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.opening import data_format, open_data, require_obeyed, selection
 from eaft_probe.data.reading import Reader
 from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
@@ -84,6 +84,7 @@ def estimate(data: Any = None, *, progress: Progress | None = None, **settings: 
     chosen: EstimateSettings = make_settings(EstimateSettings, settings)
     progress = progress or Silent()
     source = open_data(data, chosen, progress.note)
+    require_obeyed(source, chosen)
     row_format = data_format(source, chosen, EXAMPLE_COLUMNS)
     progress.note(f"counting the rows of {source.name}")
     units = UnitPlan.of(source, selection(chosen), chosen.rows_per_unit)

@@ -167,7 +167,8 @@ class _Run:
     # --- the scan ---
 
     def _as_scan(self, **changes: Any) -> ScanSettings:
-        names = [f.name for f in fields(ScanSettings)]
+        names = {f.name for f in fields(ScanSettings)}
+        names -= {"seed"} if self.settings.sample is None else set()  # it draws no rows
         return replace(ScanSettings(**{n: getattr(self.settings, n) for n in names}), **changes)
 
     def _scanned(self) -> Scan:

@@ -13,7 +13,7 @@ from typing import Any
 
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.formats import Example, RowFormat
-from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.opening import data_format, open_data, require_obeyed, selection
 from eaft_probe.data.prompts import Prompt, Prompts, json_line
 from eaft_probe.data.reading import Reader, Rejected
 from eaft_probe.data.record import Record
@@ -106,6 +106,7 @@ def rollout(
     progress = progress or Silent()
     reading = as_scan(chosen)
     source = open_data(data, reading, progress.note)
+    require_obeyed(source, reading)
     files = RolloutFiles(_writable(Path(out), data))
     row_format = data_format(source, reading)
     units = UnitPlan.of(source, selection(reading), chosen.rows_per_unit)

@@ -18,7 +18,7 @@ from eaft_probe.analysis.calibration import rule_of
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.statistics import chosen_statistics
 from eaft_probe.data.formats import RowFormat
-from eaft_probe.data.opening import data_format, open_data, selection
+from eaft_probe.data.opening import data_format, open_data, require_obeyed, selection
 from eaft_probe.data.sources import require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
 from eaft_probe.engines import ENGINES
@@ -70,6 +70,7 @@ def scan(
     """
     name = {"model": model} if isinstance(model, str) else {}
     chosen: ScanSettings = make_settings(ScanSettings, settings | name)
+    chosen.require_sample()
     progress = progress or Silent()
     ranks = ranks_of(chosen.engine, chosen.device, chosen.tp)
     progress = Silent() if ranks.rank else progress
@@ -113,6 +114,7 @@ def _scan(
 ) -> Scan:
     require_outside(out, data)
     source = open_data(data, settings, progress.note)
+    require_obeyed(source, settings)
     row_format = data_format(source, settings, EXAMPLE_COLUMNS)
     units = UnitPlan.of(source, selection(settings), settings.rows_per_unit)
     chosen_statistics(settings.statistics, settings.reference is not None)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from eaft_probe.data.opening import open_data
+from eaft_probe.data.opening import open_data, require_obeyed
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import require_outside
 from eaft_probe.errors import ProbeError, one_line
@@ -120,6 +120,8 @@ def _rows(
 ) -> Rows:
     reading = as_scan(settings)
     source = open_data(data, reading, progress.note)
+    if settings.eval_data is None:  # which is read with the same settings
+        require_obeyed(source, reading)
     return Rows.read(source, reading, model, scans.features(source, reading, model), cache)
 
 

@@ -47,6 +47,26 @@ def test_what_might_be_data_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_glob_matches_besides_data_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path, name, jsonl(ROWS))
+    for name in ("c.xlsx", "README.md", "dataset_infos.json", "sub/more.jsonl"):
+        write(tmp_path, name, b"{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for pattern in (f"{tmp_path}/*", "~/*"):
+        assert read(Path(pattern)) == ROWS + ROWS
+        assert notes(Path(pattern)).splitlines() == [
+            f"{tmp_path}: left out sub (a folder)",
+            f"{tmp_path}: left out c.xlsx (unknown type)",
+            f"{tmp_path}: left out dataset_infos.json (no rows)",
+        ]
+    assert notes(tmp_path / "**").count("left out") == 2  # it enters the folder
+    assert notes(tmp_path / "*.jsonl") == ""
+    assert "left out c.xlsx (unknown type)" in refusal(tmp_path / "*.xlsx")
+
+
 def test_a_folder_may_be_hidden_itself(tmp_path: Path) -> None:
     write(tmp_path, ".cache/data.jsonl", jsonl(ROWS))
     assert read(tmp_path / ".cache") == ROWS

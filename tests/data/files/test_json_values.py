@@ -168,6 +168,13 @@ def test_an_object_of_splits_gives_the_split(tmp_path: Path) -> None:
     assert "available: train, test (--split)" in refusal(path, split="dev")
 
 
+def test_two_splits_of_a_file_are_two_data_sets(tmp_path: Path) -> None:
+    path = write(tmp_path, "d.json", json.dumps({"train": ROWS, "test": ROWS}).encode())
+    prints = [open_source(path, FileOptions(split=s)).fingerprint() for s in ("train", "test")]
+    assert prints[0] != prints[1]
+    assert prints[0] == open_source(path).fingerprint()
+
+
 def test_one_split_is_not_another(tmp_path: Path) -> None:
     path = write(tmp_path, "d.json", json.dumps({"test": QA}).encode())
     assert "available: test (--split)" in refusal(path)
@@ -213,10 +220,30 @@ def test_objects_one_after_the_other(tmp_path: Path) -> None:
     assert "line 5" in refusal(write(tmp_path, "cut.json", content[:-1]))
 
 
-def test_json_lines_may_begin_with_a_broken_one(tmp_path: Path) -> None:
-    broken, *rows = read(write(tmp_path, "d.json", b"{broken\n" + jsonl(ROWS)))
-    assert rows == ROWS
-    assert "malformed" in broken
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"{broken\n",
+        b'{"question": "cut\n{"answer":\n',
+        b'{"question": "cut\n{"answer": "}"\n',
+        b'[{"question": "a"}\n',
+        b'{"question": "' + b"x" * 300_000 + b"\n",
+        b'{"question": "cut\n' + jsonl([{"question": "x" * 300_000}]),
+    ],
+)
+def test_json_lines_may_begin_with_broken_ones(tmp_path: Path, first: bytes) -> None:
+    rows = read(write(tmp_path, "d.json", first + jsonl(ROWS)))
+    assert rows[-len(ROWS) :] == ROWS
+    assert "malformed" in rows[0]
+    assert len(rows) == first.count(b"\n") + len(ROWS)
+
+
+@pytest.mark.parametrize("of_one", [b'[[\n{"a": 1}\n]]', b'{"data": [\n{"a": 1}\n]}'])
+def test_lines_within_other_json_are_no_json_lines(tmp_path: Path, of_one: bytes) -> None:
+    """However many there are, fewer than half of the lines are objects."""
+    assert len(read(write(tmp_path, "one.json", of_one))) == 1
+    many = b"[" + b",".join([of_one] * 200) + b"]"
+    assert len(read(write(tmp_path, "many.json", many))) == 200
 
 
 @pytest.mark.parametrize("cut", [40, 120])
