@@ -15,6 +15,7 @@ import torch
 from eaft_probe.columns.measure import (
     LogitSlice,
     Reference,
+    Scratch,
     TokenColumns,
     full_precision,
     logit_chunks,
@@ -73,9 +74,10 @@ def gated_logit_loss(
     gradient, objective = logits.detach(), objective.within(logits.shape[1])
     logprob = logits.new_zeros(len(logits), dtype=torch.float32)
     gate = torch.zeros_like(logprob)
+    scratch = Scratch()
     with torch.no_grad(), full_precision(logits):
         for part in slices(gradient):
-            d = LogitSlice(gradient[part].float(), labels[part])
+            d = LogitSlice(gradient[part].float(), labels[part], scratch=scratch)
             logprob[part] = d.logprob
             gate[part] = objective({n: STATISTICS[n].compute(d) for n in objective.reads})
             gradient[part] = d.logit_gradient().mul_(gate[part, None] / count)
@@ -122,7 +124,7 @@ class _Sums:
     ) -> None:
         self.head, self.hidden = replace(head, weight=head.weight.detach()), hidden.detach()
         self.objective, self.count, self.base = objective, count, base
-        self.reference_logits = reference_slices(reference)
+        self.reference_logits, self.scratch = reference_slices(reference), Scratch()
         self.d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         # Added up in float32 whatever the weights' type: a sum over chunks in bfloat16 stalls.
         self.d_weight, self.d_bias = (
@@ -143,6 +145,7 @@ class _Sums:
                 self.hidden[part],
                 self.head,
                 next(self.reference_logits),
+                self.scratch,
             )
             self.logprob[part] = d.logprob
             self.gate[part] = gate = self.objective(
