@@ -220,6 +220,7 @@ def forecast(
     *,
     progress: Progress | None = ...,
     objective: list[str] = ...,
+    set: dict[str, Any] = ...,
     retain_data: str | None = ...,
     eval_data: str | None = ...,
     eval_tokens: int = ...,

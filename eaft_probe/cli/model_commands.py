@@ -176,13 +176,13 @@ def forecast(
 
 
 def _finished_forecast(folder: str, given: Given, as_json: bool, check: Check | None) -> None:
-    if others := sorted({*given} - {"objective"}):
+    if others := sorted({*given} - {"objective", "set"}):
         raise BadInput(f"{folder} is a finished forecast: remove {flag(others[0])}")
     from eaft_probe.verbs.forecast.first_order import by_objective, first_order
     from eaft_probe.view.terminal import show_frame
 
     settings: ForecastSettings = make_settings(ForecastSettings, given)
-    table = first_order(folder, settings.objective)
+    table = first_order(folder, settings.objective, settings.set)
     summary = {"path": folder, "objectives": by_objective(table)}
     print_summary(summary, as_json, check, lambda _: show_frame(console(), table))
 

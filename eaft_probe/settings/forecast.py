@@ -1,7 +1,7 @@
 """The settings of `forecast`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from eaft_probe.errors import BadInput
 from eaft_probe.settings.option import Panel, Settings, option
@@ -20,6 +20,7 @@ class FrontierSettings(Settings):
         [],
         unset="those that need neither a reference nor an anchor",
     )
+    set: dict[str, Any] = option("fields of the objectives, name=value,…", {})
     retain_data: str | None = option("data that must not be forgotten")
     eval_data: str | None = option(
         "held-out data of the same kind", unset="a tenth of DATA's rows, left out of the step"

@@ -253,6 +253,29 @@ def test_first_order_is_the_sum_over_the_column(made: dict[str, Any]) -> None:
     assert found["ratio"] == pytest.approx(found["retain_change"] / found["eval_change"])
 
 
+def test_set_gives_the_objectives_their_fields(made: dict[str, Any], tmp_path: Path) -> None:
+    """As `plot gradients --set` does; the same fields have one gate, however they are asked for."""
+    folder = made["done"].scan.path
+    found = first_order(folder, ["qlog", "profit"], {"q": 1, "threshold": 2}).set_index("objective")
+    assert found.index.tolist() == ["qlog q=1", "profit threshold=2"]
+    wanted = first_order(folder, ["dft"])["retain_change"][0]
+    assert found.loc["qlog q=1", "retain_change"] == pytest.approx(wanted, rel=1e-6)
+    with pytest.raises(BadInput, match="--set alpa: no objective here has that field"):
+        first_order(folder, ["eaft"], {"alpa": 2})
+    own = {"scan": str(folder), "objective": ["qlog"], "set": {"q": "1"}}
+    done = forecast(made["data"], tmp_path / "f", **made["settings"] | own)
+    rates = done.table.set_index("objective")["exchange_rate"]
+    dft = made["done"].table.set_index("objective").loc["dft", "exchange_rate"]
+    assert rates["qlog q=1"] == pytest.approx(dft, rel=1e-3)
+
+
+def test_gates_of_0_have_no_effect(made: dict[str, Any]) -> None:
+    found = first_order(made["done"].scan.path, ["profit", "sft"], {"threshold": 2})
+    assert found["note"].tolist() == ["no effect: its gates are 0 on all tokens", ""]
+    assert found["retain_change"][0] == found["eval_change_high"][0] == 0
+    assert found["ratio"].isna().tolist() == [True, False]
+
+
 # --- files ---
 
 

@@ -9,7 +9,7 @@ class more, in the file of what its gate sees.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 
@@ -20,7 +20,15 @@ from eaft_probe.objectives.gates import by_entropy, by_probability, by_scan, wit
 from eaft_probe.objectives.gates.entry import OBJECTIVES
 from eaft_probe.objectives.objective import Anchor, Columns, Objective
 
-__all__ = ["OBJECTIVES", "Anchor", "Columns", "Objective", "objective", "settable"]
+__all__ = [
+    "OBJECTIVES",
+    "Anchor",
+    "Columns",
+    "Objective",
+    "chosen_objectives",
+    "objective",
+    "settable",
+]
 
 
 def objective(name: str, values: Mapping[str, object] | None = None) -> Objective:
@@ -52,6 +60,30 @@ def objective(name: str, values: Mapping[str, object] | None = None) -> Objectiv
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             raise BadInput(f"objective {name!r}: {key} is a finite number from 0, found {value:g}")
     return objective
+
+
+def chosen_objectives(
+    names: Sequence[str | Objective], values: Mapping[str, object] | None = None
+) -> list[Objective]:
+    """The objectives of those names, each with those of the values that are fields of it.
+
+    Raises `UnknownName` and `BadInput`, also for a value that is no field of any.
+    """
+    names, values = [names] if isinstance(names, str) else names, values or {}
+    of_name = {n: settable(OBJECTIVES[n]) for n in names if isinstance(n, str)}
+    known = {field for of_one in of_name.values() for field in of_one}
+    for key in values:
+        if key not in known:
+            raise BadInput(
+                f"--set {key}: no objective here has that field; they have "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+    return [
+        objective(n, {k: v for k, v in values.items() if k in of_name[n]})
+        if isinstance(n, str)
+        else n
+        for n in names
+    ]
 
 
 def settable(kind: type[Objective]) -> list[str]:

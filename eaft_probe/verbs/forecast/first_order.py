@@ -5,7 +5,7 @@ aligned with by −η / N · Σ g_t a_t: a gate, a mask or a dropped row is a fa
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from eaft_probe.analysis.bootstrap import interval, resampled, sums_of_pieces
 from eaft_probe.analysis.stratified_sample import hash_bits
 from eaft_probe.errors import BadInput
-from eaft_probe.objectives.gates import OBJECTIVES
-from eaft_probe.objectives.gates import objective as objective_named
+from eaft_probe.objectives.gates import OBJECTIVES, chosen_objectives
+from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
 from eaft_probe.scans.alignment import ALIGNMENT, ALIGNMENT_COLUMNS, alignment_manifest, unfinished
 from eaft_probe.scans.keys import Arrays
@@ -39,10 +39,15 @@ def reference_scan(scan: Scan) -> Scan | None:
     return open_base(folder, "rho") if folder.exists() else None
 
 
-def first_order(folder: str | Path, objectives: Sequence[str]) -> pandas.DataFrame:
+def first_order(
+    folder: str | Path,
+    objectives: Sequence[str] = (),
+    set: Mapping[str, object] | None = None,
+) -> pandas.DataFrame:
     """A row for each objective, by default every one: `retain_change` and `eval_change`, the change
     of the two mean nll for a plain gradient step of size 1, and their `ratio`, each with its 95 %
-    interval over examples (`_low`, `_high`); and a `note`, where it has no effect.
+    interval over examples (`_low`, `_high`); and a `note`, where it has no effect. `set`: fields of
+    the objectives.
 
     Raises `BadInput` where `folder` is no finished forecast.
     """
@@ -51,7 +56,7 @@ def first_order(folder: str | Path, objectives: Sequence[str]) -> pandas.DataFra
     if not made or made["made"] is None:
         raise unfinished(folder)
     names = objectives or [n for n in OBJECTIVES if n != "rho" or reference_scan(scan)]
-    return pandas.DataFrame([_row(scan, name, made) for name in names])
+    return pandas.DataFrame([_row(scan, o, made) for o in chosen_objectives(names, set)])
 
 
 def by_objective(table: pandas.DataFrame) -> dict[str, dict[str, object]]:
@@ -60,15 +65,15 @@ def by_objective(table: pandas.DataFrame) -> dict[str, dict[str, object]]:
     return {r["objective"]: {k: v for k, v in r.items() if k != "objective"} for r in rows}
 
 
-def _row(scan: Scan, name: str, made: dict[str, object]) -> dict[str, object]:
-    compares = "reference_logprob" in objective_named(name).reads
+def _row(scan: Scan, objective: Objective, made: dict[str, object]) -> dict[str, object]:
+    compares = "reference_logprob" in objective.reads
     base = reference_scan(scan) if compares else None  # of the others the scan is its own base
     if compares and base is None:
         raise BadInput(
-            f"objective {name!r} compares with a reference model, and {scan.path} was made without "
-            f"--reference; make it anew with one"
+            f"objective {objective.name!r} compares with a reference model, and {scan.path} was "
+            f"made without --reference; make it anew with one"
         )
-    frozen = resolved(objective_named(name), scan, base)
+    frozen = resolved(objective, scan, base)
     reads = [*dict.fromkeys([*frozen.reads, *ALIGNMENT_COLUMNS, "example"])]
 
     def values(columns: Arrays) -> NDArray[np.float64]:

@@ -20,8 +20,7 @@ from eaft_probe.analysis.exact_gradients import scan_identity
 from eaft_probe.data.opening import open_data
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model, resolve_device
-from eaft_probe.objectives.gates import OBJECTIVES
-from eaft_probe.objectives.gates import objective as objective_named
+from eaft_probe.objectives.gates import OBJECTIVES, chosen_objectives
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.quantities import counted_noun, number
@@ -136,8 +135,8 @@ class _Run:
         return Forecast.open(scan.path)
 
     def _objectives(self) -> list[Objective]:
-        names = dict.fromkeys(["sft", *(self.settings.objective or DEFAULT)])
-        chosen = [objective_named(name) for name in names]
+        names = [*dict.fromkeys(["sft", *(self.settings.objective or DEFAULT)])]
+        chosen = chosen_objectives(names, self.settings.set)
         if self.settings.reference is None and "rho" in names:
             raise BadInput("objective 'rho' compares with a reference model; give --reference M")
         return chosen
@@ -206,7 +205,7 @@ class _Run:
     def _config(self, objectives: Sequence[Objective]) -> dict[str, Any]:
         """What a rerun must repeat, besides the scan. Raises `BadInput` for data that cannot be
         opened, before the long work."""
-        free = {"overwrite", "workers", "threads", "engine", "address", "scan"}
+        free = {"overwrite", "workers", "threads", "engine", "address", "scan", "set"}
         config = {k: v for k, v in without_paths(asdict(self.settings)).items() if k not in free}
         config["objective"] = [str(o) for o in objectives]
         for name in ("retain_data", "eval_data"):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
+from eaft_probe.objectives.gates import chosen_objectives
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.scans.scan import Scan
 from eaft_probe.view.labels import caption, names, percent
@@ -21,7 +22,7 @@ from eaft_probe.view.plots.chart import (
     open_scans,
     plot,
 )
-from eaft_probe.view.plots.gradients import chosen, gated, objective_notes
+from eaft_probe.view.plots.gradients import gated, objective_notes
 
 Floats = NDArray[np.float64]
 BINS, LARGEST = 200, 4.0  # of the gates' histogram; a larger gate counts as the largest
@@ -44,7 +45,7 @@ def gates(
 
     Arguments as in `gradients`.
     """
-    opened, objectives = open_scans(scans), chosen(objective, set)
+    opened, objectives = open_scans(scans), chosen_objectives(objective, set)
     labels = [(name, str(o)) for name in names(opened) for o in objectives]
     sums = [_sums(scan, o, base_scan) for scan in opened for o in objectives]
     tables = [_table(s, *label) for (s, _), label in zip(sums, labels, strict=True)]

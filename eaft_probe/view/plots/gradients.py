@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput
-from eaft_probe.objectives.gates import OBJECTIVES, objective, settable
+from eaft_probe.objectives.gates import chosen_objectives
 from eaft_probe.objectives.gates.by_entropy import MaskedSft
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
@@ -78,7 +78,7 @@ def gradients(
                 "--base-scan or --zoom"
             )
         return compared(opened[0])
-    objectives = chosen(objective, set)
+    objectives = chosen_objectives(objective, set)
     grid = Grid.of(opened, step(max(map(token_count, opened)) // COARSER), zoom)
     maps = [
         _map(grid, s, name, o, norm, base_scan)
@@ -88,29 +88,6 @@ def gradients(
     note = f"{caption(opened)} {norm}: norm of gate · d nll. {objective_notes(objectives)}"
     note += f"Grey: fewer than {FOR_A_MEAN} tokens. {BOUNDS}"
     return _draw(grid, maps, len(opened), norm, note)
-
-
-def chosen(
-    objectives: Sequence[str | Objective], settings: Mapping[str, object] | None
-) -> list[Objective]:
-    """The objectives by name, each with those of the settings that it has."""
-    if isinstance(objectives, str):
-        objectives = [objectives]
-    settings = settings or {}
-    fields = {o: settable(OBJECTIVES[o]) for o in objectives if isinstance(o, str)}
-    known = {field for names in fields.values() for field in names}
-    for key in settings:
-        if key not in known:
-            raise BadInput(
-                f"--set {key}: no objective here has that field; they have "
-                f"{', '.join(sorted(known)) or 'none'}"
-            )
-    return [
-        objective(o, {k: v for k, v in settings.items() if k in fields[o]})
-        if isinstance(o, str)
-        else o
-        for o in objectives
-    ]
 
 
 def objective_notes(objectives: Sequence[Objective]) -> str:
