@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -28,6 +29,7 @@ class Audited:
     """Scored tokens, each with `seed`, `example`, `changed`, and the scores of `TOKENS`."""
 
     name: str
+    scan: Scan
     tokens: pandas.DataFrame
 
 
@@ -37,7 +39,7 @@ ROWS = ("conflicts", "perplexity", "upd")
 
 def audit(bench: Bench) -> Iterator[Finding]:
     """Precision and recall of the flags, and of each ranking at as many flagged; AUROC of all."""
-    for made in (_numbers, _names, _demo):
+    for made in (numbers, names, _demo):
         audited = made(bench)
         yield from _findings(audited.name, "token", audited.tokens, TOKENS)
         yield from _findings(audited.name, "row", _by_row(audited.tokens), ROWS)
@@ -49,13 +51,13 @@ def _findings(
     seeds = [g for _, g in frame.groupby("seed")]
     by_chance = [float(g["changed"].mean()) for g in seeds]
     for score in scores:
-        row, measured = f"{name}, {what} by {score}", [_against(g, score, scores[0]) for g in seeds]
+        row, measured = f"{name}, {what} by {score}", [against(g, score, scores[0]) for g in seeds]
         yield over_seeds(6, row, "changed", by_chance, "%", SHARE)
         for at, column in enumerate(("precision", "recall", "AUROC")):
             yield over_seeds(6, row, column, [m[at] for m in measured], within=SHARE)
 
 
-def _against(frame: pandas.DataFrame, score: str, flags: str) -> tuple[float, float, float]:
+def against(frame: pandas.DataFrame, score: str, flags: str) -> tuple[float, float, float]:
     """A score's precision and recall at as many as the rule flags, and its AUROC."""
     changed, count = frame["changed"].to_numpy(bool), int((frame[flags] > 0).sum())
     found = int(changed[np.argsort(-frame[score].to_numpy(float), kind="stable")[:count]].sum())
@@ -63,10 +65,10 @@ def _against(frame: pandas.DataFrame, score: str, flags: str) -> tuple[float, fl
         found = int(changed[frame[flags].to_numpy() > 0].sum())
     precision = found / count if count else math.nan
     recall = found / changed.sum() if changed.any() else math.nan
-    return precision, recall, _auroc(frame[score].to_numpy(float), changed)
+    return precision, recall, auroc(frame[score].to_numpy(float), changed)
 
 
-def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     """The chance that a changed one scores above another; ties count half."""
     n, m = int(positive.sum()), int((~positive).sum())
     ranks = pandas.Series(score).rank().to_numpy()
@@ -86,21 +88,21 @@ def _by_row(tokens: pandas.DataFrame) -> pandas.DataFrame:
 # --- what is audited ---
 
 
-def _numbers(bench: Bench) -> Audited:
+def numbers(bench: Bench, **settings: Any) -> Audited:
     """GSM8K with a number in every other answer drawn anew, of as many digits."""
     rows = drawn(gsm8k(bench.data), bench.form.seeds * bench.form.audited)
     for at, row in enumerate(rows):
         _tamper(row, row["messages"][-1], NUMBER, _other_number, at)
-    return _audited("gsm8k", rows, bench, bench.model)
+    return _audited("gsm8k", rows, bench, bench.model, **settings)
 
 
-def _names(bench: Bench) -> Audited:
+def names(bench: Bench, **settings: Any) -> Audited:
     """The story model's own stories with a name in every other one exchanged for another."""
     rows = [row for row in sampled(bench) if NAME.search(row["completion"])]
     rows = rows[: bench.form.seeds * bench.form.audited]
     for at, row in enumerate(rows):
         _tamper(row, row, NAME, _other_name, at)
-    return _audited("stories", rows, bench, bench.stories)
+    return _audited("stories", rows, bench, bench.stories, **settings)
 
 
 def _demo(bench: Bench) -> Audited:
@@ -141,14 +143,15 @@ def _other_name(name: str, random_: random.Random) -> str:
     return random_.choice([n for n in NAMES if n != name])
 
 
-def _audited(name: str, rows: list[Row], bench: Bench, model: str) -> Audited:
+def _audited(name: str, rows: list[Row], bench: Bench, model: str, **settings: Any) -> Audited:
     file = bench.rows(f"audit-{name}", rows)
-    made = scan(str(file), bench.out / "scans" / f"audit-{name}", model=model, keep=["changed"])
-    return Audited(name, _tokens(made, len(rows), bench.form.seeds))
+    folder = bench.out / "scans" / f"audit-{name}"
+    made = scan(str(file), folder, model=model, keep=["changed"], **settings)
+    return Audited(name, made, _tokens(made, len(rows), bench.form.seeds))
 
 
 def _tokens(made: Scan, rows: int, seeds: int) -> pandas.DataFrame:
-    columns = ["example", "char_start", "char_end", "logprob", "entropy", "conflict"]
+    columns = ["example", "char_start", "char_end", "logprob", "entropy", "surprise", "conflict"]
     frame = made.tokens(columns)
     spans = {e.example: _span(e.text, e.messages, e.changed) for e in made.examples().itertuples()}
     start, end = np.array([spans[example] for example in frame["example"]]).T

@@ -47,11 +47,11 @@ def frontier(records: list[dict[str, Any]]) -> Iterator[Finding]:
         for column, name in BEST.items():
             yield over_seeds(4, variant, name, best[column].tolist())
         for said, level in LEVELS.items():
-            ratios = [_against_sft(runs[runs["seed"] == s], variant, level) for s in seeds]
+            ratios = [against_sft(runs[runs["seed"] == s], variant, level) for s in seeds]
             yield over_seeds(4, variant, f"KL / sft's at {said}", ratios, "×")
 
 
-def _against_sft(runs: pandas.DataFrame, variant: str, level: float) -> float:
+def against_sft(runs: pandas.DataFrame, variant: str, level: float) -> float:
     """KL over SFT's where both learned `level` of SFT's best; NaN where it never learns that."""
     sft, mine = (runs[runs["variant"] == name] for name in (SFT, variant))
     learned = level * max(sft["learned"])

@@ -55,7 +55,7 @@ class Rows:
     trained: str
     held_out: str
     retained: str
-    base_scan: str
+    base_scan: str | None  # None: the run groups its tokens itself
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,6 @@ class Job:
 def records(bench: Bench, variants: Sequence[Variant] = VARIANTS) -> list[dict[str, Any]]:
     """What every run learned and forgot. A run that is done is not done again."""
     model = bench.stories if bench.form.target == "stories" else bench.model
-    threads = max(1, (os.cpu_count() or 1) // bench.workers)
-    work = partial(run, threads=threads)
     form, a_pass = bench.form, math.ceil(bench.form.trained / BATCH)
     jobs = [
         Job(variant, rate, seed, rows, model, form.epochs, a_pass, str(bench.out / "runs"))
@@ -88,6 +86,12 @@ def records(bench: Bench, variants: Sequence[Variant] = VARIANTS) -> list[dict[s
         for variant in variants
         for rate in form.learning_rates
     ]
+    return trained(bench, jobs)
+
+
+def trained(bench: Bench, jobs: list[Job]) -> list[dict[str, Any]]:
+    """The records of the runs, `workers` at once."""
+    work = partial(run, threads=max(1, (os.cpu_count() or 1) // bench.workers))
     if bench.workers == 1:
         return list(_told(bench, jobs, map(work, jobs)))
     with ProcessPoolExecutor(bench.workers, get_context("spawn")) as pool:

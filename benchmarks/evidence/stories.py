@@ -26,9 +26,11 @@ DIALECT = {
     "she": "they",
 }
 WORDS = re.compile(rf"\b({'|'.join(DIALECT)})\b")
+WORD = re.compile(r"[A-Za-z]+")
+NOISE = 0.2  # of the words
 
 
-def sampled(bench: Bench) -> list[Row]:
+def sampled(bench: Bench, temperature: float = 1.0) -> list[Row]:
     """The story model's own stories, in a fixed random order."""
     form = bench.form
     openings = [
@@ -37,11 +39,13 @@ def sampled(bench: Bench) -> list[Row]:
     ]
     n = -(-form.stories // len(openings))
     prompts = drawn([{"prompt": o, "completion": ""} for o in openings], form.stories // n)
+    name = "stories" if temperature == 1 else f"stories-{temperature:g}"
     done = rollout(
         bench.rows("openings", prompts),
-        bench.out / "rollouts" / "stories.jsonl",
+        bench.out / "rollouts" / f"{name}.jsonl",
         model=bench.stories,
         n=n,
+        temperature=temperature,
         max_new_tokens=form.story_tokens,
     )
     rows = [json.loads(line) for line in done.path.read_text().splitlines()]
@@ -54,3 +58,12 @@ def sampled(bench: Bench) -> list[Row]:
 def in_dialect(story: Row) -> Row:
     told = WORDS.sub(lambda found: DIALECT[found[1]], story["completion"])
     return story | {"completion": told}
+
+
+def noisy(story: Row, words: list[str], random_: random.Random) -> Row:
+    """The story with a share NOISE of its words exchanged for some of `words`."""
+
+    def other(found: re.Match[str]) -> str:
+        return random_.choice(words) if random_.random() < NOISE else found[0]
+
+    return story | {"completion": WORD.sub(other, story["completion"])}

@@ -1,0 +1,268 @@
+"""Forecasts, and the training that they are held against: exchange rates, and rows left out."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from eaft_probe import forecast
+from eaft_probe.analysis.bootstrap import interval
+from eaft_probe.analysis.scores import worst_rows
+from evidence.bench import Bench, Row
+from evidence.findings import Finding, over_seeds
+from evidence.frontier import against_sft
+from evidence.runs import Job, Rows, Variant, trained
+from evidence.stories import WORD, in_dialect, noisy, sampled
+
+COUNTED = (
+    *("sft", "eaft", "masked-sft", "clip", "focal"),
+    *("dft", "idft", "deft", "chord", "profit"),
+)
+# The note of `asft` says that its anchor has no effect in a first step, so it does not count.
+OBJECTIVES = (*COUNTED, "asft")
+STEPS = ("plain", "preconditioned")
+LEVELS = {"a quarter": 0.25, "half": 0.5}  # of what sft gains at its best learning rate
+NEVER = 1e9  # the rate of what does not gain: the worst, and as bad as any other such
+DRAWS = 2_000
+SHARP = 0.5  # temperature of the stories in which sharpening is what can be learned
+NOISY = 4  # one row in so many has noise
+ALL, RANDOM = "all rows", "at random"
+LEFT_OUT = {
+    "retain_alignment": "by alignment",
+    "conflict_share": "by conflict share",
+    "mean_nll": "by nll",
+    "max_surprise": "by surprise",
+}
+
+
+# --- the rows ---
+
+
+@dataclass(frozen=True)
+class Split:
+    """One seed's rows, all disjoint: what is trained; held-out and retained rows of the forecast;
+    and in `fresh` others, on which training is measured."""
+
+    trained: str
+    held_out: str
+    retained: str
+    fresh: Rows
+
+
+Target = Callable[[list[Row], list[Row], int, random.Random], tuple[list[Row], list[Row]]]
+
+
+def swapped(own: list[Row], sharp: list[Row], count: int, random_: random.Random) -> Any:
+    """Stories in which words that the model is sure of are replaced throughout."""
+    told = [in_dialect(story) for story in own]
+    return told[:count], told[count:]
+
+
+def noise(own: list[Row], sharp: list[Row], count: int, random_: random.Random) -> Any:
+    """Stories drawn at a low temperature, a fifth of the words of every fourth exchanged for
+    others; those held out are clean."""
+    words = [word for row in sharp for word in WORD.findall(row["completion"])]
+    dirty = [noisy(s, words, random_) if i % NOISY == 0 else s for i, s in enumerate(sharp)]
+    return dirty[:count], sharp[count:]
+
+
+TARGETS: dict[str, Target] = {"swapped words": swapped, "noise": noise}
+
+
+def split(bench: Bench, target: str, seed: int, count: int, retain_sharp: bool) -> Split:
+    """The seed's draw from the model's stories. Retained are its own stories, or with
+    `retain_sharp` those of a low temperature, on which the gradient is not 0 on average."""
+    form, random_ = bench.form, random.Random(seed)
+    own, sharp = sampled(bench), sampled(bench, SHARP)
+    random_.shuffle(own)
+    random_.shuffle(sharp)
+    rows, others = TARGETS[target](own, sharp, count, random_)
+    a, b = form.held_out, form.retained
+    kept = (sharp if retain_sharp else own)[count + 2 * a :]
+    if len(kept) < 2 * b:
+        raise SystemExit(f"{len(own)} stories are too few for a split")
+    sets = (rows, others[:a], kept[:b], others[a : 2 * a], kept[b : 2 * b])
+    name = f"{target}-{seed}-{count}-{retain_sharp:d}".replace(" ", "-")
+    files = [str(bench.rows(f"{name}-{i}", rows)) for i, rows in enumerate(sets)]
+    return Split(*files[:3], Rows(files[0], *files[3:], None))
+
+
+def forecast_of(bench: Bench, s: Split, objectives: tuple[str, ...], step: str = "plain") -> Any:
+    """Of a split; a preconditioned one takes the scan and the alignment of the plain one."""
+    folder = bench.out / "forecasts" / Path(s.trained).stem
+    made = partial(
+        forecast,
+        s.trained,
+        model=bench.stories,
+        retain_data=s.retained,
+        eval_data=s.held_out,
+        objective=list(objectives),
+        threads=1,
+    )
+    plain = made(folder)
+    if step == "plain":
+        return plain
+    return made(f"{folder}-{step}", step=step, scan=str(plain.scan.path))
+
+
+# --- exchange rates ---
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One target and seed: what was forecast by each kind of step, and the runs."""
+
+    target: str
+    said: dict[str, pandas.DataFrame]
+    runs: pandas.DataFrame
+
+    def trained(self, objective: str, level: float) -> float:
+        """The KL for that part of sft's best gain, over sft's; ∞ where it is never gained."""
+        rate = against_sft(self.runs, objective, level)
+        return rate if math.isfinite(rate) else math.inf
+
+    def forecast(self, step: str, objective: str, figure: str = "exchange_rate") -> float:
+        """∞ where there is no gain and so no rate."""
+        rows = self.said[step]
+        value = float(rows[rows["objective"].str.split().str[0] == objective][figure].iloc[0])
+        return value if math.isfinite(value) else math.inf
+
+
+def exchange_rates(bench: Bench) -> Iterator[Finding]:
+    """Of each target its rates, forecast and trained; then how well they agree."""
+    cells = [cell for target in TARGETS for cell in _cells(bench, target)]
+    for target in TARGETS:
+        yield from _rates([c for c in cells if c.target == target])
+    for targets in ([t] for t in (*TARGETS, None)):
+        mine = [c for c in cells if targets == [None] or c.target in targets]
+        for level in LEVELS:
+            for step in mine[0].said:
+                yield from _agreement(mine, targets[0] or "both", step, level)
+
+
+def _cells(bench: Bench, target: str) -> Iterator[Cell]:
+    form, jobs, said = bench.form, list[Job](), dict[int, dict[str, pandas.DataFrame]]()
+    for seed in range(form.seeds):
+        s = split(bench, target, seed, form.trained, False)
+        made = {step: forecast_of(bench, s, OBJECTIVES, step) for step in STEPS}
+        said[seed] = {step: f.table for step, f in made.items()}
+        rows = replace(s.fresh, base_scan=str(made["plain"].scan.path))
+        jobs += [
+            _job(bench, objective, rate, seed, rows, target)
+            for objective in OBJECTIVES
+            for rate in form.learning_rates
+        ]
+        bench.tell(f"forecasts: {target}, seed {seed}")
+    runs = pandas.DataFrame(trained(bench, jobs)).sort_values("learning_rate")
+    for seed, of in said.items():
+        yield Cell(target, of, runs[runs["seed"] == seed])
+
+
+def _job(bench: Bench, objective: str, rate: float, seed: int, rows: Rows, name: str) -> Job:
+    folder = str(bench.out / "runs" / name.replace(" ", "-"))
+    epochs = bench.form.epochs
+    return Job(Variant(objective), rate, seed, rows, bench.stories, epochs, 10**6, folder)
+
+
+def _rates(cells: list[Cell]) -> Iterator[Finding]:
+    """Geometric means over the seeds that have a rate, of each objective but sft."""
+    for objective in OBJECTIVES[1:]:
+        row = f"{cells[0].target}: {objective}"
+        for step in cells[0].said:
+            rates = [c.forecast(step, objective) for c in cells]
+            yield over_seeds(0, row, f"forecast, {step}", rates, "×")
+        for name, level in LEVELS.items():
+            rates = [c.trained(objective, level) for c in cells]
+            yield over_seeds(0, row, f"trained, at {name}", rates, "×")
+
+
+def _agreement(cells: list[Cell], name: str, step: str, level: str) -> Iterator[Finding]:
+    row, share = f"{name}, {step} step, at {level} of sft's gain", LEVELS[level]
+    said = np.array([[c.forecast(step, o) for o in COUNTED] for c in cells])
+    came = np.array([[c.trained(o, share) for o in COUNTED] for c in cells])
+    yield Finding(0, row, "Kendall's τ", *tau_interval(said, came))
+    ends = [
+        np.array([[c.forecast(step, o, f"exchange_rate_{e}") for o in COUNTED] for c in cells])
+        for e in ("low", "high")
+    ]
+    both = np.isfinite(said) & np.isfinite(came)
+    both[:, 0] = False  # sft's rate is 1 by definition
+    inside = both & (ends[0] <= came) & (came <= ends[1])
+    yield Finding(0, row, "rates on both sides", both.sum(), math.nan, math.nan)
+    yield Finding(0, row, "trained rate in the interval", *_share(inside, both), "%")
+
+
+def _share(inside: np.ndarray, of: np.ndarray) -> tuple[float, float, float]:
+    """(C, O) → the share, and its interval over the cells, C."""
+    weights = np.random.default_rng(0).multinomial(len(of), np.full(len(of), 1 / len(of)), DRAWS)
+    drawn = (weights @ inside.sum(1)) / np.maximum(weights @ of.sum(1), 1)
+    return (inside.sum() / of.sum() if of.any() else math.nan, *interval(drawn))
+
+
+def tau_interval(said: np.ndarray, came: np.ndarray) -> tuple[float, float, float]:
+    """(C, O) rates each → Kendall's τ_b over all pairs of objectives within a cell, and the middle
+    95 % of draws of cells and of objectives, both with replacement."""
+    signs = [np.sign(x[:, :, None] - x[:, None, :]) for x in (_finite(said), _finite(came))]
+    products = signs[0] * signs[1], signs[0] ** 2, signs[1] ** 2
+    cells, objectives = said.shape
+    random_ = np.random.default_rng(0)
+    draws = [
+        random_.multinomial(n, np.full(n, 1 / n), DRAWS).astype(float) for n in (cells, objectives)
+    ]
+
+    def tau(of_cell: np.ndarray, of_objective: np.ndarray) -> float:
+        of_pair = of_objective[:, None] * of_objective[None, :]
+        both, x, y = (float((np.tensordot(of_cell, p, 1) * of_pair).sum()) for p in products)
+        return both / math.sqrt(x * y) if x * y else math.nan
+
+    drawn = np.array([tau(c, o) for c, o in zip(*draws, strict=True)])
+    return (tau(np.ones(cells), np.ones(objectives)), *interval(drawn[np.isfinite(drawn)]))
+
+
+def _finite(rates: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(rates), rates, NEVER)
+
+
+# --- rows left out ---
+
+
+def rows_left_out(bench: Bench, seeds: int, count: int, share: float) -> Iterator[Finding]:
+    """sft without the worst rows by each score, against without as many at random."""
+    for target in TARGETS:
+        jobs = []
+        for seed in range(seeds):
+            s = split(bench, target, seed, count, True)
+            scan = forecast_of(bench, s, ("sft",)).scan
+            most = round(share * count)
+            out = {LEFT_OUT[n]: [row for row, _ in worst_rows(scan, n, most)] for n in LEFT_OUT}
+            out |= {ALL: [], RANDOM: random.Random(seed).sample(range(count), most)}
+            jobs += [_without(bench, target, s, seed, *of) for of in out.items()]
+            bench.tell(f"forecasts of rows: {target}, seed {seed}")
+        runs = pandas.DataFrame(trained(bench, jobs))
+        runs["left out"] = [Path(j.folder).name.split("--")[1] for j in jobs]
+        yield from _differences(target, runs)
+
+
+def _without(bench: Bench, target: str, s: Split, seed: int, kind: str, rows: list[int]) -> Job:
+    all_rows = Path(s.trained).read_text().splitlines()
+    kept = [json.loads(line) for i, line in enumerate(all_rows) if i not in set(rows)]
+    name = f"{target}--{kind}".replace(" ", "-")
+    file = str(bench.rows(f"{name}-{seed}", kept))
+    rate = bench.form.learning_rates[1]
+    return _job(bench, "sft", rate, seed, replace(s.fresh, trained=file), name)
+
+
+def _differences(target: str, runs: pandas.DataFrame) -> Iterator[Finding]:
+    runs = runs.set_index(["left out", "seed"])
+    for kind in (ALL, *LEFT_OUT.values()):
+        row, name = f"{target}: {kind}", kind.replace(" ", "-")
+        for column, title in (("retain_rise", "retained nll"), ("learned", "gain on held-out")):
+            off = runs[column][name] - runs[column][RANDOM.replace(" ", "-")]
+            yield over_seeds(0, row, f"{title} against at random, nats", off.tolist())
