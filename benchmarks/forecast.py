@@ -68,6 +68,7 @@ from eaft_probe.analysis.bootstrap import interval, resampled
 from eaft_probe.analysis.calibration import calibrated
 from eaft_probe.analysis.scores import available_scores, row_scores
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import ProbeError, one_line
 
 FULL = replace(
@@ -146,7 +147,7 @@ def _flags(of: Scan, rule: ConflictRule) -> np.ndarray:
 
 
 def audit(bench: Bench) -> Iterator[Finding]:
-    settings = {"statistics": ["logprob_alone"]}
+    settings = {"statistics": [c for c in ("logprob_alone",) if c in STATISTICS]}
     of_numbers = numbers(bench, **settings)
     larger = replace(bench, form=replace(bench.form, audited=round(NAMED * bench.form.audited)))
     of_names = names(larger, **settings)

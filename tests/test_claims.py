@@ -188,10 +188,10 @@ def test_precision_and_recall_are_taken_at_as_many_as_the_rule_flags() -> None:
             "changed": [True, False, True, False, False],
         }
     )
-    assert audit._against(frame, "conflict", "conflict")[:2] == (0.5, 0.5)
-    assert audit._against(frame, "nll", "conflict")[:2] == (0.5, 0.5)  # 9 and 8: one was changed
+    assert audit.against(frame, "conflict", "conflict")[:2] == (0.5, 0.5)
+    assert audit.against(frame, "nll", "conflict")[:2] == (0.5, 0.5)  # 9 and 8: one was changed
     frame["conflict"] = [0, 0, 0, 0, 0]
-    assert math.isnan(audit._against(frame, "conflict", "conflict")[0])
+    assert math.isnan(audit.against(frame, "conflict", "conflict")[0])
 
 
 @pytest.mark.parametrize("at", range(0, 20, 2))

@@ -18,7 +18,7 @@ from eaft_probe.analysis.scores import worst_rows
 from evidence.bench import Bench, Row
 from evidence.findings import Finding, over_seeds
 from evidence.frontier import against_sft
-from evidence.runs import Job, Rows, Variant, trained
+from evidence.runs import Job, Rows, Variant, pooled, trained
 from evidence.stories import WORD, in_dialect, noisy, sampled
 
 COUNTED = (
@@ -137,6 +137,7 @@ class Cell:
 
 def exchange_rates(bench: Bench) -> Iterator[Finding]:
     """Of each target its rates, forecast and trained; then how well they agree."""
+    sampled(bench), sampled(bench, SHARP)  # by one process
     cells = [cell for target in TARGETS for cell in _cells(bench, target)]
     for target in TARGETS:
         yield from _rates([c for c in cells if c.target == target])
@@ -148,21 +149,25 @@ def exchange_rates(bench: Bench) -> Iterator[Finding]:
 
 
 def _cells(bench: Bench, target: str) -> Iterator[Cell]:
-    form, jobs, said = bench.form, list[Job](), dict[int, dict[str, pandas.DataFrame]]()
-    for seed in range(form.seeds):
-        s = split(bench, target, seed, form.trained, False)
-        made = {step: forecast_of(bench, s, OBJECTIVES, step) for step in STEPS}
-        said[seed] = {step: f.table for step, f in made.items()}
-        rows = replace(s.fresh, base_scan=str(made["plain"].scan.path))
-        jobs += [
-            _job(bench, objective, rate, seed, rows, target)
-            for objective in OBJECTIVES
-            for rate in form.learning_rates
-        ]
-        bench.tell(f"forecasts: {target}, seed {seed}")
+    made = list(pooled(bench, partial(_said, bench, target), range(bench.form.seeds)))
+    bench.tell(f"forecasts of {target} are made")
+    jobs = [
+        _job(bench, objective, rate, seed, rows, target)
+        for seed, (_, rows) in enumerate(made)
+        for objective in OBJECTIVES
+        for rate in bench.form.learning_rates
+    ]
     runs = pandas.DataFrame(trained(bench, jobs)).sort_values("learning_rate")
-    for seed, of in said.items():
-        yield Cell(target, of, runs[runs["seed"] == seed])
+    for seed, (said, _) in enumerate(made):
+        yield Cell(target, said, runs[runs["seed"] == seed])
+
+
+def _said(bench: Bench, target: str, seed: int) -> tuple[dict[str, pandas.DataFrame], Rows]:
+    """A seed's forecasts by kind of step, and the rows on which training is measured."""
+    s = split(bench, target, seed, bench.form.trained, False)
+    made = {step: forecast_of(bench, s, OBJECTIVES, step) for step in STEPS}
+    scan = str(made["plain"].scan.path)
+    return {step: f.table for step, f in made.items()}, replace(s.fresh, base_scan=scan)
 
 
 def _job(bench: Bench, objective: str, rate: float, seed: int, rows: Rows, name: str) -> Job:
@@ -235,19 +240,22 @@ def _finite(rates: np.ndarray) -> np.ndarray:
 
 def rows_left_out(bench: Bench, seeds: int, count: int, share: float) -> Iterator[Finding]:
     """sft without the worst rows by each score, against without as many at random."""
+    sampled(bench), sampled(bench, SHARP)  # by one process
     for target in TARGETS:
-        jobs = []
-        for seed in range(seeds):
-            s = split(bench, target, seed, count, True)
-            scan = forecast_of(bench, s, ("sft",)).scan
-            most = round(share * count)
-            out = {LEFT_OUT[n]: [row for row, _ in worst_rows(scan, n, most)] for n in LEFT_OUT}
-            out |= {ALL: [], RANDOM: random.Random(seed).sample(range(count), most)}
-            jobs += [_without(bench, target, s, seed, *of) for of in out.items()]
-            bench.tell(f"forecasts of rows: {target}, seed {seed}")
+        work = partial(_left_out, bench, target, count, round(share * count))
+        jobs = [job for jobs in pooled(bench, work, range(seeds)) for job in jobs]
+        bench.tell(f"forecasts of the rows of {target} are made")
         runs = pandas.DataFrame(trained(bench, jobs))
         runs["left out"] = [Path(j.folder).name.split("--")[1] for j in jobs]
         yield from _differences(target, runs)
+
+
+def _left_out(bench: Bench, target: str, count: int, most: int, seed: int) -> list[Job]:
+    s = split(bench, target, seed, count, True)
+    scan = forecast_of(bench, s, ("sft",)).scan
+    out = {LEFT_OUT[n]: [row for row, _ in worst_rows(scan, n, most)] for n in LEFT_OUT}
+    out |= {ALL: [], RANDOM: random.Random(seed).sample(range(count), most)}
+    return [_without(bench, target, s, seed, *of) for of in out.items()]
 
 
 def _without(bench: Bench, target: str, s: Split, seed: int, kind: str, rows: list[int]) -> Job:

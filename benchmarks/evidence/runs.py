@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -92,10 +92,16 @@ def records(bench: Bench, variants: Sequence[Variant] = VARIANTS) -> list[dict[s
 def trained(bench: Bench, jobs: list[Job]) -> list[dict[str, Any]]:
     """The records of the runs, `workers` at once."""
     work = partial(run, threads=max(1, (os.cpu_count() or 1) // bench.workers))
+    return list(_told(bench, jobs, pooled(bench, work, jobs)))
+
+
+def pooled(bench: Bench, work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+    """What `work` gives of each job in their order, `workers` at once."""
     if bench.workers == 1:
-        return list(_told(bench, jobs, map(work, jobs)))
+        yield from map(work, jobs)
+        return
     with ProcessPoolExecutor(bench.workers, get_context("spawn")) as pool:
-        return list(_told(bench, jobs, pool.map(work, jobs)))
+        yield from pool.map(work, jobs)
 
 
 def _told(bench: Bench, jobs: list[Job], made: Iterator[Any]) -> Iterator[dict[str, Any]]:
