@@ -160,7 +160,11 @@ def _aligned(bench: Bench, audited: Audited, settings: dict[str, Any]) -> Any:
     """A forecast of the audited stories; retained and held out are stories that are not audited."""
     rest = sampled(bench)[-2 * bench.form.retained :]
     halves = rest[: bench.form.retained], rest[bench.form.retained :]
-    files = [str(bench.rows(f"audit-{i}", rows)) for i, rows in enumerate(halves)]
+    columns = {"changed": None}  # which `keep` wants in every data set
+    files = [
+        str(bench.rows(f"audit-{i}", [row | columns for row in rows]))
+        for i, rows in enumerate(halves)
+    ]
     return forecast(
         str(bench.out / "data" / "audit-stories.jsonl"),
         bench.out / "forecasts" / "audit",

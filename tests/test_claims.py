@@ -177,7 +177,7 @@ def test_auroc_counts_pairs() -> None:
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.3
     pairs = [(a > b) + (a == b) / 2 for a in score[positive] for b in score[~positive]]
-    assert audit._auroc(score, positive) == pytest.approx(sum(pairs) / len(pairs))
+    assert audit.auroc(score, positive) == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_precision_and_recall_are_taken_at_as_many_as_the_rule_flags() -> None:

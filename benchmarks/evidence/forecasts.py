@@ -200,7 +200,7 @@ def _agreement(cells: list[Cell], name: str, step: str, level: str) -> Iterator[
     both = np.isfinite(said) & np.isfinite(came)
     both[:, 0] = False  # sft's rate is 1 by definition
     inside = both & (ends[0] <= came) & (came <= ends[1])
-    yield Finding(0, row, "rates on both sides", both.sum(), math.nan, math.nan)
+    yield Finding(0, row, "rates on both sides", float(both.sum()), math.nan, math.nan)
     yield Finding(0, row, "trained rate in the interval", *_share(inside, both), "%")
 
 
@@ -208,7 +208,7 @@ def _share(inside: np.ndarray, of: np.ndarray) -> tuple[float, float, float]:
     """(C, O) → the share, and its interval over the cells, C."""
     weights = np.random.default_rng(0).multinomial(len(of), np.full(len(of), 1 / len(of)), DRAWS)
     drawn = (weights @ inside.sum(1)) / np.maximum(weights @ of.sum(1), 1)
-    return (inside.sum() / of.sum() if of.any() else math.nan, *interval(drawn))
+    return (float(inside.sum() / of.sum()) if of.any() else math.nan, *interval(drawn))
 
 
 def tau_interval(said: np.ndarray, came: np.ndarray) -> tuple[float, float, float]:
