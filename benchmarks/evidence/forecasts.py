@@ -131,14 +131,13 @@ class Cell:
     def forecast(self, step: str, objective: str, figure: str = "exchange_rate") -> float:
         """∞ where there is no gain and so no rate."""
         rows = self.said[step]
-        value = float(rows[rows["objective"].str.split().str[0] == objective][figure].iloc[0])
-        return value if math.isfinite(value) else math.inf
+        value = rows[rows["objective"].str.split().str[0] == objective][figure].iloc[0]
+        return math.inf if pandas.isna(value) else float(value)
 
 
 def exchange_rates(bench: Bench) -> Iterator[Finding]:
     """Of each target its rates, forecast and trained; then how well they agree."""
-    sampled(bench), sampled(bench, SHARP)  # by one process
-    cells = [cell for target in TARGETS for cell in _cells(bench, target)]
+    cells = _cells(bench)
     for target in TARGETS:
         yield from _rates([c for c in cells if c.target == target])
     for targets in ([t] for t in (*TARGETS, None)):
@@ -148,23 +147,25 @@ def exchange_rates(bench: Bench) -> Iterator[Finding]:
                 yield from _agreement(mine, targets[0] or "both", step, level)
 
 
-def _cells(bench: Bench, target: str) -> Iterator[Cell]:
-    made = list(pooled(bench, partial(_said, bench, target), range(bench.form.seeds)))
-    bench.tell(f"forecasts of {target} are made")
+def _cells(bench: Bench) -> list[Cell]:
+    sampled(bench), sampled(bench, SHARP)  # by one process
+    places = [(target, seed) for target in TARGETS for seed in range(bench.form.seeds)]
+    made = list(pooled(bench, partial(_said, bench), places))
+    bench.tell("the forecasts are made")
     jobs = [
         _job(bench, objective, rate, seed, rows, target)
-        for seed, (_, rows) in enumerate(made)
+        for (target, seed), (_, rows) in zip(places, made, strict=True)
         for objective in OBJECTIVES
         for rate in bench.form.learning_rates
     ]
-    runs = pandas.DataFrame(trained(bench, jobs)).sort_values("learning_rate")
-    for seed, (said, _) in enumerate(made):
-        yield Cell(target, said, runs[runs["seed"] == seed])
+    runs = pandas.DataFrame(trained(bench, jobs))
+    runs = [of for _, of in runs.groupby(np.arange(len(runs)) * len(places) // len(runs))]
+    return [Cell(t, said, of) for (t, _), (said, _), of in zip(places, made, runs, strict=True)]
 
 
-def _said(bench: Bench, target: str, seed: int) -> tuple[dict[str, pandas.DataFrame], Rows]:
-    """A seed's forecasts by kind of step, and the rows on which training is measured."""
-    s = split(bench, target, seed, bench.form.trained, False)
+def _said(bench: Bench, place: tuple[str, int]) -> tuple[dict[str, pandas.DataFrame], Rows]:
+    """The forecasts by kind of step, and the rows on which training is measured."""
+    s = split(bench, *place, bench.form.trained, False)
     made = {step: forecast_of(bench, s, OBJECTIVES, step) for step in STEPS}
     scan = str(made["plain"].scan.path)
     return {step: f.table for step, f in made.items()}, replace(s.fresh, base_scan=scan)
@@ -241,24 +242,26 @@ def _finite(rates: np.ndarray) -> np.ndarray:
 def rows_left_out(bench: Bench, seeds: int, count: int, share: float) -> Iterator[Finding]:
     """sft without the worst rows by each score, against without as many at random."""
     sampled(bench), sampled(bench, SHARP)  # by one process
+    places = [(target, seed) for target in TARGETS for seed in range(seeds)]
+    work = partial(_left_out, bench, count, round(share * count))
+    jobs = [job for jobs in pooled(bench, work, places) for job in jobs]
+    bench.tell("the forecasts of rows are made")
+    runs = pandas.DataFrame(trained(bench, jobs))
+    names = [Path(job.folder).name.split("--") for job in jobs]
+    runs["target"], runs["left out"] = zip(*names, strict=True)
     for target in TARGETS:
-        work = partial(_left_out, bench, target, count, round(share * count))
-        jobs = [job for jobs in pooled(bench, work, range(seeds)) for job in jobs]
-        bench.tell(f"forecasts of the rows of {target} are made")
-        runs = pandas.DataFrame(trained(bench, jobs))
-        runs["left out"] = [Path(j.folder).name.split("--")[1] for j in jobs]
-        yield from _differences(target, runs)
+        yield from _differences(target, runs[runs["target"] == target.replace(" ", "-")])
 
 
-def _left_out(bench: Bench, target: str, count: int, most: int, seed: int) -> list[Job]:
-    s = split(bench, target, seed, count, True)
+def _left_out(bench: Bench, count: int, most: int, place: tuple[str, int]) -> list[Job]:
+    s = split(bench, *place, count, True)
     scan = forecast_of(bench, s, ("sft",)).scan
     out = {LEFT_OUT[n]: [row for row, _ in worst_rows(scan, n, most)] for n in LEFT_OUT}
-    out |= {ALL: [], RANDOM: random.Random(seed).sample(range(count), most)}
-    return [_without(bench, target, s, seed, *of) for of in out.items()]
+    out |= {ALL: [], RANDOM: random.Random(place[1]).sample(range(count), most)}
+    return [_without(bench, s, *place, *of) for of in out.items()]
 
 
-def _without(bench: Bench, target: str, s: Split, seed: int, kind: str, rows: list[int]) -> Job:
+def _without(bench: Bench, s: Split, target: str, seed: int, kind: str, rows: list[int]) -> Job:
     all_rows = Path(s.trained).read_text().splitlines()
     kept = [json.loads(line) for i, line in enumerate(all_rows) if i not in set(rows)]
     name = f"{target}--{kind}".replace(" ", "-")
