@@ -7,7 +7,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import claims  # noqa: E402
-import torch  # noqa: E402
 from evidence.bench import Bench, Form  # noqa: E402
 from evidence.runs import Variant  # noqa: E402
 
@@ -35,7 +34,5 @@ def bench(shared: Path, out: Path) -> Bench:
 
 
 def make(shared: Path, out: Path) -> Path:
-    threads = torch.get_num_threads()
     claims.measure(bench(shared, out), VARIANTS)
-    torch.set_num_threads(threads)  # its runs take all, which slowed later tests five times
     return out

@@ -1,7 +1,6 @@
 """Many short training runs of every objective: what claims 4 and 5 are read from."""
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +9,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from eaft_probe import scan, train
 from evidence.bench import Bench, Row, keep
@@ -91,7 +92,7 @@ def records(bench: Bench, variants: Sequence[Variant] = VARIANTS) -> list[dict[s
 
 def trained(bench: Bench, jobs: list[Job]) -> list[dict[str, Any]]:
     """The records of the runs, `workers` at once."""
-    work = partial(run, threads=max(1, (os.cpu_count() or 1) // bench.workers))
+    work = partial(run, threads=max(1, torch.get_num_threads() // bench.workers))
     return list(_told(bench, jobs, pooled(bench, work, jobs)))
 
 
@@ -147,8 +148,6 @@ def _mathematics(bench: Bench, seed: int) -> tuple[list[Row], list[Row], list[Ro
 
 def run(job: Job, threads: int) -> dict[str, Any]:
     """Trains and gives the figures; the weights are not kept."""
-    import torch
-
     torch.set_num_threads(threads)
     return keep(
         Path(job.folder) / "stages" / f"{job.name}.json", asdict(job), lambda: _figures(job)
