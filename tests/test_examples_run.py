@@ -18,7 +18,20 @@ from eaft_probe.cli import _run
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 ELSEWHERE = ("s3://", "torchrun", "accelerate", "--engine", "--workers", "org/large", "$o")
-DATA = ("data", "held", "chats", "gsm8k/test", "gsm8k/train", "fastchat/dummy_conversation")
+DATA = ("data", "held", "chats", "fastchat/dummy_conversation")
+# Names for one and the same thing here: commands that differ in nothing else run once.
+ONE_NAME = {
+    name: one
+    for one, names in {
+        "scan": "tuned supervised ours demo/scan gsm8k-scan tuned-scan",
+        "own-scan": "rollouts theirs chat-scan",
+        "run-eaft": "run",
+        "data.jsonl": "gsm8k/test.jsonl gsm8k/train.jsonl",
+        "org/name": "stories260K",
+        "report.html": "both.html two.html three.html tuned.html",
+    }.items()
+    for name in names.split()
+}
 ROWS = 24
 COLUMNS: dict[str, Callable[[str, str], object]] = {
     "messages=traj": lambda q, a: {"traj": said(q, a, "role", "content")},
@@ -39,8 +52,9 @@ def commands() -> list[str]:
     pages = [ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(b for p in pages for b in BLOCKS.findall(p.read_text(encoding="utf-8")))
     lines = (line.strip() for line in re.sub(r"\\\n\s*", "", text).splitlines())
-    found = [shlex.join(shlex.split(c, comments=True)) for c in lines if c.startswith("eaft-probe")]
-    return sorted({c for c in found if not any(word in c for word in ELSEWHERE)})
+    found = [shlex.split(c, comments=True) for c in lines if c.startswith("eaft-probe")]
+    named = {shlex.join(ONE_NAME.get(word, word) for word in words) for words in found}
+    return sorted(c for c in named if not any(word in c for word in ELSEWHERE))
 
 
 def said(question: str, answer: str, role: str, content: str) -> list[dict[str, str]]:
@@ -56,7 +70,7 @@ def write(path: Path, row: Callable[[str, str], object], word: str) -> None:
 def run(command: str, model: str) -> int:
     """The status of the command, with fewer rows, steps and tokens, under the tiny model."""
     _, name, *rest = shlex.split(command)
-    rest = [model if word in ("org/name", "stories260K") else word for word in rest]
+    rest = [model if word == "org/name" else word for word in rest]
     if name in ("scan", "train", "rollout", "render") and "--model" not in rest:
         rest += ["--model", model]
     for option, value in SMALLER.get(name, {}).items():
@@ -101,14 +115,10 @@ def prepared(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
                 )
                 == 0
             )
-        for name in ("tuned", "supervised", "ours", "demo/scan", "gsm8k-scan", "tuned-scan"):
-            shutil.copytree("scan", name)
-        for name in ("rollouts", "theirs", "chat-scan"):
-            shutil.copytree("own-scan", name)
-        shutil.copytree("run-eaft", "run")
     return folder
 
 
+@pytest.mark.usefixtures("coarse_pixels")
 @pytest.mark.parametrize("command", commands())
 def test_commands_of_the_pages_run(
     command: str, prepared: Path, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,6 @@ from hostile import ATTACKS, THEIRS
 
 from eaft_probe import Scan
 from eaft_probe.view.plots import PLOTS
-from eaft_probe.view.plots.chart import STYLE
 from eaft_probe.view.report.report import report
 
 FLAGS = (
@@ -29,12 +28,6 @@ FLAGS = (
 
 
 # --- figures ---
-
-
-@pytest.fixture
-def coarse_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the time for the same figure."""
-    monkeypatch.setitem(STYLE, "savefig.dpi", 70)
 
 
 @pytest.fixture(scope="session")
