@@ -313,10 +313,33 @@ def test_other_settings_replace_a_finished_one_only_when_told_to(
     folder = Path(shutil.copytree(made["done"].scan.path, tmp_path / "f"))
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
     other = made["settings"] | {"checks": 2, "objective": ["sft"]}
-    with pytest.raises(BadInput, match=r"other settings \(--objective, --checks\)"):
+    with pytest.raises(BadInput, match=r"other settings \(--checks\)"):
         forecast(made["data"], folder, **other)
     assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()} == before
     assert len(forecast(made["data"], folder, overwrite=True, **other).table) == 1
+
+
+def test_another_objective_is_added_to_a_finished_one(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one step of its own: no scan, no gradient of other data, no check."""
+    folder = Path(shutil.copytree(made["done"].scan.path, tmp_path / "f"))
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    anew = made["settings"] | {"scan": str(folder), "objective": ["chord"]}
+    chord = forecast(made["data"], tmp_path / "g", **anew).table
+    for name in ("perturbed_scan", "gradient", "checked"):
+        monkeypatch.setattr(alignment, name, interrupted)
+    said, asked = Said(), made["settings"] | {"objective": ["chord", "dft"]}
+    done = forecast(made["data"], folder, progress=said, **asked)
+    after = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    assert [f.name for f in before if after[f] != before[f]] == ["forecast.parquet"]
+    assert said.notes[0].startswith("this takes for each of 2 objectives one backward pass")
+    pandas.testing.assert_frame_equal(done.table[:-1], made["done"].table)
+    pandas.testing.assert_frame_equal(
+        done.table[-1:].reset_index(drop=True), chord[1:].reset_index(drop=True)
+    )
+    again = forecast(made["data"], folder, progress=(nothing := Said()), **made["settings"])
+    assert (len(again.table), nothing.notes) == (len(done.table), [])
 
 
 def test_one_killed_while_it_is_replaced_is_not_a_finished_one(

@@ -8,35 +8,40 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 import pyarrow as pa
 
 from eaft_probe.analysis.exact_gradients import scan_identity
 from eaft_probe.data.opening import open_data
 from eaft_probe.errors import BadInput
-from eaft_probe.model.loading import CausalLM, load_model, resolve_device
+from eaft_probe.model.loading import resolve_device
 from eaft_probe.objectives.gates import OBJECTIVES, chosen_objectives
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.quantities import counted_noun, number
-from eaft_probe.scans.alignment import ALIGNMENT, FORECAST, alignment_manifest
+from eaft_probe.scans.alignment import (
+    ALIGNMENT,
+    FORECAST,
+    alignment_manifest,
+    forecast_table,
+    unfinished,
+)
 from eaft_probe.scans.part_writer import write_parquet
 from eaft_probe.scans.scan import Scan
-from eaft_probe.settings import ForecastSettings, RuleSettings, ScanSettings, make_settings
+from eaft_probe.settings import ForecastSettings, RuleSettings, make_settings
 from eaft_probe.settings.option import flag
 from eaft_probe.storage.atomic import write_json
 from eaft_probe.storage.remote import Store, without_paths
 from eaft_probe.verbs.forecast import alignment
-from eaft_probe.verbs.forecast.first_order import REFERENCE, by_objective, held_out
+from eaft_probe.verbs.forecast.first_order import REFERENCE, by_objective
 from eaft_probe.verbs.forecast.frontier import Frontier
-from eaft_probe.verbs.forecast.passes import Rows, read_rows, require_many
+from eaft_probe.verbs.forecast.loaded import Loaded, load, of_any_data, of_like_data, of_scan
 from eaft_probe.verbs.forecast.step_gates import step_gates
-from eaft_probe.verbs.scan.perturbation import Lora, movable
+from eaft_probe.verbs.scan.perturbation import Lora
 from eaft_probe.verbs.scan.scan import scan as scan_verb
 
 DEFAULT = [n for n in OBJECTIVES if n not in ("rho", "tail", "sft-kl", "asft")]
@@ -69,8 +74,6 @@ class Forecast:
     @classmethod
     def open(cls, folder: str | Path) -> "Forecast":
         """Raises `BadInput` where `folder` is no finished forecast."""
-        from eaft_probe.scans.alignment import forecast_table, unfinished
-
         scan = Scan.open(folder)
         made = alignment_manifest(scan.path)
         if not made or made["made"] is None:
@@ -119,19 +122,19 @@ class _Run:
     progress: Progress
 
     def run(self) -> Forecast:
-        objectives = self._objectives()
-        if not (self.out / FORECAST).exists():
-            self.progress.note(self._cost(len(objectives)))
-        config = self._config(objectives)
+        objectives, config = self._objectives(), self._config()
         self._require_same(config)
+        if not (self.out / FORECAST).exists():
+            self.progress.note(self._cost(objectives))
         scan = self._scanned()
         made = {"scan": scan_identity(scan), **config}
-        stored = alignment_manifest(scan.path)
-        if stored and stored["made"] == made and (scan.path / FORECAST).exists():
-            return Forecast.open(scan.path)
-        for file in (FORECAST, f"{ALIGNMENT}/manifest.json"):
-            (scan.path / file).unlink(missing_ok=True)
-        self._forecast(scan, objectives, made)
+        stored = {} if self.settings.overwrite else alignment_manifest(scan.path) or {}
+        if stored.get("made") != made or not (scan.path / FORECAST).exists():
+            for file in (FORECAST, f"{ALIGNMENT}/manifest.json"):
+                (scan.path / file).unlink(missing_ok=True)
+            self._forecast(scan, objectives, made)
+        else:
+            self._add(scan, objectives, stored["step_length"])
         return Forecast.open(scan.path)
 
     def _objectives(self) -> list[Objective]:
@@ -141,14 +144,21 @@ class _Run:
             raise BadInput("objective 'rho' compares with a reference model; give --reference M")
         return chosen
 
-    def _cost(self, objectives: int) -> str:
-        s, plain = self.settings, self.settings.step == "plain"
+    def _cost(self, objectives: Sequence[Objective]) -> str:
+        s = self.settings
         return (
             f"this takes a scan of the data and four more of the same cost, gradients of "
-            f"{s.eval_tokens:,} tokens each of retained and held-out data, {s.checks} backward "
-            f"passes to check, and for each of {objectives} objectives one backward pass of "
-            f"{s.step_tokens:,} tokens and two measurements of the retained and held-out data; "
-            f"memory: the weights, one copy and {'one gradient' if plain else 'three gradients'}"
+            f"{s.eval_tokens:,} tokens each of retained and held-out data, "
+            f"{s.checks:,} backward passes to check, and "
+            f"{self._cost_of_steps(objectives)}"
+        )
+
+    def _cost_of_steps(self, objectives: Sequence[Objective]) -> str:
+        gradients = "one gradient" if self.settings.step == "plain" else "three gradients"
+        return (
+            f"for each of {counted_noun(len(objectives), 'objective')} one backward pass of "
+            f"{self.settings.step_tokens:,} tokens and two measurements of the retained and "
+            f"held-out data; memory: the weights, one copy and {gradients}"
         )
 
     def _require_same(self, config: dict[str, Any]) -> None:
@@ -160,22 +170,20 @@ class _Run:
         if other:
             raise BadInput(
                 f"{self.out} holds a finished forecast with other settings "
-                f"({', '.join(map(flag, other))}); choose another --out, or --overwrite"
+                f"({', '.join(map(flag, other))}); choose another --out, which with --scan "
+                f"{self.out} takes what is alike, or --overwrite"
             )
 
     # --- the scan ---
-
-    def _as_scan(self, **changes: Any) -> ScanSettings:
-        names = {f.name for f in fields(ScanSettings)}
-        names -= {"seed"} if self.settings.sample is None else set()  # it draws no rows
-        return replace(ScanSettings(**{n: getattr(self.settings, n) for n in names}), **changes)
 
     def _scanned(self) -> Scan:
         given, taken = self.settings.scan, not (self.out / "manifest.json").exists()
         if given is not None:
             self._take(Scan.open(given, verify=taken))
         try:
-            return scan_verb(self.data, self.out, progress=self.progress, **asdict(self._as_scan()))
+            return scan_verb(
+                self.data, self.out, progress=self.progress, **asdict(of_scan(self.settings))
+            )
         except BadInput:
             if given is not None and taken:  # it is a scan of something else
                 shutil.rmtree(self.out)
@@ -202,119 +210,115 @@ class _Run:
         for name in ("plan.json", "rejected.jsonl", "manifest.json"):
             shutil.copy2(finished.path / name, self.out / name)
 
-    def _config(self, objectives: Sequence[Objective]) -> dict[str, Any]:
+    def _config(self) -> dict[str, Any]:
         """What a rerun must repeat, besides the scan. Raises `BadInput` for data that cannot be
         opened, before the long work."""
-        free = {"overwrite", "workers", "threads", "engine", "address", "scan", "set"}
+        free = {"overwrite", "workers", "threads", "engine", "address", "scan", "objective", "set"}
         config = {k: v for k, v in without_paths(asdict(self.settings)).items() if k not in free}
-        config["objective"] = [str(o) for o in objectives]
-        for name in ("retain_data", "eval_data"):
-            if config[name] is not None:
-                held_out = getattr(self.settings, name)
-                reading = self._other() if name == "retain_data" else self._like_data()
-                source = open_data(held_out, reading, self.progress.note)
+        readings = {"retain_data": of_any_data, "eval_data": of_like_data}
+        for name, reading in readings.items():
+            given = getattr(self.settings, name)
+            if given is not None:
+                source = open_data(given, reading(self.settings), self.progress.note)
                 config[name] = source.fingerprint()
         plain: dict[str, Any] = json.loads(json.dumps(config))
         return plain
-
-    def _like_data(self) -> ScanSettings:
-        return self._as_scan(limit=None, sample=None)
-
-    def _other(self) -> ScanSettings:
-        """How data of any kind are read."""
-        any_kind: dict[str, Any] = {
-            "format": None,
-            "columns": {},
-            "config_name": None,
-            "split": "train",
-            "delimiter": None,
-            "encoding": None,
-        }
-        return self._as_scan(limit=None, sample=None, **any_kind)
 
     # --- gradients, alignment, steps ---
 
     def _forecast(self, scan: Scan, objectives: Sequence[Objective], made: dict[str, Any]) -> None:
         s, folder = self.settings, scan.path / ALIGNMENT
-        self.progress.note(f"loading {s.model} twice")
-        model, base = (self._load() for _ in range(2))
-        lora = None
-        if s.lora_r is not None:
-            lora = Lora(s.lora_r, s.lora_alpha, tuple(s.lora_target), s.seed)
-        parameters = movable(model.whole, lora)
-        retain, target, step = self._rows(model)
-        require_many(retain, "--retain-data")
-        require_many(target, "--eval-data" if s.eval_data else "the held-out tenth of the data")
-        directions = []
-        for name, rows in (("retain", retain), ("eval", target)):
-            same = {"scan": made["scan"], "rows": rows.fingerprint, "lora": lora and asdict(lora)}
-            same = json.loads(json.dumps(same))
-            directions.append(alignment.direction(folder, name, model, parameters, rows, same))
-        rule = dict.fromkeys(f.name for f in fields(RuleSettings))  # it is of the scan alone
-        settings = self._as_scan(reference=None, statistics=[], keep=[], **rule)
-        same = {"scan": made["scan"], **{d.name: d.sha256 for d in directions}}
-        if not alignment.is_written(scan, same):
-            (folder / alignment.WRITTEN).unlink(missing_ok=True)  # of the parts that go now
-            alignment.write_alignment(scan, self.data, settings, lora, directions, self.progress)
-            write_json(folder / alignment.WRITTEN, same)
-        if s.reference is not None:
-            scan_verb(
-                self.data,
-                folder / REFERENCE,
-                progress=self.progress,
-                **asdict(self._as_scan(model=s.reference, reference=None, adapter=None, **rule)),
-            )
+        loaded = load(self.data, s, self.progress)
+        directions = self._directions(folder, loaded, made["scan"])
+        self._align(scan, loaded.lora, directions, made["scan"])
         facts: dict[str, Any] = {
             "seed": s.seed,
             "held_out": s.eval_data is None,
             "step": s.step,
-            "step_rows": len(step.numbers),
-            "step_tokens": step.tokens,
-            "checked_tokens": min(s.checks, step.tokens),
-            "retain_rows": len(retain.numbers),
-            "retain_tokens": retain.tokens,
-            "eval_rows": len(target.numbers),
-            "eval_tokens": target.tokens,
-            "retain_direction": directions[0].facts(),
-            "eval_direction": directions[1].facts(),
+            "step_rows": len(loaded.step.numbers),
+            "step_tokens": loaded.step.tokens,
+            "checked_tokens": min(s.checks, loaded.step.tokens),
+            "retain_rows": len(loaded.retain.numbers),
+            "retain_tokens": loaded.retain.tokens,
+            "eval_rows": len(loaded.target.numbers),
+            "eval_tokens": loaded.target.tokens,
+            **{f"{d.name}_direction": d.facts() for d in directions},
         }
         # The columns are read from here on, so the manifest stands, though not as a finished one.
         write_json(folder / "manifest.json", {"made": None, **facts})
         scan = Scan.open(scan.path)
-        checks = alignment.checked(scan, model, parameters, step, directions, s.checks, s.seed)
-        for name, error in checks.items():
-            self.progress.note(
-                f"{name}_alignment of {counted_noun(facts['checked_tokens'], 'token')} against "
-                f"exact backward passes: worst error {number(100 * error, 2)} % of the largest"
-            )
-        frontier = Frontier(model, parameters, base, step, target, retain, s.seed, s.step)
-        gates = {str(o): step_gates(scan, o, step) for o in objectives}
-        table, length = frontier.table(objectives, gates, self.progress)
-        facts |= {"check_error": checks, "step_length": length}
+        facts["check_error"] = self._checked(scan, loaded, directions)
+        table, facts["step_length"] = self._frontier(scan, loaded, objectives)
         write_parquet(scan.path / FORECAST, pa.Table.from_pandas(table, preserve_index=False))
         write_json(folder / "manifest.json", {"made": made, **facts})
 
-    def _load(self) -> CausalLM:
-        return load_model(self.settings.model, **self.settings.loading(), merge_adapter=True)
+    def _directions(self, folder: Path, loaded: Loaded, scan: object) -> list[alignment.Direction]:
+        """The gradients of the retained and the held-out rows; `scan`: its identity."""
+        directions = []
+        for name, rows in (("retain", loaded.retain), ("eval", loaded.target)):
+            lora = loaded.lora and asdict(loaded.lora)
+            same = json.loads(json.dumps({"scan": scan, "rows": rows.fingerprint, "lora": lora}))
+            of = (loaded.model, loaded.parameters, rows)
+            directions.append(alignment.direction(folder, name, *of, same))
+        return directions
 
-    def _rows(self, model: CausalLM) -> tuple[Rows, Rows, Rows]:
-        """Retained rows, held-out rows, and those of the step."""
-        s, own = self.settings, self._as_scan()
-        retain = self._held_out("retain_data", self._other(), model)
+    def _align(
+        self,
+        scan: Scan,
+        lora: Lora | None,
+        directions: Sequence[alignment.Direction],
+        identity: object,
+    ) -> None:
+        """Writes the alignment, unless it stands, and the scan under --reference."""
+        folder, s = scan.path / ALIGNMENT, self.settings
+        rule = dict.fromkeys(f.name for f in fields(RuleSettings))  # it is of the scan alone
+        same = {"scan": identity, **{d.name: d.sha256 for d in directions}}
+        if not alignment.is_written(scan, same):
+            (folder / alignment.WRITTEN).unlink(missing_ok=True)  # of the parts that go now
+            settings = of_scan(s, reference=None, statistics=[], keep=[], **rule)
+            alignment.write_alignment(scan, self.data, settings, lora, directions, self.progress)
+            write_json(folder / alignment.WRITTEN, same)
+        if s.reference is not None:
+            settings = of_scan(s, model=s.reference, reference=None, adapter=None, **rule)
+            out = folder / REFERENCE
+            scan_verb(self.data, out, progress=self.progress, **asdict(settings))
 
-        def is_held_out(row: int) -> bool:
-            return bool(held_out(np.array([row]), s.seed)[0])
+    def _checked(
+        self, scan: Scan, loaded: Loaded, directions: Sequence[alignment.Direction]
+    ) -> dict[str, float]:
+        s, step = self.settings, loaded.step
+        of = (loaded.model, loaded.parameters, step, directions)
+        errors = alignment.checked(scan, *of, s.checks, s.seed)
+        for name, error in errors.items():
+            self.progress.note(
+                f"{name}_alignment of {counted_noun(min(s.checks, step.tokens), 'token')} against "
+                f"exact backward passes: worst error {number(100 * error, 2)} % of the largest"
+            )
+        return errors
 
-        if s.eval_data is not None:
-            target = self._held_out("eval_data", self._like_data(), model)
-            return retain, target, read_rows(self.data, own, model, s.step_tokens)
-        target = read_rows(self.data, own, model, s.eval_tokens, is_held_out)
-        step = read_rows(self.data, own, model, s.step_tokens, lambda row: not is_held_out(row))
-        return retain, target, step
+    def _frontier(
+        self,
+        scan: Scan,
+        loaded: Loaded,
+        objectives: Sequence[Objective],
+        length: float | None = None,
+    ) -> tuple[pandas.DataFrame, float]:
+        """The table of the objectives, sft first, and the length of the step."""
+        frontier = Frontier(loaded, self.settings.seed, self.settings.step)
+        gates = {str(o): step_gates(scan, o, loaded.step) for o in objectives}
+        return frontier.table(objectives, gates, self.progress, length)
 
-    def _held_out(self, name: str, reading: ScanSettings, model: CausalLM) -> Rows:
-        """The rows of that data set, with a note on each thing left out of it."""
-        rows = read_rows(getattr(self.settings, name), reading, model, self.settings.eval_tokens)
-        for sentence in rows.lost:
-            self.progress.note(f"{flag(name)}: {sentence}")
-        return rows
+    def _add(self, scan: Scan, objectives: Sequence[Objective], length: float) -> None:
+        """Rows for the objectives that a finished forecast does not have, after the same step."""
+        table = forecast_table(scan.path)
+        known = set(table["objective"])
+        new = [o for o in objectives if str(o) not in known]
+        if not new:
+            return
+        steps = [objectives[0], *new]  # the rates are over sft's, under the same draws
+        self.progress.note(f"this takes {self._cost_of_steps(steps)}")
+        added, _ = self._frontier(
+            scan, load(self.data, self.settings, self.progress), steps, length
+        )
+        table = pandas.concat([table, added[1:]], ignore_index=True)
+        write_parquet(scan.path / FORECAST, pa.Table.from_pandas(table, preserve_index=False))

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from eaft_probe.analysis.bootstrap import interval, resamples
 from eaft_probe.errors import NonFinite
-from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.progress import Progress
 from eaft_probe.quantities import number
-from eaft_probe.verbs.forecast.passes import DIRECTIONS, Floats, Gradient, Rows, norm, sums_by_row
+from eaft_probe.verbs.forecast.loaded import Loaded
+from eaft_probe.verbs.forecast.passes import DIRECTIONS, Floats, Gradient, norm, sums_by_row
 
 WANTED_KL = 1e-4  # nats, of a step of sft on the retained rows
 WITHIN = 1.25  # a factor
@@ -34,52 +34,51 @@ NO_TAIL = "nothing has fallen below the base in a first step, so it drops nothin
 
 @dataclass
 class Frontier:
-    """The models and rows of the measurements. `model` moves and is restored, `base` stays."""
+    """The steps along some objectives, and the measurements behind each."""
 
-    model: CausalLM
-    parameters: Mapping[str, torch.nn.Parameter]
-    base: CausalLM
-    step_rows: Rows
-    eval_rows: Rows
-    retain_rows: Rows
+    loaded: Loaded
     seed: int
     kind: str  # of the step, one of DIRECTIONS
     start: Gradient = field(default_factory=dict)
     before: list[Floats] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        own = dict(self.base.whole.named_parameters())  # a new adapter's are none of them
+        own = dict(self.loaded.base.whole.named_parameters())  # a new adapter's are none of them
         self.start = {
             n: own[n].detach() if n in own else p.detach().clone()
-            for n, p in self.parameters.items()
+            for n, p in self.loaded.parameters.items()
         }
-        self.before = [sums_by_row(self.model, r) for r in (self.eval_rows, self.retain_rows)]
+        rows = (self.loaded.target, self.loaded.retain)
+        self.before = [sums_by_row(self.loaded.model, r) for r in rows]
 
     def table(
         self,
         objectives: Sequence[Objective],
         gates: Mapping[str, Sequence[NDArray[np.float32]]],
         progress: Progress,
+        length: float | None = None,
     ) -> tuple[pandas.DataFrame, float]:
-        """A row for each objective, and the length of the step. `gates`: of each window, by the
-        objective's text; the first objective is sft. Raises `NonFinite`."""
+        """A row for each objective, and the length of the step, which is found where none is given.
+        `gates`: of each window, by the objective's text; the first objective is sft. Raises
+        `NonFinite`."""
+        direction, of = DIRECTIONS[self.kind], self.loaded
         progress.start("forecast", len(objectives))
         known: dict[bytes, tuple[Floats, Floats] | None] = {}
         found: list[tuple[Floats, Floats] | None] = []
-        length = math.nan
         for objective in objectives:
             own = gates[str(objective)]
             key = b"".join(g.tobytes() for g in own)
             if key not in known:
-                step = DIRECTIONS[self.kind](self.model, self.parameters, self.step_rows, own)
-                if not found:
+                step = direction(of.model, of.parameters, of.step, own)
+                if length is None:
                     length = self._length(step, str(objective))
                 known[key] = self._measured(step, length, str(objective))
                 del step  # else this one and the next are both in memory
             found.append(known[key])
-            progress.advance(1, self.step_rows.tokens)
+            progress.advance(1, of.step.tokens)
         rows = self._rows(objectives, found)
-        return pandas.DataFrame(rows), length
+        assert length is not None, "there is at least one objective"
+        return pandas.DataFrame(rows).astype(dict.fromkeys(_names(), float)), length
 
     def _length(self, step: Gradient, name: str) -> float:
         """At which sft's KL is about WANTED_KL; after MOST_TRIES the next guess."""
@@ -103,16 +102,16 @@ class Frontier:
     @torch.no_grad()
     def _stepped(self, step: Gradient, length: float, name: str) -> tuple[Floats, Floats]:
         """Sums by row behind the step; the weights are restored from their copy."""
-        scale = -length / norm(step)
+        scale, model, parameters = -length / norm(step), self.loaded.model, self.loaded.parameters
         try:
-            for n, parameter in self.parameters.items():
+            for n, parameter in parameters.items():
                 parameter.copy_(self.start[n]).add_(step[n], alpha=scale)
             sums = (
-                sums_by_row(self.model, self.eval_rows),
-                sums_by_row(self.model, self.retain_rows, self.base),
+                sums_by_row(model, self.loaded.target),
+                sums_by_row(model, self.loaded.retain, self.loaded.base),
             )
         finally:
-            for n, parameter in self.parameters.items():
+            for n, parameter in parameters.items():
                 parameter.copy_(self.start[n])
         if not all(np.isfinite(s).all() for s in sums):
             raise NonFinite(
