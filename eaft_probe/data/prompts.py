@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from eaft_probe.data.formats import Example, RowFormat
+from eaft_probe.data.formats.columns import KWARGS
 from eaft_probe.data.messages import Message
 from eaft_probe.data.rendering.render import Renderer
 from eaft_probe.data.rendering.spans import Located
@@ -132,11 +133,13 @@ def row_of(asked: Example, answer: str) -> dict[str, Any]:
     if asked.plain:
         system = {"system": asked.messages[0].content} if len(asked.messages) > 1 else {}
         return {**system, "prompt": asked.messages[-1].content, "completion": answer}
-    tools = {"tools": list(asked.tools)} if asked.tools else {}
+    more: dict[str, Any] = {"tools": list(asked.tools)} if asked.tools else {}
+    if asked.template_arg:
+        more[KWARGS] = dict(asked.template_arg)
     context = [
         m.as_dict() | ({"train": False} if m.role == "assistant" else {}) for m in asked.messages
     ]
-    return {"messages": [*context, {"role": "assistant", "content": answer}], **tools}
+    return {"messages": [*context, {"role": "assistant", "content": answer}], **more}
 
 
 def json_line(row: Mapping[str, object]) -> str:

@@ -106,6 +106,15 @@ def test_the_earlier_answers_are_given_not_the_models() -> None:
     assert "".join(map(found.renderer.token_text, rendered.ids[rendered.trained])) == "4.<|im_end|>"
 
 
+def test_a_rows_values_for_the_template_are_written_with_the_answer() -> None:
+    found = prompts(made.MOODY)
+    prompt = found(RowFormat("messages")(row(ASKED, chat_template_kwargs={"mood": "calm"})))
+    assert prompt.text.startswith("Be calm.")
+    written, reads_back = found.row(prompt, ids_of(found, "4."), None)
+    assert written["chat_template_kwargs"] == {"mood": "calm"}
+    assert reads_back == "same"
+
+
 def test_a_conversation_is_cut_before_its_last_answer() -> None:
     found, system = prompts(made.QWEN25), {"role": "system", "content": "Hello."}
     call = {"name": "get_weather", "arguments": {"city": "Paris"}}

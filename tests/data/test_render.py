@@ -24,7 +24,7 @@ from renderings_made import (
 from tokenizers_made import byte_level, metaspace, more_tokens
 
 from eaft_probe.data.formats import Example
-from eaft_probe.data.rendering.render import Renderer, RenderOptions
+from eaft_probe.data.rendering.render import MOST_LOCATORS, Renderer, RenderOptions
 from eaft_probe.errors import BadInput, ModelError, RowError
 
 MAKERS = {"byte_level": byte_level, "metaspace": metaspace}
@@ -307,6 +307,25 @@ def test_arguments_reach_the_template() -> None:
     made = rendered(templates.MOODY, *CHAT, template_arg={"mood": "kind"})
     assert made.text.startswith("Be kind.\n<|im_start|>user")
     assert rendered(templates.MOODY, *CHAT).text.startswith("<|im_start|>user")
+
+
+def test_a_rows_own_arguments_come_before_those_of_all_rows() -> None:
+    renderer = Renderer(byte_level(templates.MOODY), RenderOptions(template_arg={"mood": "kind"}))
+    for values in ({"mood": "calm"}, {"mood": "", "more": {"a": [1]}}, {"tone": "x"}):
+        made = renderer(Example("", CHAT, template_arg=values))
+        theirs = {"mood": "kind"} | values
+        chat = [m.as_dict() for m in CHAT]
+        assert made.text == renderer.tokenizer.apply_chat_template(chat, tokenize=False, **theirs)
+        check(made)
+
+
+def test_arguments_of_many_rows_are_not_all_remembered() -> None:
+    renderer = Renderer(byte_level(templates.MOODY))
+    for i in range(40):
+        made = renderer(Example("", CHAT, template_arg={"mood": f"{i}"}))
+        assert made.text.startswith(f"Be {i}.\n<|im_start|>user")
+    assert len(renderer._locators) == MOST_LOCATORS
+    assert renderer(Example("", CHAT)).text.startswith("<|im_start|>user")
 
 
 def test_the_day_that_a_template_is_told_is_fixed() -> None:

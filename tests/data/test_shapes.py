@@ -52,6 +52,10 @@ def turns(example: Example) -> list[tuple[str, str]]:
         {"prompt": [USER], "chosen": BOT},
         {"prompt": [USER], "chosen": SAY},
         {"prompt": [USER], "response": SAY},
+        {"prompt": [USER], "completion": SAY},
+        {"prompt": USER, "completion": [BOT]},
+        {"prompt": ASK, "completion": BOT},
+        {"prompt": json.dumps([USER]), "completion": [BOT]},
         {"question": ASK, "chosen": SAY},
         {
             "conversations": [{"from": "human", "value": ASK}],
@@ -254,6 +258,8 @@ def test_a_chosen_conversation_repeats_the_messages() -> None:
         ({"prompt": ["q1", "q2"], "completion": ["a1", "a2"]}, "prompt is a list of texts"),
         ({"prompt": [USER], "completion": ["a1", "a2"]}, "completion is a list of texts"),
         ({"prompt": ASK, "completion": None}, "the completion is empty"),
+        ({"prompt": ASK, "completion": 3}, "the completion should be text, found a number"),
+        ({"prompt": 3, "completion": SAY}, "the prompt should be text, found a number"),
     ],
 )
 def test_what_is_no_prompt_and_completion(row: dict[str, Any], reason: str) -> None:
@@ -322,8 +328,10 @@ def test_a_row_with_more_than_text_is_rejected(name: str) -> None:
     [
         ({"messages": [USER, BOT], "rejected": [USER, WORSE]}, ["rejected"]),
         ({"messages": [USER, BOT], "chosen": [USER, BOT], "prompt": ASK}, []),
-        ({"messages": [USER, BOT], "chat_template_kwargs": {"enable_thinking": True}}, None),
-        ({"messages": [USER, BOT], "chat_template_kwargs": {}}, []),
+        ({"messages": [USER, BOT], "chat_template_kwargs": {"enable_thinking": True}}, []),
+        ({"text": SAY, "chat_template_kwargs": {"a": True}}, ["chat_template_kwargs"]),
+        ({"prompt": ASK, "completion": SAY, "chat_template_kwargs": {}}, []),
+        ({"prompt": [USER], "completion": SAY, "system": "A"}, []),
         ({"messages": [{"role": "system", "content": "A"}, USER, BOT], "system": "A"}, []),
         ({"messages": [{"role": "system", "content": "A"}, USER, BOT], "System": "B"}, ["System"]),
         ({"messages": [USER, BOT], "context": "A tower."}, ["context"]),
@@ -346,8 +354,26 @@ def test_a_row_with_more_than_text_is_rejected(name: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_not_read_is_named_as_the_data_does(
-    row: dict[str, Any], named: list[str] | None
-) -> None:
-    expected = ["chat_template_kwargs"] if named is None else named
-    assert list(read(row).not_read) == expected
+def test_what_is_not_read_is_named_as_the_data_does(row: dict[str, Any], named: list[str]) -> None:
+    assert list(read(row).not_read) == named
+
+
+@pytest.mark.parametrize("value", [{"a": [1], "b": None}, '{"a": [1], "b": null}'])
+def test_values_for_the_template_come_with_the_row(value: object) -> None:
+    example = read({"messages": [USER, BOT], "chat_template_kwargs": value})
+    assert example.template_arg == {"a": [1], "b": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("thinking", "chat_template_kwargs is not JSON"),
+        ([1], "chat_template_kwargs should be an object, found a list"),
+        ({"tools": []}, "chat_template_kwargs cannot set 'tools'"),
+        ({"a": "x" * 10_000}, "chat_template_kwargs has more than 10,000 characters"),
+        ({"a": "\ud83d"}, "chat_template_kwargs holds invalid Unicode"),
+    ],
+)
+def test_other_values_for_the_template_reject_the_row(value: object, reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        read({"messages": [USER, BOT], "chat_template_kwargs": value})

@@ -321,7 +321,9 @@ def test_rows_without_messages_are_refused(model_folder: str, tmp_path: Path) ->
     made = scan(rows, tmp_path / "s", model=model_folder)
     with pytest.raises(BadInput, match="are of format 'text'; use --for tokens"):
         export(made, tmp_path / "o.jsonl", for_="axolotl", data=rows)
-    pairs = [{"prompt": "a", "completion": "fox"}]
+    pairs: list[Any] = [{"prompt": "a", "completion": "fox"}]
+    pairs.append({"prompt": [QUESTION], "completion": "a fox", "chat_template_kwargs": {"a": 1}})
     made = scan(pairs, tmp_path / "p", model=model_folder)
     done = export(made, tmp_path / "o.jsonl", for_="axolotl", data=pairs)
     assert "1 row of plain text, which the trainer puts into its chat template" in done.notes()[0]
+    assert "1 row with chat_template_kwargs, which the trainer does not get" in done.notes()[0]

@@ -8,10 +8,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from eaft_probe.data.formats.format import Example, Row
+from eaft_probe.data.messages import checked, encodable, from_json
 from eaft_probe.errors import RowError
 
 Names = Mapping[str, str]  # a format's name of a column → the data's, with dots into structs
 
+KWARGS = "chat_template_kwargs"  # what TRL gives the template of a row
+MOST_KWARGS = 10_000  # characters; some of them are kept, see `Renderer.locator`
 # Other names of the columns that formats need, tried in this order where theirs is not there.
 QUESTIONS = ("instruction", "question", "query", "prompt", "problem", "input")
 OTHER_NAMES = {
@@ -41,8 +44,9 @@ PROMPT_COLUMNS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("chosen", "rejected", "rejected_response"), ()),
     "label": ("kto_tag",),  # of KTO: rows of false are no targets
     "parent_id": (),  # the row answers another one
-    "chat_template_kwargs": (),
+    KWARGS: (),
 }
+GIVEN = ("messages", "tools", "documents", "chat_template", "add_generation_prompt")
 LABELS = ("role", "from", "type")  # fields of a message or a part that say what it is
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
@@ -115,11 +119,25 @@ def not_read(row: Row, example: Example, names: Iterable[str]) -> Iterator[str]:
         is_read = (name == "label" and value is True) or (
             name in ("tools", "functions") and bool(example.tools)
         )
+        is_read |= name == KWARGS and not example.plain
         is_verdict = name == "final_decision" or (
             name == "label" and isinstance(value, int | float) and len(example.messages) > 1
         )
         if not (is_read or is_empty(value) or (_is_shown(value, shown) and not is_verdict)):
             yield name
+
+
+def template_arg(row: Row) -> Mapping[str, object]:
+    """The values that a row has for the chat template. Raises `RowError`."""
+    value = from_json(row.get(KWARGS), KWARGS)
+    if not value:
+        return {}
+    values = encodable(checked(value, dict, KWARGS), KWARGS)
+    if taken := next((name for name in GIVEN if name in values), None):
+        raise RowError(f"{KWARGS} cannot set {taken!r}, which the row or a flag says")
+    if len(json.dumps(values, default=str)) > MOST_KWARGS:
+        raise RowError(f"{KWARGS} has more than {MOST_KWARGS:,} characters")
+    return values
 
 
 def is_empty(value: object) -> bool:

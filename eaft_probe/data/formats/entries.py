@@ -2,18 +2,17 @@
 
 from functools import partial
 
-from eaft_probe.data.formats.columns import OTHER_NAMES, PROMPT_COLUMNS, QUESTIONS
+from eaft_probe.data.formats.columns import OTHER_NAMES, PROMPT_COLUMNS, QUESTIONS, parsed_structure
 from eaft_probe.data.formats.conversations import (
     as_context,
     chat_export,
     chosen_conversation,
     conversation,
     require_target,
-    tools_of,
     transcript,
 )
 from eaft_probe.data.formats.format import FORMATS, Example, Row, row_format
-from eaft_probe.data.formats.pairs import pair, plain_pair
+from eaft_probe.data.formats.pairs import is_conversation, pair, plain_pair
 from eaft_probe.data.messages import Message, Spelling, read_messages, text
 from eaft_probe.errors import RowError
 
@@ -43,18 +42,24 @@ def _read_chat_export(row: Row, spelling: Spelling) -> Example:
     "strings: plain text without the chat template",
 )
 def _read_prompt_completion(row: Row, spelling: Spelling) -> Example:
-    require_target(row)
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
+    asked, answers = (_turns(row[n], n, spelling) for n in ("prompt", "completion"))
+    if not (asked or answers) or all(isinstance(row[n], str) for n in ("prompt", "completion")):
+        require_target(row)
         return plain_pair(row, "prompt", "completion")
-    if completion is None:
-        raise RowError("the completion is empty")
-    for name in ("prompt", "completion"):  # columns of a table, not turns
-        if isinstance(row[name], list) and any(isinstance(v, str) for v in row[name]):
-            raise RowError(f"{name} is a list of texts; expected a text or a list of messages")
-    context = as_context(read_messages(prompt, spelling, "prompt"))
-    answers = read_messages(completion, spelling, "completion")
-    return Example("", (*context, *answers), tools=tools_of(row))
+    asked = asked or (Message("user", text(row["prompt"], "the prompt")),)
+    answers = answers or (Message("assistant", text(row["completion"], "the completion")),)
+    return conversation(row, (*as_context(asked), *answers), spelling)
+
+
+def _turns(value: object, name: str, spelling: Spelling) -> tuple[Message, ...]:
+    """The messages that a column holds, one or a list, also as JSON text; none of anything else."""
+    read = parsed_structure(value) if isinstance(value, str) else value
+    items = [read] if isinstance(read, dict) else read
+    if not isinstance(items, list) or (isinstance(value, str) and not is_conversation(items)):
+        return ()
+    if any(isinstance(item, str) for item in items):  # a column of a table, not turns
+        raise RowError(f"{name} is a list of texts; expected a text or a list of messages")
+    return read_messages(items, spelling, name)
 
 
 for _name, _question, _answer, _meaning in (

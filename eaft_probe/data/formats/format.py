@@ -1,7 +1,7 @@
 """What a format is, and what it makes of a row."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from eaft_probe.data.messages import Message, Spelling
@@ -19,6 +19,7 @@ class Example:
     plain: bool = False
     tools: Sequence[object] | None = None
     labelled: tuple[Sequence[int], Sequence[int]] | None = None  # input_ids, labels
+    template_arg: Mapping[str, object] = field(default_factory=dict)  # the row's own
     not_read: tuple[str, ...] = ()  # columns of what was asked or answered that are left aside
 
 

@@ -13,6 +13,7 @@ from eaft_probe.data.formats.columns import (
     mapped,
     not_read,
     require_text_only,
+    template_arg,
 )
 from eaft_probe.data.formats.entries import KEYS
 from eaft_probe.data.formats.format import FORMATS, Example, Row
@@ -40,6 +41,8 @@ class RowFormat:
         if self.name not in ("text", "labelled"):
             require_text_only(row, known.media)
         example = entry.read(row, self._spelling())
+        if not (example.plain or example.labelled):
+            example = replace(example, template_arg=template_arg(row))
         if row.get("finish") == "length" and example.messages:  # a rollout's answer that was cut
             last = replace(example.messages[-1], ends=False)
             example = replace(example, messages=(*example.messages[:-1], last))

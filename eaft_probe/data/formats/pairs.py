@@ -27,7 +27,7 @@ def pair(row: Row, spelling: Spelling, question: str, answer: str) -> Example:
     require_target(row)
     choices, tools = _choices(row.get("choices")), _tools(row)
     history = row.get("history")
-    if _is_conversation(row[question]):
+    if is_conversation(row[question]):
         asked = as_context(read_messages(row[question], spelling, question))
     else:
         asked = (Message("user", _question(row, question, answer, choices)),)
@@ -41,7 +41,7 @@ def pair(row: Row, spelling: Spelling, question: str, answer: str) -> Example:
     return Example("", messages, tools=tools, not_read=more)
 
 
-def _is_conversation(value: object) -> bool:
+def is_conversation(value: object) -> bool:
     return isinstance(value, list) and any(
         isinstance(item, dict) and any(key in item for key in ROLE_KEYS) for item in value
     )

@@ -9,7 +9,7 @@ the template does to them.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,12 @@ class ChatTemplate:
     values: Mapping[str, object] = field(default_factory=dict)
     today: date = field(default_factory=date.today)
     slow: list[float] = field(init=False, default_factory=lambda: [0.0], compare=False)  # seconds
+
+    def with_values(self, values: Mapping[str, object]) -> "ChatTemplate":
+        """The same template, compiled once for both, with more values or others."""
+        other = replace(self)
+        vars(other).update(vars(self) | {"values": {**self.values, **values}})
+        return other
 
     @cached_property
     def _environment(self) -> TracingEnvironment:

@@ -1,6 +1,7 @@
 """Example → token ids, which of them are trained, and where each stands in the text."""
 
 import copy
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 from eaft_probe.data.formats import Example
 from eaft_probe.data.inline import inline_tool_calls
 from eaft_probe.data.messages import REASONING, Message
-from eaft_probe.data.rendering.chat_template import ChatTemplate, read_template
+from eaft_probe.data.rendering.chat_template import ChatTemplate, plain, read_template
 from eaft_probe.data.rendering.layout import Span
 from eaft_probe.data.rendering.rendered import Rendered, ends_text, marked_tokens, untrimmed
 from eaft_probe.data.rendering.spans import Located, Locator
 from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import ModelError, RowError, as_model_error
 from eaft_probe.settings import TrainedSettings
+
+MOST_LOCATORS = 16  # of templates with the values of rows; each has tried its template out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,8 @@ class Renderer:
                 f"the tokenizer has no chat template named 'default', only "
                 f"{', '.join(self.templates)}; give one with --chat-template"
             )
-        self._locators: dict[str, Locator] = {}
+        self._compiled: dict[str, ChatTemplate] = {}
+        self._locators: dict[tuple[str, str], Locator] = {}
 
     def __call__(self, example: Example) -> Rendered:
         """The example in one rendering, whatever `turns` says."""
@@ -130,10 +134,21 @@ class Renderer:
         return located
 
     def locator(self, example: Example) -> Locator:
-        """Of the template that an example is rendered by: some models have one for tools."""
+        """Of the template that an example is rendered by, with the values that it has for it; some
+        models have one for tools."""
         calls = example.tools or any(m.tool_calls for m in example.messages)
         name = "tool_use" if calls and "tool_use" in self.templates else "default"
-        if name not in self._locators:
+        values: Any = plain(example.template_arg)
+        key = name, json.dumps(values, sort_keys=True)
+        if key not in self._locators:
+            if len(self._locators) >= MOST_LOCATORS:
+                del self._locators[next(iter(self._locators))]  # the oldest
+            template = self._template(name).with_values(values)
+            self._locators[key] = Locator(template, self.stops, tuple(self.added))
+        return self._locators[key]
+
+    def _template(self, name: str) -> ChatTemplate:
+        if name not in self._compiled:
             values = {**self.tokenizer.special_tokens_map, **self.options.template_arg}
             today = date.fromisoformat(self.options.today) if self.options.today else date.today()
             template = ChatTemplate(self.templates[name], values, today)
@@ -142,8 +157,8 @@ class Renderer:
             except ModelError as error:
                 model = self.tokenizer.name_or_path
                 raise ModelError(f"the chat template of {model} is invalid: {error}") from error
-            self._locators[name] = Locator(template, self.stops, tuple(self.added))
-        return self._locators[name]
+            self._compiled[name] = template
+        return self._compiled[name]
 
     @property
     def limits(self) -> str:

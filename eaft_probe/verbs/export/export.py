@@ -140,6 +140,7 @@ def _require_kept(path: Path, needed: Iterable[Path], name: str) -> None:
 
 
 PLAIN = ("text", "labelled")  # formats without messages of their own
+GIVEN = "row{s} with chat_template_kwargs, which the trainer does not get"
 TEMPLATED = "row{s} of plain text, which the trainer puts into its chat template"
 
 
@@ -225,6 +226,7 @@ class _Writing:
             rows = self.tokens(rendering, ids, self.lost)
         else:
             self.lost[TEMPLATED] += example.plain
+            self.lost[GIVEN] += bool(example.template_arg)
             rows = conversation(rendering, example.tools, self.kind, self.lost)
         for row in rows:
             self.counts["kept"] += trained
