@@ -34,7 +34,8 @@ STORIES = [
 ]
 STEPS = {
     "learning_rate": 2e-3,
-    "max_steps": 30,
+    "lr_scheduler_type": "constant",
+    "max_steps": 16,
     "per_device_train_batch_size": 16,
     "logging_steps": 1,
     "save_steps": 1000,
