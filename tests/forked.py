@@ -5,6 +5,7 @@ names as `subprocess` has. What is about that start itself uses `subprocess`.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -78,6 +79,7 @@ def _begin(folder: str, environment: dict[str, str], here: str, call: Any, argum
     os.environ.update(environment)
     os.chdir(here)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
+    gc.freeze()  # a trainer's collection went through all of torch: half of a short run
     _as_a_program(call, arguments)
 
 
