@@ -42,7 +42,13 @@ def pair(
     own: pandas.DataFrame,
     based: pandas.DataFrame,
 ) -> tuple[Scan, Scan]:
-    folder, (parts, group) = tmp_path_factory.mktemp("pair"), request.param
+    return written(tmp_path_factory.mktemp("pair"), own, based, request.param)
+
+
+def written(
+    folder: Path, own: pandas.DataFrame, based: pandas.DataFrame, layout: tuple[int, int | None]
+) -> tuple[Scan, Scan]:
+    parts, group = layout
     return (
         scans_made.write(folder / "own", own, parts=parts, group=group),
         scans_made.write(folder / "base", based, parts=parts, group=group),
@@ -227,16 +233,20 @@ def test_a_sum_of_float32_does_not_lose_its_tail() -> None:
     assert many.mean(lambda c: c["x"]) == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
 
+@pytest.fixture(scope="module")
+def laid_out(
+    tmp_path_factory: pytest.TempPathFactory, own: pandas.DataFrame, based: pandas.DataFrame
+) -> list[tuple[Scan, Scan]]:
+    """The scan and its base in one part, and in three of small row groups."""
+    return [written(tmp_path_factory.mktemp("pair"), own, based, LAYOUTS[i]) for i in (0, 2)]
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_s_gates_do_not_depend_on_the_parts(
-    tmp_path: Path, own: pandas.DataFrame, based: pandas.DataFrame, name: str
+    laid_out: list[tuple[Scan, Scan]], name: str
 ) -> None:
     found = []
-    for layout in (LAYOUTS[0], LAYOUTS[2]):
-        scan, base = (
-            scans_made.write(tmp_path / f"{n}{layout}", t, parts=layout[0], group=layout[1])
-            for n, t in (("own", own), ("base", based))
-        )
+    for scan, base in laid_out:
         frozen = resolved(objective(name), scan, base)
         found.append(np.concatenate([frozen(c) for c in token_columns(scan, frozen.reads, base)]))
     assert len(found[0]) == 600
