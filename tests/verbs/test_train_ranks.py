@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import traceback
 from functools import cache
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from forked import SECONDS, main, ran, torchrun
+from accelerate.commands.launch import launch_command, launch_command_parser
+from forked import main, ran, torchrun
 from runs import log, require_equal, weights, write_rows
 
 import eaft_probe
@@ -216,35 +215,22 @@ def test_fsdp_without_gpus_is_refused(ranks: Path) -> None:
     assert files(ranks / "fsdp") == files(ranks / "two-eaft")
 
 
+def accelerate_launch(arguments: list[str]) -> None:
+    """Its ranks are interpreters of their own."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    launch_command(launch_command_parser().parse_args(arguments))
+
+
 def test_accelerate_launches_it_and_one_process_speaks(ranks: Path) -> None:
     shutil.copytree(ranks / "two-eaft", ranks / "accelerate")
     given = command(ranks, "accelerate", "--overwrite", "--per-device-train-batch-size", "2")
     config = str(HERE.parents[1] / "examples/accelerate_ddp.yaml")
-    accelerate = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        config,
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-        "-m",
-        "eaft_probe",
-        *given,
-    ]
-    done = subprocess.run(
-        accelerate,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("the model and its log are in") == 1
+    asked = ["--config_file", config, "--num_processes", "2", "--main_process_port", "0"]
+    status, out, errors = ran(accelerate_launch, [*asked, "-m", "eaft_probe", *given])
+    assert status == 0, errors[-3000:]
+    assert out.count("the model and its log are in") == 1
     for once in ("loading ", "1 row left out", "  step "):
-        assert done.stderr.count(once) == 1
+        assert errors.count(once) == 1
     assert log(ranks / "accelerate")["step"].unique().tolist() == [1, 2, 3]
     assert (ranks / "accelerate/checkpoint-3/rng_state_1.pth").exists()
     assert not (ranks / "accelerate/checkpoint-6").exists()  # the old run's
