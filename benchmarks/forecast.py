@@ -86,7 +86,7 @@ FULL = replace(
     audited=30,
 )
 QUICK = replace(
-    FULL, seeds=1, prompts=4, new_tokens=16, stories=128, story_tokens=40, audited=12, epochs=1
+    FULL, seeds=1, prompts=4, new_tokens=32, stories=128, story_tokens=40, audited=12, epochs=1
 )
 QUICK = replace(QUICK, trained=12, held_out=10, retained=10, learning_rates=(1e-4, 3e-4))
 ROWS = {"seeds": 5, "count": 80, "share": 0.05}

@@ -28,6 +28,8 @@ class Finding:
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return UNKNOWN
+        if math.isnan(self.low) and not self.seeds:
+            return self._shown(self.value)  # it was measured once
         few = f", {self.seeds} seeds" if self.seeds in (1, 2) else ""
         return (
             f"{self._shown(self.value)} ({self._shown(self.low)} to {self._shown(self.high)}{few})"
