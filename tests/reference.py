@@ -121,6 +121,7 @@ REFERENCE: dict[str, Callable[[Position], float]] = {
     "grad_head": lambda x: norm(np.outer(output_gradient(x), x.hidden)),
     "grad_hidden": lambda x: norm(x.weight.T @ output_gradient(x)),
     "kl_reference": kl_reference,
+    "logprob_alone": logprob,  # of another pass, see tests/verbs/test_alone.py
     "entropy_top5": lambda x: entropy_top(x, 5),
     "entropy_top10": lambda x: entropy_top(x, 10),
     "entropy_top20": lambda x: entropy_top(x, 20),

@@ -17,7 +17,6 @@ from eaft_probe.errors import MissingColumn
 from eaft_probe.registry import Registry
 from eaft_probe.scans.scan import Scan
 
-NOT_YET = "this version cannot measure it yet"
 Floats = NDArray[np.float64]
 
 
@@ -171,8 +170,7 @@ def require_score(scan: Scan, name: str) -> Score:
     if missing := _missing(scan, score):
         how = f"rescan with --statistics {missing}"
         if missing not in STATISTICS:
-            measured = score.source != "scan"
-            how = f"`eaft-probe {score.source}` makes it" if measured else NOT_YET
+            how = f"`eaft-probe {score.source}` makes it"
         raise MissingColumn(
             f"score {name!r} reads column {missing!r}, which {scan.place} does not have; {how}"
         )

@@ -32,6 +32,7 @@ class Statistic:
     compute: Callable[["LogitSlice"], "Tensor"]
     dtype: str = "float32"  # or "int32"
     default: bool = True
+    alone: bool = False  # of another pass, in which the answer stands without its prompt
 
 
 def grad_logits(d: "LogitSlice") -> "Tensor":
@@ -91,6 +92,14 @@ for _statistic in (
         "KL(reference ‖ model) over the whole vocabulary",
         lambda d: d.kl_reference(),
         default=False,
+    ),
+    Statistic(
+        "logprob_alone",
+        "nats",
+        "ln p of the label where the answer is read without its prompt",
+        lambda d: d.logprob,
+        default=False,
+        alone=True,
     ),
     *(
         Statistic(

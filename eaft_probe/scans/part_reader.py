@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import ScanError
 from eaft_probe.scans.keys import named_place
+from eaft_probe.scans.schemas import OPTIONAL
 from eaft_probe.scans.verification import reading
 
 CONTEXT = 80  # characters of text on each side of a conflict
@@ -64,6 +65,8 @@ def in_range(table: pa.Table, file: Path) -> pa.Table:
     """Raises `ScanError` for a value that is missing, or that no scan would have written."""
     for name in table.column_names:
         column = table[name]
+        if name in OPTIONAL:
+            column = column.drop_null()
         if column.null_count:
             raise ScanError(f"{file} is damaged: {name} has no value at some token")
         if pa.types.is_floating(column.type) and not _in_range(name, column.to_numpy()):

@@ -18,6 +18,7 @@ PLACES = (
     ("char_start", pa.int32(), "characters", "where the token begins in examples.text"),
     ("char_end", pa.int32(), "characters", "one past where it ends in examples.text"),
 )
+OPTIONAL = tuple(s.name for s in STATISTICS.values() if s.alone)  # some tokens have none
 TOP1 = ("top1", TEXT, "", "the likeliest token decoded alone")
 EXAMPLES = (
     ("example", pa.int64(), "", "row number in the data, from 0"),

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.errors import ProbeError, ScanError, one_line
-from eaft_probe.scans.schemas import Fits
+from eaft_probe.scans.schemas import OPTIONAL, Fits
 from eaft_probe.storage.atomic import file_inside
 
 HASHED = 64_000_000  # bytes of a scan that are hashed whenever it is opened: 2 million tokens
@@ -118,7 +118,7 @@ def check_parts(folder: Path, manifest: Manifest, fits: Mapping[str, Fits], veri
     parts = manifest["parts"]
     files = {kind: _files(folder, kind, [part["file"] for part in parts]) for kind in fits}
     by_turn = manifest["config"].get("turns") == "each"
-    optional = {"tokens": (), "examples": () if by_turn else ("turn",)}
+    optional = {"tokens": OPTIONAL, "examples": () if by_turn else ("turn",)}
     footers = {k: [footer(f, fits[k], True, optional[k]) for f in files[k]] for k in fits}
     _require_rows(folder, manifest, footers)
     for part, file, *pair in zip(parts, files["tokens"], *footers.values(), strict=True):

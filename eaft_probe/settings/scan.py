@@ -179,6 +179,10 @@ class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, Ma
             )
         whole = {n: getattr(self, n) for n in ("quantile", "surprise_above", "calibrate")}
         asked = next((flag(n) for n, value in whole.items() if value is not None), None)
+        if self.keep_tokens != "all" and "logprob_alone" in self.statistics:
+            raise BadInput(
+                "logprob_alone is for a row score, which takes every token: remove --keep-tokens"
+            )
         if self.keep_tokens != "all" and asked:
             raise BadInput(
                 f"{asked} needs every token of the finished scan, and --keep-tokens "

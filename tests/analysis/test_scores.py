@@ -149,7 +149,7 @@ def test_turns_are_scored_as_one_row(tmp_path: Path) -> None:
 def test_a_score_without_its_columns_says_what_makes_them(scan: Scan) -> None:
     with pytest.raises(MissingColumn, match=r"'retain_alignment'.*`eaft-probe forecast` makes it"):
         require_score(scan, "retain_alignment")
-    with pytest.raises(MissingColumn, match=r"'ifd'.*; this version cannot measure it yet"):
+    with pytest.raises(MissingColumn, match=r"'ifd'.*; rescan with --statistics logprob_alone"):
         require_score(scan, "ifd")
     with pytest.raises(UnknownName, match="did you mean 'mean_nll'"):
         require_score(scan, "mean_nl")

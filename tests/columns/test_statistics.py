@@ -236,7 +236,7 @@ def test_columns_stay_in_their_ranges(case: str) -> None:
     assert (m["prob"] <= m["top1_prob"]).all()
     assert ((m["rank"] >= 0) & (m["rank"] < vocab)).all()
     for name in STATISTICS:
-        assert name in ("logprob", "surprise") or (m[name] >= 0).all(), name
+        assert name in ("logprob", "logprob_alone", "surprise") or (m[name] >= 0).all(), name
     assert ((m["rank"] == 0) == (m["top1_id"] == case_of(case).labels)).all()
 
 

@@ -189,7 +189,7 @@ class Locator(TriedTemplate):
             closed, opened = (self.render(messages, tools, prompt=p).text for p in (False, True))
             if opened.startswith(closed):
                 return opened, opened[len(closed) :]
-        return opened, self._generation_header
+        return opened, self.generation_header
 
     def _behind_header(self, text: str, header: str, before: int, first: int) -> int | None:
         """The end of a header that stands between the words before and the first of the answer;

@@ -142,7 +142,7 @@ class TriedTemplate:
         return not any(name.startswith(fields) for name in layout.left_out())
 
     @cached_property
-    def _generation_header(self) -> str:
+    def generation_header(self) -> str:
         """What stands behind a question where an answer is asked for."""
         closed, opened = (self._probe([QUESTION], prompt=p) for p in (False, True))
         if closed is None or opened is None or not opened.text.startswith(closed.text):
@@ -205,7 +205,7 @@ class TriedTemplate:
         """Whether what follows a call is the header of any message, and so no word of the model's:
         then what ends the call ends the turn."""
         following = self._token.match(self._around(CALLED, 1)[2])
-        header = self._token.match(self._generation_header)
+        header = self._token.match(self.generation_header)
         return bool(following and header and following[0].strip() == header[0].strip())
 
     def _probe(self, messages: Sequence[Message], prompt: bool = False) -> Layout | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from eaft_probe.columns.measure import measure
-from eaft_probe.columns.statistics import Statistic, chosen_statistics
+from eaft_probe.columns.statistics import STATISTICS, Statistic, chosen_statistics
 from eaft_probe.data.formats import RowFormat
 from eaft_probe.engines.vllm_model import VllmModel, available_memory, compared, load_vllm
 from eaft_probe.errors import BadInput
@@ -45,14 +45,17 @@ class Loading:
             torch.set_num_threads(self.threads)
         settings = self.settings if device is None else replace(self.settings, device=device)
         statistics = chosen_statistics(settings.statistics, settings.reference is not None)
+        own = [s for s in statistics if not s.alone]
         budget, reference = self.tokens_per_batch, None
         model: CausalLM | VllmModel
         if settings.engine == "vllm":
-            model = serve(settings, statistics, progress)
-            measured, budget = model.measure, WHOLE_UNIT
+            model = serve(settings, own, progress)
+            measured = alone = model.measure
+            budget = WHOLE_UNIT
         else:
             model, reference = self._loaded(settings)
-            measured = partial(measure, model, statistics=statistics, reference=reference)
+            measured = partial(measure, model, statistics=own, reference=reference)
+            alone = partial(measure, model, statistics=[STATISTICS["logprob"]])
         return Scorer(
             work,
             model,
@@ -63,6 +66,7 @@ class Loading:
             settings,
             budget,
             progress,
+            alone if len(own) < len(statistics) else None,
         )
 
     def _loaded(self, settings: ScanSettings) -> tuple[CausalLM, CausalLM | None]:

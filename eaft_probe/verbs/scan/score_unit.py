@@ -1,6 +1,6 @@
 """One unit → one part: read, render, batch, measure, write."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -9,6 +9,7 @@ from eaft_probe.analysis.token_filter import kept_tokens
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.measure import TokenColumns
 from eaft_probe.columns.statistics import Statistic
+from eaft_probe.data.answers import Answers
 from eaft_probe.data.batches import Cost, TokenBatch, Window, batches, require_stride, windows
 from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.reading import Reader
@@ -26,6 +27,8 @@ from eaft_probe.scans.upload import Workspace
 from eaft_probe.settings import ScanSettings, kept_share
 from eaft_probe.verbs.scan.unit_rows import UnitRows
 
+Measure = Callable[[TokenBatch], TokenColumns]
+
 
 class Scorer:
     """Scores units under one model. `score` depends on its unit and the settings alone."""
@@ -35,16 +38,18 @@ class Scorer:
         work: Workspace | None,
         model: CausalLM | VllmModel,
         reference: CausalLM | None,
-        measure: Callable[[TokenBatch], TokenColumns],
+        measure: Measure,
         row_format: RowFormat,
         statistics: Sequence[Statistic],
         settings: ScanSettings,
         budget: int,
         progress: Progress,
+        measure_alone: Measure | None = None,
     ) -> None:
-        """`work`: where the parts go; None where they are not written."""
+        """`work`: where the parts go; None where they are not written. `measure_alone`: gives
+        `logprob`, of answers without their prompts."""
         self.work, self.model, self.reference = work, model, reference
-        self.measure = measure
+        self.measure, self.measure_alone = measure, measure_alone
         self.halved: set[str] = set()  # batches of the unit at hand
         self.statistics, self.settings = statistics, settings
         self.budget, self.progress = budget, progress
@@ -57,6 +62,7 @@ class Scorer:
                 f"({model.max_length} tokens)"
             )
         require_stride(settings.stride, self.max_length)
+        self.answers = Answers(self.renderer, self.max_length, settings.stride)
         shares = model.cost if reference is None or reference.cost else None
         self.cost = Cost(*shares) if shares else None
         self.regime = regimes(model.borders, reference.borders if reference else ())
@@ -77,12 +83,15 @@ class Scorer:
         report = stored_report(self.work.units, unit.index) if self.work else {}
         self.halved = set(report.get("halved", ()))
         rows_left = len(unit.records)
-        for number, batch in enumerate(batches(rows.windows, self.budget, self.cost, self.regime)):
-            for piece, columns in self._measured(batch, f"{unit.index}/{number}/", rows.counts):
-                rows.take(piece, columns)
-                done = min(rows_left, len(piece.window))
-                rows_left -= done
-                self.progress.advance(done, int(piece.trained.sum()))
+        for piece, columns in self._pieces(rows.windows, self.measure, f"{unit.index}/", rows):
+            rows.take(piece, columns)
+            done = min(rows_left, len(piece.window))
+            rows_left -= done
+            self.progress.advance(done, int(piece.trained.sum()))
+        if self.measure_alone is not None:
+            name = f"{unit.index}/alone/"
+            for pair in self._pieces(rows.answers, self.measure_alone, name, rows):
+                rows.take_alone(*pair)
         if self.work is not None:
             self._write(self.work, unit, rows)
         self.progress.advance(rows_left, 0)
@@ -139,13 +148,20 @@ class Scorer:
         )
         return next(reasons, None)
 
+    def _pieces(
+        self, windows: Sequence[Window], measure: Measure, name: str, rows: "UnitRows"
+    ) -> Iterator[tuple[TokenBatch, TokenColumns]]:
+        """The windows in batches, measured; `name`: of the batches of this pass."""
+        for number, batch in enumerate(batches(windows, self.budget, self.cost, self.regime)):
+            yield from self._measured(batch, measure, f"{name}{number}/", rows.counts)
+
     def _measured(
-        self, batch: TokenBatch, name: str, counts: dict[str, int]
+        self, batch: TokenBatch, measure: Measure, name: str, counts: dict[str, int]
     ) -> list[tuple[TokenBatch, TokenColumns]]:
         """The batch's columns; in halves where a GPU has no memory for it, or once had none."""
         if name not in self.halved:
             try:
-                return [(batch, self.measure(batch))]
+                return [(batch, measure(batch))]
             except torch.OutOfMemoryError as error:
                 if self.settings.tp:  # the other ranks wait for this one in the middle of a batch
                     raise ProbeError(
@@ -160,6 +176,6 @@ class Scorer:
         counts["halved"] += 1
         left, right = batch.halves()
         return [
-            *self._measured(left, name + "0", counts),
-            *self._measured(right, name + "1", counts),
+            *self._measured(left, measure, name + "0", counts),
+            *self._measured(right, measure, name + "1", counts),
         ]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from eaft_probe.verbs.scan.score_unit import Scorer
 
 
+Measured = tuple[NDArray[np.int64], NDArray[np.int64], TokenColumns]  # (N,) example, position
+
+
 class UnitRows:
     """The rows of one unit on their way from records to the two tables of a part."""
 
@@ -34,8 +37,10 @@ class UnitRows:
         self.rendered: list[Rendered] = []
         self.kept: list[list[str | None]] = []
         self.windows: list[Window] = []
+        self.answers: list[Window] = []  # without their prompts, where those are measured, too
         self.rejected: list[dict[str, Any]] = []
-        self.measured: list[tuple[NDArray[np.int64], NDArray[np.int64], TokenColumns]] = []
+        self.measured: list[Measured] = []
+        self.alone: list[Measured] = []
         self.counts = dict.fromkeys(
             (
                 "rows",
@@ -79,6 +84,8 @@ class UnitRows:
         cut: int,
     ) -> None:
         self.windows += [replace(w, example=len(self.rendered)) for w in windows]
+        if self.scorer.measure_alone is not None:
+            self.answers += self.scorer.answers(len(self.rendered), rendered)
         self.records.append(record)
         self.rendered.append(rendered)
         self.kept.append([_kept(row, name) for name in self.scorer.settings.keep])
@@ -96,7 +103,15 @@ class UnitRows:
             self.counts[name] += more
 
     def take(self, batch: TokenBatch, columns: TokenColumns) -> None:
-        """Adds a batch's columns with the place of each token. Raises `NonFinite`."""
+        """Adds a batch's columns. Raises `NonFinite`."""
+        self.measured.append(self._placed(batch, columns))
+
+    def take_alone(self, batch: TokenBatch, columns: TokenColumns) -> None:
+        """The same of a batch of answers without their prompts."""
+        self.alone.append(self._placed(batch, columns))
+
+    def _placed(self, batch: TokenBatch, columns: TokenColumns) -> Measured:
+        """With the place of each token."""
         places = [window.places() for window in batch.window]
         example, position = (np.concatenate(c) for c in zip(*places, strict=True))
         finite = [torch.isfinite(c) for c in columns.columns.values()]
@@ -107,7 +122,7 @@ class UnitRows:
                 f"the model gives NaN or no probability at all in row {row} at token "
                 f"{position[bad[0]]}; try --dtype float32, or check the weights"
             )
-        self.measured.append((example, position, columns))
+        return example, position, columns
 
     def report(self) -> dict[str, object]:
         """What the manifest and rejected.jsonl will say of the unit."""
@@ -128,11 +143,22 @@ class UnitRows:
         columns: dict[str, Any] = {
             s.name: np.concatenate([m[2][s.name].numpy() for m in self.measured])[order]
             for s in self.scorer.statistics
+            if not s.alone
         }
+        if self.scorer.measure_alone is not None:
+            columns["logprob_alone"] = self._logprob_alone(example, position)
         columns |= self._places(example, position)
         texts = {"token": columns["token_id"], "top1": columns["top1_id"]}
         columns |= {name: self._texts(ids) for name, ids in texts.items()}
         return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+    def _logprob_alone(self, example: NDArray[np.int64], position: NDArray[np.int64]) -> pa.Array:
+        """Null where nothing comes before the first token of an answer."""
+        first = np.cumsum([0, *(len(r.ids) for r in self.rendered)])
+        values = np.full(first[-1], np.nan, np.float32)
+        for of, at, columns in self.alone:
+            values[first[of] + at] = columns["logprob"].numpy()
+        return pa.array(values[first[example] + position], from_pandas=True)
 
     def _places(
         self, example: NDArray[np.int64], position: NDArray[np.int64]

@@ -237,7 +237,7 @@ def columns(scan: Scan) -> list[dict[str, str]]:
     return [
         {"name": s.name, "unit": s.unit, "meaning": s.meaning}
         for s in STATISTICS.values()
-        if s.name in scan.columns and s.name != "top1_id"
+        if s.name in scan.columns and s.name != "top1_id" and not s.alone
     ]
 
 
