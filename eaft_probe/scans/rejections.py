@@ -3,14 +3,16 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from eaft_probe.errors import ScanError, one_line
+from eaft_probe.quantities import counted_noun
 from eaft_probe.scans.part_writer import REJECTED
 from eaft_probe.scans.scan import Scan
 from eaft_probe.storage.atomic import file_inside
 
+MOST_SHOWN = 5
 MOST_REASONS, OTHERS = 1000, "other reasons"  # a template may give each row one of its own
 _NUMBER = re.compile(r"\d[\d,]*")
 
@@ -36,18 +38,40 @@ def reasons(scan: Scan) -> dict[str, int]:
     return summed_reasons(str(row.get("reason")) for row in rejected(scan))
 
 
-def summed_reasons(given: Iterator[str]) -> dict[str, int]:
+def summed_reasons(given: Iterable[str]) -> dict[str, int]:
     """Reasons that differ in numbers alone are one, in which N stands for them.
 
-    >>> summed_reasons(iter(["message 2 has no role", "message 4 has no role", "message 1: x"]))
+    >>> summed_reasons(["message 2 has no role", "message 4 has no role", "message 1: x"])
     {'message N has no role': 2, 'message 1: x': 1}
     """
-    rows, wordings = Counter[str](), dict[str, str]()
+    sums = Reasons()
     for reason in given:
+        sums.add(reason)
+    return sums.summed()
+
+
+class Reasons:
+    """See `summed_reasons`; the memory is that of MOST_REASONS."""
+
+    def __init__(self) -> None:
+        self._rows, self._wordings = Counter[str](), dict[str, str]()
+
+    def add(self, reason: str) -> None:
         general = _NUMBER.sub("N", reason)
-        if general not in rows and len(rows) >= MOST_REASONS:
+        if general not in self._rows and len(self._rows) >= MOST_REASONS:
             general = reason = OTHERS
-        rows[general] += 1
-        if wordings.setdefault(general, reason) != reason:
-            wordings[general] = general
-    return {wordings[general]: count for general, count in rows.most_common()}
+        self._rows[general] += 1
+        if self._wordings.setdefault(general, reason) != reason:
+            self._wordings[general] = general
+
+    def summed(self) -> dict[str, int]:
+        """Each reason with its rows, the most frequent first."""
+        return {self._wordings[general]: count for general, count in self._rows.most_common()}
+
+
+def reason_lines(summed: Mapping[str, int]) -> list[str]:
+    """The most frequent reasons in words, and how many rows have another one."""
+    reasons = list(summed.items())
+    shown = [f"{counted_noun(n, 'row')}: {reason}" for reason, n in reasons[:MOST_SHOWN]]
+    rest = sum(n for _, n in reasons[MOST_SHOWN:])
+    return [*shown, *([f"{counted_noun(rest, 'row')}: {OTHERS}"] if rest else [])]

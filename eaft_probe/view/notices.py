@@ -6,7 +6,6 @@ from typing import Any
 from eaft_probe.quantities import counted_noun
 from eaft_probe.text import printable
 
-MOST_REASONS = 5  # of rejected rows
 TEMPLATE_NOTICES = {
     "not_read": "Columns of the prompt or the answer that are not read: {}.",
     "left_out": "The chat template does not show {}.",
@@ -38,11 +37,3 @@ def not_read(rows: Mapping[str, int]) -> str:
     return ", ".join(
         f"{printable(column)} ({counted_noun(n, 'row')})" for column, n in rows.items()
     )
-
-
-def rejections(summary: Mapping[str, Any]) -> list[str]:
-    """The rejected rows by reason, the most frequent first."""
-    reasons = list(summary["rejected_reasons"].items())
-    shown = [f"{counted_noun(n, 'row')}: {reason}" for reason, n in reasons[:MOST_REASONS]]
-    rest = sum(n for _, n in reasons[MOST_REASONS:])
-    return [*shown, *([f"{counted_noun(rest, 'row')}: other reasons"] if rest else [])]

@@ -9,8 +9,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from eaft_probe.quantities import counted_noun, decimals, number, percent
+from eaft_probe.scans.rejections import reason_lines
 from eaft_probe.text import printable
-from eaft_probe.view.notices import rejections, template_notices
+from eaft_probe.view.notices import template_notices
 
 Summary = Mapping[str, Any]  # what `--json` prints
 
@@ -59,7 +60,7 @@ def show_summary(console: Console, summary: Summary) -> None:
 def _lost(summary: Summary) -> Iterable[str]:
     if rejected := summary["rejected"]:
         yield f"{counted_noun(rejected, 'row')} rejected, see rejected.jsonl"
-        yield from (f"  {reason}" for reason in rejections(summary))
+        yield from (f"  {reason}" for reason in reason_lines(summary["rejected_reasons"]))
     if cut := summary["cut_examples"]:
         yield f"{counted_noun(cut, 'example')} cut at --max-length"
     if kept := summary.get("kept_tokens"):

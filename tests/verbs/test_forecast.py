@@ -489,7 +489,8 @@ def test_rows_of_retained_data_that_cannot_be_read_are_counted(
     broken.write_text(Path(made["retain"]).read_text() + '{"messages"\n{"messages"\n')
     settings = made["settings"] | {"retain_data": str(broken), "objective": ["sft"]}
     forecast(made["data"], tmp_path / "f", progress=said, **settings)
-    assert "--retain-data: 2 rows left out; `eaft-probe render` says why" in said.notes
+    why = "malformed JSON: Expecting ':' delimiter at column 12"
+    assert f"--retain-data: 2 rows left out; 2 rows: {why}" in said.notes
 
 
 # --- what is refused ---

@@ -333,7 +333,8 @@ def test_rows_without_a_prompt_are_listed(tmp_path: Path, counting: str) -> None
     assert [r["reason"].split(":")[0] for r in listed[:2]] == ["malformed JSON", "no prompt"]
     assert "--max-new-tokens 12 in 512" in listed[2]["reason"]
     assert (done.rows, done.rejected, done.prompts) == (5, 3, 2)
-    assert f"3 of 5 rows not answered, see {out}.rejected.jsonl" in str(done)
+    assert f"3 of 5 rows not answered, see {out}.rejected.jsonl\n  1 row: malformed" in str(done)
+    assert list(done.summary()["rejected_reasons"].values()) == [1, 1, 1]
     with pytest.raises(BadInput, match=r"row 1 .*d\.jsonl:2.*malformed JSON"):
         rollout(data, tmp_path / "strict.jsonl", model=counting, strict=True, **SETTINGS)
 

@@ -24,7 +24,7 @@ def parse_json(text: bytes) -> object:
     if _too_deep(text):
         raise RowError(f"malformed JSON: more than {DEEPEST} levels deep")
     try:
-        return json.loads(text.decode().removeprefix("\ufeff"))
+        return json.loads(text.decode().removeprefix("\ufeff").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise not_utf8(error) from error
     except json.JSONDecodeError as error:

@@ -1,7 +1,6 @@
 """The passes of a forecast: rows as windows, sums by row, and gradients."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ from eaft_probe.objectives.forward import gate
 from eaft_probe.objectives.objective import Column, Columns, Objective
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.train.dataset import read_windows, sentences
+from eaft_probe.verbs.train.dataset import Lost, read_windows
 
 Gradient = dict[str, torch.Tensor]  # by the parameter's name
 Floats = NDArray[np.float64]
@@ -77,7 +76,7 @@ def read_rows(
     keep: Callable[[int], bool] = lambda row: True,
 ) -> Rows:
     """The first rows for which `keep` holds, of at most `most` tokens. Raises `DataError`."""
-    lost, windows, turns, tokens = Counter[str](), list[Window](), list[int | None](), 0
+    lost, windows, turns, tokens = Lost(), list[Window](), list[int | None](), 0
     source = open_data(data, settings)  # what of it is not read was said when the run was planned
     for rendered, window in read_windows(source, settings, model, lost, keep):
         tokens += len(window.ids)
@@ -90,7 +89,7 @@ def read_rows(
         raise DataError(
             f"{source.name}: no row has a token that is scored; `eaft-probe render` shows why"
         )
-    return Rows(windows, turns, sentences(lost))
+    return Rows(windows, turns, lost.sentences())
 
 
 def require_many(rows: Rows, what: str) -> None:

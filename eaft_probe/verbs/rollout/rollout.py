@@ -5,7 +5,9 @@ draws from random numbers of its own, so a killed rollout continues where it sto
 same answers.
 """
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from eaft_probe.model.sampling import Answer, Generator, Sampling
 from eaft_probe.progress import Progress, Silent
 from eaft_probe.progress_bar import watched
 from eaft_probe.quantities import counted_noun
+from eaft_probe.scans.rejections import reason_lines, summed_reasons
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import RolloutSettings, ScanSettings, as_scan, make_settings
 from eaft_probe.storage.atomic import require_writable
@@ -62,7 +65,16 @@ class Rollout:
         counts = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("path", "scan")
         }
-        return {"path": str(self.path), **counts}
+        return {"path": str(self.path), **counts, "rejected_reasons": self.rejected_reasons}
+
+    @property
+    def rejected_reasons(self) -> dict[str, int]:
+        """Each reason with its rows; none where the list of rejected rows was removed."""
+        with suppress(OSError, ValueError, KeyError):
+            if self.rejected:
+                with RolloutFiles(self.path).file(REJECTED).open() as lines:
+                    return summed_reasons(str(json.loads(line)["reason"]) for line in lines)
+        return {}
 
     def __str__(self) -> str:
         lines = [
@@ -80,6 +92,7 @@ class Rollout:
                 f"{self.rejected:,} of {counted_noun(self.rows, 'row')} not answered, see "
                 f"{RolloutFiles(self.path).file(REJECTED)}"
             )
+            lines += [f"  {line}" for line in reason_lines(self.rejected_reasons)]
         return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """The rows that a run is trained on: the same tokens that a scan scores, as padded batches."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +28,37 @@ from eaft_probe.model.lengths import regimes
 from eaft_probe.model.loading import CausalLM
 from eaft_probe.objectives.forward import evaluation_mode
 from eaft_probe.objectives.step_metrics import UNKNOWN, group_bits
+from eaft_probe.quantities import counted_noun
+from eaft_probe.scans.rejections import Reasons, reason_lines
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
 from eaft_probe.verbs.train.scan_features import Cursor, ScanFeatures
+
+
+class Lost:
+    """What of the data is not trained."""
+
+    def __init__(self) -> None:
+        self.rows = self.cut = 0
+        self.reasons = Reasons()
+
+    def reject(self, reason: str) -> None:
+        self.rows += 1
+        self.reasons.add(reason)
+
+    def sentences(self) -> list[str]:
+        """For people."""
+        why = "; ".join(reason_lines(self.reasons.summed()))
+        left_out = [f"{counted_noun(self.rows, 'row')} left out; {why}"] if self.rows else []
+        cut = f"{counted_noun(self.cut, 'conversation')} cut at the right, at --max-length"
+        return [*left_out, *([cut] if self.cut else [])]
 
 
 def read_windows(
     source: Source,
     settings: ScanSettings,
     model: CausalLM,
-    lost: Counter[str],
+    lost: Lost,
     keep: Callable[[int], bool] = lambda row: True,
 ) -> Iterator[tuple[Rendered, Window]]:
     """Every rendering with a trained token, in its windows, whose `example` is the row's number,
@@ -53,18 +73,12 @@ def read_windows(
             continue
         result = reader(record)
         if isinstance(result, Rejected):
-            lost["row{s} left out; `eaft-probe render` says why"] += 1
+            lost.reject(result.reason)
             continue
         for rendered in result[1]:
             cut_windows, cut = windows(record.row, rendered, longest, settings.stride)
-            if cut:
-                lost["conversation{s} cut at the right, at --max-length"] += 1
+            lost.cut += bool(cut)
             yield from ((rendered, window) for window in cut_windows)
-
-
-def sentences(lost: Counter[str]) -> list[str]:
-    """What `read_windows` has counted, in words."""
-    return [f"{n:,} {what.format(s='' if n == 1 else 's')}" for what, n in lost.items()]
 
 
 Row = dict[str, Any]  # FEATURES, and (T,) columns of finished scans
@@ -120,7 +134,7 @@ class Rows(Dataset[Row]):
     data: datasets.Dataset  # with FEATURES, and (T,) columns of finished scans
     source: str
     fingerprint: str
-    lost: Counter[str]  # what was left out or cut, and how often: see `sentences`
+    lost: Lost
     groups: dict[tuple[int, int, int], torch.Tensor]  # `_window_key` → (T,) uint8, see GROUP_BITS
 
     @classmethod
@@ -133,9 +147,8 @@ class Rows(Dataset[Row]):
         cache: str,
     ) -> "Rows":
         """Raises `DataError` where no row has a trained token."""
-        lost = Counter[str]()
 
-        def rows() -> Iterator[Row]:
+        def rows(lost: Lost) -> Iterator[Row]:
             cursors = [Cursor(f) for f in features]
             for rendered, window in read_windows(source, settings, model, lost):
                 row, turn = window.example, rendered.of_turn
@@ -151,11 +164,11 @@ class Rows(Dataset[Row]):
                     columns |= cursor.columns(row, turn, window)
                 yield columns
 
-        first = next(rows(), None)
+        lost = Lost()
+        first = next(rows(Lost()), None)
         if first is None:
             raise DataError("no row has a trained token; `eaft-probe render` shows why")
-        lost.clear()  # what was counted up to the first row
-        data = _dataset(first, rows, cache).with_format("numpy")
+        data = _dataset(first, lambda: rows(lost), cache).with_format("numpy")
         fingerprint = source.fingerprint()
         source.require_unchanged()  # so it is that of the rows
         return cls(data, source.name, fingerprint, lost, {})

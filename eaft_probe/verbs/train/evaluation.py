@@ -1,6 +1,5 @@
 """What a run learned and forgot: nll on held-out target data, nll and KL on data to be retained."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from eaft_probe.objectives.forward import ReferenceModel
 from eaft_probe.objectives.trainer import GatedTrainer
 from eaft_probe.settings import ScanSettings
 from eaft_probe.verbs.scan.plan import auto_tokens
-from eaft_probe.verbs.train.dataset import read_windows, sentences
+from eaft_probe.verbs.train.dataset import Lost, read_windows
 
 FIGURES = ("eval_nll", "retain_nll", "retain_kl")
 
@@ -41,7 +40,7 @@ def read_held_out(
     Raises `DataError`."""
     if data is None:
         return [], []
-    first, tokens, lost, notes = list[Window](), 0, Counter[str](), list[str]()
+    first, tokens, lost, notes = list[Window](), 0, Lost(), list[str]()
     source = open_data(data, settings, notes.append)
     for _, window in read_windows(source, settings, model, lost):
         tokens += len(window.ids)
@@ -51,7 +50,7 @@ def read_held_out(
     source.require_unchanged()
     if not first:
         raise DataError(f"{data}: no row has a trained token; `eaft-probe render` shows why")
-    return first, [*notes, *(f"{data}: {sentence}" for sentence in sentences(lost))]
+    return first, [*notes, *(f"{data}: {sentence}" for sentence in lost.sentences())]
 
 
 def _means(

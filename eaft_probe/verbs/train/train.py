@@ -39,7 +39,6 @@ from eaft_probe.verbs.train.dataset import (
     InEpoch,
     Rows,
     group_tokens,
-    sentences,
 )
 from eaft_probe.verbs.train.log_callback import RunLog
 from eaft_probe.verbs.train.models import load, measured_against, with_lora
@@ -81,7 +80,7 @@ def train(
             rows = _rows(data, chosen, scans, model, cache, progress)
         # If the first process failed soon after, it would remove what the others still read.
         PartialState().wait_for_everyone()
-        lost = sentences(rows.lost)
+        lost = rows.lost.sentences()
         for note in _notes(lost, objective, chosen, model):
             progress.note(note)
         log = RunLog(folder, objective, progress)

@@ -15,12 +15,13 @@ from typing import Any
 from eaft_probe.analysis.aggregates import counted
 from eaft_probe.analysis.summary import summarize
 from eaft_probe.errors import BadInput, MissingColumn, one_line
+from eaft_probe.scans.rejections import reason_lines
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import CompareSettings, make_settings
 from eaft_probe.storage.atomic import has_mark, require_replaceable, written_aside
 from eaft_probe.storage.remote import name_of
 from eaft_probe.view.labels import data_name, model_name
-from eaft_probe.view.notices import rejections, template_notices
+from eaft_probe.view.notices import template_notices
 from eaft_probe.view.report.comparison import against as compared
 from eaft_probe.view.report.data_sets import side_by_side
 from eaft_probe.view.report.page import GENERATOR, Figure, library_versions, number, page, percent
@@ -167,8 +168,9 @@ def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
 def _notices(summary: Mapping[str, Any]) -> Iterator[str]:
     rows, kept = f"of {summary['rows']:,}", summary.get("kept_tokens")
     if rejected := summary["rejected"]:
-        why = f"no number here includes them; {'; '.join(rejections(summary))}"
-        yield f"Rows that could not be scored: {rejected:,} {rows} (rejected.jsonl); {why}."
+        why = "; ".join(reason_lines(summary["rejected_reasons"]))
+        lost = f"Rows that could not be scored: {rejected:,} {rows} (rejected.jsonl)"
+        yield f"{lost}; no number here includes them; {why}."
     if cut := summary["cut_examples"]:
         yield f"Examples cut at the model's context: {cut:,} {rows}."
     yield from template_notices(summary)

@@ -49,6 +49,11 @@ def test_a_json_line_beyond_what_python_parses_is_one_rejected_row(line: bytes) 
         Record(0, "f", 1, line).parse()
 
 
+def test_a_json_line_that_was_cut_says_where() -> None:
+    with pytest.raises(RowError, match=r"at column 7$"):
+        Record(0, "f", 1, b'{"cut"\r\n').parse()
+
+
 def test_depth_is_that_of_brackets_outside_of_strings() -> None:
     deep = {"text": "[{" * 500, "a": [[{"b": '"[' * 90}]] * 90}
     assert Record(0, "f", 1, jsonl([deep])).parse() == deep
