@@ -21,8 +21,12 @@ def number(value: float | None, digits: int = 3, sign: str = "") -> str:
 
     >>> number(0.50927), number(-2.2e-7, 2), number(12345.6), number(999.7), number(float("nan"))
     ('0.509', '-2.2e-7', '12,346', '1,000', '–')
+    >>> number(0.25, sign="+"), number(-0.0, sign="+")
+    ('+0.25', '0')
     """
-    if value is None or math.isnan(value):
+    if not value:
+        return "–" if value is None else "0"
+    if math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
@@ -38,7 +42,7 @@ def decimals(value: float | None, sign: str = "") -> str:
     ('1.500', '+0.00042', '0', '–')
     """
     if not value or not math.isfinite(value) or abs(value) < 0.5 * 10**-PLACES:
-        return number(value, 2, sign if value else "")
+        return number(value, 2, sign)
     return f"{value:{sign}.{PLACES}f}"
 
 
@@ -53,17 +57,20 @@ def probability(p: float) -> str:
     return number(p, 4 if p > 0.99 else 2)
 
 
-def percent(share: float | None, sign: str = "") -> str:
-    """
+def percent(share: float | None, sign: str = "", digits: int = 0) -> str:
+    """Two decimals; in figures, which have less room, so many significant `digits`.
+
     >>> percent(0.0464), percent(0.0), percent(1.0), percent(0.00002), percent(-0.5, "+")
     ('4.64 %', '0 %', '100 %', '<0.01 %', '-50.00 %')
+    >>> percent(0.0169, digits=2), percent(0.999, digits=2), percent(-12.3, digits=2)
+    ('1.7 %', '100 %', '-1,230 %')
     """
     if share is None or math.isnan(share):
         return "–"
-    if share in (0, 1):
-        return f"{100 * share:{sign if share else ''}.0f} %"
-    if abs(share) < 0.5e-4:
+    if 0 < abs(share) < 0.5e-4:
         return "<0.01 %" if share > 0 else ">-0.01 %"
+    if digits or share in (0, 1):
+        return f"{number(100 * share, digits or 3, sign)} %"
     return f"{100 * share:{sign}.2f} %"
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.quantiles import order_statistic
 from eaft_probe.errors import BadInput
+from eaft_probe.quantities import percent
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import RuleSettings
 
@@ -65,7 +66,7 @@ def _largest_prob(own: Scan, entropy_below: float, most: int, tokens: int, rate:
     below = sum(map(len, sure()))
     if below <= most:
         raise BadInput(
-            f"only {below / tokens:.3g} of the tokens of {own.path} have entropy below "
+            f"only {percent(below / tokens)} of the tokens of {own.path} have entropy below "
             f"{entropy_below:.3g}, so no probability reaches --rate {rate:g}; lower the rate or "
             f"raise --entropy-below"
         )

@@ -1,6 +1,5 @@
 """What figures call scans, and text that their font can draw."""
 
-import math
 import textwrap
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ ENDINGS = (
     *(".gz", ".zst", ".bz2", ".xz"),
     *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt"),
 )
-LEAST_SHARE = 1e-5  # that is written as a number
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval", "data"}
 
 
@@ -115,7 +113,7 @@ def _characters() -> frozenset[int]:
 def wrapped(text: str, width: float, size: float) -> list[str]:
     """In lines that fit so many inches when drawn in so many points."""
     for characters in range(int(width * CHARACTERS / size), 0, -1):
-        lines = textwrap.wrap(text, characters)
+        lines = textwrap.wrap(text, characters, break_on_hyphens=False)
         if max((_inches(line, size) for line in lines), default=0) <= width:
             break
     return lines
@@ -134,19 +132,3 @@ def _inches(line: str, size: float) -> float:
     font = font_manager.FontProperties(family=FONT, size=size)
     width, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
     return float(width) / 72
-
-
-# --- numbers ---
-
-
-def percent(share: float) -> str:
-    """Two significant figures: 0.0169 → 1.7 %. A share that is nearly 0 is not called 0."""
-    if 0 < abs(share) < LEAST_SHARE:
-        return "< 0.001 %" if share > 0 else "> −0.001 %"
-    return f"{float(f'{100 * share:.2g}') + 0:g} %".replace("-", "−")  # + 0: no −0
-
-
-def number(value: float) -> str:
-    """Three significant figures, without an exponent: 1234.5 → 1,234."""
-    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:,.{max(digits, 0)}f}"

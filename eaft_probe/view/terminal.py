@@ -67,7 +67,7 @@ def _lost(summary: Summary) -> Iterable[str]:
         pairs = kept["pairs_too_low"]
         yield (
             f"{counted_noun(kept['tokens'], 'token')} kept ({kept['keep']}); counts include all, "
-            f"quantiles are up to {kept['quantiles_too_low']:.2%} too low"
+            f"quantiles are up to {percent(kept['quantiles_too_low'])} too low"
             + (f", pairs up to {counted_noun(pairs, 'conflict')}" if pairs else "")
         )
 

@@ -12,7 +12,7 @@ from PIL import Image
 from eaft_probe import Scan, plots
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
-from eaft_probe.view.labels import data_name, names, number, percent
+from eaft_probe.view.labels import data_name, names
 from eaft_probe.view.plots import default_out, draw
 
 SIX = ["sft", "eaft", "dft", "masked-sft", "focal", "mile"]
@@ -97,25 +97,6 @@ def test_a_file_has_300_dots_an_inch_from_python_too(run: Path, tmp_path: Path) 
     for name, dpi in (("a", 300), ("b", 50)):
         width, height = Image.open(tmp_path / f"{name}.png").size
         assert (width / dpi, height / dpi) == pytest.approx(tuple(chart.get_size_inches()), abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ("share", "said"),
-    [
-        (1e-7, "< 0.001 %"),
-        (-1e-7, "> −0.001 %"),
-        (-0.393, "−39 %"),
-        (-0.0, "0 %"),
-        (-12.3, "−1200 %"),
-    ],
-)
-def test_percent_of_little_and_of_less_than_nothing(share: float, said: str) -> None:
-    assert percent(share) == said
-
-
-def test_numbers_have_no_exponent() -> None:
-    said = [number(x) for x in (0, 0.952, 89.61, 1234.5, 0.00012)]
-    assert said == ["0", "0.952", "89.6", "1,234", "0.000120"]
 
 
 # --- where it goes ---

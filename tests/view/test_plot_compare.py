@@ -16,8 +16,9 @@ from eaft_probe import Scan, plots
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.quantities import percent
 from eaft_probe.verbs.compare import compare
-from eaft_probe.view.labels import names, percent
+from eaft_probe.view.labels import names
 from eaft_probe.view.plots import Chart
 
 pytestmark = pytest.mark.usefixtures("coarse_pixels")
@@ -120,7 +121,7 @@ def test_bars_are_the_shares_by_group(chart: Chart) -> None:
         assert bars.get_label() == name
     said = [t.get_text() for t in axes.texts]
     wanted = groups[["forgotten_share", "learned_share"]].to_numpy().ravel()
-    assert said == [percent(share) for share in wanted]
+    assert said == [percent(share, digits=2) for share in wanted]
     ends = [b.get_x() + b.get_width() for b in axes.containers[-1]]
     np.testing.assert_allclose(ends, 100)
 

@@ -16,7 +16,7 @@ from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ProbeError, ScanError
 from eaft_probe.objectives.gates import objective
-from eaft_probe.view.labels import names, percent
+from eaft_probe.view.labels import names
 from eaft_probe.view.plots import PLOTS
 
 BEYOND, BELOW = (1e6, 1e6), (-50, -50)
@@ -43,11 +43,6 @@ def test_a_rule_beyond_the_axes_takes_no_room(name, rule, few, tmp_path: Path) -
     assert f"conflict: {given}." in caption(chart)
     ends = [y for a in chart.axes if a.get_ylabel() == "entropy (nats)" for y in a.get_ylim()]
     assert all(0 <= y < 5 for y in ends)
-
-
-def test_percent_of_all_and_nearly_all() -> None:
-    said = [percent(share) for share in (1.0, 0.999, 0.995, 0.123)]
-    assert said == ["100 %", "100 %", "100 %", "12 %"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a run reports: rows of log.parquet, and a table that grows on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.progress import Progress
+from eaft_probe.quantities import decimals, number, percent
 from eaft_probe.scans.training_log import LOG_GROUPS, read_log, write_log
 from eaft_probe.verbs.train.evaluation import FIGURES
 
 GROUPS = LOG_GROUPS[1:]
-# The terminal's columns: title, key of a log line, format. 73 characters wide; groups are mean
-# nll by base-model group.
-TABLE = (
-    ("  step", "step", "{:d}"),
-    ("     lr", "lr", "{:.2g}"),
-    ("   nll", "nll", "{:.4f}"),
-    ("  loss", "loss", "{:.4f}"),
-    ("  gate", "gate_mean", "{:.3f}"),
-    ("gated", "mass_gated", "{:.0%}"),
-    *((f"{g:>6}", f"{g}_nll", "{:.3f}") for g in GROUPS),
+# The terminal's columns: title, key of a log line, how it is written. 75 characters wide; groups
+# are mean nll by base-model group.
+TABLE: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("  step", "step", str),
+    ("     lr", "lr", partial(number, digits=2)),
+    ("   nll", "nll", decimals),
+    ("  loss", "loss", decimals),
+    ("  gate", "gate_mean", decimals),
+    ("  gated", "mass_gated", partial(percent, digits=2)),
+    *((f"{g:>6}", f"{g}_nll", decimals) for g in GROUPS),
 )
 
 
@@ -91,7 +93,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
                 self.rows.append(common | {"group": group, "group_nll": nll, "group_count": count})
         shown = {**logs, **common}
         self.progress.note(
-            _line({title: form.format(shown[key]) for title, key, form in TABLE if key in shown})
+            _line({title: write(shown[key]) for title, key, write in TABLE if key in shown})
         )
 
     def _evaluation(self, step: int, logs: Mapping[str, float]) -> None:
@@ -100,7 +102,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         for row in self.rows:
             if row["step"] == step:
                 row |= figures
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        shown = ", ".join(f"{name} {number(value, 4)}" for name, value in figures.items())
         self.progress.note(f"{step:>6}  {shown}")
 
     def on_evaluate(

@@ -13,7 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, ProbeError, one_line
-from eaft_probe.quantities import counted_noun
+from eaft_probe.quantities import bytes_text, counted_noun, number
 from eaft_probe.scans.training_log import LOG
 from eaft_probe.settings import TrainSettings
 from eaft_probe.storage.atomic import locked, require_writable, write_json
@@ -80,14 +80,16 @@ class Run:
             changes.append(f"learned: eval nll {change}")
         if "retain_nll" in self.before:
             change = _change(self.before["retain_nll"], last["retain_nll"])
-            changes.append(f"forgot: retain nll {change}, KL from the base {last['retain_kl']:.4f}")
-        changes = changes or [f"nll {last['nll']:.4f} of the last training tokens"]
+            changes.append(
+                f"forgot: retain nll {change}, KL from the base {number(last['retain_kl'], 4)}"
+            )
+        changes = changes or [f"nll {number(last['nll'], 4)} of the last training tokens"]
         steps = counted_noun(last["step"], "step")
         return f"{steps} of {last['objective']}; {'; '.join(changes)}; nats a token"
 
 
 def _change(before: float, after: float) -> str:
-    return f"{before:.4f} → {after:.4f} ({after - before:+.4f})"
+    return f"{number(before, 4)} → {number(after, 4)} ({number(after - before, sign='+')})"
 
 
 def require_free(folder: Path, settings: TrainSettings) -> None:
@@ -225,7 +227,7 @@ def at_end(checkpoint: Path, plan: Mapping[str, Any]) -> bool:
 def free_space(folder: Path) -> str:
     """For a full disk, of which torch says "unexpected pos 576 vs 534"."""
     with suppress(OSError):  # the folder may be gone
-        return f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
+        return f" ({bytes_text(shutil.disk_usage(folder).free)} free)"
     return ""
 
 
@@ -267,9 +269,9 @@ def _card(run: Run, settings: TrainSettings, lost: Sequence[str]) -> list[str]:
         *(f"{sentence}.\n" for sentence in lost),
         "| nats a token | before | after |",
         "|---|---|---|",
-        f"| nll of the training data | | {last['nll']:.4f} |",
+        f"| nll of the training data | | {number(last['nll'], 4)} |",
         *(
-            f"| {name} | {value:.4f} | {last[name]:.4f} |"
+            f"| {name} | {number(value, 4)} | {number(last[name], 4)} |"
             for name, value in run.before.items()
             if last[name] is not None
         ),

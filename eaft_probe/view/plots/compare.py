@@ -15,12 +15,12 @@ from matplotlib.ticker import NullFormatter
 
 from eaft_probe.analysis.histogram2d import cell
 from eaft_probe.errors import BadInput
-from eaft_probe.quantities import counted_noun
+from eaft_probe.quantities import counted_noun, percent
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 from eaft_probe.settings import require_delta
 from eaft_probe.verbs.compare import By, by_group, comparison_kind, means_and_shares, token_changes
-from eaft_probe.view.labels import caption, data_name, model_name, names, percent
+from eaft_probe.view.labels import caption, data_name, model_name, names
 from eaft_probe.view.plots.chart import PAGE, Chart, new_chart, open_scans, plot, token_count
 from eaft_probe.view.plots.landscape import FEW
 from eaft_probe.view.plots.plane import BOUNDS, Grid, draw_plane, guides
@@ -94,7 +94,13 @@ def _draw(a: Scan, b: Scan, data: pandas.DataFrame, delta: float) -> Chart:
         left, middle, right = chart.subplots(1, 3, width_ratios=(5, 5, 3))
         _density(chart, left, cells, top)
         _net(chart, middle, cells, top)
-        guides(left, a, GRID, top, f"conflicts: {percent(counts['conflict'] / counts['all'])}")
+        guides(
+            left,
+            a,
+            GRID,
+            top,
+            f"conflicts: {percent(counts['conflict'] / counts['all'], digits=2)}",
+        )
         guides(middle, a, GRID, top)
         _bars(right, groups)
     return chart
@@ -173,9 +179,9 @@ def _bars(axes: Axes, groups: pandas.DataFrame) -> None:
     for place, row in enumerate(groups.to_dict("records")):
         for name, side in ENDS.items():
             axes.text(
-                100 * (side == "right"),
+                100 * (side == "right") or 1.5,  # clear of the axis
                 place - 0.28,
-                percent(row[f"{name}_share"]) if row["tokens"] else "",
+                percent(row[f"{name}_share"], digits=2) if row["tokens"] else "",
                 ha=side,
                 va="bottom",
                 fontsize=5.5,

@@ -19,9 +19,9 @@ from eaft_probe.analysis.exact_gradients import FullGradients
 from eaft_probe.analysis.histogram2d import cell
 from eaft_probe.analysis.rank_correlation import CLOSED, EXACT, MEASURES, WEIGHT, means
 from eaft_probe.analysis.stratified_sample import BY
-from eaft_probe.quantities import counted_noun
+from eaft_probe.quantities import counted_noun, number, percent
 from eaft_probe.scans.scan import Scan
-from eaft_probe.view.labels import caption, number, percent
+from eaft_probe.view.labels import caption
 from eaft_probe.view.plots.chart import COLOURS, CONFLICT, YELLOW_PURPLE, Chart, new_chart
 from eaft_probe.view.plots.plane import BOUNDS, FOR_A_MEAN, Grid, draw_plane, grey, guides
 
@@ -43,8 +43,8 @@ def compared(scan: Scan) -> Chart:
     agreement, sampled = sample.agreement(), counted_noun(len(sample.table), "sampled token")
     note = (
         f"{caption([scan])} {sampled}, each counted for the tokens it was drawn for, from cells "
-        f"with {percent(sample.covered)} of all. Grey: fewer than {FOR_A_MEAN}. Bars: 95 % "
-        f"intervals over at least {FEWEST} examples. {BOUNDS}"
+        f"with {percent(sample.covered, digits=2)} of all. Grey: fewer than {FOR_A_MEAN}. "
+        f"Bars: 95 % intervals over at least {FEWEST} examples. {BOUNDS}"
     )
     return _draw(maps, agreement, _data(maps, agreement), note)
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from eaft_probe.columns.groups import GROUP_COLUMNS, GROUPS, groups
 from eaft_probe.objectives.gates import chosen_objectives
 from eaft_probe.objectives.objective import Objective
+from eaft_probe.quantities import percent
 from eaft_probe.scans.scan import Scan
-from eaft_probe.view.labels import caption, names, percent
+from eaft_probe.view.labels import caption, names
 from eaft_probe.view.plots.chart import (
     GROUP_COLOURS,
     PAGE,
@@ -126,7 +127,10 @@ def _removed(axes: Axes, table: pandas.DataFrame) -> None:
         shares = 100 * table[column].to_numpy()
         bars = axes.barh(places + shift, np.nan_to_num(shares), 0.36, color=colours, alpha=alpha)
         word = column.removesuffix("_removed")
-        labels = ["no tokens" if np.isnan(s) else f"{word} {percent(s / 100)}" for s in shares]
+        labels = [
+            "no tokens" if np.isnan(s) else f"{word} {percent(s / 100, digits=2)}".replace("-", "−")
+            for s in shares
+        ]
         axes.bar_label(bars, labels, padding=2, fontsize=5.5)
     axes.set_yticks(places, table["group"])
     axes.invert_yaxis()

@@ -16,8 +16,9 @@ from eaft_probe.objectives.gates import chosen_objectives
 from eaft_probe.objectives.gates.by_entropy import MaskedSft
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
+from eaft_probe.quantities import percent
 from eaft_probe.scans.scan import Scan
-from eaft_probe.view.labels import caption, names, percent
+from eaft_probe.view.labels import caption, names
 from eaft_probe.view.plots.chart import (
     CONFLICT,
     YELLOW_PURPLE,
@@ -43,6 +44,11 @@ from eaft_probe.view.plots.plane import (
 
 Arrays = Mapping[str, NDArray[Any]]
 Norm = Literal["grad_logits", "grad_head", "grad_hidden", "full"]
+DERIVATIVES = {
+    "grad_logits": "d nll / d logits",
+    "grad_head": "d nll / d W_head",
+    "grad_hidden": "d nll / d h",
+}
 DRAWN = ("sft", "eaft")
 COARSER = 8  # a mean needs more tokens in a cell than a count does
 
@@ -85,7 +91,8 @@ def gradients(
         for s, name in zip(opened, names(opened), strict=True)
         for o in objectives
     ]
-    note = f"{caption(opened)} {norm}: norm of gate · d nll. {objective_notes(objectives)}"
+    note = f"{caption(opened)} {norm}: norm of gate · {DERIVATIVES[norm]}. "
+    note += objective_notes(objectives)
     note += f"Grey: fewer than {FOR_A_MEAN} tokens. {BOUNDS}"
     return _draw(grid, maps, len(opened), norm, note)
 
@@ -205,7 +212,7 @@ def _shares(axes: Axes, maps: Sequence[Map], several_scans: bool) -> None:
     ]
     shares = [100 * m.conflict_share for m in maps]
     bars = axes.barh(range(len(shares)), shares, color=CONFLICT, height=0.6)
-    axes.bar_label(bars, [percent(s / 100) for s in shares], padding=2, fontsize=7)
+    axes.bar_label(bars, [percent(s / 100, digits=2) for s in shares], padding=2, fontsize=7)
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.invert_yaxis()
     axes.set(

@@ -12,8 +12,9 @@ from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from eaft_probe.errors import BadInput
+from eaft_probe.quantities import percent
 from eaft_probe.scans.scan import Scan
-from eaft_probe.view.labels import caption, names, percent
+from eaft_probe.view.labels import caption, names
 from eaft_probe.view.plots.chart import (
     COLUMN,
     Chart,
@@ -101,7 +102,7 @@ def _density(scans: Sequence[Scan], zoom: Zoom | None) -> Chart:
             main = chart.add_subplot(cells[low + 1, left])
             density = np.where(counts, densities[i], np.nan)
             image = draw_plane(main, density, grid, top, norm=norm, cmap="viridis_r")
-            guides(main, scan, grid, top, f"conflicts: {percent(conflict_share(scan))}")
+            guides(main, scan, grid, top, f"conflicts: {percent(conflict_share(scan), digits=2)}")
             across = chart.add_subplot(cells[low, left], sharex=main)
             up = chart.add_subplot(cells[low + 1, left + 1], sharey=main)
             _marginals(across, up, counts / token_count(scan), grid)
@@ -156,7 +157,7 @@ def _difference(scans: Sequence[Scan], zoom: Zoom | None) -> Chart:
         main = chart.add_subplot()
         most = float(np.abs(ratio[np.isfinite(ratio)]).max(initial=1).clip(max=4))
         image = draw_plane(main, ratio, grid, top, cmap="PuOr_r", vmin=-most, vmax=most)
-        conflicts = " against ".join(percent(conflict_share(s, rule)) for s in scans)
+        conflicts = " against ".join(percent(conflict_share(s, rule), digits=2) for s in scans)
         guides(main, scans[0], grid, top, f"conflicts: {conflicts}")
         bounds(main, scans[1], grid, top)
         chart.colorbar(
@@ -197,7 +198,7 @@ def _scatter(scans: Sequence[Scan], zoom: Zoom | None) -> Chart:
                 frame["prob"], frame["entropy"], s=1.2, color=colour, linewidths=0, rasterized=True
             )
             label_plane(axes, grid, top)
-            guides(axes, scan, grid, top, f"conflicts: {percent(conflict_share(scan))}")
+            guides(axes, scan, grid, top, f"conflicts: {percent(conflict_share(scan), digits=2)}")
             axes.set_title(names(scans)[i], loc="left", parse_math=False)
     return chart
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from eaft_probe.analysis.aggregates import counted
 from eaft_probe.analysis.histogram2d import ENTROPY_STEP, PROB_STEP
 from eaft_probe.columns.conflicts import ConflictRule
+from eaft_probe.quantities import percent
 from eaft_probe.scans.scan import Scan
-from eaft_probe.view.labels import caption, names, percent
+from eaft_probe.view.labels import caption, names
 from eaft_probe.view.plots.chart import (
     Chart,
     by_scan,
@@ -55,11 +56,11 @@ def stability(*scans: Scan | str | Path) -> Chart:
             image = _contours(axes, share, norm)
             if scan.rule.surprise_above is None:
                 _mark(axes, scan.rule)
-            title = f"{name}\nrule: {percent(conflict_share(scan))}"
+            title = f"{name}\nrule: {percent(conflict_share(scan), digits=2)}"
             axes.set_title(title, loc="left", parse_math=False)
         bar = chart.colorbar(image, ax=panels, pad=0.02, label="share of tokens flagged")
         bar.set_ticks(_within(*image.get_clim()) or [*image.get_clim()])
-        bar.ax.yaxis.set_major_formatter(lambda share, _: percent(share))
+        bar.ax.yaxis.set_major_formatter(lambda share, _: percent(share, digits=2))
         bar.minorticks_off()
     return chart
 
@@ -92,7 +93,7 @@ def _contours(axes: Axes, share: NDArray[np.float64], norm: LogNorm) -> AxesImag
     image = heat_map(axes, np.where(share, share, np.nan), extent, norm=norm, cmap="viridis_r")
     if levels := _within(share.min(), share.max()):
         lines = axes.contour(PROBS, ENTROPIES, share, levels=levels, colors="black", linewidths=0.5)
-        axes.clabel(lines, fmt=percent, fontsize=6)
+        axes.clabel(lines, fmt=lambda share: percent(share, digits=2), fontsize=6)
     axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="prob below", ylabel="entropy below (nats)")
     return image
 

@@ -161,7 +161,7 @@ def headline(summary: Mapping[str, Any], agreeing: int | None) -> list[Figure]:
     if agreeing is not None:
         label = "of the tokens are what the model would have said"
         detail = f"{agreeing:,} of {total:,} have rank 0: no other token is likelier."
-        figures.insert(2, Figure(f"{agreeing / total:.0%}", label, detail))
+        figures.insert(2, Figure(f"{number(100 * agreeing / total, 2)}%", label, detail))
     return figures
 
 
