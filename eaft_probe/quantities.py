@@ -64,11 +64,15 @@ def percent(share: float | None, sign: str = "", digits: int = 0) -> str:
     ('4.64 %', '0 %', '100 %', '<0.01 %', '-50.00 %')
     >>> percent(0.0169, digits=2), percent(0.999, digits=2), percent(-12.3, digits=2)
     ('1.7 %', '100 %', '-1,230 %')
+    >>> percent(0.99996)
+    '>99.99 %'
     """
     if share is None or math.isnan(share):
         return "–"
     if 0 < abs(share) < 0.5e-4:
         return "<0.01 %" if share > 0 else ">-0.01 %"
+    if not digits and 0.99995 <= share < 1:
+        return ">99.99 %"
     if digits or share in (0, 1):
         return f"{number(100 * share, digits or 3, sign)} %"
     return f"{100 * share:{sign}.2f} %"

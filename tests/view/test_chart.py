@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import matplotlib
 import pandas
 import pytest
 import scans_made
 from figures import RULE, caption, fitting
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from eaft_probe import Scan, plots
@@ -14,6 +16,7 @@ from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.view.labels import data_name, names
 from eaft_probe.view.plots import default_out, draw
+from eaft_probe.view.plots.chart import STYLE
 
 SIX = ["sft", "eaft", "dft", "masked-sft", "focal", "mile"]
 
@@ -97,6 +100,18 @@ def test_a_file_has_300_dots_an_inch_from_python_too(run: Path, tmp_path: Path) 
     for name, dpi in (("a", 300), ("b", 50)):
         width, height = Image.open(tmp_path / f"{name}.png").size
         assert (width / dpi, height / dpi) == pytest.approx(tuple(chart.get_size_inches()), abs=0.1)
+
+
+def test_text_has_one_width_at_every_resolution(scan: Scan) -> None:
+    """A figure is laid out once: in a notebook (150) its text was wider, and cut off."""
+    chart = plots.tokens(scan)
+    widths = {}
+    for dpi in (100, 150, 300):
+        chart.set_dpi(dpi)
+        with matplotlib.rc_context(STYLE):
+            label = max(chart.axes[0].get_yticklabels(), key=lambda t: len(t.get_text()))
+            widths[dpi] = label.get_window_extent(FigureCanvasAgg(chart).get_renderer()).width / dpi
+    assert list(widths.values()) == pytest.approx([widths[300]] * 3, rel=0.01)
 
 
 # --- where it goes ---

@@ -8,6 +8,7 @@ import scans_made
 
 from eaft_probe import plots
 from eaft_probe.errors import BadInput
+from eaft_probe.quantities import number
 from eaft_probe.scans.scan import Scan
 
 
@@ -33,6 +34,9 @@ def test_an_objective_without_a_rate_is_named(scan: Scan, tmp_path: Path) -> Non
     right = plots.forecast(scans_made.forecast_of(scan, tmp_path / "f")).axes[1]
     assert [t.get_text() for t in right.get_yticklabels()] == ["sft", "eaft"]
     assert right.get_title(loc="left") == "no rate: dft"
+    assert [t.get_text() for t in right.texts] == [
+        number(rate) for rate in plots.forecast(tmp_path / "f").data["exchange_rate"].dropna()
+    ]
 
 
 def test_a_scan_without_a_forecast_is_refused(scan: Scan) -> None:

@@ -31,6 +31,7 @@ HEAD_SIZE, LAYOUT_DPI = 9, 100  # points; dots an inch
 STYLE: dict[Any, Any] = {
     "font.family": FONT,
     "font.size": 7.5,
+    "text.hinting": "none",  # with it text is up to 9 % wider at 150 dots an inch than at 100
     "axes.titlesize": TITLE_SIZE,
     "axes.labelsize": 7.5,
     "axes.linewidth": 0.6,

@@ -1,12 +1,14 @@
 """Which tokens pull with the data to be retained, and what each objective pays for its gain."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from eaft_probe.quantities import number
 from eaft_probe.scans.alignment import forecast_table
 from eaft_probe.scans.scan import Scan
 from eaft_probe.view.labels import caption, names, shown
@@ -16,6 +18,8 @@ from eaft_probe.view.plots.plane import BOUNDS, Grid, draw_plane, grey, guides, 
 COARSER = 8  # a mean needs more tokens in a cell than a count does
 RATES = ["exchange_rate", "exchange_rate_low", "exchange_rate_high"]
 WIDTH, HEIGHT = 7.0, 2.9  # inches, of a forecast
+# A rate stands to the right of its interval and of the line at 1.
+RATE_LABEL: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
 
 
 @plot
@@ -83,8 +87,13 @@ def _rates(axes: Axes, table: pandas.DataFrame) -> None:
     bars = [np.clip(values - low, 0, None), np.clip(high - values, 0, None)]
     axes.axvline(1, color="#999999", linewidth=0.8, linestyle=(0, (4, 2)))
     axes.errorbar(values, at, xerr=bars, fmt="o", color=COLOURS[0], markersize=4, capsize=2)
+    for place, rate, end in zip(at, values, np.maximum(high, 1), strict=True):
+        axes.annotate(number(rate), (end, place), fontsize=6, color=COLOURS[0], **RATE_LABEL)
     axes.set_yticks(at, rated["objective"].tolist(), parse_math=False)
     axes.set(xscale="log", ylim=(len(rated) - 0.5, -0.5), xlabel="KL for the same gain, over sft's")
+    axes.xaxis.set_major_formatter(lambda rate, _: number(rate))
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(x=0.15)  # room for the number of the longest interval
     without = table[table["exchange_rate"].isna()]["objective"].tolist()
     title = f"no rate: {', '.join(without)}" if without else ""
     axes.set_title(shown(title), loc="left", fontsize=7, parse_math=False)

@@ -73,7 +73,7 @@ def _limit(panels: NDArray[np.object_], data: pandas.DataFrame, histogram: Float
     panels[-1, 0].set(xlabel="gate", xlim=(0, max(1.02, last)))
     shares = 100 * np.nan_to_num(data[SHARES].to_numpy())
     low, high = shares.min(initial=0), shares.max(initial=0)
-    room = 0.4 * max(high - low, 1)
+    room = 0.45 * max(high - low, 1)
     panels[-1, 1].set(xlabel="share taken away (%)", xlim=(low - (room if low else 0), high + room))
 
 

@@ -121,9 +121,7 @@ def _density(axes: Axes, plane: Floats, k: int, r: float) -> AxesImage:
 def _correlations(axes: Axes, data: pandas.DataFrame) -> None:
     axes.plot(data["k"], data["pearson_r"], color=COLOURS[0], marker="o", markersize=3)
     for k, r in zip(data["k"], data["pearson_r"], strict=True):
-        axes.annotate(
-            f"{r:.3f}", (k, r), xytext=(2, -8), textcoords="offset points", fontsize=6
-        )
+        axes.annotate(f"{r:.3f}", (k, r), xytext=(2, -8), textcoords="offset points", fontsize=6)
     least = (
         min(0.9, float(data["pearson_r"].min()) - 0.05) if data["pearson_r"].notna().all() else 0
     )
