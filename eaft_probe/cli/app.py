@@ -1,16 +1,43 @@
 """The program, before it has a command."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 Function = Callable[..., None]
 
+
+def _shorten(parameters: Sequence[Any]) -> None:
+    """For a help without `--no-strict` and the like, whose column would cut the others' names, and
+    without `<bool>` and `<str>`, which say nothing."""
+    for parameter in parameters:
+        parameter.secondary_opts = []
+        if isinstance(parameter, TyperArgument) or parameter.is_flag:
+            parameter.display_type_rich = lambda ctx: ""
+
+
+class Group(TyperGroup):
+    """The program, with a shorter help."""
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        _shorten(self.get_params(context))
+        super().format_help(context, formatter)
+
+
+class Command(TyperCommand):
+    """One of its commands, with a shorter help."""
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        _shorten(self.get_params(context))
+        super().format_help(context, formatter)
+
+
 app = typer.Typer(
     name="eaft-probe",
+    cls=Group,
     help="See which tokens of a fine-tuning data set fight what the model already believes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -28,15 +55,6 @@ def _root(
     if show:
         print(version("eaft-probe"))
         raise typer.Exit
-
-
-class Command(TyperCommand):
-    """Its help leaves out `--no-strict` and the like, whose column would cut the others' names."""
-
-    def format_help(self, *arguments: Any) -> None:
-        for parameter in self.params:
-            parameter.secondary_opts = []
-        super().format_help(*arguments)
 
 
 def command(*examples: str, name: str | None = None) -> Callable[[Function], Function]:

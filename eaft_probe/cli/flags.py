@@ -48,8 +48,8 @@ Config = Annotated[
     str | None,
     typer.Option(
         "--config",
-        help="YAML file with any of the options; the command line wins (--no-X: without the switch "
-        "--X)",
+        help="YAML file with any of these options; the command line wins, and --no-strict undoes a "
+        "strict: true",
         metavar="PATH",
     ),
 ]

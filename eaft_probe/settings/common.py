@@ -48,8 +48,8 @@ class DataSettings(Settings):
     roles: dict[str, str] = option(
         "names of the data's roles, theirs=ours,…, e.g. bot=assistant", {}
     )
-    limit: int | None = option("read only the first rows", at_least=1)
-    sample: int | None = option("read only this many rows, drawn at random with --seed", at_least=1)
+    limit: int | None = option("read only the first N rows", at_least=1)
+    sample: int | None = option("read only N rows, drawn at random with --seed", at_least=1)
     seed: int = option("seed of --sample", 0)
     strict: bool = option("stop at the first row that cannot be used", False)
 

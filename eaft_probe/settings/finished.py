@@ -158,7 +158,9 @@ class PlotSettings(FigureSettings):
     """A figure and its file."""
 
     title: str | None = option("a line above the figure")
-    caption: bool = option("the caption below the figure; --no-caption leaves it out", True)
+    caption: bool = option(
+        "the caption below the figure; --no-caption leaves it out", True, unset="shown"
+    )
     overwrite: bool = option(
         "replace files even if they are not an earlier figure or its data", False
     )

@@ -103,14 +103,24 @@ class MachineSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanSettings(DataSettings, WindowSettings, ModelSettings, RuleSettings, MachineSettings):
-    """Everything a scan depends on."""
+class ScoringSettings(Settings):
+    """How the model is held, and what it is compared with."""
+
+    PANEL: ClassVar[Panel] = Panel.MODEL
 
     load_in_4bit: bool = option("quantize the weights to 4 bits (NF4) with bitsandbytes", False)
     load_in_8bit: bool = option("quantize the weights to 8 bits with bitsandbytes", False)
     reference: str | None = option(
         "model to measure KL(reference ‖ model) against, as column kl_reference"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings(
+    DataSettings, WindowSettings, ModelSettings, ScoringSettings, RuleSettings, MachineSettings
+):
+    """Everything a scan depends on."""
+
     statistics: list[str] = option("extra columns, see `list statistics`", [])
     keep: list[str] = option("columns of the data to copy to the examples", [])
     keep_tokens: str = option(

@@ -98,6 +98,14 @@ def test_names_are_whole_on_a_narrow_terminal(
     assert "--no-" not in "".join(rows(wide))
 
 
+@pytest.mark.parametrize("command", PANELS)
+def test_no_type_is_shown_that_says_nothing(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As typer writes it for a switch and an argument."""
+    assert not re.search(r"<(bool|str|list)", shown(command, 100, capsys))
+
+
 @pytest.mark.parametrize("command", DEFAULTS)
 def test_defaults_are_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In brackets, which were taken for markup."""
