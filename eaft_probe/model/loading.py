@@ -171,11 +171,8 @@ def load_model(
             keep_trainable(model)
         elif device_map is None and not tp:
             model.to(device)
-        # An adapter's tokenizer may have added tokens.
-        if own_tokenizer(adapter) and len(tokenizer) > len(model.get_input_embeddings().weight):
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         if adapter is not None:
-            model = _with_adapter(model, adapter, allow_pickle, merge_adapter)
+            model = _with_adapter(model, adapter, len(tokenizer), allow_pickle, merge_adapter)
         model.eval()
     forget_lengths(model)
     return taken_apart_and_proven(model, tokenizer, name, tp)
@@ -293,9 +290,10 @@ def keep_trainable(model: PreTrainedModel) -> None:
 
 
 def _with_adapter(
-    model: PreTrainedModel, adapter: str, allow_pickle: bool, merge: bool
+    model: PreTrainedModel, adapter: str, tokens: int, allow_pickle: bool, merge: bool
 ) -> PreTrainedModel:
-    """The model with a PEFT adapter's layers inside, or merged into its own."""
+    """The model with a PEFT adapter's layers inside, or merged into its own; with room for all
+    `tokens` of its tokenizer, which may have added some."""
     if not (Path(adapter) / "adapter_config.json").exists():
         raise ModelError(f"--adapter {adapter} has no adapter_config.json")
     require_plain(Path(adapter))
@@ -311,6 +309,8 @@ def _with_adapter(
             f"--adapter {adapter} is a learned prompt; give an adapter that changes layers"
         )
     require_quick(adapter, (name for name, _ in model.named_modules()))
+    if own_tokenizer(adapter) and tokens > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(tokens, mean_resizing=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # of saving; it is read
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

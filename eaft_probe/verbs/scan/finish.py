@@ -33,31 +33,10 @@ PACKAGES = ("eaft-probe", "torch", "transformers", "tokenizers", "pyarrow", "num
 def finish(work: Workspace, settings: ScanSettings, facts: Mapping[str, Any]) -> None:
     """`facts`: what a scorer says of its model. Raises `NothingScored`, and `ScanError` where
     another run has removed a part."""
-    plan, folder, units = work.plan, work.folder.path, work.units
-    count = plan["data"]["units"]
-    counts, parts, last_row = Counter[str](), [], None
-    sums = {name: Counter[str]() for name in SUMS}
-    with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
-        for index in range(count):
-            report = _whole(units, index, plan_digest(plan))
-            file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
-            counts.update(report["counts"])
-            for name in SUMS:
-                sums[name].update(report.get(name, {}))
-            last_row = report.get("last_row", last_row)
-            if units == folder:
-                parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
-    if not counts["trained_tokens"]:
-        # Nothing that a corrected command should respect.
-        for kind in ("tokens", "examples", UNITS):
-            shutil.rmtree(folder / kind, ignore_errors=True)
-        raise NothingScored(
-            f"nothing to score in {plan['data']['source']}: no row of "
-            f"{counts['rejected']:,} can be used, most often because of this: "
-            f"{_commonest(folder / REJECTED)}; "
-            f"{folder / REJECTED} lists them"
-        )
-    joined = {} if units == folder else {**join_units(work.folder, count), "last_row": last_row}
+    plan, folder = work.plan, work.folder.path
+    results = _unit_results(work)
+    if not results["counts"]["trained_tokens"]:
+        raise _nothing_scored(work, results["counts"]["rejected"])
     require_plan(work.folder, plan)
     write_manifest(
         work.folder,
@@ -68,14 +47,46 @@ def finish(work: Workspace, settings: ScanSettings, facts: Mapping[str, Any]) ->
             "data": {**plan["data"], "source": name_of(plan["data"]["source"])},
             "chat_template": plan["chat_template"],
             "columns": facts["columns"],
-            "parts": parts,
-            "counts": {**counts, **{name: dict(total) for name, total in sums.items()}},
+            **results,
             "special_tokens": facts["special_tokens"],
             "versions": {name: _version(name) for name in PACKAGES},
-            **joined,
         },
     )
     shutil.rmtree(folder / UNITS, ignore_errors=True)
+
+
+def _unit_results(work: Workspace) -> dict[str, Any]:
+    """What the units reported, added up, as the manifest has it; their rejected rows go to
+    `rejected.jsonl`."""
+    plan, folder, units = work.plan, work.folder.path, work.units
+    counts, parts, last_row = Counter[str](), [], None
+    sums = {name: Counter[str]() for name in SUMS}
+    with written_aside(folder / REJECTED) as aside, aside.open("w") as file:
+        for index in range(plan["data"]["units"]):
+            report = _whole(units, index, plan_digest(plan))
+            file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in report["rejected"])
+            counts.update(report["counts"])
+            for name in SUMS:
+                sums[name].update(report.get(name, {}))
+            last_row = report.get("last_row", last_row)
+            if units == folder:
+                parts.append(part_facts(folder, index, report["counts"]["trained_tokens"]))
+    results = {"parts": parts, "counts": {**counts, **{n: dict(s) for n, s in sums.items()}}}
+    if units == folder or not counts["trained_tokens"]:
+        return results
+    return {**results, **join_units(work.folder, plan["data"]["units"]), "last_row": last_row}
+
+
+def _nothing_scored(work: Workspace, rejected: int) -> NothingScored:
+    """The error, after everything is gone that a corrected command would have to respect."""
+    folder = work.folder.path
+    for kind in ("tokens", "examples", UNITS):
+        shutil.rmtree(folder / kind, ignore_errors=True)
+    return NothingScored(
+        f"nothing to score in {work.plan['data']['source']}: no row of {rejected:,} can be used, "
+        f"most often because of this: {_commonest(folder / REJECTED)}; "
+        f"{folder / REJECTED} lists them"
+    )
 
 
 def _commonest(rejected: Path) -> str:
