@@ -1,4 +1,4 @@
-"""What `eaft-probe forecast` says, held against training: one command, five stages.
+"""What `eaft-probe forecast` says, held against training: one command, six stages.
 
     python benchmarks/forecast.py --data DATA --stories stories260K --out forecasts
 
@@ -21,6 +21,10 @@ interval is over draws of objectives and of cells (a target and seed). Coverage:
 are finite on both sides, sft's left out, how many trained ones lie in the forecast's own interval.
 The step with the larger τ at half over both targets is the better one; a difference below 0.05 is
 none.
+
+larger. The same of SmolLM2 on GSM8K: 16 rows, texts (WikiText-2, MMLU, IFEval) to be retained, 10
+held-out and 10 retained rows for each side, learning rates 1e-5 and 4e-5, four objectives, one
+seed: six pairs, which is an example and no proof.
 
 rows. The same targets, 80 rows, five seeds, retained: stories at temperature 0.5 (on the model's
 own the gradient is 0 on average, and alignment says nothing). The worst 4 rows by each score are
@@ -60,7 +64,7 @@ import numpy as np
 from evidence.audit import Audited, against, auroc, names, numbers
 from evidence.bench import FORMS, Bench, Row
 from evidence.findings import SHARE, Finding, over_seeds, table
-from evidence.forecasts import exchange_rates, rows_left_out
+from evidence.forecasts import exchange_rates, larger_model, rows_left_out
 from evidence.sources import drawn, gsm8k
 from evidence.stories import NAMES, WHO, sampled
 
@@ -89,6 +93,8 @@ QUICK = replace(
     FULL, seeds=1, prompts=4, new_tokens=32, stories=128, story_tokens=40, audited=12, epochs=1
 )
 QUICK = replace(QUICK, trained=12, held_out=10, retained=10, learning_rates=(1e-4, 3e-4))
+LARGER = {"trained": 16, "held_out": 10, "retained": 10, "learning_rates": (1e-5, 4e-5)}
+QUICK_LARGER = {"trained": 4, "held_out": 10, "retained": 10, "learning_rates": (1e-5,)}
 ROWS = {"seeds": 5, "count": 80, "share": 0.05}
 QUICK_ROWS = {"seeds": 2, "count": 20, "share": 0.1}
 RATES = (0.01, 0.003)
@@ -289,9 +295,13 @@ Stage = Callable[[Bench], Iterator[Finding]]
 
 
 def stages(quick: bool) -> dict[str, tuple[str, Stage]]:
-    rows = QUICK_ROWS if quick else ROWS
+    rows, larger = (QUICK_ROWS, QUICK_LARGER) if quick else (ROWS, LARGER)
     return {
         "tau": ("Exchange rates over sft's, and how well they agree", exchange_rates),
+        "larger": (
+            "Exchange rates under the larger model",
+            lambda bench: larger_model(replace(bench, form=replace(bench.form, **larger))),
+        ),
         "rows": ("Rows left out before training", lambda bench: rows_left_out(bench, **rows)),
         "audit": ("Where is an answer that was changed?", audit),
         "calibration": ("The flagged share of fresh samples", calibration),

@@ -19,6 +19,7 @@ from evidence.bench import Bench, Row
 from evidence.findings import Finding, over_seeds
 from evidence.frontier import against_sft
 from evidence.runs import Job, Rows, Variant, pooled, trained
+from evidence.sources import drawn, gsm8k, retained
 from evidence.stories import WORD, in_dialect, noisy, sampled
 
 COUNTED = (
@@ -27,6 +28,7 @@ COUNTED = (
 )
 # The note of `asft` says that its anchor has no effect in a first step, so it does not count.
 OBJECTIVES = (*COUNTED, "asft")
+FOUR = ("sft", "eaft", "masked-sft", "dft")  # under the larger model
 STEPS = ("plain", "preconditioned")
 LEVELS = {"a quarter": 0.25, "half": 0.5}  # of what sft gains at its best learning rate
 NEVER = 1e9  # the rate of what does not gain: the worst, and as bad as any other such
@@ -79,28 +81,36 @@ TARGETS: dict[str, Target] = {"swapped words": swapped, "noise": noise}
 def split(bench: Bench, target: str, seed: int, count: int, retain_sharp: bool) -> Split:
     """The seed's draw from the model's stories. Retained are its own stories, or with
     `retain_sharp` those of a low temperature, on which the gradient is not 0 on average."""
-    form, random_ = bench.form, random.Random(seed)
+    random_ = random.Random(seed)
     own, sharp = sampled(bench), sampled(bench, SHARP)
     random_.shuffle(own)
     random_.shuffle(sharp)
     rows, others = TARGETS[target](own, sharp, count, random_)
-    a, b = form.held_out, form.retained
-    kept = (sharp if retain_sharp else own)[count + 2 * a :]
-    if len(kept) < 2 * b:
-        raise SystemExit(f"{len(own)} stories are too few for a split")
-    sets = (rows, others[:a], kept[:b], others[a : 2 * a], kept[b : 2 * b])
+    kept = (sharp if retain_sharp else own)[count + 2 * bench.form.held_out :]
     name = f"{target}-{seed}-{count}-{retain_sharp:d}".replace(" ", "-")
+    return _written(bench, name, rows, others, kept)
+
+
+def _written(bench: Bench, name: str, rows: list[Row], others: list[Row], kept: list[Row]) -> Split:
+    """Rows to train, and others and retained ones: half for the forecast, half for training."""
+    a, b = bench.form.held_out, bench.form.retained
+    if len(others) < 2 * a or len(kept) < 2 * b:
+        raise SystemExit(f"{name}: {len(others)} and {len(kept)} rows are too few for a split")
+    sets = (rows, others[:a], kept[:b], others[a : 2 * a], kept[b : 2 * b])
     files = [str(bench.rows(f"{name}-{i}", rows)) for i, rows in enumerate(sets)]
     return Split(*files[:3], Rows(files[0], *files[3:], None))
 
 
-def forecast_of(bench: Bench, s: Split, objectives: tuple[str, ...], step: str = "plain") -> Any:
-    """Of a split; a preconditioned one takes the scan and the alignment of the plain one."""
+def forecast_of(
+    bench: Bench, s: Split, objectives: tuple[str, ...], step: str = "plain", model: str = ""
+) -> Any:
+    """Of a split, under the story model or another; a preconditioned one takes the scan and the
+    alignment of the plain one."""
     folder = bench.out / "forecasts" / Path(s.trained).stem
     made = partial(
         forecast,
         s.trained,
-        model=bench.stories,
+        model=model or bench.stories,
         retain_data=s.retained,
         eval_data=s.held_out,
         objective=list(objectives),
@@ -139,12 +149,29 @@ def exchange_rates(bench: Bench) -> Iterator[Finding]:
     """Of each target its rates, forecast and trained; then how well they agree."""
     cells = _cells(bench)
     for target in TARGETS:
-        yield from _rates([c for c in cells if c.target == target])
+        yield from _rates([c for c in cells if c.target == target], OBJECTIVES)
     for targets in ([t] for t in (*TARGETS, None)):
         mine = [c for c in cells if targets == [None] or c.target in targets]
-        for level in LEVELS:
-            for step in mine[0].said:
-                yield from _agreement(mine, targets[0] or "both", step, level)
+        yield from _agreement(mine, targets[0] or "both", COUNTED)
+
+
+def larger_model(bench: Bench) -> Iterator[Finding]:
+    """The same of SmolLM2 on GSM8K, with texts to be retained: four objectives and one seed."""
+    form = bench.form
+    rows = drawn(gsm8k(bench.data), form.trained + 2 * form.held_out)
+    kept = drawn(retained(bench.data), 2 * form.retained)
+    s = _written(bench, "gsm8k", rows[: form.trained], rows[form.trained :], kept)
+    made = {step: forecast_of(bench, s, FOUR, step, bench.model) for step in STEPS}
+    on = replace(s.fresh, base_scan=str(made["plain"].scan.path))
+    jobs = [
+        replace(_job(bench, objective, rate, 0, on, "gsm8k"), model=bench.model)
+        for objective in FOUR
+        for rate in form.learning_rates
+    ]
+    runs = pandas.DataFrame(trained(bench, jobs))
+    cells = [Cell("GSM8K", {step: f.table for step, f in made.items()}, runs)]
+    yield from _rates(cells, FOUR)
+    yield from _agreement(cells, "GSM8K", FOUR)
 
 
 def _cells(bench: Bench) -> list[Cell]:
@@ -177,9 +204,9 @@ def _job(bench: Bench, objective: str, rate: float, seed: int, rows: Rows, name:
     return Job(Variant(objective), rate, seed, rows, bench.stories, epochs, 10**6, folder)
 
 
-def _rates(cells: list[Cell]) -> Iterator[Finding]:
-    """Geometric means over the seeds that have a rate, of each objective but sft."""
-    for objective in OBJECTIVES[1:]:
+def _rates(cells: list[Cell], objectives: tuple[str, ...]) -> Iterator[Finding]:
+    """Geometric means over the seeds that have a rate, of each objective but sft, the first."""
+    for objective in objectives[1:]:
         row = f"{cells[0].target}: {objective}"
         for step in cells[0].said:
             rates = [c.forecast(step, objective) for c in cells]
@@ -189,20 +216,21 @@ def _rates(cells: list[Cell]) -> Iterator[Finding]:
             yield over_seeds(0, row, f"trained, at {name}", rates, "×")
 
 
-def _agreement(cells: list[Cell], name: str, step: str, level: str) -> Iterator[Finding]:
-    row, share = f"{name}, {step} step, at {level} of sft's gain", LEVELS[level]
-    said = np.array([[c.forecast(step, o) for o in COUNTED] for c in cells])
-    came = np.array([[c.trained(o, share) for o in COUNTED] for c in cells])
-    yield Finding(0, row, "Kendall's τ", *tau_interval(said, came))
-    ends = [
-        np.array([[c.forecast(step, o, f"exchange_rate_{e}") for o in COUNTED] for c in cells])
-        for e in ("low", "high")
-    ]
-    both = np.isfinite(said) & np.isfinite(came)
-    both[:, 0] = False  # sft's rate is 1 by definition
-    inside = both & (ends[0] <= came) & (came <= ends[1])
-    yield Finding(0, row, "rates on both sides", float(both.sum()), math.nan, math.nan)
-    yield Finding(0, row, "trained rate in the interval", *_share(inside, both), "%")
+def _agreement(cells: list[Cell], name: str, objectives: tuple[str, ...]) -> Iterator[Finding]:
+    for level, share in LEVELS.items():
+        came = np.array([[c.trained(o, share) for o in objectives] for c in cells])
+        for step in cells[0].said:
+            row = f"{name}, {step} step, at {level} of sft's gain"
+            said, low, high = (
+                np.array([[c.forecast(step, o, figure) for o in objectives] for c in cells])
+                for figure in ("exchange_rate", "exchange_rate_low", "exchange_rate_high")
+            )
+            yield Finding(0, row, "Kendall's τ", *tau_interval(said, came))
+            both = np.isfinite(said) & np.isfinite(came)
+            both[:, 0] = False  # sft's rate is 1 by definition
+            inside = both & (low <= came) & (came <= high)
+            yield Finding(0, row, "rates on both sides", float(both.sum()), math.nan, math.nan)
+            yield Finding(0, row, "trained rate in the interval", *_share(inside, both), "%")
 
 
 def _share(inside: np.ndarray, of: np.ndarray) -> tuple[float, float, float]:
