@@ -3,18 +3,16 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eaft_probe.data.files.lines import parse_json
 from eaft_probe.data.messages import checked
 from eaft_probe.errors import ProbeError, RowError
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One row of the data, not parsed yet."""
 
     row: int  # from 0, over all files
@@ -34,7 +32,8 @@ class Record:
         """Bytes of a JSON line; for parsed rows the characters of their values."""
         if isinstance(self.value, bytes):
             return len(self.value)
-        return sum(len(str(v)) for v in self.value.values()) if isinstance(self.value, dict) else 0
+        values = self.value.values() if isinstance(self.value, dict) else ()
+        return sum(map(len, map(str, values)))
 
 
 class Source(ABC):

@@ -70,13 +70,14 @@ class UnitPlan:
         """Raises `ProbeError` where the data changed before a unit was read to its end."""
         records, size, index = list[Record](), 0, 0
         for record in self.selection.records(self.source, self.drawn):
-            full = len(records) == self.rows_per_unit or size + record.size > UNIT_BYTES
+            more = record.size
+            full = len(records) == self.rows_per_unit or size + more > UNIT_BYTES
             if records and full:
                 self.source.require_unchanged()
                 yield Unit(index, tuple(records))
                 records, size, index = [], 0, index + 1
             records.append(record)
-            size += record.size
+            size += more
         if records:
             self.source.require_unchanged()
             yield Unit(index, tuple(records))

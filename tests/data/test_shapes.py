@@ -1,6 +1,8 @@
 """Shapes of public data sets, in rows of our own: what is read of each, and what is named."""
 
 import json
+import random
+import re
 from typing import Any
 
 import pytest
@@ -377,3 +379,16 @@ def test_values_for_the_template_come_with_the_row(value: object) -> None:
 def test_other_values_for_the_template_reject_the_row(value: object, reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         read({"messages": [USER, BOT], "chat_template_kwargs": value})
+
+
+def test_a_column_is_read_where_its_words_stand_in_the_prompt() -> None:
+    draw, outcomes = random.Random(0), set[bool]()
+    for _ in range(500):
+        prompt, words = ("".join(draw.choices("ab _ä", k=k)) for k in (7, draw.randint(1, 3)))
+        asked = [{"role": "user", "content": f"q {prompt}"}, {"role": "assistant", "content": "x"}]
+        found = read({"messages": asked, "context": words}).not_read
+        whole = rf"(?<![a-zA-Z0-9_]){re.escape(words.strip())}(?![a-zA-Z0-9_])"
+        is_read = not words.strip() or re.search(whole, f"q {prompt}") is not None
+        assert found == (() if is_read else ("context",)), (prompt, words)
+        outcomes.add(is_read)
+    assert outcomes == {True, False}

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.data.files.lines import Read
-from eaft_probe.data.files.unpacking import BrokenFile, seekable
+from eaft_probe.data.files.unpacking import BUFFER, BrokenFile, seekable
 from eaft_probe.errors import RowError, one_line
 
 
 def read_parquet(file: IO[bytes]) -> Read:
-    table, count = pq.ParquetFile(seekable(file)), 0
+    # Arrow would hold a column of a row group, and all that it has read ahead, to the end.
+    table, count = pq.ParquetFile(seekable(file), pre_buffer=False, buffer_size=BUFFER), 0
     for batch in table.iter_batches(batch_size=256):
         count += len(batch)
         yield from _rows_of(batch)
@@ -33,7 +34,7 @@ def _rows(batch: pa.RecordBatch) -> Read:
     an error of its own and no other's."""
     nested = any(map(pa.types.is_nested, batch.schema.types))
     try:
-        rows = batch.to_pylist(maps_as_pydicts="strict")
+        rows = batch.to_pylist(maps_as_pydicts="strict" if nested else None)  # 4.6 and 1.6 us
     except Exception as error:  # OverflowError, ValueError, pytz's KeyError, a key twice in a map
         if len(batch) == 1:
             yield None, RowError(f"a value that cannot be read: {one_line(error)}")

@@ -41,14 +41,16 @@ class RowFormat:
         if self.name not in ("text", "labelled"):
             require_text_only(row, known.media)
         example = entry.read(row, self._spelling())
-        if not (example.plain or example.labelled):
-            example = replace(example, template_arg=template_arg(row))
         if row.get("finish") == "length" and example.messages:  # a rollout's answer that was cut
             last = replace(example.messages[-1], ends=False)
             example = replace(example, messages=(*example.messages[:-1], last))
         key = next((str(row[k]) for k in KEYS if row.get(k) is not None), "")
-        left = self._left(row, example, known)
-        return replace(example, key=encodable(key, "the key"), not_read=left)
+        return replace(
+            example,
+            key=encodable(key, "the key"),
+            not_read=self._left(row, example, known),
+            template_arg={} if example.plain or example.labelled else template_arg(row),
+        )
 
     def _left(self, row: Row, example: Example, known: Known) -> tuple[str, ...]:
         """The columns that are not read, by the data's names."""

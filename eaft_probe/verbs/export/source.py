@@ -1,7 +1,7 @@
 """The data of a finished scan, read again: the same rows under the numbers that the scan has."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class ScannedSource:
     def records(self) -> Iterator[Record]:
         rows = self.selection.rows(self.source)
         for record in self.selection.records(self.source, rows):
-            yield replace(record, row=record.row + self.first)
+            yield record._replace(row=record.row + self.first)
 
 
 def scanned_sources(scan: Scan, data: Any) -> list[ScannedSource]:

@@ -1,6 +1,8 @@
 """Parquet and Arrow: what their types hold in Python's."""
 
+import tracemalloc
 from pathlib import Path
+from random import randbytes
 from typing import Any
 
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from files_made import read, refusal, write
 
+from eaft_probe.data.sources import open_source
 from eaft_probe.errors import DataError
 
 
@@ -61,6 +64,20 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, suffix: str) ->
         with pa.ipc.new_file(tmp_path / "d.arrow", table.schema) as writer:
             writer.write_table(table)
     assert "has the column 'a' twice" in refusal(tmp_path / f"d{suffix}")
+
+
+@pytest.mark.parametrize("rows_per_group", [1000, 10_000])
+def test_parquet_is_read_in_memory_that_does_not_grow_with_it(
+    tmp_path: Path, rows_per_group: int
+) -> None:
+    path, texts = tmp_path / "d.parquet", [randbytes(200).hex() for _ in range(10_000)]
+    pq.write_table(pa.table({"text": texts}), path, rows_per_group)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in open_source(str(path)).records()) == len(texts)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 3
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_damaged_table_never_loses_rows_without_a_word(tmp_path: Path) -> None:
