@@ -12,6 +12,7 @@ import typer
 from rich.markup import render
 
 from eaft_probe.cli import app
+from eaft_probe.settings.option import Panel
 
 PAGE = Path(__file__).with_name("command-line.md")
 HEAD = """\
@@ -67,7 +68,7 @@ def _section(name: str, command: Any) -> str:
     lines += [f"* `{a.metavar}`: {_cell(_help(a))}" for a in arguments if a.help]
     for panel in dict.fromkeys(getattr(o, "rich_help_panel", None) for o in options):
         shown = [o for o in options if getattr(o, "rich_help_panel", None) == panel]
-        lines += [f"\n### {name}: {panel[0].lower()}{panel[1:]}" if panel else ""]
+        lines += [f"\n### {name}: {panel if panel == Panel.LORA else panel.lower()}" if panel else ""]
         lines += ["\n| option | takes | default | meaning |", "|---|---|---|---|"]
         lines += [_row(o) for o in shown]
     return "\n".join(line for line in lines if line).replace("\n\n\n", "\n\n")
