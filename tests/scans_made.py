@@ -226,7 +226,7 @@ def keeping_columns(scan: Scan, values: Mapping[str, str]) -> Scan:
 
 
 def forecast_of(scan: Scan, folder: Path) -> Scan:
-    """The same scan with a forecast that was never made: random alignment, three objectives."""
+    """The same scan with a forecast that was never made: random alignment, six objectives."""
     shutil.copytree(scan.path, folder)
     (folder / "alignment").mkdir()
     random = np.random.default_rng(3)
@@ -236,14 +236,49 @@ def forecast_of(scan: Scan, folder: Path) -> Scan:
             values = random.normal(size=len(place)).astype(np.float32)
             place = place.append_column(name, pa.array(values))
         write_parquet(folder / "alignment" / part_name(part), place.combine_chunks())
-    write_json(folder / "alignment" / "manifest.json", {"made": {}, "held_out": False, "seed": 0})
-    rates = {"sft": (1.0, 1.0, 1.0), "eaft": (1.2, 1.1, 1.4), "dft": (None, None, None)}
-    rows = [
-        {"objective": n, "exchange_rate": v, "exchange_rate_low": a, "exchange_rate_high": b}
-        for n, (v, a, b) in rates.items()
-    ]
+    facts = {
+        "made": {},
+        "held_out": False,
+        "seed": 0,
+        "step": "plain",
+        "step_length": 0.0123,
+        "step_tokens": 1500,
+        "retain_rows": 40,
+        "eval_rows": 30,
+        "checked_tokens": 4,
+        "check_error": {"retain": 1e-4, "eval": 2e-4},
+    }
+    write_json(folder / "alignment" / "manifest.json", facts)
+    rates = {
+        "sft": (1.0, 1.0, 1.0),
+        "eaft": (1.2, 1.1, 1.4),
+        "chord": (0.8, 0.5, 1.3),
+        "clip": (0.7, 0.6, 0.9),
+    }
+    rows = [forecast_row(n, 0.002, 3e-4, 1e-4, rate) for n, rate in rates.items()]
+    rows.append(forecast_row("dft", 1e-5, -4e-4, 2e-4, (None,) * 3, "no rate: it reaches 0"))
+    rows.append(forecast_row("profit", None, None, None, (None,) * 3, "its gates are 0"))
     pandas.DataFrame(rows).to_parquet(folder / "forecast.parquet")
     return Scan.open(folder)
+
+
+def forecast_row(
+    objective: str,
+    gain: float | None,
+    change: float | None,
+    kl: float | None,
+    rate: Sequence[float | None],
+    note: str = "",
+) -> dict[str, Any]:
+    """A row of forecast.parquet, its intervals 0.0005 to both sides."""
+    row: dict[str, Any] = {"objective": objective, "note": note}
+    for name, value in (("gain", gain), ("retain_nll_change", change), ("retain_kl", kl)):
+        ends = (0, -5e-4, 5e-4)
+        row |= {
+            f"{name}{end}": None if value is None else value + off
+            for end, off in zip(("", "_low", "_high"), ends, strict=True)
+        }
+    return row | {f"exchange_rate{e}": v for e, v in zip(("", "_low", "_high"), rate, strict=True)}
 
 
 def written(folder: Path, manifest: Mapping[str, Any]) -> Scan:

@@ -4,12 +4,12 @@ A row is scored over all of its trained tokens, under --turns each over those of
 Notation: ℓ = −ln p is a token's nll, H its entropy, V the size of the vocabulary.
 """
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas
 from numpy.typing import NDArray
 
 from eaft_probe.columns.statistics import STATISTICS
@@ -204,12 +204,22 @@ def worst_rows(scan: Scan, name: str, most: int) -> list[tuple[int, float]]:
 
     Raises as `require_score` and `row_scores` do.
     """
-    score = require_score(scan, name)
-    sign = -1 if score.largest_first else 1
-    pairs = (
-        (int(example), float(value))
-        for rows in row_scores(scan, [score])
-        for example, value in zip(rows["example"], rows[name], strict=True)
-        if np.isfinite(value)
-    )
-    return heapq.nsmallest(most, pairs, key=lambda pair: (sign * pair[1], pair[0]))
+    worst = worst_of_each(scan, [require_score(scan, name)], most)
+    return [*zip(worst["example"].tolist(), worst[name].tolist(), strict=True)]
+
+
+def worst_of_each(scan: Scan, scores: Sequence[Score], most: int) -> pandas.DataFrame:
+    """The rows that are among the `most` worst under some of the scores: `example`, the scores,
+    and `place`, the first that a row has in one of their rankings, by which they are sorted.
+
+    One pass, in memory that grows with `most` alone. Raises as `row_scores` does.
+    """
+    names, sign = [s.name for s in scores], [-1 if s.largest_first else 1 for s in scores]
+    worst = pandas.DataFrame(columns=["example", *names, "place"])
+    for rows in row_scores(scan, scores):
+        new = pandas.DataFrame(rows)
+        known = new if worst.empty else pandas.concat([worst, new], ignore_index=True)
+        values = known[names].where(np.isfinite(known[names]))
+        known["place"] = (values * sign).rank(method="first").min(axis=1)
+        worst = known[known["place"] <= most]
+    return worst.sort_values(["place", "example"])

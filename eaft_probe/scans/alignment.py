@@ -5,7 +5,7 @@ alignment/part-00000.parquet …    `example, turn, position` and the columns, r
 alignment/manifest.json           how it was made; written last
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaft_probe.errors import BadInput, ScanError
+from eaft_probe.quantities import counted_noun, number
 from eaft_probe.scans.part_writer import part_file
 from eaft_probe.scans.verification import reading
 from eaft_probe.storage.atomic import read_json
@@ -63,6 +64,25 @@ def aligned(
         for name in names:
             table = table.append_column(name, stored[name])
         yield table
+
+
+def finished_forecast(folder: Path) -> dict[str, Any] | None:
+    """How the forecast of a scan was made; None where it has none, or an unfinished one."""
+    made = alignment_manifest(folder)
+    return made if made and made["made"] is not None and (folder / FORECAST).is_file() else None
+
+
+def how_made(made: Mapping[str, Any]) -> str:
+    """A finished forecast in a sentence: its step, its data and how exact it is."""
+    error = 100 * max(made["check_error"].values())
+    return (
+        f"a {made['step']} step of length {number(made['step_length'])} on "
+        f"{counted_noun(made['step_tokens'], 'token')}; retained: "
+        f"{counted_noun(made['retain_rows'], 'row')}, held out: "
+        f"{counted_noun(made['eval_rows'], 'row')}; alignment checked on "
+        f"{counted_noun(made['checked_tokens'], 'token')}, worst error {number(error, 2)} % of "
+        f"the largest"
+    )
 
 
 def unfinished(folder: str | Path) -> BadInput:

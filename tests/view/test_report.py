@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
+import scans_made
 from hostile import ATTACKS, hostile_scan
 from pages import payload, without
 
-from eaft_probe import Scan, scan
+from eaft_probe import Scan
+from eaft_probe import scan as scan_rows
+from eaft_probe.analysis.scores import available_scores
 from eaft_probe.cli import _run
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.errors import BadInput, MissingColumn, ScanError
@@ -87,15 +91,53 @@ def test_policy_allows_what_is_there_and_no_more(html: str) -> None:
         assert rules[directive].split() == [page._hash(text) for text in texts]
 
 
-def test_examples_are_whole_and_worst_first(done: Scan, html: str) -> None:
+def test_examples_are_whole(done: Scan, html: str) -> None:
     found, examples = payload(html)["scans"][0]["examples"], done.examples().set_index("example")
-    shares = [e["conflicts"] / e["trained"] for e in found["rows"]]
-    assert shares == sorted(shares, reverse=True)
     assert {e["example"] for e in found["rows"]} == set(examples.index)
     for e in found["rows"]:
         shown = "".join(a + b for a, b in zip(e["gaps"], [*e["text"], ""], strict=True))
         text = examples.text[e["example"]]
         assert shown == page.printable(text) or not text.isascii()  # bytes show by themselves
+
+
+def orders(done: Scan) -> dict[str, "pandas.Series[float]"]:
+    """Three scores of every row, the worst first."""
+    rows = done.tokens().groupby("example")
+    scores = {
+        "conflict_share": rows["conflict"].mean(),
+        "mean_nll": -rows["logprob"].mean(),
+        "max_surprise": rows["surprise"].max(),
+    }
+    return {n: s.sort_values(ascending=False, kind="stable") for n, s in scores.items()}
+
+
+@pytest.mark.parametrize("most", [7, 20, 10_000])
+def test_the_worst_rows_by_every_score_are_on_the_page(
+    scan: Scan, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(selection, "MOST_EXAMPLES", most)
+    found, wanted = selection.examples(scan, 1), orders(scan)
+    rows = {e["example"]: e["scores"] for e in found["rows"]}
+    assert len(rows) == min(most, found["of"])
+    assert found["complete"] >= 1
+    for name, scores in wanted.items():
+        assert set(scores.index[: found["complete"]]) <= set(rows)
+        for example, own in rows.items():
+            assert own[name] == pytest.approx(scores[example], rel=1e-3)
+    told = {s["name"]: s["meaning"] for s in found["scores"]}
+    assert told.keys() == {s.name for s in available_scores(scan)}
+    assert told["mean_nll"] == "mean ℓ"
+
+
+def test_a_scan_that_kept_some_tokens_orders_by_what_it_knows(scan: Scan, tmp_path: Path) -> None:
+    kept = scans_made.keeping(scan, tmp_path / "kept", 0.3)
+    found, rows = selection.examples(kept, 1), kept.tokens().groupby("example")
+    assert [s["name"] for s in found["scores"]] == ["conflict_share", "mean_nll"]
+    for e in found["rows"]:
+        assert e["scores"]["conflict_share"] == pytest.approx(
+            rows["conflict"].mean()[e["example"]], rel=1e-3
+        )
+        assert e["scores"]["mean_nll"] == pytest.approx(e["nll"], rel=1e-3)
 
 
 def test_same_scan_same_bytes(done: Scan, html: str, tmp_path: Path) -> None:
@@ -162,7 +204,7 @@ def test_headline_speaks_plainly() -> None:
 
 
 def test_one_token_and_no_conflict(tmp_path: Path, model_folder: str) -> None:
-    done = scan([{"text": "a"}], tmp_path / "s", model=model_folder, max_length=2)
+    done = scan_rows([{"text": "a"}], tmp_path / "s", model=model_folder, max_length=2)
     found = collect(done.flag(ConflictRule(0.0, 0.0)))
     assert found["tokens"]["of"] == len(found["tokens"]["rows"]) == len(done.tokens()) == 1
     assert found["pairs"]["rows"] == []

@@ -18,7 +18,7 @@ from eaft_probe.errors import BadInput
 from eaft_probe.objectives.gates import OBJECTIVES, chosen_objectives
 from eaft_probe.objectives.objective import Objective
 from eaft_probe.objectives.scan_columns import open_base, resolved, token_columns
-from eaft_probe.scans.alignment import ALIGNMENT, ALIGNMENT_COLUMNS, alignment_manifest, unfinished
+from eaft_probe.scans.alignment import ALIGNMENT, ALIGNMENT_COLUMNS, finished_forecast, unfinished
 from eaft_probe.scans.keys import Arrays
 from eaft_probe.scans.scan import Scan
 
@@ -52,8 +52,8 @@ def first_order(
     Raises `BadInput` where `folder` is no finished forecast.
     """
     scan = Scan.open(folder)
-    made = alignment_manifest(scan.path)
-    if not made or made["made"] is None:
+    made = finished_forecast(scan.path)
+    if made is None:
         raise unfinished(folder)
     names = objectives or [n for n in OBJECTIVES if n != "rho" or reference_scan(scan)]
     return pandas.DataFrame([_row(scan, o, made) for o in chosen_objectives(names, set)])

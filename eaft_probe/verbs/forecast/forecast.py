@@ -27,7 +27,9 @@ from eaft_probe.scans.alignment import (
     ALIGNMENT,
     FORECAST,
     alignment_manifest,
+    finished_forecast,
     forecast_table,
+    how_made,
     unfinished,
 )
 from eaft_probe.scans.part_writer import write_parquet
@@ -61,22 +63,14 @@ class Forecast:
         return {"path": self.scan.place, **facts, "objectives": by_objective(self.table)}
 
     def __str__(self) -> str:
-        made, error = self.made, 100 * max(self.made["check_error"].values())
-        return (
-            f"a {made['step']} step of length {number(made['step_length'])} on "
-            f"{counted_noun(made['step_tokens'], 'token')}; retained: "
-            f"{counted_noun(made['retain_rows'], 'row')}, held out: "
-            f"{counted_noun(made['eval_rows'], 'row')}; alignment checked on "
-            f"{counted_noun(made['checked_tokens'], 'token')}, worst error {number(error, 2)} % of "
-            f"the largest"
-        )
+        return how_made(self.made)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Forecast":
         """Raises `BadInput` where `folder` is no finished forecast."""
         scan = Scan.open(folder)
-        made = alignment_manifest(scan.path)
-        if not made or made["made"] is None:
+        made = finished_forecast(scan.path)
+        if made is None:
             raise unfinished(scan.path)
         return cls(scan, forecast_table(scan.path), made)
 

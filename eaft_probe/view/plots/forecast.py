@@ -1,5 +1,6 @@
 """Which tokens pull with the data to be retained, and what each objective pays for its gain."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def forecast(*forecasts: Scan | str | Path) -> Chart:
     """
     opened = open_scans(forecasts)
     tables = [forecast_table(s.path) for s in opened]
-    grid = Grid.whole(step(max(map(token_count, opened)) // COARSER))
-    planes = [_plane(s, grid) for s in opened]
+    grid = alignment_grid(opened)
+    planes = [alignment_plane(s, grid) for s in opened]
     data = pandas.concat(
         [_data(*parts, grid) for parts in zip(names(opened), planes, tables, strict=True)],
         ignore_index=True,
@@ -52,10 +53,15 @@ def forecast(*forecasts: Scan | str | Path) -> Chart:
     return chart
 
 
+def alignment_grid(forecasts: Sequence[Scan]) -> Grid:
+    return Grid.whole(step(max(map(token_count, forecasts)) // COARSER))
+
+
 Plane = tuple[NDArray[np.int64], NDArray[np.floating]]  # (R, C) tokens and mean alignment
 
 
-def _plane(scan: Scan, grid: Grid) -> Plane:
+def alignment_plane(scan: Scan, grid: Grid) -> Plane:
+    """How many tokens lie in each cell, and their mean alignment; NaN where there is none."""
     counts, sums = np.zeros(grid.shape), np.zeros(grid.shape)
     for columns in scan.token_arrays(["prob", "entropy", "logprob", "retain_alignment"]):
         counts += grid.sums(columns, np.ones(len(columns["prob"])))

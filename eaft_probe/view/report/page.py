@@ -31,6 +31,7 @@ SCRIPTS = (
     "examples.js",
     "comparison.js",
     "data_sets.js",
+    "forecast.js",
 )
 WRAPPED = '"use strict";\n(() => {{\n{}}})();\n'  # its names stay out of the window's
 LIBRARY = "Object.assign(window, { vegaEmbed });"

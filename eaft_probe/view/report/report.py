@@ -24,6 +24,7 @@ from eaft_probe.view.labels import data_name, model_name
 from eaft_probe.view.notices import template_notices
 from eaft_probe.view.report.comparison import against as compared
 from eaft_probe.view.report.data_sets import side_by_side
+from eaft_probe.view.report.forecast import forecast
 from eaft_probe.view.report.page import GENERATOR, Figure, library_versions, number, page, percent
 from eaft_probe.view.report.planes import landscape
 from eaft_probe.view.report.selection import (
@@ -118,6 +119,7 @@ def collect(scan: Scan, share: float = 1) -> Record:
         "rule": summary["rule"],
         "headline": [f._asdict() for f in headline(summary, agreeing)],
         "notices": list(_notices(summary)),
+        "forecast": forecast(scan),
         "landscape": landscape(scan),
         "columns": columns(scan),
         "tokens": listed(scan, summary, share),

@@ -8,14 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
+
 from eaft_probe.analysis.aggregates import CELL, counted
+from eaft_probe.analysis.scores import SCORES, Score, available_scores, worst_of_each
 from eaft_probe.columns.statistics import STATISTICS
 from eaft_probe.errors import ScanError
+from eaft_probe.scans.alignment import ALIGNMENT_COLUMNS
 from eaft_probe.scans.keys import named_place
 from eaft_probe.scans.scan import Scan
 from eaft_probe.view.report.page import encode
 
 Record = dict[str, Any]  # JSON values by name
+Key = tuple[int, ...]  # what tells an example from others
 
 # 8 MB in all: the page takes 0.95, a landscape with millions of tokens and of conflicts in every
 # cell 2.9, all the rest under 0.4. Several scans share tokens and examples; each has a landscape.
@@ -23,6 +28,10 @@ TOKENS_BYTES, EXAMPLES_BYTES = 1_200_000, 2_500_000
 EXAMPLE_BYTES = 400_000  # one example's share: a longer one is shown in part
 MOST_CONFLICTS, MOST_OTHERS = 1_500, 2_500  # tokens that can be listed from the landscape
 MOST_EXAMPLES, MOST_EXAMPLE_TOKENS, MOST_PAIRS = 300, 2_000, 40
+OF_KEPT = {  # row scores of a scan that did not keep all of its tokens
+    "conflict_share": "sum(coalesce(n, 0)) / sum(held)",
+    "mean_nll": "sum(mean_nll * trained_tokens) / sum(trained_tokens)",
+}
 PAIR = ("token", "top1", "conflicts", "prob", "top1_prob")
 CONTEXT, GAP, LONGEST = 60, 1_000, 300  # characters: around a token, between tokens, of a name
 # A token of the views `tokens` and `examples` in its text.
@@ -91,48 +100,76 @@ def pairs(scan: Scan) -> Record:
     return {"rows": rows, "of": whole.pair_kinds()}
 
 
-Key = tuple[int, ...]  # what tells an example from others
-
-
 def examples(scan: Scan, share: float) -> Record:
-    """Whole examples, the largest share of conflicts first, within their share of the bytes."""
+    """Whole examples, the worst under any row score first, within their share of the bytes."""
+    scores = available_scores(scan) if scan.keeps_all else [SCORES[n] for n in OF_KEPT]
+    ranked = _ranked(scan, scores)
+    rows = list(within(_filled(scan, _chosen(scan, ranked)), share * EXAMPLES_BYTES))
     return {
-        "rows": list(within(_filled(scan, _chosen(scan)), share * EXAMPLES_BYTES)),
+        "rows": rows,
         "of": scan.renderings,
         "noun": "turn" if scan.by_turn else "example",
         "kept": counted(scan).kept_columns(),
+        "scores": [
+            {"name": s.name, "unit": s.unit, "meaning": s.meaning, "falls": s.largest_first}
+            for s in scores
+        ],
+        # So many of the worst rows are here for certain, whichever score orders them.
+        "complete": int(ranked["place"][rows[-1]["example"]]) - 1,
     }
 
 
-def _chosen(scan: Scan) -> dict[Key, Record]:
+def _ranked(scan: Scan, scores: Sequence[Score]) -> pandas.DataFrame:
+    """By example its scores and its `place`, the best in the rankings by them; some of the worst.
+
+    A scan that did not keep all of its tokens knows the shares among those that it has.
+    """
+    if scan.keeps_all:
+        return worst_of_each(scan, scores, MOST_EXAMPLES).set_index("example")
+    scored = ", ".join(f"{value} AS {name}" for name, value in OF_KEPT.items())
+    places = (f"row_number() OVER (ORDER BY {name} DESC, example)" for name in OF_KEPT)
+    query = f"""
+        SELECT *, least({", ".join(places)}) AS place
+        FROM (SELECT example, {scored} FROM {_counts(scan)} GROUP BY example)
+        ORDER BY place, example LIMIT {MOST_EXAMPLES}"""
+    return scan.frame(query).set_index("example")
+
+
+def _chosen(scan: Scan, ranked: pandas.DataFrame) -> dict[Key, Record]:
     """Example → what is known of it without its text, in the order of the page."""
     quoted = (name.replace('"', '""') for name in counted(scan).kept_columns())
     kept = "".join(f', "{name}"' for name in quoted)
-    held, tokens, key = "trained_tokens", "", ", ".join(scan.example_key)
-    if not scan.keeps_all:
-        held = "kept_tokens"
-        tokens = f"""JOIN (SELECT {key}, count(*) AS kept_tokens FROM tokens GROUP BY {key})
-             USING ({key})"""
     columns = {
         "key": f"key[:{LONGEST}]",
         "trained": "trained_tokens",
-        "held": held,
+        "held": "held",
         "nll": "mean_nll",
         "conflicts": "coalesce(n, 0)",
     }
     query = f"""
         SELECT {struct(*scan.example_key, **columns)}{kept}
-        FROM examples LEFT JOIN (SELECT {key}, count(*) AS n FROM conflicts GROUP BY {key})
-             USING ({key}) {tokens}
-        WHERE trained_tokens > 0
-        ORDER BY coalesce(n, 0) / {held} DESC, {key} LIMIT {MOST_EXAMPLES}"""
+        FROM {_counts(scan)}
+             JOIN (SELECT unnest(?) AS example, unnest(?) AS place) USING (example)
+        ORDER BY place, {", ".join(scan.example_key)} LIMIT {MOST_EXAMPLES}"""
+    places = [ranked.index.tolist(), ranked["place"].tolist()]
+    scores = ranked.drop(columns="place").to_dict("index")
     return {
         tuple(example[name] for name in scan.example_key): {
             **rounded(example),
+            "scores": rounded(scores[example["example"]]),
             "kept": [short(v) for v in values],
         }
-        for example, *values in scan.rows(query)
+        for example, *values in scan.rows(query, places)
     }
+
+
+def _counts(scan: Scan) -> str:
+    """The examples with the tokens `held` of each, and with `n` conflicts where it has some."""
+    key, held = ", ".join(scan.example_key), "trained_tokens AS held FROM examples"
+    if not scan.keeps_all:
+        held = f"count(*) AS held FROM tokens GROUP BY {key}"
+    return f"""examples JOIN (SELECT {key}, {held}) USING ({key})
+             LEFT JOIN (SELECT {key}, count(*) AS n FROM conflicts GROUP BY {key}) USING ({key})"""
 
 
 def _filled(scan: Scan, chosen: Mapping[Key, Record]) -> Iterator[Record]:
@@ -234,10 +271,12 @@ def _size(item: Record) -> int:
 
 def columns(scan: Scan) -> list[dict[str, str]]:
     """The statistics a token can be coloured by, with unit and meaning."""
+    known = [(s.name, s.unit, s.meaning) for s in STATISTICS.values() if not s.alone]
+    known += [(name, "", meaning) for name, meaning in ALIGNMENT_COLUMNS.items()]
     return [
-        {"name": s.name, "unit": s.unit, "meaning": s.meaning}
-        for s in STATISTICS.values()
-        if s.name in scan.columns and s.name != "top1_id" and not s.alone
+        {"name": name, "unit": unit, "meaning": meaning}
+        for name, unit, meaning in known
+        if name in scan.columns and name != "top1_id"
     ]
 
 

@@ -3,12 +3,12 @@
 let examples; // of the scan that is shown
 const AT_ONCE = 10; // examples to begin with: a long one has thousands of tokens
 const STEPS = 5; // shades, from plain to strong
-const REVERSED = ["prob", "logprob", "top1_prob", "concentration"]; // strong where it is low
+// Strong where it is low.
+const REVERSED = ["prob", "logprob", "top1_prob", "concentration", "retain_alignment",
+  "eval_alignment"];
 const EDGES = { prob: [0.01, 0.05, 0.2, 0.5], rank: [1, 2, 10, 100], entropy: [0.5, 1, 2, 4] };
-const SORTS = {
-  "share of conflicts": (e) => -e.conflicts / e.held,
+const SORTS = { // besides the row scores
   "number of conflicts": (e) => -e.conflicts,
-  "mean nll, highest first": (e) => -e.nll,
   "order of the data": (e) => e.example,
 };
 const titleOf = (place) =>
@@ -90,9 +90,16 @@ function facts(example) {
   const kept = report.examples.kept.map((name, i) => `${name} ${example.kept[i]}`);
   return [
     `${counted(conflicts, "conflict")} in ${tokensOf(example)} (${percent(conflicts, held)})`,
-    `mean nll ${number(nll)} nats`, ...kept,
+    `mean nll ${number(nll)} nats`, scored(example), ...kept,
     text.length < held ? `${whole(text.length)} of its tokens shown` : null,
   ].filter(Boolean).join(" · ");
+}
+
+// The score that orders the examples, unless it is said anyway.
+function scored(example) {
+  const score = sortScore();
+  if (!score || ["conflict_share", "mean_nll"].includes(score.name)) return null;
+  return `${score.name} ${number(example.scores[score.name])} ${score.unit}`.trim();
 }
 
 function gap(text) {
@@ -131,8 +138,21 @@ function matching() {
     (!byId("with-conflicts").checked || e.conflicts) &&
     (!kept || isKept(e, kept)) &&
     (!search || `${e.key} ${wording(e)}`.toLowerCase().includes(search)));
-  const order = SORTS[byId("sort").value];
-  return matches.sort((a, b) => order(a) - order(b) || a.example - b.example || a.turn - b.turn);
+  const order = sortOrder();
+  return matches.sort((a, b) => compared(order(a), order(b)) || a.example - b.example ||
+    a.turn - b.turn);
+}
+
+const compared = (a, b) => (a === b ? 0 : a - b); // two infinite ones are equal
+
+const sortScore = () => report.examples.scores.find((s) => s.name === byId("sort").value);
+
+// Smallest first; what has no score comes last.
+function sortOrder() {
+  const score = sortScore();
+  if (!score) return SORTS[byId("sort").value];
+  return (e) => e.scores[score.name] === null ? Infinity
+    : e.scores[score.name] * (score.falls ? -1 : 1);
 }
 
 function isKept(example, choice) {
@@ -144,8 +164,16 @@ const wording = (e) =>
   e.text.map((piece, i) => [e.gaps[i]].flat().join(" ") + piece).join("") +
   [e.gaps.at(-1)].flat().join(" ");
 
+function showSorting() {
+  const score = sortScore();
+  byId("sorting").textContent = score
+    ? `Sorted by ${score.name}: ${score.meaning}; the ${score.falls ? "largest" : "smallest"} first.`
+    : "";
+}
+
 function showExamples() {
   hideTip();
+  showSorting();
   const matches = matching();
   const shown = matches.slice(0, picked.shown);
   const first = picked.pinned ? [picked.pinned] : [];
@@ -235,7 +263,6 @@ function keptChoices() {
 }
 
 function startExamples() {
-  options(byId("sort"), Object.keys(SORTS).map((name) => [name, name]));
   for (const id of ["sort", "kept", "example-search", "with-conflicts"]) {
     byId(id).addEventListener("input", () => {
       Object.assign(picked, { shown: AT_ONCE, pinned: null });
@@ -264,19 +291,20 @@ function startExamples() {
 }
 
 function openExamples() {
-  const { rows, of, noun, kept } = report.examples;
+  const { rows, of, noun, kept, scores, complete } = report.examples;
   examples = rows;
   edges.clear();
   Object.assign(picked, { shown: AT_ONCE, pinned: null });
   options(byId("colour"), report.columns.map((c) => [c.name, c.name]));
   byId("colour").value = "prob";
+  options(byId("sort"), [...scores.map((s) => s.name), ...Object.keys(SORTS)].map((n) => [n, n]));
   options(byId("kept"), [["", "all"], ...keptChoices()]);
   byId("kept-label").hidden = !kept.length;
   byId("example-search").value = "";
   byId("with-conflicts").checked = false;
   byId("examples-note").textContent = rows.length < of
-    ? `On this page: ${whole(rows.length)} of ${counted(of, noun)}, those with the largest share ` +
-      "of conflicts."
+    ? `On this page: ${whole(rows.length)} of ${counted(of, noun)}, among them the ` +
+      `${whole(complete)} worst by each of the scores below.`
     : `On this page: all ${counted(of, noun)} of the scan.`;
   showLegend();
   showExamples();

@@ -200,6 +200,7 @@ function showScan(index) {
   report = page.scans[index];
   openExamples(); // first: the others link to examples
   showHeadline();
+  showForecast();
   showPairs();
   showGroups();
   showProvenance();
@@ -212,6 +213,7 @@ function start() {
   showScan(0);
   if (page.data_sets) showDataSets(page.data_sets);
   if (page.against) showAgainst(page.against);
+  themed.push(drawForecast);
   startTheme();
 }
 
