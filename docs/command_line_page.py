@@ -68,7 +68,9 @@ def _section(name: str, command: Any) -> str:
     lines += [f"* `{a.metavar}`: {_cell(_help(a))}" for a in arguments if a.help]
     for panel in dict.fromkeys(getattr(o, "rich_help_panel", None) for o in options):
         shown = [o for o in options if getattr(o, "rich_help_panel", None) == panel]
-        lines += [f"\n### {name}: {panel if panel == Panel.LORA else panel.lower()}" if panel else ""]
+        lines += [
+            f"\n### {name}: {panel if panel == Panel.LORA else panel.lower()}" if panel else ""
+        ]
         lines += ["\n| option | takes | default | meaning |", "|---|---|---|---|"]
         lines += [_row(o) for o in shown]
     return "\n".join(line for line in lines if line).replace("\n\n\n", "\n\n")
