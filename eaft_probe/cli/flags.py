@@ -48,8 +48,8 @@ Config = Annotated[
     str | None,
     typer.Option(
         "--config",
-        help="YAML file with any of these options; the command line wins, and --no-strict undoes a "
-        "strict: true",
+        help="YAML file with any of these options; the command line wins (--no-NAME turns a switch "
+        "off)",
         metavar="PATH",
     ),
 ]

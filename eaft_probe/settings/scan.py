@@ -117,7 +117,7 @@ class ScoringSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ScanSettings(
-    DataSettings, WindowSettings, ModelSettings, ScoringSettings, RuleSettings, MachineSettings
+    DataSettings, WindowSettings, ScoringSettings, ModelSettings, RuleSettings, MachineSettings
 ):
     """Everything a scan depends on."""
 
