@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaft_probe import Scan, forecast, scan
-from eaft_probe.errors import BadInput, DataError
+from eaft_probe.errors import BadInput, DataError, ProbeError
 from eaft_probe.verbs.forecast import alignment, frontier
 from eaft_probe.verbs.forecast.first_order import first_order, held_out
 from eaft_probe.verbs.forecast.forecast import Forecast
@@ -315,6 +315,11 @@ def test_other_settings_replace_a_finished_one_only_when_told_to(
     other = made["settings"] | {"checks": 2, "objective": ["sft"]}
     with pytest.raises(BadInput, match=r"other settings \(--checks\)"):
         forecast(made["data"], folder, **other)
+    for name in ("eval_data", "retain_data"):  # other rows under the same name
+        rows = Path(shutil.copy(made["data"], tmp_path / Path(made["settings"][name]).name))
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(BadInput, match=rf"other settings \({flag}\)"):
+            forecast(made["data"], folder, **made["settings"] | {name: str(rows)})
     assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()} == before
     assert len(forecast(made["data"], folder, overwrite=True, **other).table) == 1
 
@@ -429,6 +434,50 @@ def test_without_eval_data_a_tenth_is_held_out_of_the_step(
     assert found == pytest.approx(wanted, rel=1e-6)
 
 
+TERSE = (  # both turns fit the small model's context
+    "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
+)
+
+
+def test_turns_that_are_examples_of_their_own(
+    made: dict[str, Any], model_folder: str, tmp_path: Path
+) -> None:
+    """Under --turns each; their positions repeat within a row."""
+    pairs = zip(chats(10, 6, words=2), chats(10, 7, words=2), strict=True)
+    rows = [{"messages": a["messages"] + b["messages"]} for a, b in pairs]
+    (tmp_path / "t.jinja").write_text(TERSE)
+    own = {"chat_template": str(tmp_path / "t.jinja"), "turns": "each"}
+    settings = made["settings"] | own | {"objective": ["sft"]}
+    done = forecast(written(tmp_path / "rows.jsonl", rows), tmp_path / "f", **settings)
+    retained = scan(made["retain"], tmp_path / "r", model=model_folder, **own)
+    truth = oracle(model_folder)
+    truth.moved()
+    direction = truth.gradient(torch.cat(truth.nlls(retained)).mean())
+    texts = done.scan.examples().set_index(["example", "turn"])["text"]
+    tokens = done.scan.tokens(["example", "turn", "position", "token_id", "retain_alignment"])
+    assert tokens.duplicated(["example", "position"]).any() or len(texts) == 20
+    found, exact = [], []
+    for (example, turn), group in [*tokens.groupby(["example", "turn"])][:8]:
+        encoded = truth.tokenizer(texts[example, turn], add_special_tokens=False)["input_ids"]
+        logprobs = truth.model(input_ids=torch.tensor([encoded])).logits[0].log_softmax(-1)
+        token = group.iloc[len(group) // 2]
+        position, label = int(token["position"]), int(token["token_id"])
+        assert encoded[position] == label
+        exact.append(product(truth.gradient(-logprobs[position - 1, label]), direction))
+        found.append(token["retain_alignment"])
+    assert np.abs(np.subtract(found, exact)).max() < 1e-3 * np.abs(exact).max()
+    assert max(done.made["check_error"].values()) < 5e-3
+
+
+@pytest.mark.usefixtures("forked_workers")
+def test_workers_take_the_direction_from_its_file(made: dict[str, Any], tmp_path: Path) -> None:
+    settings = made["settings"] | {"workers": 2, "objective": ["sft"]}
+    done = forecast(made["data"], tmp_path / "f", **settings)
+    columns = ["logprob", "retain_alignment", "eval_alignment"]
+    pandas.testing.assert_frame_equal(done.scan.tokens(columns), made["done"].scan.tokens(columns))
+
+
 def test_with_lora_the_adapter_alone_moves(made: dict[str, Any], tmp_path: Path) -> None:
     settings = made["settings"] | {"lora_r": 2, "objective": ["sft"]}
     done = forecast(made["data"], tmp_path / "f", **settings)
@@ -524,6 +573,22 @@ def test_data_without_a_scored_token_or_too_few_rows(made: dict[str, Any], tmp_p
     few = written(tmp_path / "few.jsonl", chats(3, 3))
     with pytest.raises(BadInput, match=r"--retain-data has 3 rows .* at least 10"):
         forecast(made["data"], tmp_path / "f", **made["settings"] | {"retain_data": few})
+    with pytest.raises(BadInput, match=r"has \d rows? .*; give more rows, or raise --eval-tokens"):
+        forecast(made["data"], tmp_path / "f", **made["settings"] | {"eval_tokens": 100})
+
+
+def test_a_step_at_which_the_loss_is_not_finite(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights overflow. One line, and no forecast."""
+    monkeypatch.setattr(frontier, "FIRST_STEP", 1e30)
+    own = {"scan": str(made["done"].scan.path), "objective": ["sft"]}
+    said = r"the loss is not finite after a step of length \S+ along sft"
+    with pytest.raises(ProbeError, match=said) as no:
+        forecast(made["data"], tmp_path / "f", **made["settings"] | own)
+    assert "\n" not in str(no.value)
+    with pytest.raises(BadInput, match="holds no finished forecast"):
+        Forecast.open(tmp_path / "f")
 
 
 def test_a_scan_without_a_forecast_has_no_first_order(made: dict[str, Any]) -> None:

@@ -97,8 +97,9 @@ def require_many(rows: Rows, what: str) -> None:
     count = len(rows.numbers)
     if count < FEWEST:
         raise BadInput(
-            f"{what} has {count} row{'s' * (count != 1)} with a scored token, and an interval over "
-            f"rows takes at least {FEWEST}; give more rows"
+            f"{what} has {count} row{'s' * (count != 1)} with a scored token within --eval-tokens, "
+            f"and an interval over rows takes at least {FEWEST}; give more rows, or raise "
+            f"--eval-tokens"
         )
 
 
