@@ -8,6 +8,7 @@ from typing import Any
 import pandas
 from rich.console import Console
 
+from eaft_probe.analysis.scores import worst_rows
 from eaft_probe.analysis.summary import summarize, worst_examples
 from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.shown.notebook import Page
@@ -27,21 +28,23 @@ def summary_html(scan: Scan) -> str:
     return console.export_html(inline_styles=True, code_format=SUMMARY)
 
 
-def worst(scan: Scan, n: int) -> pandas.DataFrame:
-    """A row an example, all of its turns together; see `worst_examples`."""
-    order = worst_examples(scan, n)
+def worst(scan: Scan, n: int, rank_by: str | None) -> pandas.DataFrame:
+    """A row an example, all of its turns together; see `worst_examples` and `worst_rows`."""
+    ranked = dict(worst_rows(scan, rank_by, n)) if rank_by is not None else {}
+    order = list(ranked) if rank_by is not None else worst_examples(scan, n)
     frame = scan.frame(
         f"""
-        SELECT example, min(key) AS key, any_value(n) AS conflicts,
+        SELECT example, min(key) AS key, coalesce(any_value(n), 0)::BIGINT AS conflicts,
                sum(trained_tokens)::BIGINT AS trained_tokens,
                sum(mean_nll * trained_tokens) / sum(trained_tokens) AS mean_nll,
                string_agg(text, chr(10) ORDER BY {scan.example_key[-1]}) AS text
-        FROM examples JOIN
+        FROM examples LEFT JOIN
           (SELECT example, count(*) AS n FROM conflicts GROUP BY example) USING (example)
         WHERE list_contains(?, example) GROUP BY example""",
         [order],
     )
-    return frame.set_index("example").loc[order].reset_index()
+    frame = frame.set_index("example").loc[order].reset_index()
+    return frame if rank_by is None else frame.assign(**{rank_by: list(ranked.values())})
 
 
 def report_page(scan: Scan, out: str | Path | None, *given: Any, **settings: Any) -> Page:

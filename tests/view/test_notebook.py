@@ -4,6 +4,7 @@ import html
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scans_made
 
@@ -49,6 +50,21 @@ def test_the_worst_examples(made: Scan) -> None:
         assert row.mean_nll == pytest.approx(-own["logprob"].mean(), abs=1e-5)
         assert "".join(own["token"]) in row.text
     assert len(made.worst(10_000)) == len(flagged)
+
+
+def test_the_worst_examples_by_a_score(made: Scan) -> None:
+    of_rows = made.tokens().groupby("example")
+    worst = made.worst(10_000, rank_by="ppl")
+    wanted = np.exp(-of_rows["logprob"].mean()).sort_values(ascending=False)
+    assert worst["ppl"].tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert worst["ppl"].tolist() == pytest.approx(wanted[worst["example"]].tolist(), rel=1e-5)
+    flagged = of_rows["conflict"].sum()
+    assert worst["conflicts"].tolist() == flagged[worst["example"]].tolist()
+    assert 0 in flagged.tolist()  # rows without a conflict are ranked too
+    nll = made.worst(2, rank_by="mean_nll")
+    assert list(nll) == list(made.worst(2))
+    with pytest.raises(BadInput, match="unknown score 'colour'"):
+        made.worst(rank_by="colour")
 
 
 def test_the_worst_examples_of_renderings(tmp_path: Path) -> None:

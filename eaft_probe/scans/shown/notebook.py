@@ -60,10 +60,13 @@ class InNotebook:
         """The numbers of the scan, as `eaft-probe show --json` gives them."""
         return dict(_above("analysis.summary").summarize(self))
 
-    def worst(self: "Scan", n: int = 10) -> "pandas.DataFrame":  # type: ignore[misc]
+    def worst(  # type: ignore[misc]
+        self: "Scan", n: int = 10, rank_by: str | None = None
+    ) -> "pandas.DataFrame":
         """The `n` examples with the most conflicts, the larger share first among equals: their
-        conflicts, trained tokens, mean nll (nats) and text."""
-        frame: pandas.DataFrame = _above("view.notebook").worst(self, n)
+        conflicts, trained tokens, mean nll (nats) and text. `rank_by`: the score that orders them
+        instead, as `show --rank-by`, and has a column then. Raises `BadInput`, `MissingColumn`."""
+        frame: pandas.DataFrame = _above("view.notebook").worst(self, n, rank_by)
         return frame
 
     def report(  # type: ignore[misc]
