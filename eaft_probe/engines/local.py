@@ -26,7 +26,7 @@ def run(job: Job) -> None:
 
     Raises what a worker raises, or `ProbeError` where workers die over the same unit.
     """
-    count = min(job.workers or _gpus(job.device), job.units)
+    count = min(job.workers or _groups(job), job.units)
     if count > 1:
         WorkerPool(job, count).run()
         return
@@ -51,8 +51,9 @@ def _run_here(job: Job) -> None:
         ahead.close()
 
 
-def _gpus(device: str | None) -> int:
-    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+def _groups(job: Job) -> int:
+    """How many workers this machine's GPUs are for."""
+    return max(1, torch.cuda.device_count() // job.gpus) if job.device == "cuda" else 1
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Worker:
     connection: "Connection[Message, Message]"
     name: str
     process: subprocess.Popen[bytes]
+    device: str = ""
     loaded: bool = False
     units: list[Unit] = field(default_factory=list)  # it scores the first and reads the others
     rows: int = 0  # of the first, as far as the bar knows
@@ -140,14 +142,19 @@ class WorkerPool:
                     worker.send("unit", unit)
 
     def _start_worker(self) -> None:
-        job, number = self.job, self.started
         self.started += 1
-        device = job.device
-        if device == "cuda":
-            device = f"cuda:{number % _gpus(device)}"
-        worker = Worker.started(number + 1, device or "")
+        device = self._free_device()
+        worker = Worker.started(self.started, device)
+        worker.device = device
         self.workers.append(worker)
         worker.send("load", self.job.load)
+
+    def _free_device(self) -> str:
+        """The job's; of several GPUs, or groups of them, the one that fewest workers have."""
+        if self.job.device != "cuda":
+            return self.job.device or ""
+        taken = [worker.device for worker in self.workers]
+        return min((f"cuda:{n}" for n in range(_groups(self.job))), key=taken.count)
 
     def _receive(self, worker: Worker) -> None:
         try:

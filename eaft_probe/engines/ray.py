@@ -41,7 +41,7 @@ def _cluster(job: Job) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise BadInput("--engine ray needs Ray: pip install 'eaft-probe[ray]'") from error
+        raise BadInput("Ray is not installed: pip install 'eaft-probe[ray]'") from error
     joined = not ray.is_initialized()
     try:
         if joined:
@@ -113,7 +113,7 @@ class ActorPool:
     def __init__(self, ray: Any, job: Job) -> None:
         self.ray, self.job = ray, job
         gpu = (job.device or "cuda").startswith("cuda")
-        self.needs = {"num_gpus": 1} if gpu else {"num_cpus": job.threads or 1}
+        self.needs = {"num_gpus": job.gpus} if gpu else {"num_cpus": job.threads or 1}
         self.kind = ray.remote(**self.needs, max_restarts=0)(Actor)
         self.room = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
         self.room //= next(iter(self.needs.values()))

@@ -49,6 +49,7 @@ class Job:
     device: str | None = "cpu"  # "cuda": any GPU; None: as the settings say, by themselves
     workers: int | None = None  # None: as many as the engine finds right
     threads: int | None = None  # of the CPU, that each of them takes
+    gpus: int = 1  # that each of them takes
     address: str | None = None
 
 

@@ -4,9 +4,8 @@ The statistics are made in vLLM's workers (`vllm_worker.py`) and compared here w
 log-probability and rank, which vLLM itself gives for every token of a prompt.
 """
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,32 +14,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from eaft_probe.columns.measure import TokenColumns, measure
 from eaft_probe.columns.statistics import Statistic
 from eaft_probe.data.batches import TokenBatch, Window, batch_of
-from eaft_probe.engines.vllm_worker import POSITIONS, REQUEST, ColumnsExtension
-from eaft_probe.errors import BadInput, ModelError, ProbeError, one_line
-from eaft_probe.model.foreign import loads, quiet
-from eaft_probe.model.gguf import model_folder
+from eaft_probe.engines.vllm_worker import POSITIONS, REQUEST
+from eaft_probe.errors import BadInput, ModelError, ProbeError, one_line, out_of_memory
 from eaft_probe.model.head import Head
-from eaft_probe.model.lengths import borders, longest_input
-from eaft_probe.model.loading import CausalLM, load_tokenizer, loading_dtype, resolve_device
+from eaft_probe.model.lengths import longest_input
+from eaft_probe.model.loading import CausalLM
 from eaft_probe.model.proof import proof_ids
-from eaft_probe.model.resolve import find_model
 
 # Ours against vLLM's log-softmax of the same logits, in nats or relative: what float32 rounds.
 BOUND = 1e-4
 # Between vLLM and `transformers`, in nats: on random ids, log-probabilities of about −20.
 APART = {torch.float32: 2e-3, torch.bfloat16: 1.0, torch.float16: 0.1}
-ENVIRONMENT = {
-    # V2 makes the logits of all requests in chunks of its own; see `vllm_worker.py`.
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-    # A row as long as the context, and one token sampled behind it, which nothing reads.
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 @dataclass
@@ -92,8 +81,7 @@ class VllmModel:
             )
             for request, window in enumerate(windows)
         ]
-        prompts = [{"prompt_token_ids": window.ids.tolist()} for window in windows]
-        outputs = self.llm.generate(prompts, asked, use_tqdm=False)
+        outputs = generate(self.llm, [window.ids.tolist() for window in windows], asked)
         flat = [output.prompt_logprobs for output in outputs]
         # The first token has none: what belongs to position p is the p-1st.
         at = [positions(window) - 1 for window in windows]
@@ -108,7 +96,7 @@ class VllmModel:
         try:
             answers = self.llm.collective_rpc("eaft_probe_take")
         except Exception as error:  # of the worker, in a process of vLLM's
-            raise unusable(one_line(error)) from error
+            raise failed(error) from error
         streams = [s for s in answers if s is not None]
         if not streams:
             raise unusable("it made no logits of prompts")
@@ -148,6 +136,27 @@ def version() -> str:
     return str(vllm.__version__)
 
 
+def generate(llm: Any, prompts: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:
+    """vLLM's answers to prompts of token ids. Raises `ProbeError` for whatever it raises: it has
+    requests left over then, and is not asked again."""
+    try:
+        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        return list(llm.generate(requests, asked, use_tqdm=False))
+    except Exception as error:
+        raise failed(error) from error
+
+
+def failed(error: Exception) -> ProbeError:
+    """What vLLM raised, as one line."""
+    if out_of_memory(error):
+        return ProbeError(
+            "vLLM is out of memory: give less to its cache with --engine-arg "
+            "gpu_memory_utilization=0.8 or lower, or read fewer tokens at once with "
+            "max_num_batched_tokens=2048"
+        )
+    return unusable(one_line(error))
+
+
 def unusable(why: str) -> ProbeError:
     return ProbeError(f"vLLM {version()} cannot be used: {why}; take --engine local")
 
@@ -171,96 +180,3 @@ def compared(served: VllmModel, local: CausalLM, statistics: Sequence[Statistic]
 def available_memory() -> int:
     """Bytes that no process uses."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@loads
-def load_vllm(
-    name: str,
-    *,
-    statistics: Sequence[Statistic],
-    engine_arg: Mapping[str, object],
-    dtype: str = "auto",
-    device: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> VllmModel:
-    """Starts vLLM with a model, whose statistics are then measured in its workers.
-
-    `engine_arg`: what vLLM's `LLM` takes besides (tensor_parallel_size=8). Raises `ModelError`, or
-    `BadInput` without vLLM.
-    """
-    version()
-    os.environ.update(ENVIRONMENT)
-    device, _, worker = device.partition(":")
-    if worker:
-        _take_gpus(int(worker), engine_arg)
-    files = find_model(name, revision)
-    if not allow_pickle:
-        files.require_safetensors()
-    folder = model_folder(files)
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    with quiet(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        whole = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    text = config.get_text_config()
-    _require_served(name, config)
-    kind = loading_dtype(dtype, resolve_device(device))
-    kind = (text.dtype or torch.float32) if isinstance(kind, str) else kind
-    llm = _started(
-        model=str(folder),
-        dtype=str(kind).removeprefix("torch."),
-        load_format="auto" if allow_pickle else "safetensors",
-        max_model_len=longest_input(text, tokenizer) + 1,
-        trust_remote_code=trust_remote_code,
-        **engine_arg,
-    )
-    begin = ([s.name for s in statistics], text.vocab_size)
-    shape = llm.collective_rpc("eaft_probe_begin", args=begin)[0]
-    weight = torch.empty(text.vocab_size, text.hidden_size, device="meta")
-    head = Head(weight, None, shape["scale"], shape["softcap"])
-    return VllmModel(llm, tokenizer, name, text, head, kind, whole.num_parameters())
-
-
-def _take_gpus(worker: int, engine_arg: Mapping[str, Any]) -> None:
-    """vLLM takes the first GPUs that it sees: this worker sees its own alone."""
-    sizes = (engine_arg.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
-    size = math.prod(map(int, sizes))
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(1024)))
-    own = seen.split(",")[worker * size : (worker + 1) * size]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-
-
-def _require_served(name: str, config: PreTrainedConfig) -> None:
-    from vllm import ModelRegistry
-
-    (*_, architecture) = config.architectures or ["a model without an architecture"]
-    if architecture not in ModelRegistry.get_supported_archs():
-        raise ModelError(f"vLLM {version()} does not serve {architecture}; take --engine local")
-    if borders(config.get_text_config()):
-        raise ModelError(
-            f"the numbers of {name} depend on how long its input is, which vLLM handles in a way "
-            f"of its own; take --engine local"
-        )
-
-
-def _started(**arguments: object) -> Any:
-    """vLLM with the arguments, those of ours last that the mapping of rows relies on."""
-    from vllm import LLM
-
-    try:
-        return LLM(
-            **{
-                "enforce_eager": True,
-                "seed": 0,
-                "disable_log_stats": True,
-                "use_tqdm_on_load": False,
-            }
-            | arguments,
-            skip_tokenizer_init=True,
-            enable_prefix_caching=False,
-            worker_extension_cls=f"{ColumnsExtension.__module__}.{ColumnsExtension.__name__}",
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
-        given = ", ".join(f"{k}={v}" for k, v in arguments.items())
-        raise ModelError(f"vLLM does not start with {given}: {one_line(error)}") from error

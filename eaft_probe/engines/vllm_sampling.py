@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from eaft_probe.engines.vllm_model import VllmModel
+from eaft_probe.engines.vllm_model import VllmModel, generate
 from eaft_probe.model.sampling import Answer, Ids, Report, Sampling
 
 
@@ -37,8 +37,7 @@ class VllmGenerator:
             )
             for row in range(len(prompts))
         ]
-        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        outputs = self.model.llm.generate(requests, asked, use_tqdm=False)
+        outputs = generate(self.model.llm, prompts, asked)
         answers = [[Answer.of(a.token_ids, own) for a in output.outputs] for output in outputs]
         report(len(answers), sum(a.tokens for of_prompt in answers for a in of_prompt))
         return answers

@@ -70,6 +70,8 @@ class Measuring:
         processor = next((m for m in runner.model.modules() if hasattr(m, "soft_cap")), None)
         if processor is None or (processor.soft_cap and processor.scale != 1):
             raise ProbeError("it is not known what its head does to its product")
+        if not hasattr(runner, "_get_prompt_logprobs_dict"):
+            raise ProbeError("its model runner is not V1, by which rows are told apart")
         self = cls(runner, processor, vocab, (*chosen_statistics(names, reference=False), TIES))
         runner.model.compute_logits = self.watching(runner.model.compute_logits)
         runner._get_prompt_logprobs_dict = self.within(runner._get_prompt_logprobs_dict)

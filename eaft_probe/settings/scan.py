@@ -15,6 +15,7 @@ from eaft_probe.settings.common import (
 from eaft_probe.settings.option import Panel, Settings, flag, option
 
 QUANTIZED = ("load_in_4bit", "load_in_8bit")
+GROUP_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")  # of vLLM
 MOST_PROCESSES = 1024  # or threads of one: torch crashes where the system gives no more of them
 
 
@@ -96,10 +97,15 @@ class MachineSettings(Settings):
         super().__post_init__()
         if self.tp and (self.workers not in (None, 1) or self.engine != "local"):
             raise BadInput("--tp uses the processes of torchrun: remove --workers and --engine")
-        if self.address is not None and self.engine != "ray":
-            raise BadInput("--address names a Ray cluster: add --engine ray")
+        if self.address is not None and self.engine not in ("ray", "vllm"):
+            raise BadInput("--address names a Ray cluster: add --engine ray or --engine vllm")
         if self.engine_arg and self.engine != "vllm":
             raise BadInput("--engine-arg is for vLLM: add --engine vllm")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that one worker takes."""
+        return math.prod(self.engine_arg.get(name, 1) for name in GROUP_SIZES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +160,10 @@ class ScanSettings(
         for name, reason in reasons.items():
             if getattr(self, name) is not None:
                 raise BadInput(f"{flag(name)} cannot be used with --engine vllm: {reason}")
+        for name in GROUP_SIZES:
+            size = self.engine_arg.get(name, 1)
+            if not isinstance(size, int) or size < 1:
+                raise BadInput(f"--engine-arg {name} should be a number of GPUs, found {size!r}")
         if "grad_hidden" in self.statistics:
             raise BadInput(
                 "grad_hidden cannot be measured with --engine vllm, which splits the head's weights"

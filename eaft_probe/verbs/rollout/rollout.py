@@ -22,6 +22,7 @@ from eaft_probe.data.record import Record
 from eaft_probe.data.rendering.render import Renderer, RenderOptions
 from eaft_probe.data.sources import Source, require_outside, require_same_content
 from eaft_probe.data.units import Unit, UnitPlan
+from eaft_probe.engines.vllm_loading import stop
 from eaft_probe.engines.vllm_model import VllmModel
 from eaft_probe.engines.vllm_sampling import VllmGenerator
 from eaft_probe.errors import BadInput, ProbeError, RowError, one_line
@@ -192,6 +193,8 @@ def _answer(
             f"cannot write {files.path}: {error.strerror or one_line(error)}; finished units are "
             f"kept, and the same command continues from there"
         ) from error
+    finally:
+        stop()
 
 
 class Answerer:

@@ -11,7 +11,8 @@ import torch
 from eaft_probe.columns.measure import measure
 from eaft_probe.columns.statistics import STATISTICS, Statistic, chosen_statistics
 from eaft_probe.data.formats import RowFormat
-from eaft_probe.engines.vllm_model import VllmModel, available_memory, compared, load_vllm
+from eaft_probe.engines.vllm_loading import load_vllm
+from eaft_probe.engines.vllm_model import VllmModel, available_memory, compared
 from eaft_probe.errors import BadInput
 from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Progress
@@ -102,7 +103,12 @@ def serve(settings: ScanSettings, statistics: Sequence[Statistic], progress: Pro
     loading = settings.loading()
     given = {name: loading[name] for name in SERVED}
     served = load_vllm(
-        settings.model, statistics=statistics, engine_arg=settings.engine_arg, **given
+        settings.model,
+        statistics=statistics,
+        engine_arg=settings.engine_arg,
+        max_length=settings.max_length,
+        gpus=settings.gpus,
+        **given,
     )
     size = served.parameters * served.dtype.itemsize
     if size * 1.5 > available_memory():

@@ -217,6 +217,7 @@ class _Run:
             device=None if spread else ranks.device(plan["device"]),
             workers=1 if ranks.size > 1 or self.held else settings.workers,
             threads=plan["threads"],
+            gpus=settings.gpus,
             address=settings.address,
         )
 
