@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 OF_CLAIMS = [p for p in NOTEBOOKS if "CLAIMS" in p.read_text(encoding="utf-8")]
 
+OF_DATA = [p for p in NOTEBOOKS if "WIKITEXT" in p.read_text(encoding="utf-8")]
+
 
 def code_cells(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]

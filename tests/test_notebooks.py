@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_cells import NOTEBOOKS, OF_CLAIMS, code_cells, kinds, require_same_kinds
+from notebook_cells import NOTEBOOKS, OF_CLAIMS, OF_DATA, code_cells, kinds, require_same_kinds
 
 from eaft_probe.model.resolve import BUNDLED_PACKAGE, INSTALL_BUNDLED
 
@@ -39,9 +39,21 @@ def test_the_committed_one_has_its_pictures(path: Path) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec(BUNDLED_PACKAGE) is None, reason=f"no model: {INSTALL_BUNDLED}"
 )
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p not in OF_CLAIMS], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in NOTEBOOKS if p not in (*OF_CLAIMS, *OF_DATA)], ids=lambda p: p.stem
+)
 def test_it_runs_and_shows_the_same_kinds_of_things(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the claims run in `test_claims`, where there are some."""
+    require_same_kinds(path, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("path", OF_DATA, ids=lambda p: p.stem)
+def test_it_runs_under_a_small_model(
+    path: Path, shared: Path, stories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSM8K", str(shared / "data" / "gsm8k" / "train.jsonl"))
+    monkeypatch.setenv("WIKITEXT", str(shared / "data" / "text" / "wikitext2_test.txt"))
+    monkeypatch.setenv("MODEL", stories)
     require_same_kinds(path, tmp_path, monkeypatch)

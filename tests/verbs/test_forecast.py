@@ -270,7 +270,7 @@ def test_set_gives_the_objectives_their_fields(made: dict[str, Any], tmp_path: P
 
 
 def test_gates_of_0_have_no_effect(made: dict[str, Any]) -> None:
-    found = first_order(made["done"].scan.path, ["profit", "sft"], {"threshold": 2})
+    found = made["done"].first_order(["profit", "sft"], {"threshold": 2})
     assert found["note"].tolist() == ["no effect: its gates are 0 on all tokens", ""]
     assert found["retain_change"][0] == found["eval_change_high"][0] == 0
     assert found["ratio"].isna().tolist() == [True, False]

@@ -7,7 +7,7 @@ every token → a check by exact backward passes → one step along each objecti
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from eaft_probe.settings.option import flag
 from eaft_probe.storage.atomic import write_json
 from eaft_probe.storage.remote import Store, without_paths
 from eaft_probe.verbs.forecast import alignment
-from eaft_probe.verbs.forecast.first_order import REFERENCE, by_objective
+from eaft_probe.verbs.forecast.first_order import REFERENCE, by_objective, first_order
 from eaft_probe.verbs.forecast.frontier import Frontier
 from eaft_probe.verbs.forecast.loaded import Loaded, load, of_any_data, of_like_data, of_scan
 from eaft_probe.verbs.forecast.step_gates import step_gates
@@ -64,6 +64,14 @@ class Forecast:
 
     def __str__(self) -> str:
         return how_made(self.made)
+
+    def first_order(
+        self, objectives: Sequence[str] = (), set: Mapping[str, object] | None = None
+    ) -> pandas.DataFrame:
+        """A row for each objective, by default every one, without the model: the changes of the two
+        mean nll (nats) for a plain step of size 1 along its gradient, and their `ratio`. `set`:
+        fields of the objectives. Raises `UnknownName`, `BadInput`."""
+        return first_order(self.scan.path, objectives, set)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Forecast":
