@@ -281,7 +281,7 @@ def _peak(verb: str, model: str, data: str, retained: str) -> tuple[int, int]:
         if verb == "scan":
             scan(data, Path(folder) / "scan", model=model)
         else:
-            both = {"retain_data": retained, "eval_data": retained, "eval_tokens": 2_500}
+            both = {"retain_data": retained, "eval_data": retained, "eval_tokens": 5_000}
             few = {"objective": ["sft"], "step_tokens": 2_000, "checks": 1}
             forecast(data, Path(folder) / "forecast", model=model, **both, **few)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
