@@ -27,13 +27,13 @@ def test_cells_have_the_mean_alignment_and_objectives_their_rates(
     inside &= tokens["entropy"].between(cell["entropy_from"], cell["entropy_to"], "left")
     mean = tokens["retain_alignment"][inside].astype(np.float64).mean()
     assert cell["mean_retain_alignment"] == pytest.approx(mean, rel=1e-5)
-    assert rates["objective"].tolist() == ["sft", "eaft", "dft"]
+    assert rates["objective"].tolist() == ["sft", "eaft", "chord", "clip", "dft", "profit"]
 
 
 def test_an_objective_without_a_rate_is_named(scan: Scan, tmp_path: Path) -> None:
     right = plots.forecast(scans_made.forecast_of(scan, tmp_path / "f")).axes[1]
-    assert [t.get_text() for t in right.get_yticklabels()] == ["sft", "eaft"]
-    assert right.get_title(loc="left") == "no rate: dft"
+    assert [t.get_text() for t in right.get_yticklabels()] == ["sft", "eaft", "chord", "clip"]
+    assert right.get_title(loc="left") == "no rate: dft, profit"
     assert [t.get_text() for t in right.texts] == [
         number(rate) for rate in plots.forecast(tmp_path / "f").data["exchange_rate"].dropna()
     ]
