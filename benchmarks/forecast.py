@@ -50,7 +50,6 @@ against the weights of the model.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -284,7 +283,10 @@ def _peak(verb: str, model: str, data: str, retained: str) -> tuple[int, int]:
             both = {"retain_data": retained, "eval_data": retained, "eval_tokens": 5_000}
             few = {"objective": ["sft"], "step_tokens": 2_000, "checks": 1}
             forecast(data, Path(folder) / "forecast", model=model, **both, **few)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # ru_maxrss would be at least that of the process that started this one.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    peak = int(status["VmHWM"].split()[0]) * 1024
     weights = sum(p.numel() * p.element_size() for p in load_model(model).whole.parameters())
     return peak, weights
 
