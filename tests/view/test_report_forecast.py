@@ -54,7 +54,7 @@ def test_what_each_objective_does_is_said_plainly(section: dict[str, Any]) -> No
     )
     assert words["clip"].endswith("It pays less than sft for the same gain.")
     assert "The held-out nll may go either way" in words["dft"]
-    assert words["dft"].endswith("It has no price, as its gain may be none.")
+    assert words["dft"].endswith("It has no price, because it may gain nothing.")
     assert words["profit"] == "Does nothing: its gates are 0 on all tokens of the step."
 
 
@@ -62,8 +62,8 @@ def test_a_rise_and_a_note_are_said() -> None:
     anchor = "no rate: the interval reaches 0; the anchor does nothing"
     harm = scans_made.forecast_row("x", -0.002, 0.001, 1e-4, (None,) * 3, anchor)
     assert in_words(harm) == (
-        "The held-out nll rises, the retained nll rises. It has no price, as its gain may be none. "
-        "Note: the anchor does nothing."
+        "The held-out nll rises, the retained nll rises. "
+        "It has no price, because it may gain nothing. Note: the anchor does nothing."
     )
     good = scans_made.forecast_row("tail", 0.002, -0.001, 1e-4, (1.0, 1.0, 1.0), "drops nothing")
     assert in_words(good) == (

@@ -160,7 +160,7 @@ class _Run:
         return (
             f"for each of {counted_noun(len(objectives), 'objective')} one backward pass of "
             f"{self.settings.step_tokens:,} tokens and two measurements of the retained and "
-            f"held-out data; memory: the weights, one copy and {gradients}"
+            f"held-out data; memory: that of a backward pass, a copy of the weights, {gradients}"
         )
 
     def _require_same(self, config: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ def _price(row: Row) -> str:
     if row["objective"] == "sft":
         return "The others are compared with it."
     if low is None:
-        return "It has no price, as its gain may be none."
+        return "It has no price, because it may gain nothing."
     if low == high == 1:
         return "It pays what sft pays."
     if low <= 1 <= high:
