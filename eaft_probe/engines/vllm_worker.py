@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from eaft_probe.columns.measure import LogitSlice, TokenColumns, measure_slices, slices
+from eaft_probe.columns.measure import TokenColumns, measure_slices, slices
 from eaft_probe.columns.statistics import Statistic, chosen_statistics
 from eaft_probe.errors import ProbeError
 from eaft_probe.model.head import Head
@@ -23,14 +23,9 @@ REQUEST, POSITIONS = "eaft_probe_request", "eaft_probe_positions"  # extra argum
 TIE = 1e-4  # nats, relative: what the rounding of a log-softmax makes equal
 
 
-def _ties(d: LogitSlice) -> torch.Tensor:
-    """How many other tokens are as likely as the label, up to rounding."""
-    label = (d.logprob - d.top1_logprob)[:, None]  # shifted, as the others are
-    bound = label - TIE * label.abs().clamp(min=1)
-    return torch.ge(d.shifted, bound, out=torch.empty_like(d.shifted)).sum(1).long() - d.rank - 1
-
-
-TIES = Statistic("ties", "tokens", "tokens that are as likely as the label", _ties, "int32")
+TIES = Statistic(
+    "ties", "tokens", "tokens that are as likely as the label", lambda d: d.ties(TIE), "int32"
+)
 
 
 class ColumnsExtension:
@@ -62,6 +57,7 @@ class Measuring:
     vocab: int
     statistics: Sequence[Statistic]
     states: torch.Tensor | None = None  # (rows of the step, D), while prompt rows are made
+    copy: torch.Tensor | None = None  # (n, V) of rows that are measured at once
     tables: list[pa.RecordBatch] = field(default_factory=list)
     error: Exception | None = None
 
@@ -113,10 +109,18 @@ class Measuring:
         if logits.shape[1] < self.vocab:
             raise ProbeError(f"its logits are {logits.shape[1]:,} of {self.vocab:,} tokens")
         logits = logits[:, : self.vocab]  # without the columns that fill up the shards
-        parts = ((part, logits[rows[part]].float()) for part in slices(rows, self.vocab))
+        parts = ((part, self.copied(logits, rows[part])) for part in slices(rows, self.vocab))
         head = self.head(states)
         columns = measure_slices(parts, head, states[rows], labels, self.statistics)
         self.tables.append(_table(own[REQUEST], positions, columns))
+
+    def copied(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(n, V) float32, the same memory each time: vLLM still needs its logits."""
+        if self.copy is None or len(self.copy) < len(rows):
+            self.copy = logits.new_empty((len(rows), self.vocab), dtype=torch.float32)
+        if logits.dtype != torch.float32:
+            return self.copy[: len(rows)].copy_(logits[rows])
+        return torch.index_select(logits, 0, rows, out=self.copy[: len(rows)])
 
     def place(self, states: torch.Tensor) -> tuple[Any, int]:
         """The request whose rows these are, and the position of the first of them."""

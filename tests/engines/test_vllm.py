@@ -111,7 +111,9 @@ def test_columns_are_those_of_a_float64_loop(batch: TokenBatch, traps: Traps) ->
             assert columns["logprob"][n] == pytest.approx(reference.logprob(truth), abs=1e-5)
             entropy = reference.entropy(reference.log_softmax(truth.logits()))
             assert columns["entropy"][n] == pytest.approx(entropy, abs=1e-5)
-            assert columns["rank"][n] == reference.rank(truth)
+            # float32 may turn two logits round that are this close
+            apart = np.asarray(truth.logits()) - truth.logits()[truth.label]
+            assert (apart > 1e-6).sum() <= columns["rank"][n] <= (apart > -1e-6).sum() - 1
             norm = reference.norm(reference.output_gradient(truth)) * reference.norm(truth.hidden)
             assert columns["grad_head"][n] == pytest.approx(norm, rel=1e-4)
             n += 1
