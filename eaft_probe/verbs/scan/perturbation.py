@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
 from eaft_probe.errors import BadInput
 from eaft_probe.model.foreign import quiet
@@ -28,7 +28,7 @@ class Lora:
         """The PEFT model; the adapter's layers stand inside `model` itself, too."""
         from peft import LoraConfig, get_peft_model
 
-        set_seed(self.seed)  # of the adapter's first weights
+        torch.manual_seed(self.seed)  # of the adapter's first weights
         target = list(self.target) or "all-linear"
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha, task_type="CAUSAL_LM", target_modules=target
