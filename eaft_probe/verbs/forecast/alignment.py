@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from eaft_probe.errors import ScanError
@@ -68,7 +69,7 @@ def direction(
         raise ScanError(f"the mean nll of the {name} data has no gradient; give other data")
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(file) as aside:
-        save_file({n: (g / length).cpu().contiguous() for n, g in found.items()}, aside)
+        save_file({n: g.div_(length).cpu().contiguous() for n, g in found.items()}, aside)
     of_file = sha256(file)
     write_json(note, {"made": made, "sha256": of_file, "norm": length})
     return Direction(name, file, of_file, length)
@@ -138,21 +139,14 @@ def checked(
 ) -> dict[str, float]:
     """name → the worst difference from exact backward passes of `count` tokens, as a share of the
     largest exact one. Raises `ScanError` where the scan has other tokens."""
-    from safetensors.torch import load_file
-
     random = np.random.default_rng(seed)
     tokens = [(i, t) for i, w in enumerate(rows.windows) for t in np.flatnonzero(w.trained)]
     chosen = [tokens[i] for i in random.permutation(len(tokens))[:count]]
     exact: dict[str, list[float]] = {d.name: [] for d in directions}
-    units = {d.name: load_file(d.file) for d in directions}
     for window, at in chosen:
         found = _token_gradient(model, parameters, rows.windows[window].ids, int(at))
         for d in directions:
-            product = sum(
-                float((g.double() * units[d.name][n].to(g).double()).sum())
-                for n, g in found.items()
-            )
-            exact[d.name].append(product * d.norm)
+            exact[d.name].append(_product(found, d) * d.norm)
     worst = {}
     for d in directions:
         approximate = [
@@ -161,6 +155,13 @@ def checked(
         off = np.abs(np.subtract(approximate, exact[d.name]))
         worst[d.name] = float(off.max() / max(np.abs(exact[d.name]).max(), 1e-30))
     return worst
+
+
+def _product(of: Gradient, d: Direction) -> float:
+    """With the unit vector, of which one tensor at a time is read."""
+    with safe_open(d.file, "pt") as units:
+        products = (g * units.get_tensor(n).to(g) for n, g in of.items())
+        return float(sum(p.sum(dtype=torch.float64) for p in products))
 
 
 def _stored(base: Scan, rows: Rows, window: int, at: int, name: str) -> float:

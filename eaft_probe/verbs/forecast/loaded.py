@@ -1,6 +1,7 @@
-"""What a forecast loads: the model twice, and the rows that it measures."""
+"""What a forecast loads: the model, its copy, and the rows that it measures."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,29 +20,35 @@ from eaft_probe.verbs.scan.perturbation import Lora, movable
 class Loaded:
     """Models and rows. `model` moves along `parameters` and is restored, `base` stays."""
 
+    settings: ForecastSettings
     model: CausalLM
-    base: CausalLM
     lora: Lora | None
     parameters: dict[str, torch.nn.Parameter]
     retain: Rows
     target: Rows  # held out
     step: Rows
 
+    @cached_property
+    def base(self) -> CausalLM:
+        """Loaded when it is asked for: the perturbed scans before have a copy of their own."""
+        return _loaded(self.settings)
+
 
 def load(data: Any, settings: ForecastSettings, progress: Progress) -> Loaded:
     """With a note on each thing left out of retained and held-out data. Raises `BadInput` where
     those are too few rows for an interval, and `DataError`, `ModelError`."""
-    progress.note(f"loading {settings.model} twice")
-    model, base = (
-        load_model(settings.model, **settings.loading(), merge_adapter=True) for _ in range(2)
-    )
-    lora = None
+    progress.note(f"loading {settings.model}")
+    model, lora = _loaded(settings), None
     if settings.lora_r is not None:
         target = tuple(settings.lora_target)
         lora = Lora(settings.lora_r, settings.lora_alpha, target, settings.seed)
     parameters = movable(model.whole, lora)
     rows = _rows(data, settings, model, progress)
-    return Loaded(model, base, lora, parameters, *rows)
+    return Loaded(settings, model, lora, parameters, *rows)
+
+
+def _loaded(settings: ForecastSettings) -> CausalLM:
+    return load_model(settings.model, **settings.loading(), merge_adapter=True)
 
 
 def _rows(
