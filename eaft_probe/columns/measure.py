@@ -302,7 +302,7 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.is_cuda:
         return torch.linalg.vecdot(a, b)
     even = len(a) // 2 * 2
-    left, right = (x[:even].unflatten(0, (-1, 2)) for x in (a, b))
+    left, right = (x[:even].view(even // 2, 2, x.shape[1]) for x in (a, b))
     pairs = torch.bmm(left, right.transpose(1, 2)).diagonal(dim1=1, dim2=2).flatten()
     return torch.cat([pairs, torch.linalg.vecdot(a[even:], b[even:])])
 

@@ -15,6 +15,7 @@ from eaft_probe.data.formats import Example, RowFormat
 from eaft_probe.data.formats.columns import KWARGS
 from eaft_probe.data.messages import Message
 from eaft_probe.data.rendering.render import Renderer
+from eaft_probe.data.rendering.rendered import as_array, untrimmed
 from eaft_probe.data.rendering.spans import Located
 from eaft_probe.errors import RowError
 
@@ -76,12 +77,13 @@ class Prompts:
     def _ids(self, text: str, plain: bool) -> tuple[int, ...]:
         """The text's ids as they are in front of a word: alone, a last "\\n\\n" is one token to
         many tokenizers, and before an answer two."""
-        ids, chars = self.renderer.encode(text + WORD, plain)
+        ids, offsets = self.renderer.encode(text + WORD, plain)
+        chars = untrimmed(text + WORD, as_array(offsets))
         first = int((chars[:, 0] >= len(text)).argmax())  # token of the word
         if chars[first, 0] == len(text):
             return tuple(ids[:first])
-        ids, chars = self.renderer.encode(text, plain)  # the word grew together with the text
-        added = len(ids) > 1 and chars[-1, 1] < len(text)  # by a tokenizer: the end of text
+        ids, offsets = self.renderer.encode(text, plain)  # the word grew together with the text
+        added = len(ids) > 1 and offsets[-1][1] < len(text)  # by a tokenizer: the end of text
         return tuple(ids[: len(ids) - added])
 
     def row(

@@ -9,17 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eaft_probe.data.formats import Example
 from eaft_probe.data.inline import inline_tool_calls
 from eaft_probe.data.messages import REASONING, Message
 from eaft_probe.data.rendering.chat_template import ChatTemplate, plain, read_template
 from eaft_probe.data.rendering.layout import Span
-from eaft_probe.data.rendering.rendered import Rendered, ends_text, marked_tokens, untrimmed
+from eaft_probe.data.rendering.rendered import Rendered, as_array, ends_text, marked_tokens
 from eaft_probe.data.rendering.spans import Located, Locator
 from eaft_probe.data.rendering.traced import leaves
 from eaft_probe.errors import ModelError, RowError, as_model_error
@@ -216,16 +216,16 @@ class Renderer:
                     spans[turn].append((past, len(text)))
         return Located(text, messages, spans, _unshown(example))
 
-    def encode(self, text: str, plain: bool) -> tuple[list[int], NDArray[np.int32]]:
-        """The ids of a rendered conversation, or of `plain` text, and their (T, 2) characters."""
+    def encode(self, text: str, plain: bool) -> tuple[list[int], list[Span]]:
+        """The ids of a rendered conversation, or of `plain` text, and their characters."""
         with as_model_error("the tokenizer cannot encode a row"):
             encoded = self._encoder.encode(text, add_special_tokens=plain)
-        ids, chars = encoded.ids, untrimmed(text, encoded.offsets)
-        if len(ids) > 1 and ids[-1] == ids[-2] == self._eos_id and not ends_text(chars[-1], text):
-            ids, chars = ids[:-1], chars[:-1]  # a tokenizer that adds its own end of text
-        if len(ids) > 1 and ids[0] == ids[1] == self._bos_id and not chars[0, 1]:
-            ids, chars = ids[1:], chars[1:]  # the text brings its own beginning
-        return ids, chars
+        ids, offsets = encoded.ids, encoded.offsets
+        if len(ids) > 1 and ids[-1] == ids[-2] == self._eos_id and not ends_text(offsets[-1], text):
+            ids, offsets = ids[:-1], offsets[:-1]  # a tokenizer that adds its own end of text
+        if len(ids) > 1 and ids[0] == ids[1] == self._bos_id and not offsets[0][1]:
+            ids, offsets = ids[1:], offsets[1:]  # the text brings its own beginning
+        return ids, offsets
 
     @cached_property
     def _encoder(self) -> Any:
@@ -240,8 +240,8 @@ class Renderer:
 
     def _tokenized(self, example: Example, located: Located, only: int | None) -> Rendered:
         plain = self.is_plain(example)
-        ids, chars = self.encode(located.text, plain)
-        trained, turn = marked_tokens(located.text, chars, located.spans)
+        ids, offsets = self.encode(located.text, plain)
+        trained, turn = marked_tokens(located.text, offsets, located.spans)
         return Rendered(
             example.key,
             located.text,
@@ -250,7 +250,7 @@ class Renderer:
             np.asarray(ids, np.int32),
             trained,
             turn,
-            chars,
+            as_array(offsets),
             sum(len(self.specials.findall(m.content)) for m in example.messages),
             of_turn=only,
             left_out=located.left_out,
@@ -267,7 +267,7 @@ class Renderer:
         if wrong is not None:
             raise RowError(f"token id {wrong} is not in the model's vocabulary of {size:,}")
         texts = [self.token_text(i) for i in ids]
-        edges = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        edges = accumulate(map(len, texts), initial=0)
         return Rendered(
             example.key,
             "".join(texts),
@@ -276,7 +276,7 @@ class Renderer:
             np.asarray(ids, np.int32),
             np.asarray(labels, np.int64) != -100,
             np.zeros(len(ids), np.int16),
-            np.stack([edges[:-1], edges[1:]], axis=1),
+            as_array(list(pairwise(edges))),
             0,
             of_turn=only,
         )
