@@ -89,7 +89,8 @@ def marked_tokens(
                 if not text[begins(first - 1) : start].isspace():
                     break
                 first -= 1
-            real = [a < b for a, b in offsets[first:past]]
-            trained[first:past] = real
-            turns[first:past][real] = turn
+            trained[first:past], turns[first:past] = True, turn
+    if any(start == end for start, end in offsets):
+        trained &= [start < end for start, end in offsets]
+        turns *= trained
     return trained, turns
