@@ -167,10 +167,9 @@ class LogitSlice:
     """The next-token distributions of n positions, as statistics read them.
 
     Works in place: `logits` (n, V) float32 do not survive it, nor does a slice survive the next one
-    with its `scratch`. `hidden` (n, D) and `head` only where
-    norms or gradients beyond the logits are asked for. `shifted` is logits − max, `others_squared`
-    the Σ P² of all tokens but the label. Everything is float32 except ids
-    and ranks, and (n,) unless another shape is given.
+    with its `scratch`. `hidden` (n, D) and `head` only where norms or gradients beyond the logits
+    are asked for. `shifted` is logits − max, `others_squared` the Σ P² of all tokens but the label.
+    Everything is float32 except ids and ranks, and (n,) unless another shape is given.
     Sums over V are in float32; entropy = ln Z − Σ P · shifted has no large terms that cancel.
     """
 

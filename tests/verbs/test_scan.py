@@ -1,10 +1,12 @@
 """A scan end to end under a tiny random model, against a plain float64 loop."""
 
 import errno
+import gc
 import hashlib
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from eaft_probe import Scan, scan
 from eaft_probe.columns.conflicts import ConflictRule
 from eaft_probe.columns.measure import measure
 from eaft_probe.errors import BadInput, DataError, MissingColumn, NonFinite, ProbeError, ScanError
+from eaft_probe.model.loading import CausalLM, load_model
 from eaft_probe.progress import Silent
 
 COLUMNS = {
@@ -376,6 +379,26 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     (tmp_path / "small/tokens/part-00000.parquet").unlink()
     scan(ROWS, tmp_path / "small", model=model_folder)
     assert hashes(tmp_path / "small") == first
+
+
+def test_the_model_goes_with_its_scan(
+    tmp_path: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the next collection of cycles: a second scan may need its memory."""
+    loaded = list[weakref.ref[CausalLM]]()
+
+    def watched(*name: str, **settings: Any) -> CausalLM:
+        model = load_model(*name, **settings)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("eaft_probe.verbs.scan.load_scorer.load_model", watched)
+    gc.disable()
+    try:
+        scan(ROWS[:3], tmp_path / "scan", model=model_folder)
+        assert [model() for model in loaded] == [None]
+    finally:
+        gc.enable()
 
 
 def test_nothing_to_score(tmp_path: Path, model_folder: str) -> None:

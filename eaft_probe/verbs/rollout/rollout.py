@@ -220,7 +220,7 @@ class Answerer:
             model = load_model(settings.model, **settings.loading())
             self.sampler = Generator(model, sampling, batch_size)
         self.prompts = Prompts(Renderer(model.tokenizer, RenderOptions.of(as_scan(settings))))
-        self.reader = Reader(row_format, self._prompt, settings.strict)
+        self.row_format = row_format
         self.model, self.max_length = model, settings.max_length or model.max_length
         self._require_room()
         if self.prompts.renderer.limits:
@@ -253,7 +253,8 @@ class Answerer:
 
     def answer(self, unit: Unit) -> tuple[list[str], dict[str, object]]:
         """The unit's lines, in the order of its rows, and a report of counts and rejected rows."""
-        results = [(record, self.reader(record)) for record in unit.records]
+        reader = Reader(self.row_format, self._prompt, self.settings.strict)
+        results = [(record, reader(record)) for record in unit.records]
         rejected = [r.as_line() for _, r in results if isinstance(r, Rejected)]
         prompts = [(record, r[1]) for record, r in results if not isinstance(r, Rejected)]
         self.progress.advance(len(rejected), 0)

@@ -54,7 +54,7 @@ class Scorer:
         self.statistics, self.settings = statistics, settings
         self.budget, self.progress = budget, progress
         self.renderer = Renderer(model.tokenizer, RenderOptions.of(settings))
-        self.reader = Reader(row_format, self._in_windows, settings.strict)
+        self.row_format = row_format
         self.max_length = settings.max_length or model.max_length
         if self.max_length > model.max_length:
             raise BadInput(
@@ -68,6 +68,12 @@ class Scorer:
         self.regime = regimes(model.borders, reference.borders if reference else ())
         self.schema = tokens_schema(statistics)
         self.special_tokens = set(model.tokenizer.get_added_vocab())
+
+    @property
+    def reader(self) -> Reader[list[tuple[Rendered, list[Window], int]]]:
+        """Made anew: as an attribute it would keep this, and the model, until the next collection
+        of cycles."""
+        return Reader(self.row_format, self._in_windows, self.settings.strict)
 
     def read(self, unit: Unit) -> "UnitRows":
         """The unit's rows as tokens; in whichever thread, but one at a time."""
