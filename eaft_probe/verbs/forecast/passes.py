@@ -182,5 +182,5 @@ DIRECTIONS = {"plain": gradient, "preconditioned": preconditioned}  # of a step
 
 def norm(of: Gradient) -> float:
     """‖g‖ over all parameters; a million entries at a time are in float64."""
-    pieces = (piece for g in of.values() for piece in g.flatten().split(1_000_000))
+    pieces = (piece for g in of.values() for piece in torch.split(g.flatten(), 1_000_000))
     return float(sum(float(p.double().pow(2).sum()) for p in pieces) ** 0.5)
