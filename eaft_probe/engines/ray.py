@@ -76,14 +76,15 @@ class UnitProgress:
 
 
 class Actor:
-    """A loaded model on some machine of the cluster."""
+    """A model on some machine of the cluster."""
 
     def __init__(self, load: Load, device: str | None) -> None:
-        self.progress = UnitProgress()
-        self.scorer = load(self.progress, device)
-        self.ahead = ReadAhead(self.scorer.read)
+        self.load, self.device, self.progress = load, device, UnitProgress()
 
     def facts(self) -> Facts:
+        """Loads the model: of what a constructor raises, Ray would hand on no more than a text."""
+        self.scorer = self.load(self.progress, self.device)
+        self.ahead = ReadAhead(self.scorer.read)
         return dict(self.scorer.facts)
 
     def score(self, unit: Unit, following: Unit | None) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Actors on a cluster of several nodes, of which some are lost."""
 
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from running import SETTINGS, Bar, begun, command, hashes, kill, left_over, started, until
 
 from eaft_probe import scan
-from eaft_probe.errors import BadInput
+from eaft_probe.errors import BadInput, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
@@ -147,6 +148,24 @@ def test_a_lost_driver_means_a_rerun(
     scan(data, tmp_path / "s", model=model_folder, **SETTINGS)
     assert hashes(tmp_path / "s") == hashes(undisturbed)
     assert not left_over(tmp_path / "s")
+
+
+def test_why_an_actor_cannot_load_is_said(
+    cluster: Any, data: Path, model_folder: str, tmp_path: Path
+) -> None:
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="model"):
+        scan(
+            data,
+            tmp_path / "s",
+            model=str(model),
+            engine="ray",
+            workers=1,
+            address=cluster.address,
+            **SETTINGS,
+        )
 
 
 def test_an_actors_error_is_said(
