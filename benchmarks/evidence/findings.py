@@ -30,7 +30,7 @@ class Finding:
             return UNKNOWN
         if math.isnan(self.low) and not self.seeds:
             return self._shown(self.value)  # it was measured once
-        few = f", {self.seeds} seeds" if self.seeds in (1, 2) else ""
+        few = {1: ", 1 seed", 2: ", 2 seeds"}.get(self.seeds, "")
         return (
             f"{self._shown(self.value)} ({self._shown(self.low)} to {self._shown(self.high)}{few})"
         )
