@@ -284,7 +284,8 @@ def _count(
 ) -> torch.Tensor:
     """(n,) how many of a row's logits are greater `than` its (n, 1) bound, by `gt` or `ge`.
 
-    The largest alone tell, as long as one of them is not: 3 µs a row of 49,152, a pass takes 25.
+    The largest alone tell, as long as one of them is not: with nine labels of ten among the largest
+    6 µs a row of 49,152, where a pass takes 33.
     """
     count = than(top, bound).sum(1)
     rows = (count == top.shape[1]).nonzero()[:, 0]

@@ -111,7 +111,7 @@ def test_columns_are_those_of_a_float64_loop(batch: TokenBatch, traps: Traps) ->
             assert columns["logprob"][n] == pytest.approx(reference.logprob(truth), abs=1e-5)
             entropy = reference.entropy(reference.log_softmax(truth.logits()))
             assert columns["entropy"][n] == pytest.approx(entropy, abs=1e-5)
-            # float32 may turn two logits round that are this close
+            # Rows of the head that are alike tie, and a float32 product may break the tie.
             apart = np.asarray(truth.logits()) - truth.logits()[truth.label]
             assert (apart > 1e-6).sum() <= columns["rank"][n] <= (apart > -1e-6).sum() - 1
             norm = reference.norm(reference.output_gradient(truth)) * reference.norm(truth.hidden)

@@ -28,7 +28,7 @@ from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import PLACES, column_field
 from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.atomic import read_json, write_json, written_aside
-from eaft_probe.verbs.forecast.passes import Gradient, Rows, gradient, norm
+from eaft_probe.verbs.forecast.passes import Gradient, Rows, gradient, inner, norm
 from eaft_probe.verbs.scan.perturbation import Lora, Perturbation
 from eaft_probe.verbs.scan.scan import perturbed_scan
 
@@ -160,8 +160,7 @@ def checked(
 def _product(of: Gradient, d: Direction) -> float:
     """With the unit vector, of which one tensor at a time is read."""
     with safe_open(d.file, "pt") as units:
-        products = (g * units.get_tensor(n).to(g) for n, g in of.items())
-        return float(sum(p.sum(dtype=torch.float64) for p in products))
+        return sum(inner(g, units.get_tensor(n).to(g)) for n, g in of.items())
 
 
 def _stored(base: Scan, rows: Rows, window: int, at: int, name: str) -> float:

@@ -28,7 +28,7 @@ Gradient = dict[str, torch.Tensor]  # by the parameter's name
 Floats = NDArray[np.float64]
 
 MICRO_BATCHES, ADAM_EPSILON = 8, 1e-8  # of a preconditioned step
-# Of a backward pass, which keeps its activations: 1.3 MB a token under SmolLM2.
+# Of a backward pass, which keeps its activations.
 BACKWARD_TOKENS = 256
 
 
@@ -181,6 +181,11 @@ DIRECTIONS = {"plain": gradient, "preconditioned": preconditioned}  # of a step
 
 
 def norm(of: Gradient) -> float:
-    """‖g‖ over all parameters; a million entries at a time are in float64."""
-    pieces = (piece for g in of.values() for piece in torch.split(g.flatten(), 1_000_000))
-    return float(sum(float(p.double().pow(2).sum()) for p in pieces) ** 0.5)
+    """‖g‖ over all parameters."""
+    return float(sum(inner(g, g) for g in of.values()) ** 0.5)
+
+
+def inner(a: torch.Tensor, b: torch.Tensor) -> float:
+    """⟨a, b⟩ in float64, a million entries at a time."""
+    pieces = (torch.split(x.flatten(), 1_000_000) for x in (a, b))
+    return sum(float(x.double() @ y.double()) for x, y in zip(*pieces, strict=True))

@@ -71,8 +71,8 @@ class Scorer:
 
     @property
     def reader(self) -> Reader[list[tuple[Rendered, list[Window], int]]]:
-        """Made anew: as an attribute it would keep this, and the model, until the next collection
-        of cycles."""
+        """Made each time: as an attribute it would close a cycle, which keeps the model in memory
+        until the garbage collector runs."""
         return Reader(self.row_format, self._in_windows, self.settings.strict)
 
     def read(self, unit: Unit) -> "UnitRows":
