@@ -59,6 +59,7 @@ class Waits:
 def test_a_ray_actor_reads_the_unit_that_follows_beside_the_one_it_scores() -> None:
     scorer = Waits()
     actor = Actor(lambda progress, device: scorer, None)
+    actor.facts()
     units = [Unit(n, ()) for n in range(3)]
     for unit, following in zip(units, [*units[1:], None], strict=True):
         actor.score(unit, following)
