@@ -63,7 +63,8 @@ def write_part(
     examples = examples.replace_schema_metadata({REPORT_KEY: json.dumps(report)})
     files["examples"] = parquet_bytes(examples)
     if unit_report(folder.path, index, plan) is None:  # what is left is damaged, or another plan's
-        folder.remove([f"examples/{part_name(index)}"])
+        # Not by `remove`: another process may have made the folder just now, for its first part.
+        part_file(folder.path, "examples", index).unlink(missing_ok=True)
     named = {f"{kind}/{part_name(index)}": data for kind, data in files.items()}
     put_once(folder, named, lambda: unit_report(folder.path, index, plan) is not None)
 

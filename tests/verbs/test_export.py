@@ -328,7 +328,7 @@ def test_a_merged_scan_gives_back_all_of_its_data(model_folder: str, tmp_path: P
 
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     peaks = []
-    for count in (300, 1200):
+    for count in (1200, 4800):  # fewer do not fill a block that is written
         frame = scans_made.places(count, trained=1)
         rows = int(frame["example"].max()) + 1
         data = tmp_path / f"{count}.jsonl"
