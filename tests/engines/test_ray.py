@@ -15,7 +15,11 @@ from eaft_probe import scan
 from eaft_probe.errors import BadInput, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
-ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
+ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # else actors hardly run beside other tests
+}
 
 
 def actors() -> list[psutil.Process]:
