@@ -293,7 +293,7 @@ def test_it_is_a_scan_with_two_columns_more(made: dict[str, Any]) -> None:
 
 
 def test_it_says_what_it_costs_and_how_exact_it_is(made: dict[str, Any]) -> None:
-    assert "four more of the same cost" in made["notes"][0]
+    assert "four more of the same cost" in made["notes"][1]
     assert sum("against exact backward passes: worst error" in n for n in made["notes"]) == 2
     assert max(made["done"].made["check_error"].values()) < 5e-3
 
@@ -575,6 +575,7 @@ def test_data_without_a_scored_token_or_too_few_rows(made: dict[str, Any], tmp_p
         forecast(made["data"], tmp_path / "f", **made["settings"] | {"retain_data": few})
     with pytest.raises(BadInput, match=r"has \d rows? .*; give more rows, or raise --eval-tokens"):
         forecast(made["data"], tmp_path / "f", **made["settings"] | {"eval_tokens": 100})
+    assert not (tmp_path / "f").exists()  # said before the scan
 
 
 def test_a_step_at_which_the_loss_is_not_finite(

@@ -28,7 +28,7 @@ from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import PLACES, column_field
 from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.atomic import read_json, write_json, written_aside
-from eaft_probe.verbs.forecast.passes import Gradient, Rows, gradient, inner, norm
+from eaft_probe.verbs.forecast.passes import Gradient, Rows, gradient, inner, norm, recomputed
 from eaft_probe.verbs.scan.perturbation import Lora, Perturbation
 from eaft_probe.verbs.scan.scan import perturbed_scan
 
@@ -181,7 +181,7 @@ def _token_gradient(
     """d nll / d parameters of one token, by the model's own forward pass and autograd."""
     whole = model.whole
     input_ids = torch.as_tensor(np.asarray(ids), dtype=torch.long, device=model.device)[None]
-    with torch.enable_grad():
+    with torch.enable_grad(), recomputed(whole):
         # Of the class: the model itself has the gated forward pass by now.
         logits = type(whole).forward(whole, input_ids=input_ids, use_cache=False).logits
         nll = -logits[0, label - 1].double().log_softmax(-1)[int(ids[label])]

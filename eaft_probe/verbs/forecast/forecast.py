@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,14 @@ class _Run:
         return chosen
 
     def _cost(self, objectives: Sequence[Objective]) -> str:
-        s = self.settings
+        """Raises `BadInput`, before the long work, where the data are too few."""
+        rows = [
+            counted_noun(len(r.numbers), "row") for r in (self.loaded.retain, self.loaded.target)
+        ]
         return (
-            f"this takes a scan of the data and four more of the same cost, gradients of "
-            f"{s.eval_tokens:,} tokens each of retained and held-out data, "
-            f"{s.checks:,} backward passes to check, and "
-            f"{self._cost_of_steps(objectives)}"
+            f"this takes a scan of the data and four more of the same cost, gradients of {rows[0]} "
+            f"of retained and {rows[1]} of held-out data, {self.settings.checks:,} backward passes "
+            f"to check, and {self._cost_of_steps(objectives)}"
         )
 
     def _cost_of_steps(self, objectives: Sequence[Objective]) -> str:
@@ -229,9 +232,8 @@ class _Run:
     # --- gradients, alignment, steps ---
 
     def _forecast(self, scan: Scan, objectives: Sequence[Objective], made: dict[str, Any]) -> None:
-        s, folder = self.settings, scan.path / ALIGNMENT
-        loaded = load(self.data, s, self.progress)
-        directions = self._directions(folder, loaded, made["scan"])
+        s, loaded, folder = self.settings, self.loaded, scan.path / ALIGNMENT
+        directions = self._directions(folder, made["scan"])
         self._align(scan, loaded.lora, directions, made["scan"])
         facts: dict[str, Any] = {
             "seed": s.seed,
@@ -249,14 +251,18 @@ class _Run:
         # The columns are read from here on, so the manifest stands, though not as a finished one.
         write_json(folder / "manifest.json", {"made": None, **facts})
         scan = Scan.open(scan.path)
-        facts["check_error"] = self._checked(scan, loaded, directions)
-        table, facts["step_length"] = self._frontier(scan, loaded, objectives)
+        facts["check_error"] = self._checked(scan, directions)
+        table, facts["step_length"] = self._frontier(scan, objectives)
         write_parquet(scan.path / FORECAST, pa.Table.from_pandas(table, preserve_index=False))
         write_json(folder / "manifest.json", {"made": made, **facts})
 
-    def _directions(self, folder: Path, loaded: Loaded, scan: object) -> list[alignment.Direction]:
+    @cached_property
+    def loaded(self) -> Loaded:
+        return load(self.data, self.settings, self.progress)
+
+    def _directions(self, folder: Path, scan: object) -> list[alignment.Direction]:
         """The gradients of the retained and the held-out rows; `scan`: its identity."""
-        directions = []
+        directions, loaded = [], self.loaded
         for name, rows in (("retain", loaded.retain), ("eval", loaded.target)):
             lora = loaded.lora and asdict(loaded.lora)
             same = json.loads(json.dumps({"scan": scan, "rows": rows.fingerprint, "lora": lora}))
@@ -285,11 +291,9 @@ class _Run:
             out = folder / REFERENCE
             scan_verb(self.data, out, progress=self.progress, **asdict(settings))
 
-    def _checked(
-        self, scan: Scan, loaded: Loaded, directions: Sequence[alignment.Direction]
-    ) -> dict[str, float]:
-        s, step = self.settings, loaded.step
-        of = (loaded.model, loaded.parameters, step, directions)
+    def _checked(self, scan: Scan, directions: Sequence[alignment.Direction]) -> dict[str, float]:
+        s, step = self.settings, self.loaded.step
+        of = (self.loaded.model, self.loaded.parameters, step, directions)
         errors = alignment.checked(scan, *of, s.checks, s.seed)
         for name, error in errors.items():
             self.progress.note(
@@ -299,15 +303,11 @@ class _Run:
         return errors
 
     def _frontier(
-        self,
-        scan: Scan,
-        loaded: Loaded,
-        objectives: Sequence[Objective],
-        length: float | None = None,
+        self, scan: Scan, objectives: Sequence[Objective], length: float | None = None
     ) -> tuple[pandas.DataFrame, float]:
         """The table of the objectives, sft first, and the length of the step."""
-        frontier = Frontier(loaded, self.settings.seed, self.settings.step)
-        gates = {str(o): step_gates(scan, o, loaded.step) for o in objectives}
+        frontier = Frontier(self.loaded, self.settings.seed, self.settings.step)
+        gates = {str(o): step_gates(scan, o, self.loaded.step) for o in objectives}
         return frontier.table(objectives, gates, self.progress, length)
 
     def _add(self, scan: Scan, objectives: Sequence[Objective], length: float) -> None:
@@ -319,8 +319,6 @@ class _Run:
             return
         steps = [objectives[0], *new]  # the rates are over sft's, under the same draws
         self.progress.note(f"this takes {self._cost_of_steps(steps)}")
-        added, _ = self._frontier(
-            scan, load(self.data, self.settings, self.progress), steps, length
-        )
+        added, _ = self._frontier(scan, steps, length)
         table = pandas.concat([table, added[1:]], ignore_index=True)
         write_parquet(scan.path / FORECAST, pa.Table.from_pandas(table, preserve_index=False))

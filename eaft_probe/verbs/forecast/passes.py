@@ -1,14 +1,18 @@
 """The passes of a forecast: rows as windows, sums by row, and gradients."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from eaft_probe.analysis.bootstrap import FEWEST
 from eaft_probe.columns.measure import TokenColumns, measure
@@ -28,8 +32,7 @@ Gradient = dict[str, torch.Tensor]  # by the parameter's name
 Floats = NDArray[np.float64]
 
 MICRO_BATCHES, ADAM_EPSILON = 8, 1e-8  # of a preconditioned step
-# Of a backward pass, which keeps its activations.
-BACKWARD_TOKENS = 256
+BACKWARD_TOKENS = 2048  # in one pass
 
 
 @dataclass(frozen=True)
@@ -134,26 +137,46 @@ def gradient(
     whole: PreTrainedModel = gate(model.whole)
     every = gates or [np.ones(len(w.ids), np.float32) for w in rows.windows]
     numbered = [replace(w, example=i) for i, w in enumerate(rows.windows)]
+    device = model.device
     for batch in batches(numbered, BACKWARD_TOKENS, None, regimes(model.borders)):
-        shape, device = batch.input_ids.shape, model.device
+        shape = batch.input_ids.shape
         gate_column = torch.zeros(shape)
         for line, window in zip(gate_column, batch.window, strict=True):
             line[: len(window.ids)] = torch.from_numpy(every[window.example])
-        output = whole(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            trained=batch.trained.to(device),
-            objective=Given(),
-            count=count or rows.tokens,
-            base=TokenColumns({"gate": gate_column.to(device)}),
-        )
-        output["loss"].backward()
+        with recomputed(whole):
+            output = whole(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                trained=batch.trained.to(device),
+                objective=Given(),
+                count=count or rows.tokens,
+                base=TokenColumns({"gate": gate_column.to(device)}),
+            )
+            output["loss"].backward()
     found = {n: p.grad for n, p in parameters.items() if p.grad is not None}
     for parameter in parameters.values():
         parameter.grad = None
     if not all(bool(g.isfinite().all()) for g in found.values()):
         raise NonFinite("a gradient is not finite; check the weights")
     return {n: found.get(n, torch.zeros_like(p)) for n, p in parameters.items()}
+
+
+@contextmanager
+def recomputed(model: torch.nn.Module) -> Iterator[None]:
+    """A backward pass computes each layer anew instead of keeping its activations, which under
+    SmolLM2 are 2.4 MB a token, and a row may be long. Training mode, in which `transformers` does
+    so, would let dropout in."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:  # of a hook
+                layer.forward = forward
 
 
 def preconditioned(
