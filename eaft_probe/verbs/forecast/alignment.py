@@ -28,7 +28,15 @@ from eaft_probe.scans.scan import Scan
 from eaft_probe.scans.schemas import PLACES, column_field
 from eaft_probe.settings import ScanSettings
 from eaft_probe.storage.atomic import read_json, write_json, written_aside
-from eaft_probe.verbs.forecast.passes import Gradient, Rows, gradient, inner, norm, recomputed
+from eaft_probe.verbs.forecast.passes import (
+    Gradient,
+    Rows,
+    gradient,
+    inner,
+    norm,
+    recomputed,
+    return_freed_memory,
+)
 from eaft_probe.verbs.scan.perturbation import Lora, Perturbation
 from eaft_probe.verbs.scan.scan import perturbed_scan
 
@@ -70,6 +78,8 @@ def direction(
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(file) as aside:
         save_file({n: g.div_(length).cpu().contiguous() for n, g in found.items()}, aside)
+    del found
+    return_freed_memory()
     of_file = sha256(file)
     write_json(note, {"made": made, "sha256": of_file, "norm": length})
     return Direction(name, file, of_file, length)
