@@ -15,6 +15,7 @@ They take some megabytes for any number of tokens. The tables:
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -83,15 +84,22 @@ def _occupied(values: NDArray[Any]) -> tuple[list[str], Values]:
     return list(map(str, at.tolist())), values[at].astype(np.float64)
 
 
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """Of one thread: the order in which it adds is a part's last digits. Once, since it takes
+    25 ms."""
+    return duckdb.connect(config={"threads": 1})
+
+
 def _grouped(
     tokens: pa.Table, examples: pa.Table, keep: Sequence[str], rule: ConflictRule, special: set[str]
 ) -> Sums:
-    # One thread: the order in which it adds is a part's last digits.
-    with duckdb.connect(config={"threads": 1}) as connection:
+    with _database().cursor() as connection:
         connection.register("measured", tokens)
         connection.register("examples", examples)
-        connection.execute(f"CREATE VIEW tokens AS SELECT *, {rule.sql} AS conflict FROM measured")
-        connection.execute("CREATE VIEW conflicts AS SELECT * FROM tokens WHERE conflict")
+        flagged = f"SELECT *, {rule.sql} AS conflict FROM measured"
+        connection.execute(f"CREATE TEMP VIEW tokens AS {flagged}")  # of this cursor alone
+        connection.execute("CREATE TEMP VIEW conflicts AS SELECT * FROM tokens WHERE conflict")
         key = key_of(examples)
         counts = Counts(lambda query: connection.execute(query).fetchall(), special, key)
         pairs = [(json.dumps([a, b]), n, n * p, n * q) for a, b, n, p, q in counts.pairs()]

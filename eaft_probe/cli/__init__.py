@@ -9,6 +9,7 @@ import locale
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import typer
@@ -41,10 +42,15 @@ def _speak_utf8() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # half of a character is printed, too
 
 
+@cache
+def _program() -> Any:
+    """Its commands with their options, of which there are hundreds: 0.1 s."""
+    return typer.main.get_command(app)
+
+
 def _require_once(arguments: list[str]) -> None:
     """Of `--objective sft --objective eaft` the parser would silently take the last."""
-    commands: Any = typer.main.get_command(app)
-    command = commands.commands.get(arguments[0]) if arguments else None
+    command = _program().commands.get(arguments[0]) if arguments else None
     names = [a.split("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
     for option in command.params if command else ():
         single = option.param_type_name == "option" and not (option.multiple or option.is_flag)
@@ -57,7 +63,7 @@ def _run(arguments: list[str]) -> int:
         for argument in arguments:
             require_utf8(argument)
         _require_once(arguments)
-        status = int(app(arguments, prog_name="eaft-probe", standalone_mode=False) or 0)
+        status = int(_program()(arguments, prog_name="eaft-probe", standalone_mode=False) or 0)
         if sys.stdout is not None:  # closed by whoever started this
             with suppress(typer.Exit):  # the reader has left
                 sys.stdout.flush()  # a full disk shows here

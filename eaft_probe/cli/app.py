@@ -1,6 +1,7 @@
 """The program, before it has a command."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from copy import copy
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -10,29 +11,30 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 Function = Callable[..., None]
 
 
-def _shorten(parameters: Sequence[Any]) -> None:
-    """For a help without `--no-strict` and the like, whose column would cut the others' names, and
-    without `<bool>` and `<str>`, which say nothing."""
-    for parameter in parameters:
+def _shortened(command: Any, context: Any) -> Any:
+    """A copy for a help without `--no-strict` and the like, whose column would cut the others'
+    names, and without `<bool>` and `<str>`, which say nothing."""
+    shorter = copy(command)
+    shorter.params = [copy(parameter) for parameter in command.params]
+    for parameter in shorter.get_params(context):
         parameter.secondary_opts = []
         if isinstance(parameter, TyperArgument) or parameter.is_flag:
             parameter.display_type_rich = lambda ctx: ""
+    return shorter
 
 
 class Group(TyperGroup):
     """The program, with a shorter help."""
 
     def format_help(self, context: Any, formatter: Any) -> None:
-        _shorten(self.get_params(context))
-        super().format_help(context, formatter)
+        super(Group, _shortened(self, context)).format_help(context, formatter)
 
 
 class Command(TyperCommand):
     """One of its commands, with a shorter help."""
 
     def format_help(self, context: Any, formatter: Any) -> None:
-        _shorten(self.get_params(context))
-        super().format_help(context, formatter)
+        super(Command, _shortened(self, context)).format_help(context, formatter)
 
 
 app = typer.Typer(

@@ -200,7 +200,7 @@ def new_chart(
         chart = Chart(figsize=(width, height), layout="constrained")
         chart.data, chart.is_table, chart.note, chart.height = data, is_table, note, height
         yield chart
-        chart.set_layout_engine("none")  # from here on `lay_out` does it
+        chart.set_layout_engine(None)  # from here on `lay_out` does it; "none" draws twice
         chart.labelled()
 
 
