@@ -20,6 +20,7 @@ from eaft_probe.errors import BadInput, DataError, ProbeError
 from eaft_probe.verbs.forecast import alignment, frontier
 from eaft_probe.verbs.forecast.first_order import first_order, held_out
 from eaft_probe.verbs.forecast.forecast import Forecast
+from eaft_probe.verbs.forecast.passes import recomputed
 
 WORDS = "the cat sat on a mat and then it ran over hills to see what was there".split()  # noqa: SIM905
 OBJECTIVES = ["dft", "tail", "sft-kl"]
@@ -152,6 +153,27 @@ def test_alignment_is_the_product_of_the_two_gradients(
     exact = np.array([product(truth.gradient(nlls[i]), direction) for i in chosen])
     assert np.abs(found[list(chosen)] - exact).max() < 1e-3 * np.abs(exact).max()
     assert np.abs(exact).max() > 10 * np.abs(exact).min()  # they differ
+
+
+def test_a_backward_pass_keeps_no_activations_of_a_layer(model_folder: str) -> None:
+    """Each layer is computed a second time, in evaluation mode, and is afterwards as it was."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    layers, modes = model.model.layers, list[bool]()
+    layers[0].mlp.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    layers[1].forward = layers[1].forward  # as a hook of accelerate does
+    kept = layers[1].forward
+    ids = torch.arange(5, 25)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    plain = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    assert modes == [False]
+    with recomputed(model):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert modes == [False] * 3
+    for parameter, grad in zip(model.parameters(), plain, strict=True):
+        assert torch.equal(parameter.grad, grad)
+    assert "forward" not in vars(layers[0])
+    assert layers[1].forward is kept
 
 
 def test_a_step_gains_and_costs_what_float64_says(made: dict[str, Any], model_folder: str) -> None:
