@@ -21,9 +21,10 @@ demo: $(PACKAGE)
 	@echo "  $(BIN)/eaft-probe render your.jsonl --model org/name"
 	@echo "  $(BIN)/eaft-probe scan your.jsonl --model org/name --out scan"
 
-# two processes with a thread each; compiled modules are kept, for the programs that tests start
+# three processes with a thread each, for two cores: some tests wait; compiled modules are kept, for
+# the programs that tests start
 test: check
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile
 
 # for the work at hand: about a minute; nothing is trained and no program started
 quick: $(INSTALLED)
