@@ -161,7 +161,7 @@ def forecast(
         _finished_forecast(data, given, as_json, check)
         return
     from eaft_probe.verbs.forecast.forecast import forecast as verb
-    from eaft_probe.view.terminal import show_frame
+    from eaft_probe.view.terminal import show_objectives
 
     with reported(f"the same command continues from {out}") as progress:
         done = verb(data, out, progress=progress, **given)
@@ -169,8 +169,7 @@ def forecast(
     def show(_: object) -> None:
         console().print(str(done), markup=False)
         rates = ["exchange_rate", "exchange_rate_low", "exchange_rate_high"]
-        figures = ["objective", "gain", "retain_nll_change", "retain_kl", *rates, "note"]
-        show_frame(console(), done.table[figures])
+        show_objectives(console(), done.table, ["gain", "retain_nll_change", "retain_kl", *rates])
 
     print_summary(done.summary(), as_json, check, show)
 
@@ -179,12 +178,13 @@ def _finished_forecast(folder: str, given: Given, as_json: bool, check: Check | 
     if others := sorted({*given} - {"objective", "set"}):
         raise BadInput(f"{folder} is a finished forecast: remove {flag(others[0])}")
     from eaft_probe.verbs.forecast.first_order import by_objective, first_order
-    from eaft_probe.view.terminal import show_frame
+    from eaft_probe.view.terminal import show_objectives
 
     settings: ForecastSettings = make_settings(ForecastSettings, given)
     table = first_order(folder, settings.objective, settings.set)
     summary = {"path": folder, "objectives": by_objective(table)}
-    print_summary(summary, as_json, check, lambda _: show_frame(console(), table))
+    figures = ["retain_change", "eval_change", "ratio", "ratio_low", "ratio_high"]
+    print_summary(summary, as_json, check, lambda _: show_objectives(console(), table, figures))
 
 
 @command(

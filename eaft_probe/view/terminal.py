@@ -92,6 +92,13 @@ def show_frame(console: Console, frame: pandas.DataFrame, title: str | None = No
     console.print(table)
 
 
+def show_objectives(console: Console, frame: pandas.DataFrame, names: Sequence[str]) -> None:
+    """A row for each objective; the notes below, else the numbers have no room in a terminal."""
+    show_frame(console, frame[["objective", *names]])
+    for note, rows in frame[frame["note"] != ""].groupby("note", sort=False):
+        print_line(console, f"{', '.join(rows['objective'])}: {note}", "dim")
+
+
 def _cell(value: object) -> str:
     if isinstance(value, str):
         return printable(value if value.strip() == value else repr(value))

@@ -4,6 +4,7 @@ import io
 import re
 
 import numpy as np
+import pandas
 import pytest
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from eaft_probe.view.coloured import (
     show_rendered,
     show_trained_legend,
 )
+from eaft_probe.view.terminal import show_objectives
 
 
 def test_control_characters_are_shown_not_obeyed() -> None:
@@ -113,3 +115,20 @@ def test_large_counts_have_commas() -> None:
     places = zeros[:, 0], np.ones(2001, bool), zeros[:, 0].astype(np.int16), zeros
     show_rendered(out, 0, Rendered("text", "", (), True, *places, 0))
     assert "row 0: 2,000 of 2,001 tokens trained" in shown(out)
+
+
+# --- tables ---
+
+
+def test_numbers_of_objectives_are_whole_in_a_narrow_terminal() -> None:
+    """A column of notes left them no room, and their last digits were cut off."""
+    rows = {"objective": ["masked-sft", "stm", "tail"], "gain": [1.23e-5, -0.004267, None]}
+    rows |= {f"exchange_rate_{i}": [0.0001234, 227.9, 1.004] for i in range(4)}
+    frame = pandas.DataFrame({**rows, "note": ["", "the gain's interval reaches 0", ""]})
+    out = io.StringIO()
+    names = [n for n in rows if n != "objective"]
+    show_objectives(Console(file=out, width=80), frame, names)
+    text = out.getvalue()
+    assert "…" not in text
+    assert text.count("0.0001234") == 4
+    assert text.splitlines()[-1] == "stm: the gain's interval reaches 0"
