@@ -315,7 +315,7 @@ def test_it_is_a_scan_with_two_columns_more(made: dict[str, Any]) -> None:
 
 
 def test_it_says_what_it_costs_and_how_exact_it_is(made: dict[str, Any]) -> None:
-    assert "four more of the same cost" in made["notes"][1]
+    assert "four more of the same cost" in made["notes"][0]
     assert sum("against exact backward passes: worst error" in n for n in made["notes"]) == 2
     assert max(made["done"].made["check_error"].values()) < 5e-3
 
@@ -598,6 +598,17 @@ def test_data_without_a_scored_token_or_too_few_rows(made: dict[str, Any], tmp_p
     with pytest.raises(BadInput, match=r"has \d rows? .*; give more rows, or raise --eval-tokens"):
         forecast(made["data"], tmp_path / "f", **made["settings"] | {"eval_tokens": 100})
     assert not (tmp_path / "f").exists()  # said before the scan
+
+
+def test_an_old_forecast_outlives_data_that_are_too_few(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    old = shutil.copytree(made["done"].scan.path, tmp_path / "f")
+    few = written(tmp_path / "few.jsonl", chats(3, 3))
+    given = made["settings"] | {"retain_data": few, "overwrite": True}
+    with pytest.raises(BadInput, match="--retain-data has 3 rows"):
+        forecast(made["data"], old, **given)
+    assert Forecast.open(old).table.equals(made["done"].table)
 
 
 def test_a_step_at_which_the_loss_is_not_finite(

@@ -127,8 +127,9 @@ class _Run:
     def run(self) -> Forecast:
         objectives, config = self._objectives(), self._config()
         self._require_same(config)
-        if not (self.out / FORECAST).exists():
+        if self.settings.overwrite or not (self.out / FORECAST).exists():
             self.progress.note(self._cost(objectives))
+            _ = self.loaded  # which says that rows are too few, before the long work
         scan = self._scanned()
         made = {"scan": scan_identity(scan), **config}
         stored = {} if self.settings.overwrite else alignment_manifest(scan.path) or {}
@@ -148,14 +149,12 @@ class _Run:
         return chosen
 
     def _cost(self, objectives: Sequence[Objective]) -> str:
-        """Raises `BadInput`, before the long work, where the data are too few."""
-        rows = [
-            counted_noun(len(r.numbers), "row") for r in (self.loaded.retain, self.loaded.target)
-        ]
+        s = self.settings
         return (
-            f"this takes a scan of the data and four more of the same cost, gradients of {rows[0]} "
-            f"of retained and {rows[1]} of held-out data, {self.settings.checks:,} backward passes "
-            f"to check, and {self._cost_of_steps(objectives)}"
+            f"this takes a scan of the data and four more of the same cost, gradients of "
+            f"{s.eval_tokens:,} tokens each of retained and held-out data, "
+            f"{s.checks:,} backward passes to check, and "
+            f"{self._cost_of_steps(objectives)}"
         )
 
     def _cost_of_steps(self, objectives: Sequence[Objective]) -> str:
